@@ -1,10 +1,9 @@
-"""Philox 4x32-10, the counter-based generator behind every random draw that must not depend on workers, ranks or resumes.
+"""Philox 4x32-10, the counter-based generator behind every draw that must not depend on workers, ranks or resumes.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
-The function is written in plain integer arithmetic, so the same text runs on Python ints, numpy ``int64`` arrays, ``int64``
-tensors on any device, and inside numba. A product of two 32-bit words overflows a signed 64-bit integer by wrapping; its
-high word is still right once the sign bits of the shift are masked off.
+The functions are written in plain integer arithmetic, so the same text runs on Python ints, numpy ``int64`` arrays and
+``int64`` tensors on any device.
 """
 
 MASK = 0xFFFFFFFF
@@ -21,18 +20,26 @@ def split_seed(seed):
     return seed & MASK, (seed >> 32) & MASK
 
 
+def _multiply(word, constant):
+    """High and low word of a product, by halves of the constant: nothing passes 63 bits, so nothing relies on wrapping,
+    which older versions of torch.compile get wrong."""
+    low = word * (constant & 0xFFFF)
+    high = word * (constant >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
 def philox4x32(c0, c1, c2, c3, k0, k1):
-    """Four 32-bit words from a 128-bit counter ``(c0, c1, c2, c3)`` and a 64-bit key ``(k0, k1)``, each word in [0, 2**32)."""
+    """Four 32-bit words from a counter ``(c0, c1, c2, c3)`` and a key ``(k0, k1)``, every word in [0, 2**32)."""
     for _ in range(ROUNDS):
-        p0 = c0 * 0xD2511F53
-        p1 = c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
+        high0, low0 = _multiply(c0, 0xD2511F53)
+        high1, low1 = _multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0 = (k0 + 0x9E3779B9) & MASK
         k1 = (k1 + 0xBB67AE85) & MASK
     return c0, c1, c2, c3
 
 
 def draw(index, step, stream, seed):
-    """Four 32-bit words for item ``index`` (< 2**32) at ``step`` (an epoch or an iteration, < 2**64) of a purpose ``stream``."""
+    """Four 32-bit words for item ``index`` (< 2**32) at ``step`` (epoch or iteration, < 2**63), purpose ``stream``."""
     k0, k1 = split_seed(seed)
     return philox4x32(index & MASK, step & MASK, (step >> 32) & MASK, stream, k0, k1)

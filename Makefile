@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make demo` trains a network on real images, `make test` runs the tests.
+# Both set up what they need the first time (.venv, system packages) and skip it afterwards.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# What the extension and the metadata are made from: a change rebuilds, nothing else does.
+BUILD  := setup.py pyproject.toml $(wildcard csrc/*)
+
+.PHONY: demo test lint setup clean
+
+demo: setup ## train DHM on Fashion-MNIST, a few minutes on two cores
+	$(BIN)/fastdhm train
+
+test: setup ## the default tests; what needs a GPU is skipped where there is none
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(VENV)/.installed
+
+# The system packages are optional (without them: the torch loader, and a download), so nothing here fails for their sake.
+$(VENV)/.installed: $(BUILD) tools/system_packages.sh
+	sh tools/system_packages.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet "torch>=2.6" torchvision
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	if pkg-config --exists opencv4 libturbojpeg; then $(BIN)/python -m pip install --quiet "ffcv>=1.0.2" \
+	    || echo "fastdhm: FFCV could not be built; the torch loader will feed the images"; fi
+	touch $@
+
+clean: ## remove the set-up and what was built; runs/ and data stay
+	rm -rf $(VENV) build dist *.egg-info fastdhm/_C*.so

@@ -1,0 +1,65 @@
+// The module fastdhm._C: the schemas of all ops, and how it was built. Each op's code is in the file of its name.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "philox.h"
+
+namespace py = pybind11;
+
+TORCH_LIBRARY(fastdhm, m) {
+  m.def("branch_mask(Tensor probs, int seed, Tensor step) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+
+namespace {
+
+// What this machine's processor offers, among what code here may choose from at run time.
+std::vector<std::string> cpu_features() {
+  std::vector<std::string> names;
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) names.emplace_back("avx2");
+  if (__builtin_cpu_supports("fma")) names.emplace_back("fma");
+  if (__builtin_cpu_supports("avx512f")) names.emplace_back("avx512f");
+  if (__builtin_cpu_supports("avx512bw")) names.emplace_back("avx512bw");
+#endif
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__) || !defined(__GNUC__)
+  info["compiler"] = __VERSION__;
+#else
+  info["compiler"] = "GCC " __VERSION__;
+#endif
+  info["cxx_standard"] = static_cast<int64_t>(__cplusplus);
+  info["torch"] = TORCH_VERSION;
+#ifdef FASTDHM_WITH_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["cpu_features"] = cpu_features();
+  return info;
+}
+
+std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+  const fastdhm::PhiloxWords out =
+      fastdhm::philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  return {out.word[0], out.word[1], out.word[2], out.word[3]};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "C++ ops of fastdhm, reached as torch.ops.fastdhm.*";
+  m.def("build_info", &build_info, "How the extension was built: compiler, C++ standard, torch, CUDA; and this CPU's features.");
+  m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
+}

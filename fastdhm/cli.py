@@ -1,0 +1,172 @@
+"""The command line: parses into a config, calls one function, prints a user's mistake without a traceback."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import jsonargparse
+
+from fastdhm import __version__
+from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.errors import UserError, unknown
+from fastdhm.recipes import recipe
+
+USAGE = f"""fastdhm {__version__}: train convolutional networks with Dynamic Hierarchical Mimicking
+
+  fastdhm train         train a network; alone, DHM on Fashion-MNIST
+  fastdhm eval          test error of a run, a checkpoint or a stripped network
+  fastdhm data build    write a data set as .beton files, every image checked
+  fastdhm data verify   check .beton files against their manifests
+  fastdhm data info     say what .beton files hold
+
+`fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print_config` shows a run without starting it."""
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Flags spelt with dashes (``--batch-size``), underscores accepted; a mistake is one clear line."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(prog=f"fastdhm {command}", description=description, formatter_class=argparse.HelpFormatter)
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(f"{' '.join(str(message).split())}; `{self.prog} --help` lists the flags")
+
+    def spell_with_dashes(self) -> None:
+        """Show ``--batch-size`` for ``--batch_size`` in the help, and accept both."""
+        for action in self._actions:
+            if action.option_strings and "_" in action.option_strings[0]:
+                dashed = action.option_strings[0].replace("_", "-")
+                action.option_strings[:] = [dashed]
+                self._option_string_actions[dashed] = action
+
+    def parse(self, argv: list[str], defaults: bool = True) -> dict:
+        """The values given in ``argv``, with ``defaults`` those of the flags not given as well."""
+        values = self.parse_args(argv, defaults=defaults).as_dict()
+        return {name: value for name, value in values.items() if name not in ("config", "print_config")}
+
+
+def train_parser() -> Parser:
+    """The parser of ``fastdhm train``: a flag for every value of :class:`TrainConfig`."""
+    parser = Parser("train", "Train a network. Flags override --config, which overrides the recipe of the data set.")
+    parser.add_argument("--config", action="config", help="YAML file with any of the values below")
+    parser.add_argument("--resume", metavar="RUN", default=None, help="go on with the run in this folder, bit for bit")
+    parser.add_class_arguments(TrainConfig)
+    parser.spell_with_dashes()
+    return parser
+
+
+def resolve_training(argv: list[str]) -> tuple[TrainConfig, Path | None]:
+    """The config of ``fastdhm train ARGV``, and the run to go on with: recipe, then --config, then flags."""
+    parser = train_parser()
+    given = parser.parse([a for a in argv if not a.startswith(("--print_config", "--print-config"))], defaults=False)
+    resume = given.pop("resume", None)
+    if resume is None:
+        base = TrainConfig()
+        base = recipe(given.get("dataset", base.dataset), given.get("arch"), given.get("method", base.method))
+    else:
+        base = _resumed(Path(resume), given)
+    parser.set_defaults(base)
+    values = parser.parse(argv)
+    values.pop("resume", None)
+    try:
+        return TrainConfig(**values), resume and Path(resume)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _resumed(run_dir: Path, given: dict) -> dict:
+    """The values of a run to go on with; ``ValueError`` if ``given`` would change what it learns."""
+    from fastdhm.engine.checkpoint import RESUMABLE, differing, read_config
+
+    config = dataclasses.replace(read_config(run_dir), run_dir=str(run_dir), max_steps=None)
+    try:
+        changed = differing(config, dataclasses.replace(config, **given))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if changed:
+        raise UserError(
+            f"--resume goes on with the config in {run_dir}; this would change it ({', '.join(changed)}). "
+            f"Only {', '.join(RESUMABLE)} can be set anew; for anything else start a new run"
+        )
+    return dataclasses.asdict(config)
+
+
+def train(argv: list[str]) -> int:
+    """``fastdhm train``; returns the exit status."""
+    config, resume = resolve_training(argv)
+    from fastdhm.engine.train import train as run_training
+
+    outcome = run_training(config, resume=resume)
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """``fastdhm eval``; returns the exit status."""
+    parser = Parser("eval", "Top-1 and top-5 test error of each branch, and of the stripped network.")
+    parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
+    parser.add_argument("--data_dir", type=str | None, default=None, help="data folder (default: the run's)")
+    parser.add_argument("--loader", type=str | None, default=None, help="ffcv or torch (default: the run's)")
+    parser.add_argument("--workers", type=int | None, default=None, help="loader threads or processes")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.spell_with_dashes()
+    values = parser.parse(argv)
+    from fastdhm.engine.evaluate_command import evaluate_path
+
+    evaluate_path(Path(values.pop("path")), as_json=values.pop("json"), **values)
+    return 0
+
+
+def data(argv: list[str]) -> int:
+    """``fastdhm data build|verify|info``; returns the exit status."""
+    verbs = {
+        "build": "Write a data set as .beton files.",
+        "verify": "Check .beton files.",
+        "info": "Describe .beton files.",
+    }
+    if not argv or argv[0] not in verbs:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(USAGE)
+            return 0
+        raise unknown("data command", argv[0], verbs)
+    verb, argv = argv[0], argv[1:]
+    parser = Parser(f"data {verb}", verbs[verb])
+    parser.add_argument("--dataset", type=str, default="fashion-mnist", help="as in `fastdhm train`")
+    parser.add_argument("--data_dir", type=str, default=default_data_dir(), help="folder of the data sets")
+    if verb == "build":
+        parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
+        parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out and record them")
+        parser.add_argument("--force", action="store_true", help="build anew what is there")
+    parser.spell_with_dashes()
+    values = parser.parse(argv)
+    from fastdhm.data import commands
+
+    getattr(commands, verb)(values.pop("dataset"), Path(values.pop("data_dir")).expanduser().absolute(), **values)
+    return 0
+
+
+COMMANDS = {"train": train, "eval": evaluate, "data": data}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 2 a user's mistake, 128 + N stopped by signal N."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        return COMMANDS[argv[0]](argv[1:])
+    except (UserError, OSError) as error:
+        print(f"fastdhm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastdhm: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,143 @@
+"""What a run is: one frozen dataclass, every value of which can be set by flag or in a YAML file.
+
+The defaults here are neutral; a data set's and architecture's own values come from ``fastdhm.recipes``.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+def default_data_dir() -> str:
+    """``$FASTDHM_DATA``, or ``~/.cache/fastdhm``."""
+    return os.environ.get("FASTDHM_DATA") or str(Path.home() / ".cache" / "fastdhm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A training run."""
+
+    dataset: str = "fashion-mnist"
+    """Images to learn from: fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (PATH/train and PATH/val, a folder
+    per class) or synthetic."""
+    arch: str = "resnet20"
+    """Network: resnet8, 14, 20, 32, 110, 1202 (for images of about 32 pixels) or resnet18, 34, 50, 101, 152."""
+    method: str = "dhm"
+    """What the branches learn from: baseline (no branches), dsl (the labels), dhm (the labels and each other)."""
+    branches: tuple[str, ...] | None = None
+    """Side branches to grow, such as [B1,B2,B3]; null: the paper's, B1 and B2. The baseline has none."""
+
+    run_dir: str | None = None
+    """Folder for everything the run writes; null: a new one under runs/."""
+    data_dir: str | None = None
+    """Folder of the data sets and of what is built from them; null: $FASTDHM_DATA, or ~/.cache/fastdhm."""
+    seed: int = 0
+    """Seed of the weights, the order of the images and their augmentation."""
+
+    loader: Literal["auto", "ffcv", "torch"] = "auto"
+    """Who feeds the images; auto: ffcv where it is installed, else torch."""
+    workers: int | None = None
+    """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core this process may use."""
+    skip_bad: bool = False
+    """Leave unreadable images out when a data set is built, instead of stopping."""
+    image_size: int = 32
+    """Height and width the network sees, in pixels."""
+    crop: Literal["pad", "scale", "shift", "center"] = "pad"
+    """Training crop: pad (pad the image, crop anywhere), scale (random area and aspect), shift (no scale: resize, crop
+    anywhere) or center (none)."""
+    pad: int = 4
+    """Zero pixels added on each side for the pad crop."""
+    crop_ratio: float = 1.0
+    """Side of the validation crop over the image's short side; 0.875 is resize 256, crop 224."""
+    flip: bool = True
+    """Mirror every other training image at random."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each colour channel, in [0, 1], subtracted from the images."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each colour channel, in [0, 1], by which the images are divided."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """End the run, in order, after this many optimizer steps."""
+    batch_size: int = 128
+    """Images per optimizer step."""
+    accumulate: int = 1
+    """Parts a batch is cut into, computed one after the other, to save memory; the batch stays the same size."""
+    eval_batch_size: int = 256
+    """Images per validation step."""
+
+    lr: float = 0.1
+    """Peak learning rate of SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    decay_norm_bias: bool = True
+    """Decay normalisation weights and biases too."""
+    clip_grad: float | None = None
+    """Largest norm of the whole gradient; null: no clipping."""
+    schedule: Literal["step", "cosine", "linear"] = "step"
+    """Shape of the learning rate after the warm-up: step (times gamma at each milestone), cosine or linear to 0."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which the step schedule multiplies the learning rate by gamma."""
+    gamma: float = 0.1
+    """Factor of the step schedule."""
+    warmup_epochs: float = 0.0
+    """Length of the learning-rate warm-up, in epochs."""
+    warmup_lr: float = 0.0
+    """Learning rate at the start of the warm-up."""
+    warmup: Literal["linear", "constant"] = "linear"
+    """Shape of the warm-up: linear up to lr, or constant at warmup_lr and then lr."""
+
+    temperature: float = 1.0
+    """Temperature of the mimicking terms."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropies, in [0, 1]."""
+    mimic_warmup: float = 0.0
+    """Epochs over which the mimicking weights rise from 0; short runs stall without it, the paper's long do not."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast type; auto: bfloat16 where the device computes in it, else float16 on CUDA, else float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the step; auto: where the run is long enough to repay it."""
+
+    eval_every: int = 1
+    """Epochs between validations; the last epoch always has one."""
+    keep: Literal["last", "best"] = "last"
+    """Whose weights the stripped network gets: the last epoch's, or those with the lowest validation error of B0."""
+    log_every: int = 50
+    """Steps between log points, the only times the host waits for the device."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints inside an epoch; every epoch ends with one."""
+
+    def __post_init__(self) -> None:
+        at_least_one = "image_size epochs max_steps batch_size accumulate eval_batch_size eval_every log_every"
+        for name in at_least_one.split():
+            self._check(name, "1 or more", lambda value: value >= 1)
+        for name in ("lr", "temperature", "gamma", "clip_grad", "crop_ratio", "save_minutes"):
+            self._check(name, "a finite number above 0", lambda value: 0 < value < math.inf)
+        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "mimic_warmup"):
+            self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
+        for name in ("workers", "pad"):
+            self._check(name, "0 or more", lambda value: value >= 0)
+        self._check("seed", "in [0, 2**63)", lambda value: 0 <= value < 2**63)
+        self._check("momentum", "in [0, 1)", lambda value: 0 <= value < 1)
+        self._check("label_smoothing", "in [0, 1]", lambda value: 0 <= value <= 1)
+        self._check("crop_ratio", "at most 1", lambda value: value <= 1)
+        self._check("mean", "three numbers in [0, 1]", lambda value: all(0 <= v <= 1 for v in value))
+        self._check("std", "three numbers in (0, 1]", lambda value: all(0 < v <= 1 for v in value))
+        self._check("milestones", "rising epochs above 0", lambda value: list(value) == sorted(set(value) - {0}))
+        self._check("accumulate", f"a divisor of batch_size ({self.batch_size})", lambda n: self.batch_size % n == 0)
+        self._check("nesterov", "false when momentum is 0", lambda value: not value or self.momentum > 0)
+
+    def _check(self, name: str, rule: str, holds) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"{name} is {value}: must be {rule}")

@@ -1,0 +1,277 @@
+"""The ``.beton`` file of a split and the manifest beside it: where they lie, when they are stale, if they are whole.
+
+Legend: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import fastdhm
+from fastdhm.data._build import bad_files_error, bad_files_path, check_space, replacing, write_images
+from fastdhm.data._pool import default_workers
+from fastdhm.data._progress import progress_bar
+from fastdhm.data._verify import find_damage, sha256_of
+from fastdhm.data.beton_format import read_index
+from fastdhm.data.sources import Source
+from fastdhm.errors import UserError
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images are stored."""
+
+    max_resolution: int | None = None
+    """Longer side in pixels above which an image is shrunk; None keeps every size."""
+    mode: Literal["raw", "jpg"] = "raw"
+    """Plain pixels, which load fastest, or JPEG, which is some ten times smaller."""
+    quality: int = 90
+    """Of the JPEG, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("raw", "jpg"):
+            raise UserError(f"image mode '{self.mode}' is not known; choose raw or jpg")
+        if self.max_resolution is not None and self.max_resolution < 1:
+            raise UserError(f"maximum resolution {self.max_resolution} is not a positive number of pixels")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"JPEG quality {self.quality} is not between 1 and 100")
+
+    @classmethod
+    def for_dataset(cls, dataset: str) -> ImageSettings:
+        """Photographs as FFCV's ImageNet recipes store them, small images as they are."""
+        if dataset == "imagenet" or dataset.startswith("folder:"):
+            return cls(max_resolution=500, mode="jpg", quality=90)
+        return cls()
+
+    @property
+    def tag(self) -> str:
+        """A short name for a folder: ``raw``, ``jpg90-500px``."""
+        mode = self.mode if self.mode == "raw" else f"jpg{self.quality}"
+        return mode if self.max_resolution is None else f"{mode}-{self.max_resolution}px"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a ``.beton`` was made from, and what it has to look like."""
+
+    format_version: int = MANIFEST_VERSION
+    dataset: str
+    split: str
+    count: int
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    source_digest: str
+    settings: ImageSettings
+    skipped: tuple[str, ...]
+    min_side: int
+    max_side: int
+    file_bytes: int
+    sha256: str
+    index_sha256: str
+    created_by: str
+
+
+def beton_path(data_dir: Path, dataset: str, split: str, settings: ImageSettings) -> Path:
+    """``<data_dir>/beton/<data set>-<settings>/<split>.beton``."""
+    slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower())
+    if dataset.startswith("folder:"):
+        root = Path(dataset.removeprefix("folder:")).expanduser().absolute()
+        slug = f"folder-{re.sub(r'[^A-Za-z0-9]+', '-', root.name)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    return Path(data_dir).expanduser() / "beton" / f"{slug}-{settings.tag}" / f"{split}.beton"
+
+
+def build(
+    source: Source, path: Path, settings: ImageSettings, *, workers: int, skip_bad: bool = False, progress: bool = True
+) -> Manifest:
+    """Write ``source`` to ``path`` and its manifest beside it, replacing what is there.
+
+    Every image is decoded once. Bad ones stop the build, and a ``UserError`` lists all of them, unless ``skip_bad``
+    leaves them out and names them in the manifest. Whatever happens, ``path`` is either whole or as it was before.
+    """
+    with locked(path):
+        return _build(source, path, settings, workers, skip_bad, progress)
+
+
+def ensure(
+    source: Source | None,
+    data_dir: Path,
+    dataset: str,
+    split: str,
+    settings: ImageSettings,
+    *,
+    workers: int,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """The path of a ``.beton`` that is whole and up to date, built now if need be.
+
+    Without a ``source`` (its images are no longer there) the file is taken as it is; where it is missing or damaged,
+    that is a ``UserError``.
+    """
+    path = beton_path(data_dir, dataset, split, settings)
+    stale = why_stale(path, source, settings)
+    if stale and source is None:
+        raise UserError(
+            f"{stale}. Its images are not there to build it from; put them back, or the file and its manifest."
+        )
+    if stale:
+        with locked(path, say):
+            stale = why_stale(path, source, settings)  # another process may just have built it
+            if stale:
+                say(f"{dataset} {split}: building the .beton file, as {stale}")
+                _build(source, path, settings, workers, skip_bad, progress=True)
+    skipped = read_manifest(path).skipped
+    if skipped:
+        say(f"{dataset} {split}: {len(skipped):,} bad images are left out; '{manifest_path(path)}' names them")
+    return path
+
+
+def why_stale(path: Path, source: Source | None, settings: ImageSettings) -> str | None:
+    """Why ``path`` has to be built (again), or None."""
+    if not path.exists():
+        return f"{path} is not there"
+    try:
+        manifest = check(path)
+    except UserError as error:
+        return str(error)
+    if source is not None and manifest.source_digest != source.digest():
+        return "the images have changed since it was built"
+    if manifest.settings != settings:
+        return f"it was built with other image settings ({manifest.settings.tag}, not {settings.tag})"
+    return None
+
+
+def check(path: Path) -> Manifest:
+    """The quick check before every use: the file has the size and the index that its manifest says."""
+    manifest = read_manifest(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing, though its manifest is there")
+    size = path.stat().st_size
+    if size != manifest.file_bytes:
+        what = "is cut short" if size < manifest.file_bytes else "has grown"
+        raise UserError(f"{path} {what}: it has {size:,} bytes, its manifest says {manifest.file_bytes:,}")
+    index = read_index(path)
+    if len(index.sample_N) != manifest.count or index.sha256 != manifest.index_sha256:
+        raise UserError(f"{path} does not match its manifest: it is another file, or damaged")
+    return manifest
+
+
+def verify(path: Path, *, deep: bool = True, progress: bool = True, workers: int | None = None) -> Manifest:
+    """Check a ``.beton`` against its manifest; ``deep`` also reads every byte and decodes every image.
+
+    Whatever does not match is a ``UserError``.
+    """
+    path = Path(path)
+    manifest = check(path)
+    index = read_index(path)
+    if tuple(np.bincount(index.target_N, minlength=len(manifest.classes)).tolist()) != manifest.class_counts:
+        raise UserError(f"{path} does not match its manifest: its labels are others")
+    if not deep:
+        return manifest
+    bar = progress_bar(f"verify {manifest.dataset} {manifest.split}", manifest.count, progress)
+    damaged = find_damage(path, index, workers or default_workers(), bar)
+    if damaged:
+        raise UserError(
+            f"{path} is damaged: {len(damaged):,} of {manifest.count:,} images cannot be decoded: {damaged[0]}"
+        )
+    if sha256_of(path) != manifest.sha256:
+        raise UserError(f"{path} does not match its manifest: its checksum is another")
+    return manifest
+
+
+def info(path: Path) -> Manifest:
+    """The manifest, after the quick check."""
+    return check(Path(path))
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest beside the ``.beton`` at ``path``."""
+    place = manifest_path(Path(path))
+    try:
+        values = json.loads(place.read_text("utf-8"))
+        if values["format_version"] != MANIFEST_VERSION:
+            version = values["format_version"]
+            raise UserError(f"{place} is of format version {version}; this fastdhm reads version {MANIFEST_VERSION}")
+        values["settings"] = ImageSettings(**values["settings"])
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return Manifest(**values)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} has no manifest: {place} is missing") from error
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{place} is not a manifest that this fastdhm can read") from error
+
+
+def _build(
+    source: Source, path: Path, settings: ImageSettings, workers: int, skip_bad: bool, progress: bool
+) -> Manifest:
+    source.digest()  # remembered by the source: of the files as they are before they are read, not after
+    check_space(source, settings, path.parent)
+    bar = progress_bar(f"{source.name} {source.split}", len(source), progress)
+    with replacing(path, path.with_suffix(".beton.tmp")) as file:
+        written = write_images(file, source, settings, workers=workers, skip_bad=skip_bad, bar=bar)
+        if written.bad and (not skip_bad or len(written.bad) == len(source)):
+            raise bad_files_error(written.bad, len(source), bad_files_path(path))
+        # From here until the new manifest is written there is none, so a crash between the two cannot pass for a good
+        # pair.
+        manifest_path(path).unlink(missing_ok=True)
+    manifest = _describe(source, path, settings, written)
+    text = json.dumps(dataclasses.asdict(manifest), indent=1)
+    with replacing(manifest_path(path), path.with_suffix(".json.tmp")) as file:
+        file.write(text.encode())
+    bad_files_path(path).unlink(missing_ok=True)
+    return manifest
+
+
+def _describe(source: Source, path: Path, settings: ImageSettings, written) -> Manifest:
+    index = read_index(path)
+    return Manifest(
+        dataset=source.name,
+        split=source.split,
+        count=len(index.sample_N),
+        classes=source.classes,
+        class_counts=tuple(np.bincount(index.target_N, minlength=len(source.classes)).tolist()),
+        source_digest=source.digest(),
+        settings=settings,
+        skipped=tuple(written.bad[i] for i in sorted(written.bad)),
+        min_side=written.min_side,
+        max_side=written.max_side,
+        file_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        index_sha256=index.sha256,
+        created_by=f"fastdhm {fastdhm.__version__}",
+    )
+
+
+@contextmanager
+def locked(path: Path, say: Callable[[str], None] = print) -> Iterator[None]:
+    """One builder at a time in a folder; the lock goes with the process that holds it, however that ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = (path.parent / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose another --data-dir.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that builds in {path.parent}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,114 @@
+"""The bytes of a ``.beton`` file, version 2 of FFCV's format, for one image and one label a sample.
+
+header | field descriptors | metadata, one row a sample | image data | allocation table, one row an image
+
+The types are FFCV's (``ffcv/types.py``), written out here so that a file can be built and checked where FFCV is not
+installed; a test holds the two equal. Legend: N samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastdhm.errors import UserError
+
+FFCV_VERSION = 2
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("", IMAGE), ("", "<i8")], align=True)  # f0: the image, f1: the label
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+FIELDS = (("image", 2), ("label", 1))  # FFCV's type numbers of RGBImageField and IntField
+MODES = {"jpg": 0, "raw": 1}
+MAX_SIDE = 2**16 - 1
+# No image may straddle two pages, so this bounds an image; a page left short wastes less than one image.
+PAGE_BYTES = 1 << 26
+DATA_OFFSET = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything in the file but the images."""
+
+    sample_N: np.ndarray
+    allocation_N: np.ndarray
+    sha256: str
+
+    @property
+    def target_N(self) -> np.ndarray:
+        return self.sample_N["f1"]
+
+
+class BetonWriter:
+    """Appends images and labels to ``file``; ``finish`` writes the index around them."""
+
+    def __init__(self, file, capacity: int):
+        self._file = file
+        self._sample_N = np.zeros(capacity, SAMPLE)
+        self._allocation_N = np.zeros(capacity, ALLOCATION)
+        self.count = 0
+        self._end = DATA_OFFSET + self._sample_N.nbytes
+        file.seek(self._end)
+
+    def add(self, mode: str, height: int, width: int, data: bytes, target: int) -> None:
+        assert len(data) <= PAGE_BYTES
+        if self._end // PAGE_BYTES != (self._end + len(data) - 1) // PAGE_BYTES:
+            self._end = (self._end // PAGE_BYTES + 1) * PAGE_BYTES
+            self._file.seek(self._end)
+        self._file.write(data)
+        self._sample_N[self.count] = (MODES[mode], width, height, self._end), target
+        self._allocation_N[self.count] = self.count, self._end, len(data)
+        self._end += len(data)
+        self.count += 1
+
+    def finish(self) -> None:
+        self._file.write(self._allocation_N[: self.count].tobytes())
+        fields = np.zeros(len(FIELDS), FIELD)
+        for field, (name, type_id) in zip(fields, FIELDS, strict=True):
+            field["type_id"] = type_id
+            field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        header = np.array((FFCV_VERSION, len(FIELDS), PAGE_BYTES, self.count, self._end), HEADER)
+        self._file.seek(0)
+        self._file.write(header.tobytes() + fields.tobytes() + self._sample_N[: self.count].tobytes())
+
+
+def read_index(path: Path) -> Index:
+    """The file's index, once it is certain that every pointer in it lies inside the file; else a ``UserError``.
+
+    FFCV itself asks nothing: a pointer beyond the end of its memory map ends the process.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(DATA_OFFSET)
+        if len(head) < DATA_OFFSET:
+            raise UserError(f"{path} is cut short: {size:,} bytes do not even hold a header")
+        header = np.frombuffer(head, HEADER, 1)[0]
+        if header["version"] != FFCV_VERSION or header["num_fields"] != len(FIELDS):
+            raise UserError(f"{path} is not a .beton file of version {FFCV_VERSION} with an image and a label a sample")
+        count, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
+        if table + count * ALLOCATION.itemsize != size or DATA_OFFSET + count * SAMPLE.itemsize > table:
+            raise UserError(f"{path} is cut short or overwritten: {size:,} bytes do not fit its own header")
+        samples = file.read(count * SAMPLE.itemsize)
+        file.seek(table)
+        allocations = file.read()
+    sha256 = hashlib.sha256(head + samples + allocations).hexdigest()
+    index = Index(np.frombuffer(samples, SAMPLE), np.frombuffer(allocations, ALLOCATION), sha256)
+    start_N, size_N = index.allocation_N["ptr"], index.allocation_N["size"]
+    inside = (start_N < table) & (size_N <= table - np.minimum(start_N, table))
+    if not (inside & (start_N == index.sample_N["f0"]["data_ptr"])).all():
+        raise UserError(f"{path} is damaged: it points outside itself")
+    return index

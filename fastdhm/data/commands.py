@@ -1,0 +1,88 @@
+"""``fastdhm data build|verify|info``: the ``.beton`` files of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdhm.data.beton import ImageSettings, Manifest, beton_path, ensure
+from fastdhm.data.beton import build as build_beton
+from fastdhm.data.beton import info as read_info
+from fastdhm.data.beton import verify as verify_beton
+from fastdhm.data.loaders import default_workers, pick_kind
+from fastdhm.data.sources import load_sources
+
+SPLITS = ("train", "val")
+
+
+def build(
+    dataset: str, data_dir: Path, *, workers: int | None = None, skip_bad: bool = False, force: bool = False
+) -> None:
+    """Write the ``.beton`` files that are missing or stale (with ``force``: all), every image decoded and checked.
+
+    Raises:
+        ValueError: images that do not decode (the message lists all of them), unless ``skip_bad`` leaves them out.
+    """
+    pick_kind("ffcv")  # says how to get FFCV where it is missing
+    console, settings = Console(), ImageSettings.for_dataset(dataset)
+    options = {"workers": default_workers() if workers is None else max(workers, 1), "skip_bad": skip_bad}
+    for split, source in zip(SPLITS, load_sources(dataset, data_dir), strict=True):
+        if source.note:
+            _say(console, source.note)
+        if force:
+            build_beton(source, beton_path(data_dir, dataset, split, settings), settings, **options)
+        else:
+            ensure(source, data_dir, dataset, split, settings, say=lambda text: _say(console, text), **options)
+    _print(dataset, data_dir, console)
+
+
+def verify(dataset: str, data_dir: Path) -> None:
+    """Read every byte of the ``.beton`` files, decode every image and compare with the manifests.
+
+    Raises:
+        ValueError: a file that is missing, cut short, of another version, damaged or not the one of its manifest.
+    """
+    pick_kind("ffcv")
+    for split in SPLITS:
+        verify_beton(beton_path(data_dir, dataset, split, ImageSettings.for_dataset(dataset)))
+    _print(dataset, data_dir, Console())
+    print("all images decode, all checksums match")
+
+
+def info(dataset: str, data_dir: Path) -> None:
+    """Say what the ``.beton`` files hold, after a quick check of their size and index."""
+    _print(dataset, data_dir, Console())
+
+
+def _print(dataset: str, data_dir: Path, console: Console) -> None:
+    settings = ImageSettings.for_dataset(dataset)
+    paths = [beton_path(data_dir, dataset, split, settings) for split in SPLITS]
+    manifests = [read_info(path) for path in paths]
+    table = Table(title=f"{dataset} in {paths[0].parent}", title_justify="left", show_header=False)
+    for values in zip(_column(None), *(_column(manifest) for manifest in manifests), strict=True):
+        table.add_row(*values)
+    console.print(table)
+
+
+def _column(manifest: Manifest | None) -> list[str]:
+    if manifest is None:
+        return ["split", "images", "left out", "classes", "images a class", "stored", "sides", "size", "source", "by"]
+    classes = ", ".join(manifest.classes[:3]) + (", ..." if len(manifest.classes) > 3 else "")
+    return [
+        manifest.split,
+        f"{manifest.count:,}",
+        f"{len(manifest.skipped):,}",
+        f"{len(manifest.classes)}: {classes}",
+        f"{min(manifest.class_counts):,} to {max(manifest.class_counts):,}",
+        manifest.settings.tag,
+        f"{manifest.min_side} to {manifest.max_side} px",
+        f"{manifest.file_bytes / 2**20:,.1f} MiB",
+        manifest.source_digest[:16],
+        f"{manifest.created_by}, format {manifest.format_version}",
+    ]
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False)

@@ -1,0 +1,96 @@
+"""The order of an epoch and the crop box of each of its samples: pure functions of (seed, epoch, sample index).
+
+Both loaders take their boxes from here, in numpy, so that a box cannot depend on the loader, on a worker, or on how a
+compiler rounds. Legend: N samples, B batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from fastdhm.ops.philox import STREAM_AUGMENT, STREAM_ORDER, draw
+
+Crop = Literal["pad", "scale", "shift", "center"]
+CROPS: tuple[Crop, ...] = ("pad", "scale", "shift", "center")
+SCALE = (0.08, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+def epoch_order(num_samples: int, epoch: int, seed: int, shuffle: bool) -> np.ndarray:
+    """The sample indices of an epoch in order, ``int64 [N]``: sorted by a random 64-bit word each when shuffled."""
+    index_N = np.arange(num_samples, dtype=np.int64)
+    if not shuffle:
+        return index_N
+    high_N, low_N, _, _ = draw(index_N, epoch, STREAM_ORDER, seed)
+    return np.argsort((high_N.astype(np.uint64) << np.uint64(32)) | low_N.astype(np.uint64), kind="stable")
+
+
+def crop_boxes(
+    crop: Crop,
+    height_B: np.ndarray,
+    width_B: np.ndarray,
+    index_B: np.ndarray,
+    epoch: int,
+    seed: int,
+    ratio: float = 1.0,
+) -> np.ndarray:
+    """What to cut out of each image before resizing: ``int64 [B, 4]`` of (top, left, height, width).
+
+    ``center``: the centred square whose side is ``ratio`` of the short side. ``pad``: the same with ratio 1; the device
+    pads and crops at random. ``shift``: that square in a random place, as resizing the short side to size / ratio and
+    then cropping size would give. ``scale``: a random area and aspect, the rule of torchvision's ``RandomResizedCrop``.
+    """
+    height_B, width_B, index_B = (np.asarray(a, dtype=np.int64) for a in (height_B, width_B, index_B))
+    if crop == "scale":
+        return _scale_boxes(height_B, width_B, index_B, epoch, seed)
+    if crop not in CROPS:
+        raise ValueError(f"crop {crop!r} is not one of {', '.join(CROPS)}")
+    share = 1.0 if crop == "pad" else ratio
+    side_B = np.maximum(1, np.rint(np.minimum(height_B, width_B) * share).astype(np.int64))
+    if crop == "shift":
+        row_B, column_B, _, _ = _words(index_B, epoch, 0, seed)
+        top_B, left_B = _below(height_B - side_B + 1, row_B), _below(width_B - side_B + 1, column_B)
+    else:
+        top_B, left_B = (height_B - side_B) // 2, (width_B - side_B) // 2
+    return np.stack([top_B, left_B, side_B, side_B], axis=1)
+
+
+def _words(index_B: np.ndarray, epoch: int, block: int, seed: int):
+    """Four words a sample. The stream's own block is the device transform's (pad crop, flip); a box's lie above it."""
+    return draw(index_B, epoch, STREAM_AUGMENT + ((1 + block) << 8), seed)
+
+
+def _below(limit_B: np.ndarray, word_B: np.ndarray) -> np.ndarray:
+    """A whole number in [0, limit) from a 32-bit word."""
+    return (word_B * limit_B) >> 32
+
+
+def _scale_boxes(height_B, width_B, index_B, epoch: int, seed: int) -> np.ndarray:
+    box_B4 = _fallback_boxes(height_B, width_B)
+    todo_B = np.arange(len(index_B))
+    log_low, log_high = np.log(ASPECT)
+    for block in range(TRIES):
+        high, wide = height_B[todo_B], width_B[todo_B]
+        area_word, aspect_word, row_word, column_word = _words(index_B[todo_B], epoch, block, seed)
+        area = high * wide * (SCALE[0] + (SCALE[1] - SCALE[0]) * (area_word / 2**32))
+        aspect = np.exp(log_low + (log_high - log_low) * (aspect_word / 2**32))
+        w, h = (np.rint(np.sqrt(side)).astype(np.int64) for side in (area * aspect, area / aspect))
+        fits = (w > 0) & (w <= wide) & (h > 0) & (h <= high)
+        top, left = _below(high - h + 1, row_word), _below(wide - w + 1, column_word)
+        box_B4[todo_B[fits]] = np.stack([top, left, h, w], axis=1)[fits]
+        todo_B = todo_B[~fits]
+        if not len(todo_B):
+            break
+    return box_B4
+
+
+def _fallback_boxes(height_B: np.ndarray, width_B: np.ndarray) -> np.ndarray:
+    """Where no try fits: the whole image, or as much of its middle as the aspect allows."""
+    low, high = ASPECT
+    shape_B = width_B / height_B
+    h_B = np.where(shape_B < low, np.minimum(height_B, np.rint(width_B / low)), height_B).astype(np.int64)
+    w_B = np.where(shape_B > high, np.minimum(width_B, np.rint(height_B * high)), width_B).astype(np.int64)
+    return np.stack([(height_B - h_B) // 2, (width_B - w_B) // 2, h_B, w_B], axis=1)

@@ -1,0 +1,226 @@
+"""The fast loader: FFCV over a ``.beton``, with the ways closed in which FFCV 1.0.2 can hang, leak or mislead.
+
+- A worker thread's exception is raised to the reader; in FFCV the reader waits for ever.
+- Leaving an epoch early ends and joins its thread; in FFCV it stays, with its buffers.
+- Batches are copies; in FFCV they are views of a ring buffer that the next batches overwrite.
+- Order and crops come from (seed, epoch, sample index); FFCV's crops come from numba's unseeded generator.
+- The file is checked before it is opened; FFCV follows any pointer in it.
+- ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
+
+Legend: N samples, B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastdhm.data._ffcv import load
+from fastdhm.data._pool import default_workers
+from fastdhm.data.beton import check
+from fastdhm.data.crops import Crop, crop_boxes
+from fastdhm.data.loaders import Batch, epoch_batches, num_batches
+
+BATCHES_AHEAD = 3
+POLL_S = 0.5
+
+# numba's threading layers are not all safe to enter from two threads at once, as happens when validation starts while
+# training batches are still being made; one pipeline alone keeps every processor busy anyway.
+_PIPELINE_LOCK = threading.Lock()
+
+
+class FfcvLoader:
+    """See ``loaders.Loader``. Workers are numba's threads, inside this process."""
+
+    def __init__(
+        self,
+        beton: Path,
+        *,
+        batch_size: int,
+        image_size: int,
+        crop: Crop,
+        crop_ratio: float,
+        seed: int,
+        workers: int,
+        shuffle: bool,
+        drop_last: bool,
+    ) -> None:
+        self.num_samples = check(beton).count
+        self._batches = num_batches(self.num_samples, batch_size, drop_last)
+        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+        self._crop, self._crop_ratio = crop, crop_ratio
+        ffcv = load()
+        self._threads = max(1, min(workers, default_workers(), ffcv.numba.config.NUMBA_NUM_THREADS))
+        decoder = _crop_decoder()(image_size)
+        torch_threads = torch.get_num_threads()
+        try:
+            self._ffcv = ffcv.Loader(
+                str(beton),
+                batch_size,
+                num_workers=self._threads,
+                os_cache=True,
+                seed=0,  # unused, but None would draw from numpy's global generator
+                drop_last=False,  # the batches are ours, see epoch()
+                batches_ahead=1,  # for the ring buffer; finished copies wait in our own queue
+                pipelines={"image": ffcv.PipelineSpec("image", decoder, [ffcv.ToTensor()]), "label": None},
+            )
+        finally:
+            torch.set_num_threads(torch_threads)  # FFCV sets it to its own number of threads
+        image_N = self._ffcv.reader.metadata["f0"]
+        self._height_N, self._width_N = image_N["height"], image_N["width"]
+        self._target_N = self._ffcv.reader.metadata["f1"]
+        self._running = []  # epochs that are being read
+
+    def __len__(self) -> int:
+        return self._batches
+
+    @contextmanager
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
+        batches = epoch_batches(
+            self.num_samples,
+            self._batch_size,
+            self._batches,
+            epoch=epoch,
+            start_batch=start_batch,
+            seed=self._seed,
+            shuffle=self._shuffle,
+        )
+        running = _epoch_class()(self._ffcv, self._threads, batches, functools.partial(self._jobs, epoch))
+        self._running.append(running)
+        try:
+            yield (self._batch(*answer) for answer in running.answers())
+        finally:
+            running.stop()
+            self._running.remove(running)
+
+    def _jobs(self, epoch: int, index_B: np.ndarray) -> np.ndarray:
+        """``int64 [B, 5]``, (sample index, crop box): what the decoder is given in place of a batch's indices.
+
+        FFCV hands them to the decoder as they are, so nothing about the epoch has to be compiled into it.
+        """
+        height_B, width_B = self._height_N[index_B], self._width_N[index_B]
+        box_B4 = crop_boxes(self._crop, height_B, width_B, index_B, epoch, self._seed, self._crop_ratio)
+        return np.concatenate([index_B[:, None], box_B4], axis=1)
+
+    def _batch(self, index_B: np.ndarray, image_BHWC: torch.Tensor) -> Batch:
+        return Batch(image_BHWC, torch.from_numpy(self._target_N[index_B]), torch.from_numpy(index_B))
+
+    def close(self) -> None:
+        for running in self._running:
+            running.stop()
+
+
+@functools.cache
+def _crop_decoder() -> type:
+    """The class of the decoder, made on first use: its base is there only once FFCV is imported."""
+    ffcv = load()
+
+    class CropDecoder(ffcv.Operation):
+        """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch."""
+
+        def __init__(self, image_size: int) -> None:
+            super().__init__()
+            self.image_size = image_size
+
+        def declare_state_and_memory(self, previous_state):
+            shape, dtype = (self.image_size, self.image_size, 3), np.dtype("u1")
+            return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), ffcv.AllocationQuery(shape, dtype)
+
+        def generate_code(self):
+            threads = ffcv.Compiler.get_iterator()  # numba's prange, or range for one thread
+            read = self.memory_read
+            imdecode, resize_crop = ffcv.Compiler.compile(ffcv.imdecode), ffcv.Compiler.compile(ffcv.resize_crop)
+            jpg = ffcv.JPG
+
+            def decode(job_B5, image_BHWC, metadata, storage_state):
+                for b in threads(len(job_B5)):
+                    field = metadata[job_B5[b, 0]]
+                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
+                    data = read(field["data_ptr"], storage_state)
+                    if field["mode"] == jpg:
+                        pixels = np.empty((height, width, 3), np.uint8)
+                        imdecode(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                    else:
+                        pixels = data.reshape(height, width, 3)
+                    top, left, h, w = job_B5[b, 1], job_B5[b, 2], job_B5[b, 3], job_B5[b, 4]
+                    resize_crop(pixels, top, top + h, left, left + w, image_BHWC[b])
+                return image_BHWC[: len(job_B5)]
+
+            decode.is_parallel = True
+            return decode
+
+    return CropDecoder
+
+
+@functools.cache
+def _epoch_class() -> type:
+    ffcv = load()
+
+    class Epoch(ffcv.EpochIterator):
+        """FFCV's thread, with its own loop: it copies, it reports what goes wrong, and it can be stopped."""
+
+        def __init__(self, loader, threads: int, batches: list[np.ndarray], jobs) -> None:
+            self._threads, self._batches, self._jobs = threads, batches, jobs
+            self._answers: queue.Queue = queue.Queue(BATCHES_AHEAD)
+            super().__init__(loader, [])  # starts the thread
+
+        def run(self) -> None:
+            try:
+                ffcv.numba.set_num_threads(self._threads)  # numba's own, per thread; torch's stays alone
+                for number, index_B in enumerate(self._batches):
+                    if not self._put((index_B, self._make(number, index_B))):
+                        return
+                self._put(None)
+            except BaseException as error:  # whatever it is belongs to the reader
+                self._put(error)
+
+        def _make(self, number: int, index_B: np.ndarray) -> torch.Tensor:
+            jobs = self._jobs(index_B)
+            with _PIPELINE_LOCK:
+                (view_BHWC,) = self.run_pipeline(number, jobs, number % (self.loader.batches_ahead + 2), None)
+            # In page-locked memory the copy to the device can overlap with computing.
+            image_BHWC = torch.empty(view_BHWC.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            # numpy's copy is one memcpy; torch's would start a second team of OpenMP threads beside the training
+            # step's.
+            image_BHWC.numpy()[:] = view_BHWC.numpy()
+            return image_BHWC
+
+        def _put(self, answer) -> bool:
+            while not self.terminate_event.is_set():
+                try:
+                    self._answers.put(answer, timeout=POLL_S)
+                    return True
+                except queue.Full:
+                    pass
+            return False
+
+        def answers(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+            while not self.terminate_event.is_set():
+                try:
+                    answer = self._answers.get(timeout=POLL_S)
+                except queue.Empty:
+                    if self.is_alive() or not self._answers.empty():
+                        continue
+                    raise RuntimeError("FFCV's loading thread ended without finishing its epoch") from None
+                if answer is None:
+                    return
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+
+        def stop(self) -> None:
+            self.terminate_event.set()
+            while not self._answers.empty():  # a put that waits for room ends at once
+                self._answers.get_nowait()
+            self.join()
+            self.close()
+
+    return Epoch

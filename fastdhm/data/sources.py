@@ -1,0 +1,110 @@
+"""Where images come from: a source answers for one split of one data set, image by image.
+
+Legend: N samples, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from fastdhm.data.arrays import load_cifar, load_fashion_mnist
+from fastdhm.data.folder import FolderSource
+from fastdhm.data.synthetic import SyntheticSource
+from fastdhm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic")
+
+
+class Source(Protocol):
+    """The images of one split, with their classes; cheap to hold, picklable, and read from worker processes."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    target_N: np.ndarray  # int64, an index into classes
+    note: str | None  # what the user should hear about it, such as ignored files
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Image:
+        """Sample ``i`` as 8-bit RGB; a ``UserError`` names a sample that cannot be decoded."""
+
+    def label(self, i: int) -> str:
+        """What to call sample ``i`` in a message: its path, or ``fashion-mnist/train[17]``."""
+
+    def digest(self) -> str:
+        """A sha256 that changes when the samples do."""
+
+
+def load_sources(dataset: str, data_dir: Path) -> tuple[Source, Source]:
+    """The training and the validation source of ``dataset``; downloads go to ``data_dir``."""
+    kind, _, argument = dataset.partition(":")
+    data_dir = Path(data_dir).expanduser()
+    if kind == "folder" and argument:
+        return _load_folder(dataset, Path(argument).expanduser())
+    if kind == "synthetic":
+        train_N = _synthetic_count(dataset, argument)
+        return SyntheticSource("train", train_N), SyntheticSource("val", train_N // 4)
+    if dataset == "fashion-mnist":
+        return load_fashion_mnist(data_dir)
+    if dataset in ("cifar10", "cifar100"):
+        return load_cifar(dataset, data_dir)
+    if dataset == "imagenet":
+        here = (data_dir / "train").is_dir() and (data_dir / "val").is_dir()
+        return _load_folder(dataset, data_dir if here else data_dir / "imagenet")
+    raise UserError(unknown_dataset(dataset))
+
+
+def unknown_dataset(dataset: str) -> str:
+    """The message for a name that is no data set: the known ones, and the nearest."""
+    if dataset in ("folder", "folder:"):
+        return (
+            "data set 'folder' needs a path: folder:PATH, where PATH holds train/ and val/, one folder a class in each"
+        )
+    near = difflib.get_close_matches(dataset.lower(), DATASETS, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    if Path(dataset).is_dir():
+        hint = f" For a folder of images write 'folder:{dataset}'."
+    return f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}.{hint}"
+
+
+def _synthetic_count(dataset: str, argument: str) -> int:
+    if dataset == "synthetic":
+        return 2048
+    if not argument.isdecimal() or int(argument) < 4:
+        raise UserError(
+            f"data set '{dataset}': write synthetic:N with N, the training images, a whole number of 4 or more"
+        )
+    return int(argument)
+
+
+def _load_folder(dataset: str, root: Path) -> tuple[Source, Source]:
+    wanted = "It should hold train/ and val/, and in each one folder of images for every class."
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data set '{dataset}': {root} {what}. {wanted}")
+    for split in ("train", "val"):
+        if not (root / split).is_dir():
+            raise UserError(f"data set '{dataset}': {root} has no folder named '{split}'. {wanted}")
+    train, val = (FolderSource(root / split, dataset, split) for split in ("train", "val"))
+    if train.classes != val.classes:
+        only_train = sorted(set(train.classes) - set(val.classes))
+        only_val = sorted(set(val.classes) - set(train.classes))
+        raise UserError(
+            f"data set '{dataset}': the class folders of {root}/train and {root}/val differ. "
+            f"Only in train: {_few(only_train)}; only in val: {_few(only_val)}. Each class needs a folder in both."
+        )
+    return train, val
+
+
+def _few(names: list[str], shown: int = 5) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,0 +1,75 @@
+"""What happens to a batch on the device: pad and crop, flip, normalise.
+
+Legend: B batch, H height, W width, C channels, X = W C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastdhm.ops.philox import STREAM_AUGMENT, draw
+
+
+class DeviceTransform(nn.Module):
+    """``uint8`` BHWC images to normalised channels-last BCHW: ``(image / 255 - mean) / std``.
+
+    With ``pad``, each image is padded by that many black pixels and a window of its own size is cut out at random; with
+    ``flip``, every other image is mirrored. The draws are a pure function of (seed, epoch, sample index), made on the
+    images' device: no global generator is touched and the host waits for nothing. Both off is the transform for
+    evaluation.
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], *, pad: int = 0, flip: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if pad < 0:
+            raise ValueError(f"pad is {pad}, but it counts pixels: 0 or more")
+        if min(std) <= 0:
+            raise ValueError(f"std is {tuple(std)}, but every channel's has to be above 0")
+        self.pad, self.flip, self.seed = pad, flip, seed
+        mean_C, std_C = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
+        self.register_buffer("gain_C", (1 / (255 * std_C)).float(), persistent=False)
+        self.register_buffer("bias_C", (-mean_C / std_C).float(), persistent=False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        image_BHWC: torch.Tensor,
+        index_B: torch.Tensor,
+        epoch: int | torch.Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """``index_B`` is the dataset-wide sample index; it and ``epoch``, if a 0-d int64, are on the images' device."""
+        if self.pad or self.flip:
+            image_BHWC = self._augment(image_BHWC, index_B, epoch)
+        # Whole rows at a time: three channels alone are too short to vectorise over, and five times slower on a CPU. In
+        # place: a second buffer of this size costs more in page faults than the arithmetic.
+        W = image_BHWC.shape[2]
+        row_BHX = image_BHWC.float().flatten(2).mul_(self.gain_C.repeat(W)).add_(self.bias_C.repeat(W))
+        return row_BHX.to(dtype).view(image_BHWC.shape).permute(0, 3, 1, 2)
+
+    def _augment(self, image_BHWC: torch.Tensor, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
+        """Crop and flip as one gather of whole pixels: a pixel's address is linear in its row and its column."""
+        B, H, W, C = image_BHWC.shape
+        device = image_BHWC.device
+        top_B, left_B, mirror_B, _ = draw(index_B, epoch, STREAM_AUGMENT, self.seed)
+        column_BW = torch.arange(W, device=device).expand(B, W)
+        if self.flip:
+            column_BW = torch.where((mirror_B >> 31).bool()[:, None], W - 1 - column_BW, column_BW)
+        row_BH = torch.arange(H, device=device).expand(B, H)
+        if self.pad:
+            offsets = 2 * self.pad + 1
+            row_BH = row_BH + (top_B * offsets >> 32)[:, None]
+            column_BW = column_BW + (left_B * offsets >> 32)[:, None]
+            image_BHWC = F.pad(image_BHWC, (0, 0, self.pad, self.pad, self.pad, self.pad))
+        padded_H, padded_W = image_BHWC.shape[1:3]
+        first_B = torch.arange(B, device=device)[:, None] * padded_H
+        address = torch.int32 if B * padded_H * padded_W < 2**31 else torch.int64
+        line_BH = ((first_B + row_BH) * padded_W).to(address)
+        pixel_BHW = line_BH[:, :, None] + column_BW.to(address)[:, None, :]
+        return image_BHWC.reshape(-1, C).index_select(0, pixel_BHW.flatten()).view(B, H, W, C)

@@ -1,0 +1,153 @@
+"""What a run leaves on disk: its config, its checkpoints and the stripped network; all whole or not there.
+
+A run directory holds ``config.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``last.pt`` and ``best.pt`` (all that
+resuming needs), ``network.safetensors`` (the plain network) and ``curves.png``. Loading runs no code from a file.
+"""
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fastdhm.config import TrainConfig
+from fastdhm.errors import UserError
+from fastdhm.files import replacing
+
+FORMAT = 1
+# What a resumed run may set anew: where and how it runs, not what it learns.
+RESUMABLE = (
+    "run_dir", "data_dir", "max_steps", "loader", "workers",
+    "device", "precision", "compile", "log_every", "save_minutes",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands: ``batch`` batches into ``epoch``, after ``step`` optimizer steps."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best_error: float = float("inf")
+    best_epoch: int = -1
+
+
+def save_checkpoint(path: Path, config: TrainConfig, classes: tuple[str, ...], state: dict[str, Any]) -> None:
+    """Write a checkpoint: tensors, numbers and strings only."""
+    with replacing(path) as temporary:
+        torch.save(
+            {"format": FORMAT, "config": dataclasses.asdict(config), "classes": list(classes), **state}, temporary
+        )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing anything in it.
+
+    Raises:
+        ValueError: missing, cut short, not a checkpoint of ours, or of another format version.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is no whole checkpoint, or holds code: not loaded ({_first_line(error)})") from error
+    if not isinstance(checkpoint, dict) or not {"format", "config", "classes", "model"} <= checkpoint.keys():
+        raise UserError(f"{path} is not a checkpoint of fastdhm")
+    if checkpoint["format"] != FORMAT:
+        raise UserError(f"{path} has checkpoint format {checkpoint['format']}; this fastdhm reads {FORMAT}")
+    return checkpoint
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
+    """Strictly load ``state`` into ``module``; ``ValueError`` with the first difference if it is of another network."""
+    own = module.state_dict()
+    missing, extra = [n for n in own if n not in state], [n for n in state if n not in own]
+    reshaped = [f"{n} {tuple(state[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape]
+    if missing or extra or reshaped:
+        raise UserError(
+            f"{path} holds another network than {arch}: {len(missing)} tensors missing, {len(extra)} unknown, "
+            f"{len(reshaped)} of another shape (first: {(missing + extra + reshaped)[0]})"
+        )
+    module.load_state_dict(state)
+
+
+def save_network(path: Path, network: nn.Module, config: TrainConfig, classes: tuple[str, ...]) -> None:
+    """Write the plain network, with what its user needs to know: architecture, classes, image size, normalisation."""
+    metadata = {name: json.dumps(value) for name, value in dataclasses.asdict(config).items()}
+    metadata |= {"fastdhm": str(FORMAT), "classes": json.dumps(classes)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str, ...]]:
+    """The weights of a stripped network, the config of its run and its class names."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {_first_line(error)}") from error
+    if "fastdhm" not in metadata:
+        raise UserError(f"{path} was not written by fastdhm: it does not say its architecture and classes")
+    classes = tuple(metadata.pop("classes"))
+    del metadata["fastdhm"]
+    return state, config_from(metadata, path), classes
+
+
+def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
+    """``ValueError`` if ``run_dir`` holds a run already, or anything else."""
+    if (run_dir / "config.yaml").exists():
+        other = differing(read_config(run_dir), config)
+        what = f"with another config ({', '.join(other)})" if other else "with this config"
+        raise UserError(
+            f"{run_dir} holds a run {what}: go on with it by --resume {run_dir}, or choose another --run-dir"
+        )
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(f"{run_dir} is there and is not a run of fastdhm: choose another --run-dir")
+
+
+def write_config(run_dir: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``, every value resolved."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    with replacing(run_dir / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """The config of a run directory."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run of fastdhm: it holds no config.yaml")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {_first_line(error)}") from error
+    return config_from(values, path)
+
+
+def config_from(values: Any, path: Path) -> TrainConfig:
+    """A config from plain values read at ``path``; ``ValueError`` naming the file if they do not make one."""
+    try:
+        return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not hold a config of this fastdhm: {error}") from error
+
+
+def differing(old: TrainConfig, new: TrainConfig, free: tuple[str, ...] = RESUMABLE) -> list[str]:
+    """The values in which two configs differ, as ``name: old -> new``, those in ``free`` aside."""
+    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+    return [f"{k}: {v} -> {after[k]}" for k, v in before.items() if v != after[k] and k not in free]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

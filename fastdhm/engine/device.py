@@ -1,0 +1,59 @@
+"""Which device, number format and compilation a run uses, decided once from what the machine has."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from fastdhm.errors import UserError
+
+# Compiling costs about a minute and gains a few tenths of a step: on two cores it repays itself after thousands of
+# steps, on a GPU after hundreds. Very deep networks compile for longer than that.
+STEPS_THAT_REPAY_COMPILING = {"cpu": 5000, "cuda": 1000}
+MAX_CONVOLUTIONS_TO_COMPILE = 200
+# As the kernel names them: x86 and Arm processors that multiply bfloat16 matrices.
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+
+
+def _cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name, ``auto`` being CUDA where there is a GPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device is {name!r}: must be auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r}: fastdhm trains on cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {name!r}: this machine has {torch.cuda.device_count()} of those; use --device cpu")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The autocast type: ``auto`` takes bfloat16 only where the hardware computes in it, since emulation is slower."""
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if BFLOAT16_FLAGS & _cpu_flags() else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise UserError("precision is float16: on a CPU it must be float32 or bfloat16")
+    return getattr(torch, name)
+
+
+def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Module) -> bool:
+    """Whether to compile: ``auto`` counts the steps, so that a resumed run decides as the first one did."""
+    if name != "auto":
+        return name == "on"
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    return steps >= STEPS_THAT_REPAY_COMPILING[device.type] and convolutions <= MAX_CONVOLUTIONS_TO_COMPILE
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Autocast to ``dtype``; float32 is no autocast."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,124 @@
+"""What a person watching a run sees: a live bar (plain lines without a terminal), at the end a table and curves.
+
+Legend: M branches.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINE_SECONDS = 15
+
+
+class TrainingDisplay:
+    """The live progress bar of a run: epoch, steps, loss, accuracy of each branch, images/s, time left."""
+
+    def __init__(self, console: Console, total_steps: int, step: int):
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("[dim]left[/]"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+            speed_estimate_period=60,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=total_steps, completed=step, numbers="")
+        self.total_steps, self.first_step, self.started = total_steps, step, time.monotonic()
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "TrainingDisplay":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def advance(self, step: int, epoch: int, epochs: int) -> None:
+        """Move the bar; called after every step, touches no tensor."""
+        self.progress.update(self.task, completed=step, description=f"epoch {epoch + 1}/{epochs}")
+
+    def show(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
+        """Show the numbers of a log point."""
+        accuracy = " ".join(f"{100 - scalars[name]:.1f}" for name in scalars if name.startswith("train_error/"))
+        numbers = f"loss {scalars['loss']:.3f}  acc % {accuracy}  {scalars['images_per_s']:.0f} img/s"
+        self.progress.update(self.task, numbers=numbers)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.started) / (step - self.first_step) * (self.total_steps - step)
+            self.print(f"epoch {epoch + 1}  step {step}/{self.total_steps}  {numbers}  {left / 60:.1f} min left")
+
+    def show_epoch(self, epoch: int, epochs: int, scalars: dict[str, float]) -> None:
+        """A line for a validated epoch."""
+        train, test = (
+            " ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in scalars.items() if name.startswith(kind))
+            for kind in ("train_error/", "val_error/")
+        )
+        loss = f"loss {scalars['loss']:.3f}"
+        self.print(f"epoch {epoch + 1}/{epochs}  {loss}  train error % {train}  [bold]test error % {test}[/]")
+
+    def print(self, text: str) -> None:
+        """Print above the bar."""
+        self.progress.console.print(text, soft_wrap=True, highlight=False)
+
+
+def print_plan(console: Console, lines: dict[str, str]) -> None:
+    """Say what is about to happen."""
+    for name, text in lines.items():
+        console.print(f"[bold]{name:<9}[/]{text}", soft_wrap=True, highlight=False)
+
+
+def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    """The table of test errors of a run's end, and of its best epoch."""
+    validated = [row for row in rows if row["kind"] == "epoch" and "val_error/B0" in row]
+    if not validated:
+        return
+    last, best = validated[-1], min(validated, key=lambda row: row["val_error/B0"])
+    table = Table(title=f"test error after {last['epoch']:g} epochs", title_justify="left")
+    for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
+        table.add_column(column, justify="left" if column == "branch" else "right")
+    for name in names:
+        cells = [last[f"val_error/{name}"], last[f"val_top5_error/{name}"], best[f"val_error/{name}"]]
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells), style="bold" if name == "B0" else "")
+    console.print(table)
+
+
+def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw loss and error over the epochs from the rows of a log, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    steps = [row for row in rows if row["kind"] == "step"]
+    figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    loss_axis.plot(
+        [row["epoch"] for row in steps], [row["loss"] for row in steps], color="0.4", label="loss (weighted sum)"
+    )
+    for name in sorted({key for row in steps for key in row if key.startswith("ce/")}):
+        loss_axis.plot([row["epoch"] for row in steps], [row.get(name) for row in steps], lw=1, label=name)
+    loss_axis.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    for m, name in enumerate(sorted({key for row in epochs for key in row if key.startswith("val_error/")})):
+        branch, colour = name.split("/")[1], f"C{m}"
+        times = [row["epoch"] for row in epochs]
+        error_axis.plot(times, [row.get(name) for row in epochs], "o-", ms=3, color=colour, label=f"{branch} test")
+        train = [row.get(f"train_error/{branch}") for row in epochs]
+        error_axis.plot(times, train, "--", lw=1, color=colour, label=f"{branch} train")
+    error_axis.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
+    for axis in (loss_axis, error_axis):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,85 @@
+"""Validation: the error of every branch, or of a plain network.
+
+Legend: M branches, B batch, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdhm.data.loaders import Loader
+from fastdhm.data.transforms import DeviceTransform
+from fastdhm.engine.device import autocast
+from fastdhm.engine.record import to_host
+
+
+class Interrupted(Exception):
+    """Validation was asked to stop; it has changed nothing."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors in percent and the cross-entropy of each branch, B0 first."""
+
+    top1_M: list[float]
+    top5_M: list[float]
+    ce_M: list[float]
+    images: int
+
+    def scalars(self) -> dict[str, float]:
+        """As named scalars: ``val_error/B0``, ``val_top5_error/B0``, ``val_ce/B0``, ..."""
+        columns = {"val_error": self.top1_M, "val_top5_error": self.top5_M, "val_ce": self.ce_M}
+        return {f"{name}/B{m}": value for name, column in columns.items() for m, value in enumerate(column)}
+
+
+def count_correct(logits_MBK: Tensor, target_B: Tensor, k: int) -> Tensor:
+    """How many of the batch each branch has among its ``k`` highest logits, float64 ``[M]``.
+
+    A class counts as higher if its logit is, or if it is equal and comes first: never by luck. NaN is never right.
+    """
+    target_logit_MB1 = logits_MBK.gather(2, target_B[None, :, None].expand(len(logits_MBK), -1, 1))
+    position_K = torch.arange(logits_MBK.shape[2], device=logits_MBK.device)
+    ties_MBK = (logits_MBK == target_logit_MB1) & (position_K < target_B[:, None])
+    rank_MB = ((logits_MBK > target_logit_MB1) | ties_MBK).sum(2)
+    return ((rank_MB < k) & logits_MBK.isfinite().all(2)).sum(1).double()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    transform: DeviceTransform,
+    device: torch.device,
+    precision: torch.dtype,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Errors:
+    """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
+
+    Raises:
+        Interrupted: ``should_stop`` came true between two batches.
+    """
+    was_training = model.training
+    model.eval()
+    sums_3M = torch.zeros(3, 1, dtype=torch.float64, device=device)
+    try:
+        with loader.epoch(0) as batches:
+            for batch in batches:
+                if should_stop():
+                    raise Interrupted
+                image_BCHW = transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0)
+                target_B = batch.target_B.to(device)
+                with autocast(device, precision):
+                    logits = model(image_BCHW)
+                logits_MBK = (logits if logits.ndim == 3 else logits[None]).float()
+                ce_MB = F.cross_entropy(logits_MBK.flatten(0, 1), target_B.repeat(len(logits_MBK)), reduction="none")
+                ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
+                correct_2M = [count_correct(logits_MBK, target_B, k) for k in (1, 5)]
+                sums_3M = sums_3M + torch.stack([*correct_2M, ce_M])
+    finally:
+        model.train(was_training)
+    images = loader.num_samples
+    top1_M, top5_M, ce_M = to_host(sums_3M / images)
+    return Errors([100 * (1 - n) for n in top1_M], [100 * (1 - n) for n in top5_M], ce_M, images)

@@ -1,0 +1,142 @@
+"""What a training run is made of: model, optimizer, sums, position; and one step of it.
+
+Legend: M branches, B batch, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdhm import models
+from fastdhm.config import TrainConfig
+from fastdhm.data.loaders import Batch
+from fastdhm.data.transforms import DeviceTransform
+from fastdhm.engine import checkpoint
+from fastdhm.engine.checkpoint import Position
+from fastdhm.engine.device import autocast, pick_device, pick_precision
+from fastdhm.engine.evaluate import count_correct
+from fastdhm.engine.record import TrainingSums
+from fastdhm.errors import UserError
+from fastdhm.methods import weight_matrix
+from fastdhm.ops.mimic_loss import mimic_loss
+
+
+class Run:
+    """Everything that a run is made of and that a checkpoint restores."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, classes: tuple[str, ...]):
+        torch.manual_seed(config.seed)
+        self.config, self.dir, self.classes = config, run_dir, classes
+        self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
+        branches = () if config.method == "baseline" else config.branches
+        model = models.build(config.arch, len(classes), branches)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.weights_MM = weight_matrix(config.method, len(model.branch_names)).to(self.device)
+        self.optimizer = make_optimizer(
+            model, config.lr, config.momentum, config.weight_decay, config.nesterov, config.decay_norm_bias
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.sums = TrainingSums(len(model.branch_names), self.device)
+        self.at = Position()
+        augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
+        self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
+        self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
+
+    def out_of_steps(self) -> bool:
+        """Whether ``max_steps`` is reached."""
+        return self.config.max_steps is not None and self.at.step >= self.config.max_steps
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def to_device(self, batch: Batch, transform: DeviceTransform, epoch: int) -> tuple[Tensor, Tensor]:
+        """The batch's images, augmented and normalised, and its targets, on the device."""
+        index_B = batch.index_B.to(self.device, non_blocking=True)
+        image_BCHW = transform(batch.image_BHWC.to(self.device, non_blocking=True), index_B, epoch)
+        return image_BCHW, batch.target_B.to(self.device, non_blocking=True)
+
+    def state(self) -> dict[str, Any]:
+        """All that a bit-for-bit continuation needs."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng,
+            "sums": self.sums.vectors,
+            "position": asdict(self.at),
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take up the state that a checkpoint holds."""
+        saved = checkpoint.load_checkpoint(path)
+        if saved["classes"] != list(self.classes):
+            raise UserError(f"{path} was trained on other classes than {self.config.dataset} has now")
+        checkpoint.load_weights(self.model, saved["model"], path, self.config.arch)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.sums.vectors.copy_(saved["sums"])
+        self.at = Position(**saved["position"])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in saved["rng"]:
+            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+
+    def save(self, name: str = "last.pt") -> None:
+        """Write a checkpoint; one with a broken loss in it is never written."""
+        self.sums.read()
+        checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, self.state())
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool, decay_norm_bias: bool
+) -> torch.optim.SGD:
+    """Fused SGD; without ``decay_norm_bias`` only tensors of two dimensions and more are decayed."""
+    decayed = [p for p in model.parameters() if decay_norm_bias or p.ndim > 1]
+    spared = [p for p in model.parameters() if not decay_norm_bias and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def make_compute(model: nn.Module, temperature: float, label_smoothing: float, compiled: bool) -> Callable:
+    """The differentiable part of a step: ``(image_BCHW, target_B, weights_MM) -> loss, terms_MM, correct_M``."""
+
+    def compute(image_BCHW: Tensor, target_B: Tensor, weights_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits_MBK = model(image_BCHW)
+        loss, terms_MM = mimic_loss(
+            logits_MBK, target_B, weights_MM, temperature=temperature, label_smoothing=label_smoothing
+        )
+        return loss, terms_MM, count_correct(logits_MBK.detach(), target_B, 1)
+
+    return torch.compile(compute, fullgraph=True) if compiled else compute
+
+
+def make_step(run: Run, compute: Callable) -> Callable:
+    """One optimizer step on a batch, ``accumulate`` parts one after the other; waits for the device nowhere."""
+    config, parts = run.config, run.config.accumulate
+
+    def step(image_BCHW: Tensor, target_B: Tensor, weights_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        totals = None
+        for image, target in zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True):
+            with autocast(run.device, run.precision):
+                loss, terms_MM, correct_M = compute(image, target, weights_MM)
+            run.scaler.scale(loss / parts).backward()
+            values = (loss.detach() / parts, terms_MM / parts, correct_M)
+            totals = values if totals is None else tuple(a + b for a, b in zip(totals, values, strict=True))
+        if config.clip_grad is not None:
+            run.scaler.unscale_(run.optimizer)
+            nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad()
+        return totals
+
+    return step

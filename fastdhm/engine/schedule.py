@@ -1,0 +1,39 @@
+"""What changes from iteration to iteration: the learning rate and the ramp of the mimicking weights.
+
+Both are pure functions of the time in epochs, so a resumed run needs no state for them.
+"""
+
+import bisect
+import math
+
+
+def learning_rate(
+    epoch: float,
+    *,
+    lr: float,
+    epochs: int,
+    schedule: str,
+    milestones: tuple[float, ...] = (),
+    gamma: float = 0.1,
+    warmup_epochs: float = 0.0,
+    warmup_lr: float = 0.0,
+    warmup: str = "linear",
+) -> float:
+    """The learning rate at the time ``epoch`` (whole epochs done plus the fraction of this one).
+
+    Warm-up first, from ``warmup_lr``; then ``step`` (``lr * gamma ** milestones passed``), or ``cosine`` or ``linear``
+    from ``lr`` at the end of the warm-up to 0 at ``epochs``.
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr if warmup == "constant" else warmup_lr + (lr - warmup_lr) * epoch / warmup_epochs
+    if schedule == "step":
+        return lr * gamma ** bisect.bisect_right(milestones, epoch)
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+    if schedule == "linear":
+        return lr * (1 - progress)
+    return lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def mimic_scale(epoch: float, mimic_warmup: float) -> float:
+    """The factor of the mimicking weights at the time ``epoch``: from 0 to 1 over ``mimic_warmup`` epochs, linearly."""
+    return min(1.0, epoch / mimic_warmup) if mimic_warmup > 0 else 1.0

@@ -1,0 +1,211 @@
+"""Training: the loop and its frame.
+
+Legend: M branches, B batch.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastdhm import methods, models
+from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.data import LoadedData, open_loaders
+from fastdhm.engine import checkpoint
+from fastdhm.engine.device import pick_compile, pick_device, pick_precision
+from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
+from fastdhm.engine.evaluate import Interrupted, evaluate
+from fastdhm.engine.record import Log, NonFiniteLoss, read_log
+from fastdhm.engine.run import Run, make_compute, make_step
+from fastdhm.engine.schedule import learning_rate, mimic_scale
+from fastdhm.engine.signals import stop_signals
+from fastdhm.engine.timer import Timer
+from fastdhm.methods import scale_mimicking
+
+SCHEDULE = ("lr", "epochs", "schedule", "milestones", "gamma", "warmup_epochs", "warmup_lr", "warmup")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of :func:`train` ended: whole (``signal`` is ``None``), or stopped by a signal and saved."""
+
+    run_dir: Path
+    signal: int | None = None
+
+
+def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Callable[[], int | None]) -> None:
+    """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
+    config, at, timer = run.config, run.at, Timer(run.at.step)
+    step = make_step(run, make_compute(run.model, config.temperature, config.label_smoothing, config.compile == "on"))
+    schedule = {name: getattr(config, name) for name in SCHEDULE}
+
+    while at.epoch < config.epochs and not run.out_of_steps() and not stop():
+        with data.train.epoch(at.epoch, start_batch=at.batch) as batches:
+            for batch in batches:
+                now = at.epoch + at.batch / len(data.train)
+                lr, scale = learning_rate(now, **schedule), mimic_scale(now, config.mimic_warmup)
+                run.set_learning_rate(lr)
+                image_BCHW, target_B = run.to_device(batch, run.train_transform, at.epoch)
+                loss, terms_MM, correct_M = step(image_BCHW, target_B, scale_mimicking(run.weights_MM, scale))
+
+                at.batch, at.step = at.batch + 1, at.step + 1
+                run.sums.add(at.step, len(target_B), loss, terms_MM, correct_M)
+                display.advance(at.step, at.epoch, config.epochs)
+                if at.step % config.log_every == 0:
+                    scalars = run.sums.read_interval().scalars(run.weights_MM)
+                    scalars |= {"lr": lr, "mimic_scale": scale, "images_per_s": timer.rate(config.batch_size, at.step)}
+                    log.write("step", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
+                    display.show(at.step, at.epoch, scalars)
+                if timer.minutes_since_save() >= config.save_minutes:
+                    run.save()
+                    timer.saved()
+                if stop() or run.out_of_steps():
+                    break
+        if stop():
+            return
+        finish_epoch(run, data, log, display, stop)
+        timer.restart(at.step)
+
+
+def finish_epoch(
+    run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Callable[[], int | None]
+) -> None:
+    """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is."""
+    config, at = run.config, run.at
+    whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
+    run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
+    scalars = run.sums.read().scalars(run.weights_MM)
+    if last or (at.epoch + 1) % config.eval_every == 0:
+        started = time.monotonic()
+        try:
+            errors = evaluate(run.model, data.val, run.val_transform, run.device, run.precision, stop)
+        except Interrupted:
+            return
+        scalars |= errors.scalars() | {"val_seconds": time.monotonic() - started}
+        display.show_epoch(at.epoch, config.epochs, scalars)
+    log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
+    best = "val_error/B0" in scalars and scalars["val_error/B0"] < at.best_error
+    if best:
+        at.best_error, at.best_epoch = scalars["val_error/B0"], at.epoch
+    if whole:
+        at.epoch, at.batch = at.epoch + 1, 0
+        run.sums.reset()
+    if best:
+        run.save("best.pt")
+    run.save()
+
+
+def train(config: TrainConfig, *, resume: Path | None = None, console: Console | None = None) -> Outcome:
+    """Train a network as ``config`` says, in a new run directory, or go on with the run in ``resume``.
+
+    Raises:
+        ValueError: anything the user can mend: unknown names, data that is not there or not right, a run directory that
+            holds another run, a full disk, a loss that is not finite.
+    """
+    console = console or Console()
+    config = settle(config)
+    run_dir = Path(config.run_dir)
+    if resume is None:
+        checkpoint.refuse_existing(run_dir, config)
+    data = open_loaders(
+        config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
+        crop_ratio=config.crop_ratio, seed=config.seed, workers=config.workers, skip_bad=config.skip_bad,
+        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+    )  # fmt: skip
+    try:
+        return _train(config, run_dir, data, resume, console)
+    finally:
+        data.close()
+
+
+def _train(config: TrainConfig, run_dir: Path, data: LoadedData, resume: Path | None, console: Console) -> Outcome:
+    run = Run(config, run_dir, data.classes)
+    total_steps = min(config.epochs * len(data.train), config.max_steps or 1 << 62)
+    compiled = pick_compile(config.compile, run.device, total_steps, run.model)
+    run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
+    if resume is None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_config(run_dir, config)
+        run.save()
+    else:
+        run.restore(run_dir / "last.pt")
+    print_plan(console, plan(run, data, total_steps))
+    display = TrainingDisplay(console, total_steps, run.at.step)
+    log = Log(run_dir, run.at.step, run.at.epoch)
+    try:
+        with stop_signals() as stop, display:
+            fit(run, data, log, display, stop)
+            run.save()
+    except NonFiniteLoss as error:
+        at = checkpoint.load_checkpoint(run_dir / "last.pt")["position"]
+        raise NonFiniteLoss(
+            f"{error}; the last good checkpoint is {run_dir / 'last.pt'}, of step {at['step']}. "
+            "Lower --lr, or ramp the mimicking by --mimic-warmup, in a new run"
+        ) from error
+    finally:
+        log.close()
+    if stop() and run.at.epoch < config.epochs:
+        console.print(f"stopped after step {run.at.step}; go on with: fastdhm train --resume {run_dir}", soft_wrap=True)
+        return Outcome(run_dir, stop())
+    finish(run, console)
+    return Outcome(run_dir)
+
+
+def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
+    """What the run is going to do, for a person to read before it starts."""
+    config, at = run.config, run.at
+    branches = {"B0": run.model.trunk, **run.model.branches}
+    sizes = ", ".join(f"{name} {sum(p.numel() for p in branch.parameters()):,}" for name, branch in branches.items())
+    train, val = f"{data.train.num_samples:,} training", f"{data.val.num_samples:,} validation images"
+    steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
+    start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
+    threads = f"{torch.get_num_threads()} threads"
+    return {
+        "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader",
+        "network": f"{config.arch}, parameters: {sizes}",
+        "method": f"{config.method}, {steps}{start}",
+        "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}",
+        "run": str(run.dir),
+    }
+
+
+def finish(run: Run, console: Console) -> None:
+    """Write the stripped network and the curves, and report."""
+    if run.config.keep == "best" and (run.dir / "best.pt").exists():
+        best = checkpoint.load_checkpoint(run.dir / "best.pt")
+        checkpoint.load_weights(run.model, best["model"], run.dir / "best.pt", run.config.arch)
+    checkpoint.save_network(run.dir / "network.safetensors", run.model.strip(), run.config, run.classes)
+    rows = read_log(run.dir)
+    plot_curves(rows, run.dir / "curves.png", f"{run.config.arch}, {run.config.method}, {run.config.dataset}")
+    print_report(console, rows, run.model.branch_names)
+    print_plan(console, {
+        "network": f"{run.dir / 'network.safetensors'} (B0 of the {run.config.keep} epoch, without the branches)",
+        "curves": str(run.dir / "curves.png"),
+        "check": f"fastdhm eval {run.dir}",
+    })  # fmt: skip
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """Check the names and replace what is left open by what this machine has."""
+    models.check(config.arch, config.branches)
+    methods.check(config.method)
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()
+    if dataset.startswith("folder:"):
+        dataset = f"folder:{Path(dataset.removeprefix('folder:')).expanduser().absolute()}"
+    short = dataset.rpartition("/")[2].replace(":", "-")
+    name = f"{short}-{config.arch}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(
+        config,
+        dataset=dataset,
+        data_dir=str(data_dir),
+        run_dir=str(config.run_dir or Path("runs") / name),
+        device=str(device),
+        precision=str(dtype).removeprefix("torch."),
+    )

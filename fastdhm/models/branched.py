@@ -1,0 +1,85 @@
+"""A trunk with side branches: one forward pass, stacked logits; take the branches away and the plain network is left.
+
+Legend: M branches (the trunk is B0), B batch, K classes.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastdhm.errors import unknown
+
+
+class _Capture:
+    """A forward hook that keeps a module's output under a name."""
+
+    def __init__(self, features: dict[str, Tensor], tap: str):
+        self.features, self.tap = features, tap
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.features[self.tap] = output
+
+
+class Branch(nn.Sequential):
+    """A side branch (App. A): residual stages, average pooling and its own classifier; feature map in, logits out."""
+
+    def __init__(self, stages: Iterable[nn.Module], features: int, num_classes: int):
+        super().__init__()
+        self.stages = nn.Sequential(*stages)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(features, num_classes)
+
+
+class BranchedModel(nn.Module):
+    """A plain network and the side branches that grow from it.
+
+    ``forward(x)`` gives ``logits_MBK``, B0 (the trunk) first, then the active branches in the order of ``branches``.
+
+    Args:
+        trunk: the plain network, images to logits, under its own parameter names.
+        branches: name ("B1", "B2", ...) -> module from the tapped feature map to logits.
+        taps: name -> the trunk module whose output the branch takes.
+    """
+
+    def __init__(self, trunk: nn.Module, branches: Mapping[str, nn.Module], taps: Mapping[str, str]):
+        super().__init__()
+        self.trunk = trunk
+        self.branches = nn.ModuleDict(branches)
+        self.taps = {name: taps[name] for name in branches}
+        self._features: dict[str, Tensor] = {}
+        self._hooks = {
+            tap: trunk.get_submodule(tap).register_forward_hook(_Capture(self._features, tap))
+            for tap in dict.fromkeys(self.taps.values())
+        }
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """The names along the first axis of the logits: ``("B0", "B1", ...)``."""
+        return ("B0", *self.branches)
+
+    def forward(self, x: Tensor, active: Iterable[str] | None = None) -> Tensor:
+        """Logits of the trunk and of the ``active`` branches (default: all), stacked: ``[1 + len(active), B, K]``.
+
+        A branch that is not active is not computed. ``ValueError`` for a name that is no branch.
+        """
+        active = tuple(self.branches) if active is None else tuple(active)
+        for name in active:
+            if name not in self.branches:
+                raise unknown("branch", name, self.branches)
+        try:
+            logits = [self.trunk(x)]
+            logits += [self.branches[name](self._features[self.taps[name]]) for name in active]
+        finally:
+            self._features.clear()  # nothing may outlive the pass: a kept feature map is kept memory
+        return torch.stack(logits)
+
+    def strip(self) -> nn.Module:
+        """A copy of the plain network without the branches: same class, same parameter names, bit-equal output."""
+        self._features.clear()
+        trunk = copy.deepcopy(self.trunk)
+        for tap, hook in self._hooks.items():
+            trunk.get_submodule(tap)._forward_hooks.pop(hook.id)
+        return trunk

@@ -1,0 +1,127 @@
+"""The mimicking loss: every branch learns from the labels and from every other branch (Eq. 1-9).
+
+Legend: M branches (index 0 = main), B batch, K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdhm.errors import unknown
+
+IMPLS = ("auto", "eager")
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def mimic_loss_eager(
+    logits_MBK: Tensor,
+    target_B: Tensor,
+    weights_MM: Tensor,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """The meaning of :func:`mimic_loss`, in plain torch: no validation, autograd does the backward."""
+    logits_MBK = logits_MBK.to(torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32)
+    used_M = (weights_MM != 0).any(0) | (weights_MM != 0).any(1)
+    logits_MBK = logits_MBK.where(used_M[:, None, None], 0)  # an unused branch adds nothing, even where it is NaN
+
+    student_MBK = F.log_softmax(logits_MBK / temperature, -1)
+    teacher_MBK = student_MBK.detach()
+    # where P_p = 0 the summand is 0, also when its logarithm is -inf
+    gap_MMBK = (teacher_MBK[:, None] - student_MBK[None]).where(teacher_MBK[:, None] > -torch.inf, 0)
+    kl_MM = temperature**2 * (teacher_MBK.exp()[:, None] * gap_MMBK).sum(-1).mean(-1)
+
+    num_labelled = (target_B != ignore_index).sum().clamp(min=1)
+    ce_M = torch.stack([
+        F.cross_entropy(z_BK, target_B, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
+        for z_BK in logits_MBK
+    ])  # fmt: skip
+    is_ce_MM = torch.eye(len(kl_MM), dtype=torch.bool, device=kl_MM.device)
+    terms_MM = kl_MM.where(~is_ce_MM, torch.diag(ce_M / num_labelled))
+    terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
+    # a weight of zero switches its term off, even one that is infinite
+    loss = (weights_MM * terms_MM).where(weights_MM != 0, 0).sum()
+    return loss, terms_MM.detach()
+
+
+def mimic_loss(
+    logits_MBK: Tensor,
+    target_B: Tensor,
+    weights_MM: Tensor,
+    *,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of all cross-entropies and all ordered pairs of mimicking terms, and every term of it.
+
+    With ``P_m = softmax(z_m / T)`` (Eq. 1, 2, 8, 9)::
+
+        terms[p, q] = T^2 KL(P_p || P_q)    teacher p, student q, mean over the batch
+        terms[m, m] = CE(z_m, y)            mean over the labelled rows
+        loss        = sum(weights * terms)
+
+    A teacher is a constant: branch q gets its gradient from column q only,
+    ``dloss/dz_q = 1/B [W_qq (softmax(z_q) - y~) + T sum_{p != q} W_pq (P_q - P_p)]``.
+    A branch whose row and column of ``weights_MM`` are zero adds exactly nothing, even if its logits are NaN.
+
+    Args:
+        logits_MBK: branch logits, B0 first; float32, bfloat16, float16 or float64. Gets a gradient.
+        target_B: class indices, int64, in [0, K), or ``ignore_index``: such a row has no cross-entropy and keeps its
+            mimicking terms. With no labelled row at all the cross-entropies are 0.
+        weights_MM: weight of each term, floating point, on the logits' device. Gets no gradient.
+        temperature: T > 0, for the mimicking terms only.
+        label_smoothing: in [0, 1], for the cross-entropies only.
+        ignore_index: the target that means "no label".
+        impl: ``"eager"`` (plain torch, the reference) or ``"auto"``, the fastest that is available.
+
+    Returns:
+        ``(loss, terms_MM)``: a scalar, and the terms without gradient; float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device, temperature or smoothing, or a target out of range (checked on CPU
+            tensors; on a GPU the check would wait for the device, and an assertion there reports it).
+    """
+    if impl not in IMPLS:
+        raise unknown("impl", impl, IMPLS)
+    _validate(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index)
+    return mimic_loss_eager(logits_MBK, target_B, weights_MM.detach(), temperature, label_smoothing, ignore_index)
+
+
+def _validate(
+    logits_MBK: Tensor,
+    target_B: Tensor,
+    weights_MM: Tensor,
+    temperature: float,
+    label_smoothing: float,
+    ignore_index: int,
+) -> None:
+    if logits_MBK.ndim != 3 or 0 in logits_MBK.shape:
+        raise ValueError(f"logits_MBK has shape {tuple(logits_MBK.shape)}: needs [branches, batch, classes], none zero")
+    M, B, K = logits_MBK.shape
+    if logits_MBK.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"logits_MBK is {logits_MBK.dtype}: needs one of {', '.join(map(str, FLOAT_DTYPES))}")
+    if target_B.shape != (B,) or target_B.dtype != torch.int64:
+        raise ValueError(
+            f"target_B is {target_B.dtype} {tuple(target_B.shape)}: needs int64 ({B},), as the logits' batch"
+        )
+    if weights_MM.shape != (M, M) or not weights_MM.is_floating_point():
+        raise ValueError(
+            f"weights_MM is {weights_MM.dtype} {tuple(weights_MM.shape)}: needs floating point ({M}, {M}), "
+            "a row and a column for each branch of the logits"
+        )
+    for name, tensor in {"target_B": target_B, "weights_MM": weights_MM}.items():
+        if tensor.device != logits_MBK.device:
+            raise ValueError(f"{name} is on {tensor.device}, the logits on {logits_MBK.device}: move it there")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}: needs a finite number above 0")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}: needs a number in [0, 1]")
+    if target_B.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = (target_B != ignore_index) & ((target_B < 0) | (target_B >= K))
+        if wrong.any():
+            raise ValueError(
+                f"target_B holds {int(target_B[wrong][0])}: needs a class in [0, {K}), or ignore_index ({ignore_index})"
+            )

@@ -1,0 +1,361 @@
+import multiprocessing
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fastdhm.data import _ffcv, open_loaders
+from fastdhm.data.beton import ImageSettings, build
+from fastdhm.data.crops import crop_boxes
+from fastdhm.data.ffcv_loader import _epoch_class
+from fastdhm.data.loaders import build_loader, pick_kind
+from fastdhm.data.sources import load_sources
+from fastdhm.data.synthetic import SyntheticSource
+from fastdhm.errors import UserError
+
+KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch"], indirect=True)
+SYNTHETIC = "synthetic:203"
+OPTIONS = {
+    "batch_size": 32,
+    "image_size": 32,
+    "crop": "pad",
+    "crop_ratio": 1.0,
+    "seed": 0,
+    "workers": 1,
+    "shuffle": True,
+    "drop_last": True,
+}
+OPEN = {
+    "batch_size": 7,
+    "eval_batch_size": 7,
+    "image_size": 16,
+    "crop": "scale",
+    "crop_ratio": 1.0,
+    "seed": 0,
+    "workers": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def make(build_raw):
+    """``make(kind, ...)``: a loader of a small training set; equal ones are shared, as each of FFCV's compiles anew."""
+    made = {}
+
+    def get(kind, dataset=SYNTHETIC, settings=None, **options):
+        source, path = build_raw(dataset, settings)
+        key = (kind, path, *sorted(options.items()))
+        if key not in made:
+            made[key] = build_loader(kind, source, beton=path, **{**OPTIONS, **options})
+        return made[key]
+
+    yield get
+    for loader in made.values():
+        loader.close()
+
+
+def read(loader, epoch, start_batch=0):
+    with loader.epoch(epoch, start_batch) as batches:
+        return list(batches)
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch.index_B, other.index_B)
+        assert torch.equal(batch.target_B, other.target_B)
+        assert torch.equal(batch.image_BHWC, other.image_BHWC)
+
+
+@KINDS
+def test_batches_hold_the_right_samples(make, build_raw, kind):
+    source, _ = build_raw(SYNTHETIC)
+    loader = make(kind)
+    batches = read(loader, 0)
+    assert len(batches) == len(loader) == 6
+    assert loader.num_samples == 203
+    for batch in batches:
+        assert batch.image_BHWC.dtype == torch.uint8
+        assert batch.target_B.dtype == batch.index_B.dtype == torch.int64
+        assert batch.image_BHWC.shape == (32, 32, 32, 3)
+        assert np.array_equal(batch.image_BHWC.numpy(), source.pixels(batch.index_B.numpy()))
+        assert np.array_equal(batch.target_B.numpy(), source.target_N[batch.index_B.numpy()])
+    index = torch.cat([batch.index_B for batch in batches])
+    assert len(index.unique()) == len(index)
+
+
+@KINDS
+def test_validation_keeps_order_and_the_last_partial_batch(make, kind):
+    batches = read(make(kind, crop="center", shuffle=False, drop_last=False), 0)
+    assert [len(batch.target_B) for batch in batches] == [32] * 6 + [11]
+    assert torch.equal(torch.cat([batch.index_B for batch in batches]), torch.arange(203))
+
+
+@KINDS
+def test_batch_of_one_keeps_its_dimension(make, kind):
+    batch = read(make(kind, batch_size=101, crop="center", shuffle=False, drop_last=False), 0)[-1]
+    assert (batch.image_BHWC.shape, batch.target_B.shape, batch.index_B.shape) == ((1, 32, 32, 3), (1,), (1,))
+
+
+@KINDS
+def test_epochs_and_seeds_differ_and_repeat(make, kind):
+    loader = make(kind)
+    first, second = read(loader, 0), read(loader, 1)
+    assert not torch.equal(first[0].index_B, second[0].index_B)
+    assert_same(first, read(loader, 0))
+    assert not torch.equal(first[0].index_B, read(make(kind, seed=1), 0)[0].index_B)
+
+
+@KINDS
+@pytest.mark.parametrize("crop", ["pad", "scale", "shift", "center"])
+def test_worker_count_does_not_matter(make, photo_root, kind, crop):
+    options = {"dataset": f"folder:{photo_root}", "batch_size": 5, "crop": crop, "crop_ratio": 0.875}
+    one, two = (read(make(kind, workers=workers, **options), 2) for workers in (1, 2))
+    assert_same(one, two)
+
+
+@KINDS
+@pytest.mark.parametrize("start", [0, 1, 4, 6])
+def test_start_batch_goes_on_where_the_epoch_was_left(make, kind, start):
+    assert_same(read(make(kind), 3)[start:], read(make(kind), 3, start))
+
+
+@KINDS
+def test_start_batch_with_crops(make, photo_root, kind):
+    options = {"dataset": f"folder:{photo_root}", "batch_size": 5, "crop": "scale"}
+    assert_same(read(make(kind, **options), 3)[2:], read(make(kind, **options), 3, 2))
+
+
+@KINDS
+def test_start_batch_outside_the_epoch(make, kind):
+    with pytest.raises(ValueError, match="start_batch 7"):
+        read(make(kind), 0, 7)
+
+
+@pytest.mark.parametrize("crop", ["pad", "center", "shift"])
+def test_ffcv_and_torch_agree_to_the_byte_without_resizing(ffcv, make, crop):
+    assert_same(read(make("ffcv", crop=crop), 1), read(make("torch", crop=crop), 1))
+
+
+def test_ffcv_and_torch_cut_the_same_boxes_without_resizing(ffcv, make, photo_root):
+    """Squares of 64 out of pictures whose short side is 64 need no resizing, wherever they are cut."""
+    options = {"dataset": f"folder:{photo_root}", "batch_size": 24, "crop": "shift", "image_size": 64}
+    (ours,), (theirs,) = read(make("ffcv", **options), 1), read(make("torch", **options), 1)
+    same = [torch.equal(a, b) for a, b in zip(ours.image_BHWC, theirs.image_BHWC, strict=True)]
+    assert sum(same) >= 8  # the pictures with that short side
+
+
+@KINDS
+@pytest.mark.parametrize("crop", ["scale", "shift", "center"])
+def test_boxes_are_cut_and_resized(make, build_raw, photo_root, kind, crop):
+    """The pictures are ramps, so the mean colour of a cut-out tells where its middle was."""
+    dataset = f"folder:{photo_root}"
+    source, _ = build_raw(dataset)
+    (batch,) = read(make(kind, dataset, crop=crop, crop_ratio=0.875, batch_size=24), 5)
+    size_B2 = np.array([source.image(int(i)).size for i in batch.index_B])
+    width, height = size_B2.T
+    top, left, h, w = crop_boxes(crop, height, width, batch.index_B.numpy(), 5, 0, 0.875).T
+    means = batch.image_BHWC.float().mean(dim=(1, 2)).numpy()
+    assert np.abs(means[:, 0] - 255 * (left + (w - 1) / 2) / (width - 1)).max() < 2.5
+    assert np.abs(means[:, 1] - 255 * (top + (h - 1) / 2) / (height - 1)).max() < 2.5
+
+
+def test_jpg_is_decoded_by_ffcv(ffcv, make, photo_root):
+    options = {"dataset": f"folder:{photo_root}", "batch_size": 24, "crop": "center", "image_size": 48}
+    jpg = ImageSettings(mode="jpg", quality=95)
+    (raw,), (lossy,) = read(make("ffcv", **options), 0), read(make("ffcv", settings=jpg, **options), 0)
+    assert (raw.image_BHWC.float() - lossy.image_BHWC.float()).abs().mean() < 3
+
+
+@KINDS
+@pytest.mark.parametrize("crop", ["scale", "center"])
+def test_odd_images_load(make, odd_root, kind, crop):
+    batches = read(make(kind, f"folder:{odd_root}", crop=crop, image_size=20, batch_size=28), 0)
+    assert batches[0].image_BHWC.shape == (28, 20, 20, 3)
+
+
+@KINDS
+def test_global_generators_are_left_alone(make, kind):
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
+    read(make(kind), 0)
+    read(make(kind, workers=2), 0)
+    assert torch.equal(state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
+
+
+@KINDS
+def test_batches_are_the_readers_to_keep(make, kind):
+    loader = make(kind, batch_size=8)
+    with loader.epoch(0) as batches:
+        copies = [(batch, batch.image_BHWC.clone()) for batch in batches]
+    assert all(torch.equal(batch.image_BHWC, copy) for batch, copy in copies)
+
+
+@KINDS
+def test_two_loaders_at_once_do_not_disturb_each_other(make, kind):
+    train, val = make(kind, workers=2), make(kind, workers=2, crop="center", shuffle=False, drop_last=False)
+    alone = read(train, 0), read(val, 0)
+    with train.epoch(0) as first, val.epoch(0) as second:
+        pairs = list(zip(first, second, strict=False))
+    assert_same([a for a, _ in pairs], alone[0])
+    assert_same([b for _, b in pairs], alone[1][: len(pairs)])
+
+
+@KINDS
+def test_leaving_early_leaves_nothing_running(make, photo_root, kind):
+    loader = make(kind, f"folder:{photo_root}", batch_size=2, workers=2)
+    read(loader, 0)
+    threads, processes = set(threading.enumerate()), set(multiprocessing.active_children())
+    for epoch in range(4):
+        with loader.epoch(epoch) as batches:
+            next(batches)
+    with pytest.raises(ZeroDivisionError), loader.epoch(4) as batches:
+        1 / 0  # noqa: B018
+    with loader.epoch(5):
+        pass
+    assert set(threading.enumerate()) <= threads
+    assert set(multiprocessing.active_children()) <= processes
+
+
+def test_ffcv_thread_error_reaches_the_reader(ffcv, make):
+    loader = make("ffcv")
+    jobs = loader._jobs
+
+    def fail(epoch, index_B, seen=[]):  # noqa: B006
+        seen.append(1)
+        if len(seen) == 3:
+            raise ZeroDivisionError("from the thread")
+        return jobs(epoch, index_B)
+
+    loader._jobs = fail
+    started = time.monotonic()
+    with pytest.raises(ZeroDivisionError, match="from the thread"):
+        read(loader, 0)
+    assert time.monotonic() - started < 10
+    loader._jobs = jobs
+    assert len(read(loader, 0)) == 6
+
+
+def test_ffcv_thread_that_vanishes_is_noticed(ffcv, make, monkeypatch):
+    loader = make("ffcv")
+    monkeypatch.setattr(_epoch_class(), "run", lambda self: None)
+    with pytest.raises(RuntimeError, match="ended without finishing"):
+        read(loader, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torch_worker_error_names_the_file_and_no_traceback(bad_root, workers):
+    source, _ = load_sources(f"folder:{bad_root}", bad_root)
+    options = {**OPTIONS, "batch_size": 4, "crop": "center", "workers": workers, "shuffle": False, "drop_last": False}
+    loader = build_loader("torch", source, beton=None, **options)
+    with pytest.raises(UserError, match=r"cut\.jpg: not a complete image") as caught:
+        read(loader, 0)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_ffcv_leaves_torchs_threads_alone(ffcv, make):
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            read(make("ffcv", workers=2, seed=100 + count), 0)  # another seed: not a shared loader
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_ffcv_takes_any_number_of_workers(ffcv, make):
+    one = read(make("ffcv", workers=1), 0)
+    for workers in (0, 1000):
+        assert_same(one, read(make("ffcv", workers=workers), 0))
+
+
+def test_cut_short_file_is_refused_before_ffcv_opens_it(ffcv, tmp_path):
+    path = tmp_path / "b" / "train.beton"
+    build(SyntheticSource("train", 64), path, ImageSettings(), workers=1, progress=False)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    with pytest.raises(UserError, match="cut short"):
+        build_loader("ffcv", None, beton=path, **OPTIONS)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 204}, "batch size 204 is larger than the 203 training images"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"image_size": -1}, "image size -1"),
+        ({"crop": "middle"}, "unknown crop 'middle'"),
+        ({"crop_ratio": 0}, "crop ratio 0"),
+        ({"workers": -1}, "workers -1"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_mistakes(make, kind, values, message):
+    with pytest.raises(UserError, match=message):
+        make(kind, **values)
+
+
+def test_absent_ffcv_is_said(monkeypatch):
+    monkeypatch.setattr("fastdhm.data.loaders.why_not", lambda: "FFCV cannot be imported (no such module)")
+    assert pick_kind("auto") == ("torch", "FFCV cannot be imported (no such module)")
+    assert pick_kind("torch")[0] == "torch"
+    with pytest.raises(UserError, match=r"apt-get install libopencv-dev .*fastdhm\[ffcv\]"):
+        pick_kind("ffcv")
+    with pytest.raises(UserError, match="known: auto, ffcv, torch"):
+        pick_kind("dali")
+
+
+def test_failed_import_keeps_its_reason_and_torchs_threads(monkeypatch):
+    def fail():
+        torch.set_num_threads(1)
+        raise ImportError("libturbojpeg.so.0: cannot open shared object file")
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(_ffcv, "_parts", fail)
+    parts, reason = _ffcv._load.__wrapped__()
+    assert parts is None
+    assert "libturbojpeg.so.0" in reason
+    assert torch.get_num_threads() == before
+
+
+@KINDS
+def test_open_loaders(tmp_path, kind):
+    said = []
+    data = open_loaders("synthetic:64", tmp_path, loader=kind, say=said.append, **OPEN)
+    assert (data.kind, len(data.classes), len(data.train), len(data.val)) == (kind, 10, 9, 3)
+    assert [len(batch.target_B) for batch in read(data.val, 0)] == [7, 7, 2]
+    assert len(said) == (2 if kind == "ffcv" else 0)
+    open_loaders("synthetic:64", tmp_path, loader=kind, say=said.append, **OPEN)
+    assert len(said) == (2 if kind == "ffcv" else 0)
+
+
+@KINDS
+def test_open_loaders_skip_bad(bad_root, tmp_path, kind):
+    said = []
+    data = open_loaders(f"folder:{bad_root}", tmp_path, loader=kind, skip_bad=True, say=said.append, **OPEN)
+    assert data.train.num_samples == 28
+    assert len(read(data.train, 0)) == 4
+    assert any("left out" in line for line in said)
+
+
+def test_open_loaders_stops_at_bad_images(ffcv, bad_root, tmp_path):
+    with pytest.raises(UserError, match="text.jpg"):
+        open_loaders(f"folder:{bad_root}", tmp_path, loader="ffcv", **OPEN)
+
+
+def test_betons_serve_when_the_images_are_gone(ffcv, odd_root, tmp_path):
+    root, said = tmp_path / "images", []
+    shutil.copytree(odd_root, root)
+    first = open_loaders(f"folder:{root}", tmp_path, loader="ffcv", say=said.append, **OPEN)
+    shutil.rmtree(root)
+    said.clear()
+    second = open_loaders(f"folder:{root}", tmp_path, loader="ffcv", say=said.append, **OPEN)
+    assert "using the .beton files alone" in said[0]
+    assert second.classes == first.classes == ("cats", "dogs")
+    assert_same(read(first.train, 0), read(second.train, 0))
+    with pytest.raises(UserError, match="does not exist"):
+        open_loaders(f"folder:{root}", tmp_path, loader="torch", **OPEN)

@@ -1,0 +1,65 @@
+"""Sums on the device, the log, and what a non-finite loss says."""
+
+import json
+
+import pytest
+import torch
+
+from fastdhm.engine.record import Log, NonFiniteLoss, TrainingSums, read_log
+from fastdhm.methods import weight_matrix
+
+
+def step(sums, number, loss=2.0, terms_MM=None, correct_M=(3.0, 1.0)):
+    terms_MM = torch.tensor([[1.0, 0.5], [0.25, 1.0]]) if terms_MM is None else terms_MM
+    sums.add(number, 4, torch.tensor(loss), terms_MM, torch.tensor(correct_M, dtype=torch.float64))
+
+
+def test_means_and_errors_of_an_epoch_and_of_an_interval():
+    sums = TrainingSums(2, torch.device("cpu"))
+    step(sums, 1, loss=2.0)
+    assert sums.read_interval().scalars(weight_matrix("dhm", 2))["loss"] == 2
+    step(sums, 2, loss=4.0, correct_M=(4.0, 4.0))
+    interval = sums.read_interval().scalars(weight_matrix("dhm", 2))
+    assert interval["loss"] == 4
+    assert interval["train_error/B0"] == 0
+    epoch = sums.read().scalars(weight_matrix("dhm", 2))
+    assert epoch == {
+        "loss": 3, "ce/B0": 1, "mimic/B0->B1": 0.5, "mimic/B1->B0": 0.25, "ce/B1": 1,
+        "train_error/B0": pytest.approx(12.5), "train_error/B1": pytest.approx(37.5),
+    }  # fmt: skip
+    sums.reset()
+    assert sums.read().steps == 0
+
+
+def test_terms_without_weight_are_not_logged():
+    sums = TrainingSums(2, torch.device("cpu"))
+    step(sums, 1)
+    names = sums.read().scalars(weight_matrix("dsl", 2))
+    assert set(names) == {"loss", "ce/B0", "ce/B1", "train_error/B0", "train_error/B1"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_loss_names_its_first_step_and_the_terms(bad):
+    sums = TrainingSums(2, torch.device("cpu"))
+    step(sums, 7)
+    step(sums, 8, loss=bad, terms_MM=torch.tensor([[1.0, bad], [0.0, bad]]))
+    step(sums, 9, loss=bad, terms_MM=torch.tensor([[1.0, bad], [0.0, bad]]))
+    with pytest.raises(NonFiniteLoss, match="not finite since step 8: ce/B1, mimic/B0->B1"):
+        sums.read()
+
+
+def test_a_resumed_log_forgets_the_future(tmp_path):
+    log = Log(tmp_path, 0, 0)
+    for n in range(1, 5):
+        log.write("step", step=n, epoch=n / 4, loss=1.0)
+    log.write("epoch", step=4, epoch=1, loss=1.0)
+    log.close()
+    Log(tmp_path, 4, 0).close()  # the checkpoint was written at step 4, before the epoch's validation
+    assert [(row["kind"], row["step"]) for row in read_log(tmp_path)] == [("step", n) for n in range(1, 5)]
+    Log(tmp_path, 2, 0).close()
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "step", "step": 1}) + '\n{"kind": "st')
+    assert read_log(tmp_path) == [{"kind": "step", "step": 1}]

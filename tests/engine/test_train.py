@@ -1,0 +1,270 @@
+"""Whole runs: what they leave behind, how they stop, resume, fail and agree with `fastdhm eval`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fastdhm.cli import main
+from fastdhm.data.loaders import pick_kind
+from fastdhm.engine.checkpoint import load_checkpoint
+from fastdhm.engine.record import read_log
+
+# 320 images, 10 batches an epoch, float32: the same on every machine of the tests
+FLAGS = "--dataset synthetic:320 --arch resnet8 --batch-size 32 --device cpu --precision float32 --compile off"
+HAS_FFCV = pick_kind("auto")[0] == "ffcv"
+
+
+def command(run_dir: Path, *flags: str) -> list[str]:
+    folders = ["--run-dir", str(run_dir), "--data-dir", str(run_dir.parent / "data")]
+    return ["train", *FLAGS.split(), "--loader", "torch", "--workers", "0", *folders, *flags]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    program = "import sys; from fastdhm.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    """Until the run has logged ``step``."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        rows = read_log(run_dir) if (run_dir / "log.jsonl").exists() else []
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"the run never reached step {step}: {process.communicate()[0]}")
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Checkpoints agree in every bit of what was learnt and of where the run stands."""
+    a, b = load_checkpoint(one), load_checkpoint(other)
+    for part in ("model", "optimizer", "scaler", "rng", "sums"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0, equal_nan=True)
+    assert a["position"] == b["position"]
+
+
+def rows_without_times(run_dir: Path) -> list[dict]:
+    timed = ("images_per_s", "val_seconds")
+    return [{name: value for name, value in row.items() if name not in timed} for row in read_log(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run of two epochs, logged at every step."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert main(command(run_dir, "--epochs", "2", "--log-every", "1")) == 0
+    return run_dir
+
+
+def test_a_run_directory_holds_what_the_readme_says(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.yaml", "log.jsonl", "tensorboard", "last.pt", "best.pt", "network.safetensors", "curves.png"
+    }  # fmt: skip
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["device"], config["precision"], config["compile"], config["loader"]) == (
+        "cpu",
+        "float32",
+        "off",
+        "torch",
+    )
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_the_log_has_every_term_by_name(finished):
+    rows = read_log(finished)
+    steps, epochs = [r for r in rows if r["kind"] == "step"], [r for r in rows if r["kind"] == "epoch"]
+    assert [row["step"] for row in steps] == list(range(1, 21))
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    terms = {f"ce/B{m}" for m in range(3)} | {f"mimic/B{p}->B{q}" for p in range(3) for q in range(3) if p != q}
+    assert terms <= steps[0].keys()
+    assert {"val_error/B0", "val_top5_error/B2", "train_error/B1"} <= epochs[0].keys()
+
+
+def test_dhm_learns_on_drawn_images(finished):
+    """Ten classes: a network that has learnt nothing is wrong 90% of the time."""
+    assert read_log(finished)[-1]["val_error/B0"] < 60
+
+
+def test_the_stripped_network_is_the_trunk_under_its_own_names(finished):
+    saved = load_checkpoint(finished / "last.pt")["model"]
+    network = load_file(finished / "network.safetensors")
+    assert {f"trunk.{name}" for name in network} == {name for name in saved if name.startswith("trunk.")}
+    assert all(torch.equal(tensor, saved[f"trunk.{name}"]) for name, tensor in network.items())
+
+
+def test_eval_gives_the_runs_own_numbers_and_those_of_the_stripped_network(finished, capsys):
+    assert main(["eval", str(finished), "--json", "--workers", "0"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    last = read_log(finished)[-1]
+    for m in range(3):
+        assert results[f"B{m}"] == {"top1_error": last[f"val_error/B{m}"], "top5_error": last[f"val_top5_error/B{m}"]}
+    assert results["network"] == results["B0"]
+    assert main(["eval", str(finished / "network.safetensors"), "--json", "--workers", "0"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"network": results["B0"]}
+
+
+def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
+    """SIGKILL in the middle of the second epoch; the checkpoint is some steps behind the log."""
+    run_dir = tmp_path / "run"
+    process = start(command(run_dir, "--epochs", "2", "--log-every", "1", "--save-minutes", "0.002"))
+    wait_for_step(run_dir, 14, process)
+    process.kill()
+    process.wait()
+    stands = load_checkpoint(run_dir / "last.pt")["position"]
+    assert stands["step"] < 20, "killed too late to show anything"
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert_same_state(run_dir / "last.pt", finished / "last.pt")
+    assert rows_without_times(run_dir) == rows_without_times(finished)
+    assert load_file(run_dir / "network.safetensors").keys() == load_file(finished / "network.safetensors").keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(finished, tmp_path, number):
+    run_dir = tmp_path / "run"
+    process = start(command(run_dir, "--epochs", "2", "--log-every", "1"))
+    wait_for_step(run_dir, 3, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number
+    assert f"fastdhm train --resume {run_dir}" in output
+    assert "Traceback" not in output
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert_same_state(run_dir / "last.pt", finished / "last.pt")
+
+
+def test_max_steps_ends_in_order_and_a_resume_goes_on(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    assert main(command(run_dir, "--epochs", "2", "--log-every", "1", "--max-steps", "13")) == 0
+    assert read_log(run_dir)[-1]["kind"] == "epoch"
+    assert (run_dir / "network.safetensors").exists()
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert_same_state(run_dir / "last.pt", finished / "last.pt")
+    assert rows_without_times(run_dir) == rows_without_times(finished)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = (finished / "log.jsonl").read_text()
+    assert main(["train", "--resume", str(finished)]) == 0
+    assert (finished / "log.jsonl").read_text() == before
+
+
+@pytest.mark.skipif(not HAS_FFCV, reason="FFCV is not installed")
+def test_both_loaders_train_the_same_network(tmp_path):
+    """Drawn images need no resizing, so both feed the same bytes."""
+    for kind, workers in (("torch", "2"), ("ffcv", "1")):
+        flags = ["--loader", kind, "--workers", workers, "--epochs", "1"]
+        assert main(command(tmp_path / kind, *flags)) == 0
+    assert_same_state(tmp_path / "torch" / "last.pt", tmp_path / "ffcv" / "last.pt")
+
+
+def test_the_other_flags_work_together(tmp_path):
+    flags = "--method dsl --branches [B2] --accumulate 4 --clip-grad 1 --decay-norm-bias false --keep best --epochs 1"
+    flags += " --precision bfloat16 --label-smoothing 0.1 --schedule cosine --flip true --max-steps 4 --nesterov true"
+    assert main(command(tmp_path / "run", *flags.split())) == 0
+    row = read_log(tmp_path / "run")[-1]
+    assert {name for name in row if name.startswith(("ce/", "mimic/"))} == {"ce/B0", "ce/B1"}
+
+
+def test_accumulation_gives_the_same_gradient(tmp_path):
+    """Without batch statistics in play it is the same sum; here they are, so only the first loss agrees closely."""
+    losses = []
+    for parts in ("1", "2"):
+        assert main(command(tmp_path / parts, "--accumulate", parts, "--max-steps", "1", "--log-every", "1")) == 0
+        losses.append(read_log(tmp_path / parts)[0]["ce/B0"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_trains_as_the_eager_one(tmp_path):
+    for name in ("off", "on"):
+        assert main(command(tmp_path / name, "--compile", name, "--max-steps", "3", "--log-every", "1")) == 0
+    eager, compiled = (read_log(tmp_path / name) for name in ("off", "on"))
+    assert [row["loss"] for row in compiled[:3]] == pytest.approx([row["loss"] for row in eager[:3]], rel=2e-3)
+
+
+def test_a_loss_that_breaks_stops_the_run_and_names_step_term_and_checkpoint(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert main(command(run_dir, "--lr", "1e20", "--log-every", "1", "--epochs", "2")) == 2
+    message = capsys.readouterr().err
+    assert "not finite since step" in message and "ce/B0" in message and str(run_dir / "last.pt") in message
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(run_dir / "last.pt")["model"].values())
+
+
+def test_a_broken_loss_between_log_points_is_not_saved_over_the_good_checkpoint(tmp_path):
+    run_dir = tmp_path / "run"
+    assert main(command(run_dir, "--lr", "1e20", "--log-every", "1000", "--epochs", "2")) == 2
+    assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epochs 3", "holds a run with another config (epochs: 2 -> 3)"),
+        ("--epochs 2", "holds a run with this config"),
+    ],
+)
+def test_an_existing_run_directory_is_refused(finished, capsys, flags, message):
+    assert main(command(finished, "--log-every", "1", *flags.split())) == 2
+    error = capsys.readouterr().err
+    assert message in error and f"--resume {finished}" in error
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    assert main(command(tmp_path / "mine")) == 2
+    assert "is not a run of fastdhm" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr 0.3", "lr: 0.1 -> 0.3"),
+        ("--arch resnet14", "arch: resnet8 -> resnet14"),
+        ("--epochs 4", "epochs: 2 -> 4"),
+    ],
+)
+def test_a_resume_that_would_change_the_run_is_refused(finished, capsys, flags, message):
+    assert main(["train", "--resume", str(finished), *flags.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resuming_what_is_not_there(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path / "nowhere")]) == 2
+    assert "is not a run of fastdhm" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert main(command(run_dir, "--arch", "resnet14", "--max-steps", "1")) == 0
+    os.replace(run_dir / "last.pt", tmp_path / "kept.pt")
+    (run_dir / "last.pt").write_bytes((finished / "last.pt").read_bytes())
+    assert main(["train", "--resume", str(run_dir)]) == 2
+    assert "another network than resnet14" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nowhere.pt", "nowhere.safetensors"])
+def test_eval_of_what_is_not_there(tmp_path, capsys, path):
+    assert main(["eval", str(tmp_path / path)]) == 2
+    assert "is not there" in capsys.readouterr().err
+
+
+def test_batch_larger_than_the_data(tmp_path, capsys):
+    assert main(command(tmp_path / "run", "--batch-size", "1000")) == 2
+    error = capsys.readouterr().err
+    assert "1000" in error and "320" in error
+    assert not (tmp_path / "run").exists(), "a run that never began left a directory"

@@ -1,0 +1,195 @@
+"""The mimicking loss against Eq. 1-9 written out pair by pair, and its closed-form gradient.
+
+Legend: M branches, B batch, K classes.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdhm.methods import weight_matrix
+from fastdhm.ops.mimic_loss import mimic_loss
+
+
+def case(M, B, K, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits_MBK = 3 * torch.randn(M, B, K, generator=generator, dtype=torch.float64)
+    target_B = torch.randint(K, (B,), generator=generator)
+    return logits_MBK.to(dtype), target_B, torch.rand(M, M, generator=generator, dtype=torch.float64)
+
+
+def by_pairs(logits_MBK, target_B, weights_MM, temperature, smoothing):
+    """The paper's formulas, one term after the other."""
+    M = len(logits_MBK)
+    terms = torch.zeros(M, M, dtype=torch.float64)
+    loss = 0
+    for p in range(M):
+        for q in range(M):
+            if p == q:
+                term = F.cross_entropy(logits_MBK[p], target_B, label_smoothing=smoothing)
+            else:
+                teacher = (logits_MBK[p].detach() / temperature).softmax(-1)
+                student = (logits_MBK[q] / temperature).log_softmax(-1)
+                term = temperature**2 * F.kl_div(student, teacher, reduction="batchmean")
+            terms[p, q] = term.detach()
+            loss = loss + weights_MM[p, q] * term
+    return loss, terms
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    M=st.integers(1, 5), B=st.integers(1, 9), K=st.integers(1, 33), seed=st.integers(0, 999),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]), smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+)  # fmt: skip
+def test_values_and_gradients_are_those_of_the_equations(M, B, K, seed, temperature, smoothing):
+    logits_MBK, target_B, weights_MM = case(M, B, K, seed)
+    ours, theirs = (logits_MBK.clone().requires_grad_() for _ in range(2))
+    loss, terms_MM = mimic_loss(ours, target_B, weights_MM, temperature=temperature, label_smoothing=smoothing)
+    expected_loss, expected_MM = by_pairs(theirs, target_B, weights_MM, temperature, smoothing)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(terms_MM, expected_MM)
+    loss.backward(), expected_loss.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_gradient_is_the_closed_form():
+    logits_MBK, target_B, weights_MM = case(3, 5, 7)
+    T = 2.0
+    logits_MBK.requires_grad_()
+    mimic_loss(logits_MBK, target_B, weights_MM, temperature=T)[0].backward()
+    sharp, soft = logits_MBK.detach().softmax(-1), (logits_MBK.detach() / T).softmax(-1)
+    for q in range(3):
+        mimic = sum(weights_MM[p, q] * (soft[q] - soft[p]) for p in range(3))
+        expected = (weights_MM[q, q] * (sharp[q] - F.one_hot(target_B, 7)) + T * mimic) / 5
+        torch.testing.assert_close(logits_MBK.grad[q], expected)
+
+
+def test_gradcheck_with_frozen_teachers():
+    """Numerical gradients see the teachers move too; so each branch is checked as student of constants."""
+    logits_MBK, target_B, weights_MM = case(3, 4, 5)
+    for q in range(3):
+        column_MM = torch.zeros_like(weights_MM)
+        column_MM[:, q] = weights_MM[:, q]
+
+        def loss_of(student_BK, q=q, column_MM=column_MM):
+            rows = [student_BK if m == q else logits_MBK[m] for m in range(3)]
+            return mimic_loss(torch.stack(rows), target_B, column_MM)[0]
+
+        assert torch.autograd.gradcheck(loss_of, logits_MBK[q].clone().requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_low_precision_logits_are_computed_in_float32(dtype):
+    logits_MBK, target_B, weights_MM = case(3, 6, 11, dtype=dtype)
+    loss, terms_MM = mimic_loss(logits_MBK, target_B, weights_MM.float())
+    exact, _ = mimic_loss(logits_MBK.double(), target_B, weights_MM)
+    assert terms_MM.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_any_strides(layout):
+    logits_MBK, target_B, weights_MM = case(3, 8, 10)
+    strided = {
+        "transposed": logits_MBK.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        "sliced": torch.stack([logits_MBK, logits_MBK], -1)[..., 0],
+        "expanded": logits_MBK[:1].expand(3, -1, -1),
+    }[layout]
+    loss, terms_MM = mimic_loss(strided, target_B, weights_MM)
+    expected, expected_MM = mimic_loss(strided.contiguous(), target_B, weights_MM)
+    torch.testing.assert_close((loss, terms_MM), (expected, expected_MM))
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -float("inf")])
+def test_a_branch_without_weights_adds_exactly_nothing(garbage):
+    logits_MBK, target_B, _ = case(3, 4, 5)
+    weights_MM = torch.ones(3, 3, dtype=torch.float64)
+    weights_MM[1], weights_MM[:, 1] = 0, 0
+    broken = logits_MBK.clone()
+    broken[1] = garbage
+    broken.requires_grad_()
+    loss, terms_MM = mimic_loss(broken, target_B, weights_MM)
+    loss.backward()
+    expected, _ = mimic_loss(logits_MBK[[0, 2]], target_B, torch.ones(2, 2, dtype=torch.float64))
+    torch.testing.assert_close(loss, expected)
+    assert (terms_MM[1] == 0).all() and (terms_MM[:, 1] == 0).all()
+    assert (broken.grad[1] == 0).all() and broken.grad.isfinite().all()
+
+
+def test_ignored_rows_lose_their_cross_entropy_only():
+    logits_MBK, target_B, weights_MM = case(2, 6, 5)
+    target_B[[1, 4]] = -100
+    _, terms_MM = mimic_loss(logits_MBK, target_B, weights_MM)
+    _, full_MM = mimic_loss(logits_MBK, target_B.clamp(min=0), weights_MM)
+    torch.testing.assert_close(terms_MM[0, 0], F.cross_entropy(logits_MBK[0], target_B))
+    assert terms_MM[0, 1] == full_MM[0, 1]
+
+
+def test_a_batch_without_labels_still_mimics():
+    logits_MBK, target_B, weights_MM = case(2, 3, 5)
+    loss, terms_MM = mimic_loss(logits_MBK, torch.full_like(target_B, -100), weights_MM)
+    assert terms_MM.diag().tolist() == [0, 0]
+    assert loss > 0
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_extreme_logits_stay_finite(size):
+    logits_MBK = torch.tensor([[[size, -size, 0.0]], [[-size, size, 0.0]]], requires_grad=True)
+    loss, terms_MM = mimic_loss(logits_MBK, torch.tensor([1]), torch.ones(2, 2))
+    loss.backward()
+    assert terms_MM.isfinite().all()
+    assert logits_MBK.grad.isfinite().all()
+
+
+def test_a_class_that_all_branches_exclude_costs_nothing():
+    logits_MBK = torch.tensor([[[0.0, 1.0, -torch.inf]], [[1.0, 0.0, -torch.inf]]])
+    _, terms_MM = mimic_loss(logits_MBK, torch.tensor([0]), torch.ones(2, 2))
+    _, without_MM = mimic_loss(logits_MBK[..., :2], torch.tensor([0]), torch.ones(2, 2))
+    torch.testing.assert_close(terms_MM, without_MM)
+
+
+def test_agreeing_branches_mimic_for_free():
+    logits_MBK, target_B, _ = case(1, 4, 6)
+    _, terms_MM = mimic_loss(logits_MBK.expand(3, -1, -1), target_B, weight_matrix("dhm", 3))
+    assert (terms_MM - terms_MM.diag().diag()).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logits_MBK": torch.zeros(4, 5)}, r"logits_MBK has shape \(4, 5\)"),
+        ({"logits_MBK": torch.zeros(2, 4, 0)}, r"logits_MBK has shape \(2, 4, 0\)"),
+        ({"logits_MBK": torch.zeros(2, 4, 5, dtype=torch.int64)}, "logits_MBK is torch.int64.*float32"),
+        ({"target_B": torch.zeros(3, dtype=torch.int64)}, r"target_B is torch.int64 \(3,\).*\(4,\)"),
+        ({"target_B": torch.zeros(4)}, "target_B is torch.float32.*int64"),
+        ({"target_B": torch.tensor([0, 1, 5, 0])}, r"target_B holds 5: needs a class in \[0, 5\)"),
+        ({"target_B": torch.tensor([0, -1, 4, 0])}, "target_B holds -1"),
+        ({"weights_MM": torch.ones(3, 3)}, r"weights_MM is torch.float32 \(3, 3\).*\(2, 2\)"),
+        ({"weights_MM": torch.ones(2, 2, dtype=torch.int64)}, "weights_MM is torch.int64"),
+        ({"weights_MM": torch.ones(2, 2, device="meta")}, "weights_MM is on meta, the logits on cpu"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+        ({"impl": "egaer"}, "unknown impl 'egaer'; did you mean 'eager'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_input_is_named(changes, message):
+    arguments = {
+        "logits_MBK": torch.zeros(2, 4, 5),
+        "target_B": torch.zeros(4, dtype=torch.int64),
+        "weights_MM": torch.ones(2, 2),
+    }
+    with pytest.raises(ValueError, match=message):
+        mimic_loss(**(arguments | changes))
+
+
+@pytest.mark.slow
+def test_compiles_into_one_graph():
+    logits_MBK, target_B, weights_MM = case(3, 8, 10, dtype=torch.float32)
+    compiled = torch.compile(mimic_loss, fullgraph=True)
+    torch.testing.assert_close(
+        compiled(logits_MBK, target_B, weights_MM.float()), mimic_loss(logits_MBK, target_B, weights_MM.float())
+    )

@@ -1,0 +1,92 @@
+"""The house rules that code can check: which way imports run, who touches what, what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# package -> what of fastdhm it may import; nothing else
+ALLOWED = {
+    "errors": set(),
+    "config": set(),
+    "recipes": set(),
+    "files": {"errors"},
+    "methods": {"errors", "ops"},
+    "ops": {"errors", "ops", "kernels", "_C"},
+    "models": {"errors", "models"},
+    "data": {"errors", "files", "ops", "data"},
+    "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "engine"},
+    "cli": {"errors", "config", "recipes", "engine", "data", "__version__"},
+    "kernels": set(),
+}
+# an optional library -> the one file that imports it
+DOORS = {"ffcv": "fastdhm/data/_ffcv.py", "fastdhm._C": "fastdhm/ops/_extension.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, with the names taken from ``fastdhm`` itself."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("fastdhm", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    package = parts[0] if parts[0] == "kernels" else parts[1]
+    if package == "__init__":
+        return
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("fastdhm.")}
+    assert used <= ALLOWED[package], f"{package} may not import {used - ALLOWED[package]}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_optional_libraries_have_one_door(library):
+    users = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if any(name == library or name.startswith(f"{library}.") for name in imports(path))
+    }
+    assert users <= {DOORS[library]}
+
+
+def test_host_waits_for_the_device_in_one_file():
+    calls = ("item", "cpu", "tolist", "synchronize")
+    waits = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted((ROOT / "fastdhm" / "engine").glob("*.py"))
+        if path.name not in ("record.py", "checkpoint.py")  # a checkpoint is written where the host waits anyway
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in calls
+    ]
+    assert not waits
+
+
+def test_importing_is_cheap():
+    """Nothing but the standard library is loaded, so ``import fastdhm`` costs nothing beside ``import torch``."""
+    program = "import sys, fastdhm, fastdhm.data; print(*{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"torch", "torchvision", "numpy", "ffcv", "triton", "rich", "matplotlib", "PIL", "jsonargparse"}
+    assert not heavy & set(run.stdout.split())
+
+
+def test_the_face_loads_on_first_use():
+    import fastdhm
+
+    assert callable(fastdhm.mimic_loss)
+    assert callable(fastdhm.branch_mask)
+    assert fastdhm.models.build("resnet8", 10).branch_names == ("B0", "B1", "B2")
+    assert "mimic_loss" in dir(fastdhm)
+    with pytest.raises(AttributeError, match="nonsense"):
+        fastdhm.nonsense  # noqa: B018
