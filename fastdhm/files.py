@@ -16,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ValueError: no space left on the disk; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")  # what a killed process left there is overwritten by the next
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
     except Exception as error:
         if out_of_space(error):
-            raise UserError(f"no space left to write {path}: free some, or choose another disk") from error
+            raise UserError(f"no space left to write {path}: make room, or choose another disk") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,12 +7,10 @@ sources give equal files. Legend: N samples.
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,33 +158,3 @@ def check_space(source: Source, settings: ImageSettings, folder: Path) -> None:
             f"not enough disk space in {folder}: about {needed:,} bytes are needed and {free:,} are free. "
             "Make room, or choose another --data-dir."
         )
-
-
-@contextmanager
-def replacing(path: Path, temporary: Path) -> Iterator:
-    """A file that appears under ``path`` whole and on disk, or not at all; a full disk is a ``UserError``."""
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        written = temporary.stat().st_size if temporary.exists() else 0
-        raise UserError(
-            f"no disk space left in {path.parent} after {written:,} bytes of {path.name}. "
-            "Make room, or choose another --data-dir."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,13 +20,14 @@ from typing import Literal
 import numpy as np
 
 import fastdhm
-from fastdhm.data._build import bad_files_error, bad_files_path, check_space, replacing, write_images
+from fastdhm.data._build import bad_files_error, bad_files_path, check_space, write_images
 from fastdhm.data._pool import default_workers
 from fastdhm.data._progress import progress_bar
 from fastdhm.data._verify import find_damage, sha256_of
 from fastdhm.data.beton_format import read_index
 from fastdhm.data.sources import Source
 from fastdhm.errors import UserError
+from fastdhm.files import replacing
 
 MANIFEST_VERSION = 1
 
@@ -225,7 +226,7 @@ def _build(
     source.digest()  # remembered by the source: of the files as they are before they are read, not after
     check_space(source, settings, path.parent)
     bar = progress_bar(f"{source.name} {source.split}", len(source), progress)
-    with replacing(path, path.with_suffix(".beton.tmp")) as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         written = write_images(file, source, settings, workers=workers, skip_bad=skip_bad, bar=bar)
         if written.bad and (not skip_bad or len(written.bad) == len(source)):
             raise bad_files_error(written.bad, len(source), bad_files_path(path))
@@ -234,8 +235,8 @@ def _build(
         manifest_path(path).unlink(missing_ok=True)
     manifest = _describe(source, path, settings, written)
     text = json.dumps(dataclasses.asdict(manifest), indent=1)
-    with replacing(manifest_path(path), path.with_suffix(".json.tmp")) as file:
-        file.write(text.encode())
+    with replacing(manifest_path(path)) as temporary:
+        temporary.write_bytes(text.encode())
     bad_files_path(path).unlink(missing_ok=True)
     return manifest
 

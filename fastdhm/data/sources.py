@@ -5,14 +5,13 @@ Legend: N samples, H height, W width, C channels.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fastdhm.data.arrays import load_cifar, load_fashion_mnist
 from fastdhm.data.folder import FolderSource
 from fastdhm.data.synthetic import SyntheticSource
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,20 +57,18 @@ def load_sources(dataset: str, data_dir: Path) -> tuple[Source, Source]:
     if dataset == "imagenet":
         here = (data_dir / "train").is_dir() and (data_dir / "val").is_dir()
         return _load_folder(dataset, data_dir if here else data_dir / "imagenet")
-    raise UserError(unknown_dataset(dataset))
+    raise unknown_dataset(dataset)
 
 
-def unknown_dataset(dataset: str) -> str:
-    """The message for a name that is no data set: the known ones, and the nearest."""
+def unknown_dataset(dataset: str) -> UserError:
+    """The error for a name that is no data set."""
     if dataset in ("folder", "folder:"):
-        return (
+        return UserError(
             "data set 'folder' needs a path: folder:PATH, where PATH holds train/ and val/, one folder a class in each"
         )
-    near = difflib.get_close_matches(dataset.lower(), DATASETS, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
     if Path(dataset).is_dir():
-        hint = f" For a folder of images write 'folder:{dataset}'."
-    return f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}.{hint}"
+        return UserError(f"unknown data set '{dataset}'; for a folder of images write 'folder:{dataset}'")
+    return unknown("data set", dataset, DATASETS)
 
 
 def _synthetic_count(dataset: str, argument: str) -> int:

@@ -5,7 +5,6 @@ Legend: M branches.
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fastdhm.errors import UserError
+from fastdhm.files import replacing
 
 
 def to_host(tensor: Tensor) -> list:
@@ -127,9 +127,8 @@ class Log:
     def __init__(self, run_dir: Path, step: int, epoch: int):
         self.path = run_dir / "log.jsonl"
         rows = [r for r in read_log(run_dir) if (r["step"] <= step if r["kind"] == "step" else r["epoch"] <= epoch)]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
         self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 

@@ -222,7 +222,7 @@ def test_full_disk_is_the_users_to_solve(monkeypatch, tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_build, "BetonWriter", FullDisk)
-    with pytest.raises(UserError, match=r"no disk space left in .*/built"):
+    with pytest.raises(UserError, match=r"no space left to write .*/built"):
         build_synthetic(tmp_path)
     assert names(tmp_path / "built") == [".lock"]
 
