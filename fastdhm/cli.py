@@ -58,8 +58,8 @@ def train_parser() -> Parser:
     return parser
 
 
-def resolve_training(argv: list[str]) -> tuple[TrainConfig, Path | None]:
-    """The config of ``fastdhm train ARGV``, and the run to go on with: recipe, then --config, then flags."""
+def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
+    """The config of ``fastdhm train ARGV`` (recipe, then --config, then flags), and whether it resumes a run."""
     parser = train_parser()
     given = parser.parse([a for a in argv if not a.startswith(("--print_config", "--print-config"))], defaults=False)
     resume = given.pop("resume", None)
@@ -72,7 +72,7 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, Path | None]:
     values = parser.parse(argv)
     values.pop("resume", None)
     try:
-        return TrainConfig(**values), resume and Path(resume)
+        return TrainConfig(**values), resume is not None
     except ValueError as error:
         raise UserError(str(error)) from error
 

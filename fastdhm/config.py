@@ -39,7 +39,7 @@ class TrainConfig:
     loader: Literal["auto", "ffcv", "torch"] = "auto"
     """Who feeds the images; auto: ffcv where it is installed, else torch."""
     workers: int | None = None
-    """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core this process may use."""
+    """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core beside a GPU, fewer on a CPU."""
     skip_bad: bool = False
     """Leave unreadable images out when a data set is built, instead of stopping."""
     image_size: int = 32
@@ -53,6 +53,8 @@ class TrainConfig:
     """Side of the validation crop over the image's short side; 0.875 is resize 256, crop 224."""
     flip: bool = True
     """Mirror every other training image at random."""
+    progressive: float = 0.0
+    """Share of the run, from its start, at lower resolution, in [0, 1]: half the side at first, then three quarters."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each colour channel, in [0, 1], subtracted from the images."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -129,7 +131,8 @@ class TrainConfig:
             self._check(name, "0 or more", lambda value: value >= 0)
         self._check("seed", "in [0, 2**63)", lambda value: 0 <= value < 2**63)
         self._check("momentum", "in [0, 1)", lambda value: 0 <= value < 1)
-        self._check("label_smoothing", "in [0, 1]", lambda value: 0 <= value <= 1)
+        for name in ("label_smoothing", "progressive"):
+            self._check(name, "in [0, 1]", lambda value: 0 <= value <= 1)
         self._check("crop_ratio", "at most 1", lambda value: value <= 1)
         self._check("mean", "three numbers in [0, 1]", lambda value: all(0 <= v <= 1 for v in value))
         self._check("std", "three numbers in (0, 1]", lambda value: all(0 < v <= 1 for v in value))

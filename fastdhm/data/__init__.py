@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fastdhm.data._pool import default_workers
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,20 +54,20 @@ def open_loaders(
     """Both loaders of ``dataset``, with whatever has to be built first, which ``say`` reports.
 
     ``crop`` is training's; validation takes the centre square with side ``crop_ratio`` of the short side. Where the
-    images are gone but their ``.beton`` files are there and whole, the ffcv loader runs on those.
+    images are gone but their ``.beton`` files are there and whole, the ffcv loader runs on those. ``workers`` (default:
+    one per core) are the loaders'; what is built before is built on every core.
     """
     from fastdhm.data.beton import ImageSettings
-    from fastdhm.data.loaders import build_loader, default_workers, pick_kind
+    from fastdhm.data.loaders import build_loader, pick_kind
 
     kind, reason = pick_kind(loader)
     if loader == "auto" and kind == "torch":
         say(f"loading with torch: {reason}")
     settings = settings or ImageSettings.for_dataset(dataset)
-    workers = default_workers() if workers is None else workers
     if kind == "ffcv":
-        sources, betons, classes = _prepare_betons(dataset, data_dir, settings, workers, skip_bad, say)
+        sources, betons, classes = _prepare_betons(dataset, data_dir, settings, skip_bad, say)
     else:
-        sources, betons, classes = _prepare_sources(dataset, data_dir, workers, skip_bad, say)
+        sources, betons, classes = _prepare_sources(dataset, data_dir, skip_bad, say)
     common = {"image_size": image_size, "crop_ratio": crop_ratio, "seed": seed, "workers": workers}
     train = {"batch_size": batch_size, "crop": crop, "shuffle": True, "drop_last": True}
     val = {"batch_size": eval_batch_size, "crop": "center", "shuffle": False, "drop_last": False}
@@ -77,9 +78,7 @@ def open_loaders(
     return LoadedData(*loaders, classes, kind)
 
 
-def _prepare_betons(
-    dataset: str, data_dir: Path, settings: ImageSettings, workers: int, skip_bad: bool, say: Callable[[str], None]
-):
+def _prepare_betons(dataset: str, data_dir: Path, settings: ImageSettings, skip_bad: bool, say: Callable[[str], None]):
     from fastdhm.data.beton import beton_path, ensure, read_manifest
     from fastdhm.data.sources import load_sources
 
@@ -91,7 +90,7 @@ def _prepare_betons(
         say(f"using the .beton files alone: {error}")
         sources = (None, None)
     _say_notes(sources, say)
-    options = {"workers": workers, "skip_bad": skip_bad, "say": say}
+    options = {"workers": default_workers(), "skip_bad": skip_bad, "say": say}
     betons = [
         ensure(source, data_dir, dataset, split, settings, **options)
         for source, split in zip(sources, ("train", "val"), strict=True)
@@ -99,14 +98,14 @@ def _prepare_betons(
     return sources, betons, read_manifest(betons[0]).classes
 
 
-def _prepare_sources(dataset: str, data_dir: Path, workers: int, skip_bad: bool, say: Callable[[str], None]):
+def _prepare_sources(dataset: str, data_dir: Path, skip_bad: bool, say: Callable[[str], None]):
     from fastdhm.data.readable import readable_only
     from fastdhm.data.sources import load_sources
 
     sources = load_sources(dataset, data_dir)
     _say_notes(sources, say)
     if skip_bad:
-        sources = tuple(readable_only(source, workers, say) for source in sources)
+        sources = tuple(readable_only(source, default_workers(), say) for source in sources)
     return sources, (None, None), sources[0].classes
 
 

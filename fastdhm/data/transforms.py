@@ -14,6 +14,11 @@ from torch.nn import functional as F
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
 
+def shrink(image_BCHW: torch.Tensor, side: int) -> torch.Tensor:
+    """Square images ``side`` pixels wide, by area averaging; as they are where they are that wide already."""
+    return image_BCHW if image_BCHW.shape[-1] == side else F.interpolate(image_BCHW, (side, side), mode="area")
+
+
 class DeviceTransform(nn.Module):
     """``uint8`` BHWC images to normalised channels-last BCHW: ``(image / 255 - mean) / std``.
 

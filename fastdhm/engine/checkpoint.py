@@ -23,7 +23,7 @@ from fastdhm.files import replacing
 FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
 RESUMABLE = (
-    "run_dir", "data_dir", "max_steps", "loader", "workers",
+    "data_dir", "max_steps", "loader", "workers",
     "device", "precision", "compile", "log_every", "save_minutes",
 )  # fmt: skip
 
@@ -107,7 +107,7 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
 def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
     """``ValueError`` if ``run_dir`` holds a run already, or anything else."""
     if (run_dir / "config.yaml").exists():
-        other = differing(read_config(run_dir), config)
+        other = differing(read_config(run_dir), config, free=("run_dir", *RESUMABLE))
         what = f"with another config ({', '.join(other)})" if other else "with this config"
         raise UserError(
             f"{run_dir} holds a run {what}: go on with it by --resume {run_dir}, or choose another --run-dir"

@@ -17,8 +17,8 @@ PLAIN_LINE_SECONDS = 15
 class TrainingDisplay:
     """The live progress bar of a run: epoch, steps, loss, accuracy of each branch, images/s, time left."""
 
-    def __init__(self, console: Console, total_steps: int, step: int):
-        self.console = console
+    def __init__(self, console: Console, total_steps: int, step: int, image_size: int):
+        self.console, self.image_size = console, image_size
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -64,6 +64,8 @@ class TrainingDisplay:
             for kind in ("train_error/", "val_error/")
         )
         loss = f"loss {scalars['loss']:.3f}"
+        if scalars["val_side"] != self.image_size:
+            test += f" (at {scalars['val_side']} pixels)"
         self.print(f"epoch {epoch + 1}/{epochs}  {loss}  train error % {train}  [bold]test error % {test}[/]")
 
     def print(self, text: str) -> None:

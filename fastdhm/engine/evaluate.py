@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.data.loaders import Loader
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine.device import autocast
 from fastdhm.engine.record import to_host
 
@@ -54,9 +54,12 @@ def evaluate(
     transform: DeviceTransform,
     device: torch.device,
     precision: torch.dtype,
+    side: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
+
+    The network sees the images ``side`` pixels wide.
 
     Raises:
         Interrupted: ``should_stop`` came true between two batches.
@@ -69,7 +72,7 @@ def evaluate(
             for batch in batches:
                 if should_stop():
                     raise Interrupted
-                image_BCHW = transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0)
+                image_BCHW = shrink(transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0), side)
                 target_B = batch.target_B.to(device)
                 with autocast(device, precision):
                     logits = model(image_BCHW)

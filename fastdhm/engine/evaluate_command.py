@@ -14,7 +14,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData, open_loaders
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import pick_device, pick_precision
+from fastdhm.engine.device import pick_device, pick_precision, pick_workers
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.errors import UserError
 
@@ -79,7 +79,8 @@ def _open(config: TrainConfig, console: Console) -> LoadedData:
     return open_loaders(
         config.dataset, Path(config.data_dir), loader=config.loader, batch_size=1,
         eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, seed=config.seed, workers=config.workers,
+        crop_ratio=config.crop_ratio, seed=config.seed,
+        workers=pick_workers(config.workers, pick_device(config.device)),
         say=lambda text: console.print(text, soft_wrap=True, highlight=False),
     )  # fmt: skip
 
@@ -89,7 +90,7 @@ def _errors(network: nn.Module, config: TrainConfig, data: LoadedData) -> dict[s
     network = network.to(device, memory_format=torch.channels_last)
     transform = DeviceTransform(config.mean, config.std).to(device)
     # the run's own number format, so that its numbers come out again
-    errors = evaluate(network, data.val, transform, device, pick_precision(config.precision, device))
+    errors = evaluate(network, data.val, transform, device, pick_precision(config.precision, device), config.image_size)
     names = network.branch_names if isinstance(network, models.BranchedModel) else ("network",)
     columns = zip(names, errors.top1_M, errors.top5_M, strict=True)
     return {name: {"top1_error": top1, "top5_error": top5} for name, top1, top5 in columns}

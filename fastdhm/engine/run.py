@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders import Batch
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.checkpoint import Position
 from fastdhm.engine.device import autocast, pick_device, pick_precision
@@ -56,11 +56,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def to_device(self, batch: Batch, transform: DeviceTransform, epoch: int) -> tuple[Tensor, Tensor]:
-        """The batch's images, augmented and normalised, and its targets, on the device."""
+    def to_device(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
+        """The images of a training batch, augmented, normalised and ``side`` pixels wide, and the targets."""
         index_B = batch.index_B.to(self.device, non_blocking=True)
-        image_BCHW = transform(batch.image_BHWC.to(self.device, non_blocking=True), index_B, epoch)
-        return image_BCHW, batch.target_B.to(self.device, non_blocking=True)
+        image_BCHW = self.train_transform(batch.image_BHWC.to(self.device, non_blocking=True), index_B, epoch)
+        return shrink(image_BCHW, side), batch.target_B.to(self.device, non_blocking=True)
 
     def state(self) -> dict[str, Any]:
         """All that a bit-for-bit continuation needs."""
@@ -116,7 +116,8 @@ def make_compute(model: nn.Module, temperature: float, label_smoothing: float, c
         )
         return loss, terms_MM, count_correct(logits_MBK.detach(), target_B, 1)
 
-    return torch.compile(compute, fullgraph=True) if compiled else compute
+    # dynamic=False: a progressive run has three shapes, each worth its own kernels
+    return torch.compile(compute, fullgraph=True, dynamic=False) if compiled else compute
 
 
 def make_step(run: Run, compute: Callable) -> Callable:

@@ -1,6 +1,6 @@
-"""What changes from iteration to iteration: the learning rate and the ramp of the mimicking weights.
+"""What changes from iteration to iteration: learning rate, ramp of the mimicking weights, resolution of the images.
 
-Both are pure functions of the time in epochs, so a resumed run needs no state for them.
+All are pure functions of the time in epochs, so a resumed run needs no state for them.
 """
 
 import bisect
@@ -37,3 +37,15 @@ def learning_rate(
 def mimic_scale(epoch: float, mimic_warmup: float) -> float:
     """The factor of the mimicking weights at the time ``epoch``: from 0 to 1 over ``mimic_warmup`` epochs, linearly."""
     return min(1.0, epoch / mimic_warmup) if mimic_warmup > 0 else 1.0
+
+
+def image_side(progress: float, side: int, progressive: float) -> int:
+    """The side of the training images after the share ``progress`` of the run, in pixels; even where it is reduced.
+
+    The first ``progressive`` of the run is at lower resolution, where a step costs a quarter to a half: the first 60%
+    of that at half the side, the rest at three quarters.
+    """
+    if progress >= progressive:
+        return side
+    factor = 0.5 if progress < 0.6 * progressive else 0.75
+    return max(2, 2 * round(side * factor / 2))

@@ -16,12 +16,12 @@ from fastdhm import methods, models
 from fastdhm.config import TrainConfig, default_data_dir
 from fastdhm.data import LoadedData, open_loaders
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import pick_compile, pick_device, pick_precision
+from fastdhm.engine.device import pick_compile, pick_device, pick_precision, pick_workers
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.run import Run, make_compute, make_step
-from fastdhm.engine.schedule import learning_rate, mimic_scale
+from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.timer import Timer
 from fastdhm.methods import scale_mimicking
@@ -49,7 +49,8 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
                 now = at.epoch + at.batch / len(data.train)
                 lr, scale = learning_rate(now, **schedule), mimic_scale(now, config.mimic_warmup)
                 run.set_learning_rate(lr)
-                image_BCHW, target_B = run.to_device(batch, run.train_transform, at.epoch)
+                side = image_side(now / config.epochs, config.image_size, config.progressive)
+                image_BCHW, target_B = run.to_device(batch, at.epoch, side)
                 loss, terms_MM, correct_M = step(image_BCHW, target_B, scale_mimicking(run.weights_MM, scale))
 
                 at.batch, at.step = at.batch + 1, at.step + 1
@@ -79,16 +80,19 @@ def finish_epoch(
     whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
     scalars = run.sums.read().scalars(run.weights_MM)
+    # what a network that has only seen small images makes of large ones says little
+    progress = 1.0 if last else (at.epoch + 1) / config.epochs
+    side = image_side(progress, config.image_size, config.progressive)
     if last or (at.epoch + 1) % config.eval_every == 0:
         started = time.monotonic()
         try:
-            errors = evaluate(run.model, data.val, run.val_transform, run.device, run.precision, stop)
+            errors = evaluate(run.model, data.val, run.val_transform, run.device, run.precision, side, stop)
         except Interrupted:
             return
-        scalars |= errors.scalars() | {"val_seconds": time.monotonic() - started}
+        scalars |= errors.scalars() | {"val_side": side, "val_seconds": time.monotonic() - started}
         display.show_epoch(at.epoch, config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
-    best = "val_error/B0" in scalars and scalars["val_error/B0"] < at.best_error
+    best = scalars.get("val_side") == config.image_size and scalars["val_error/B0"] < at.best_error
     if best:
         at.best_error, at.best_epoch = scalars["val_error/B0"], at.epoch
     if whole:
@@ -99,8 +103,8 @@ def finish_epoch(
     run.save()
 
 
-def train(config: TrainConfig, *, resume: Path | None = None, console: Console | None = None) -> Outcome:
-    """Train a network as ``config`` says, in a new run directory, or go on with the run in ``resume``.
+def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> Outcome:
+    """Train a network as ``config`` says, in a new run directory, or ``resume`` the run in ``config.run_dir``.
 
     Raises:
         ValueError: anything the user can mend: unknown names, data that is not there or not right, a run directory that
@@ -109,33 +113,34 @@ def train(config: TrainConfig, *, resume: Path | None = None, console: Console |
     console = console or Console()
     config = settle(config)
     run_dir = Path(config.run_dir)
-    if resume is None:
+    if not resume:
         checkpoint.refuse_existing(run_dir, config)
     data = open_loaders(
         config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, seed=config.seed, workers=config.workers, skip_bad=config.skip_bad,
+        crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad,
+        workers=pick_workers(config.workers, torch.device(config.device)),
         say=lambda text: console.print(text, soft_wrap=True, highlight=False),
     )  # fmt: skip
     try:
-        return _train(config, run_dir, data, resume, console)
+        return _train(config, run_dir, data, console)
     finally:
         data.close()
 
 
-def _train(config: TrainConfig, run_dir: Path, data: LoadedData, resume: Path | None, console: Console) -> Outcome:
+def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Console) -> Outcome:
     run = Run(config, run_dir, data.classes)
     total_steps = min(config.epochs * len(data.train), config.max_steps or 1 << 62)
     compiled = pick_compile(config.compile, run.device, total_steps, run.model)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
-    if resume is None:
+    if (run_dir / "last.pt").exists():
+        run.restore(run_dir / "last.pt")
+    else:  # a new run, or one that was killed before its first checkpoint
         run_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.write_config(run_dir, config)
         run.save()
-    else:
-        run.restore(run_dir / "last.pt")
     print_plan(console, plan(run, data, total_steps))
-    display = TrainingDisplay(console, total_steps, run.at.step)
+    display = TrainingDisplay(console, total_steps, run.at.step, config.image_size)
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
         with stop_signals() as stop, display:

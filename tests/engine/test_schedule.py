@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastdhm.engine.schedule import learning_rate, mimic_scale
+from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 
 
 def test_step_is_the_papers_cifar_schedule():
@@ -41,3 +41,9 @@ def test_a_warmup_longer_than_the_run_is_only_a_warmup():
 def test_mimic_scale_rises_linearly_then_stays():
     assert [mimic_scale(t, 4) for t in (0, 1, 4, 9)] == [0, 0.25, 1, 1]
     assert mimic_scale(0, 0) == 1
+
+
+def test_image_side_rises_to_the_whole():
+    assert [image_side(t, 28, 0.5) for t in (0, 0.29, 0.31, 0.49, 0.5, 1)] == [14, 14, 20, 20, 28, 28]
+    assert [image_side(t, 224, 1.0) for t in (0, 0.59, 0.6, 0.99, 1)] == [112, 112, 168, 168, 224]
+    assert image_side(0, 27, 0) == 27

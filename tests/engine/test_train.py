@@ -172,7 +172,8 @@ def test_both_loaders_train_the_same_network(tmp_path):
 
 def test_the_other_flags_work_together(tmp_path):
     flags = "--method dsl --branches [B2] --accumulate 4 --clip-grad 1 --decay-norm-bias false --keep best --epochs 1"
-    flags += " --precision bfloat16 --label-smoothing 0.1 --schedule cosine --flip true --max-steps 4 --nesterov true"
+    flags += " --precision bfloat16 --label-smoothing 0.1 --schedule cosine --flip true --max-steps 4"
+    flags += " --nesterov true --progressive 0.3"
     assert main(command(tmp_path / "run", *flags.split())) == 0
     row = read_log(tmp_path / "run")[-1]
     assert {name for name in row if name.startswith(("ce/", "mimic/"))} == {"ce/B0", "ce/B1"}
