@@ -116,7 +116,7 @@ class TrainConfig:
     """Whose weights the stripped network gets: the last epoch's, or those with the lowest validation error of B0."""
     log_every: int = 50
     """Steps between log points, the only times the host waits for the device."""
-    save_minutes: float = 10.0
+    save_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch; every epoch ends with one."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ Legend: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,6 +62,7 @@ class TorchLoader:
             batch_size=None,  # the sampler's items are batches already: (epoch, indices)
             sampler=[(epoch, index_B) for index_B in batches],
             num_workers=min(self._workers, len(batches)),
+            worker_init_fn=_ignore_interrupts,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # it seeds its workers from one, by default from torch's global generator
         )
@@ -75,6 +77,11 @@ class TorchLoader:
 
     def close(self) -> None:
         pass
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent decides, and may want the batches of the step it finishes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _raise_errors(answers: Iterator) -> Iterator[Batch]:

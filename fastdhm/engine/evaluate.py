@@ -29,10 +29,11 @@ class Errors:
     ce_M: list[float]
     images: int
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self, names: tuple[str, ...]) -> dict[str, float]:
         """As named scalars: ``val_error/B0``, ``val_top5_error/B0``, ``val_ce/B0``, ..."""
         columns = {"val_error": self.top1_M, "val_top5_error": self.top5_M, "val_ce": self.ce_M}
-        return {f"{name}/B{m}": value for name, column in columns.items() for m, value in enumerate(column)}
+        pairs = {kind: zip(names, column, strict=True) for kind, column in columns.items()}
+        return {f"{kind}/{name}": value for kind, values in pairs.items() for name, value in values}
 
 
 def count_correct(logits_MBK: Tensor, target_B: Tensor, k: int) -> Tensor:

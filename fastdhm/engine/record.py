@@ -22,9 +22,9 @@ def to_host(tensor: Tensor) -> list:
     return tensor.tolist()
 
 
-def term_name(teacher: int, student: int) -> str:
+def term_name(teacher: str, student: str) -> str:
     """``ce/B0`` for a cross-entropy, ``mimic/B1->B2`` for a mimicking term."""
-    return f"ce/B{student}" if teacher == student else f"mimic/B{teacher}->B{student}"
+    return f"ce/{student}" if teacher == student else f"mimic/{teacher}->{student}"
 
 
 class NonFiniteLoss(UserError):
@@ -50,14 +50,16 @@ class Sums:
             [a - b for a, b in zip(self.correct_M, other.correct_M, strict=True)],
         )
 
-    def scalars(self, weights_MM: Tensor) -> dict[str, float]:
+    def scalars(self, weights_MM: Tensor, names: tuple[str, ...]) -> dict[str, float]:
         """Means per step and image: the loss, each term that has a weight, each branch's error in percent."""
         used_MM = to_host(weights_MM != 0)
-        names = {(p, q): term_name(p, q) for p in range(len(used_MM)) for q in range(len(used_MM)) if used_MM[p][q]}
         scalars = {"loss": self.loss / self.steps}
-        scalars |= {name: self.term_MM[p][q] / self.steps for (p, q), name in names.items()}
-        scalars |= {f"train_error/B{m}": 100 * (1 - n / self.images) for m, n in enumerate(self.correct_M)}
-        return scalars
+        for p, teacher in enumerate(names):
+            for q, student in enumerate(names):
+                if used_MM[p][q]:
+                    scalars[term_name(teacher, student)] = self.term_MM[p][q] / self.steps
+        errors = {name: 100 * (1 - correct / self.images) for name, correct in zip(names, self.correct_M, strict=True)}
+        return scalars | {f"train_error/{name}": error for name, error in errors.items()}
 
 
 class TrainingSums:
@@ -68,9 +70,9 @@ class TrainingSums:
 
     NEVER = -1.0
 
-    def __init__(self, num_branches: int, device: torch.device):
-        self.num_branches = num_branches
-        self.vectors = torch.zeros(2, 4 + num_branches**2 + num_branches, dtype=torch.float64, device=device)
+    def __init__(self, names: tuple[str, ...], device: torch.device):
+        self.names = names
+        self.vectors = torch.zeros(2, 4 + len(names) ** 2 + len(names), dtype=torch.float64, device=device)
         self.reset()
 
     def reset(self) -> None:
@@ -106,11 +108,12 @@ class TrainingSums:
         return epoch, before
 
     def _parse(self, row: list[float]) -> Sums:
-        M = self.num_branches
+        M = len(self.names)
         first_bad, steps, images, loss, *rest = row
         terms_MM = [rest[p * M : (p + 1) * M] for p in range(M)]
         if first_bad != self.NEVER:
-            bad = [term_name(p, q) for p in range(M) for q in range(M) if not math.isfinite(terms_MM[p][q])]
+            pairs = [(p, q) for p in range(M) for q in range(M) if not math.isfinite(terms_MM[p][q])]
+            bad = [term_name(self.names[p], self.names[q]) for p, q in pairs]
             bad.sort()  # a broken cross-entropy breaks the mimicking too: name it first
             raise NonFiniteLoss(
                 f"the loss is not finite since step {first_bad:.0f}: {', '.join(bad) or 'the weighted sum'}"

@@ -3,6 +3,7 @@
 Legend: M branches, B batch, K classes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from fastdhm.engine import checkpoint
 from fastdhm.engine.checkpoint import Position
 from fastdhm.engine.device import autocast, pick_device, pick_precision
 from fastdhm.engine.evaluate import count_correct
-from fastdhm.engine.record import TrainingSums
+from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.errors import UserError
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import mimic_loss
@@ -41,7 +42,7 @@ class Run:
             model, config.lr, config.momentum, config.weight_decay, config.nesterov, config.decay_norm_bias
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.sums = TrainingSums(len(model.branch_names), self.device)
+        self.sums = TrainingSums(model.branch_names, self.device)
         self.at = Position()
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
         self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
@@ -91,8 +92,10 @@ class Run:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
 
     def save(self, name: str = "last.pt") -> None:
-        """Write a checkpoint; one with a broken loss in it is never written."""
+        """Write a checkpoint, but never a broken one: ``NonFiniteLoss`` if the loss or a weight is NaN or infinite."""
         self.sums.read()
+        if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):
+            raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}")
         checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, self.state())
 
 

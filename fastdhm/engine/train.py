@@ -57,7 +57,7 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
                 run.sums.add(at.step, len(target_B), loss, terms_MM, correct_M)
                 display.advance(at.step, at.epoch, config.epochs)
                 if at.step % config.log_every == 0:
-                    scalars = run.sums.read_interval().scalars(run.weights_MM)
+                    scalars = run.sums.read_interval().scalars(run.weights_MM, run.model.branch_names)
                     scalars |= {"lr": lr, "mimic_scale": scale, "images_per_s": timer.rate(config.batch_size, at.step)}
                     log.write("step", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
                     display.show(at.step, at.epoch, scalars)
@@ -79,7 +79,7 @@ def finish_epoch(
     config, at = run.config, run.at
     whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
-    scalars = run.sums.read().scalars(run.weights_MM)
+    scalars = run.sums.read().scalars(run.weights_MM, run.model.branch_names)
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
     side = image_side(progress, config.image_size, config.progressive)
@@ -89,7 +89,10 @@ def finish_epoch(
             errors = evaluate(run.model, data.val, run.val_transform, run.device, run.precision, side, stop)
         except Interrupted:
             return
-        scalars |= errors.scalars() | {"val_side": side, "val_seconds": time.monotonic() - started}
+        scalars |= errors.scalars(run.model.branch_names) | {
+            "val_side": side,
+            "val_seconds": time.monotonic() - started,
+        }
         display.show_epoch(at.epoch, config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
     best = scalars.get("val_side") == config.image_size and scalars["val_error/B0"] < at.best_error

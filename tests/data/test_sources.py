@@ -113,8 +113,8 @@ def test_empty_class_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("fashionmnist", "Did you mean 'fashion-mnist'"),
-        ("cifar-10", "Did you mean 'cifar10'"),
+        ("fashionmnist", "did you mean 'fashion-mnist'"),
+        ("cifar-10", "did you mean 'cifar10'"),
         ("folder", "folder:PATH"),
         ("nonsense-without-neighbour", "known: fashion-mnist"),
         ("synthetic:0", "synthetic:N"),

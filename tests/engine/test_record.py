@@ -8,6 +8,8 @@ import torch
 from fastdhm.engine.record import Log, NonFiniteLoss, TrainingSums, read_log
 from fastdhm.methods import weight_matrix
 
+NAMES = ("B0", "B1")
+
 
 def step(sums, number, loss=2.0, terms_MM=None, correct_M=(3.0, 1.0)):
     terms_MM = torch.tensor([[1.0, 0.5], [0.25, 1.0]]) if terms_MM is None else terms_MM
@@ -15,14 +17,14 @@ def step(sums, number, loss=2.0, terms_MM=None, correct_M=(3.0, 1.0)):
 
 
 def test_means_and_errors_of_an_epoch_and_of_an_interval():
-    sums = TrainingSums(2, torch.device("cpu"))
+    sums = TrainingSums(NAMES, torch.device("cpu"))
     step(sums, 1, loss=2.0)
-    assert sums.read_interval().scalars(weight_matrix("dhm", 2))["loss"] == 2
+    assert sums.read_interval().scalars(weight_matrix("dhm", 2), NAMES)["loss"] == 2
     step(sums, 2, loss=4.0, correct_M=(4.0, 4.0))
-    interval = sums.read_interval().scalars(weight_matrix("dhm", 2))
+    interval = sums.read_interval().scalars(weight_matrix("dhm", 2), NAMES)
     assert interval["loss"] == 4
     assert interval["train_error/B0"] == 0
-    epoch = sums.read().scalars(weight_matrix("dhm", 2))
+    epoch = sums.read().scalars(weight_matrix("dhm", 2), NAMES)
     assert epoch == {
         "loss": 3, "ce/B0": 1, "mimic/B0->B1": 0.5, "mimic/B1->B0": 0.25, "ce/B1": 1,
         "train_error/B0": pytest.approx(12.5), "train_error/B1": pytest.approx(37.5),
@@ -32,15 +34,15 @@ def test_means_and_errors_of_an_epoch_and_of_an_interval():
 
 
 def test_terms_without_weight_are_not_logged():
-    sums = TrainingSums(2, torch.device("cpu"))
+    sums = TrainingSums(NAMES, torch.device("cpu"))
     step(sums, 1)
-    names = sums.read().scalars(weight_matrix("dsl", 2))
+    names = sums.read().scalars(weight_matrix("dsl", 2), NAMES)
     assert set(names) == {"loss", "ce/B0", "ce/B1", "train_error/B0", "train_error/B1"}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_broken_loss_names_its_first_step_and_the_terms(bad):
-    sums = TrainingSums(2, torch.device("cpu"))
+    sums = TrainingSums(NAMES, torch.device("cpu"))
     step(sums, 7)
     step(sums, 8, loss=bad, terms_MM=torch.tensor([[1.0, bad], [0.0, bad]]))
     step(sums, 9, loss=bad, terms_MM=torch.tensor([[1.0, bad], [0.0, bad]]))

@@ -9,7 +9,7 @@ from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine.record import TrainingSums
-from fastdhm.engine.run import make_compute, make_optimizer, make_step
+from fastdhm.engine.run import Run, make_compute, make_optimizer, make_step
 
 
 def step_on(device, config, optimizer=None):
@@ -36,7 +36,7 @@ def test_nothing_in_a_step_waits_for_the_device():
         transform = DeviceTransform((0.5,) * 3, (0.5,) * 3, pad=2, flip=True, seed=1)
         image_BHWC, index_B = torch.zeros(8, 28, 28, 3, dtype=torch.uint8), torch.arange(8)
         target_B, weights_MM = torch.zeros(8, dtype=torch.int64), torch.ones(3, 3)
-    sums = TrainingSums(3, device)
+    sums = TrainingSums(("B0", "B1", "B2"), device)
     for number in (1, 2):
         sums.add(number, 8, *step(transform(image_BHWC, index_B, 0), target_B, weights_MM))
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -76,3 +76,15 @@ def test_norm_and_bias_can_be_spared_the_decay():
     assert spared["weight_decay"] == 0 and {p.ndim for p in spared["params"]} == {1}
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert len(decayed["params"]) + len(spared["params"]) == len(everything["params"])
+
+
+def test_a_checkpoint_with_a_broken_weight_is_not_written(tmp_path):
+    """The loss of the step that breaks the weights is still finite."""
+    run = Run(TrainConfig(arch="resnet8", device="cpu"), tmp_path, ("a", "b"))
+    run.save()
+    before = (tmp_path / "last.pt").read_bytes()
+    with torch.no_grad():
+        run.model.trunk.fc.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="a weight is not finite after step 0"):
+        run.save()
+    assert (tmp_path / "last.pt").read_bytes() == before

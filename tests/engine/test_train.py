@@ -176,7 +176,8 @@ def test_the_other_flags_work_together(tmp_path):
     flags += " --nesterov true --progressive 0.3"
     assert main(command(tmp_path / "run", *flags.split())) == 0
     row = read_log(tmp_path / "run")[-1]
-    assert {name for name in row if name.startswith(("ce/", "mimic/"))} == {"ce/B0", "ce/B1"}
+    assert {name for name in row if name.startswith(("ce/", "mimic/"))} == {"ce/B0", "ce/B2"}
+    assert {"val_error/B0", "val_error/B2", "train_error/B2"} <= row.keys()
 
 
 def test_accumulation_gives_the_same_gradient(tmp_path):
