@@ -35,7 +35,6 @@ class Position:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    seconds: float = 0.0
     best_error: float = float("inf")
     best_epoch: int = -1
 

@@ -89,8 +89,9 @@ def _errors(network: nn.Module, config: TrainConfig, data: LoadedData) -> dict[s
     device = pick_device(config.device)
     network = network.to(device, memory_format=torch.channels_last)
     transform = DeviceTransform(config.mean, config.std).to(device)
-    # the run's own number format, so that its numbers come out again
-    errors = evaluate(network, data.val, transform, device, pick_precision(config.precision, device), config.image_size)
+    # the run's own number format, so that its numbers come out again; only float16 has no CPU form
+    name = "float32" if (config.precision, device.type) == ("float16", "cpu") else config.precision
+    errors = evaluate(network, data.val, transform, device, pick_precision(name, device), config.image_size)
     names = network.branch_names if isinstance(network, models.BranchedModel) else ("network",)
     columns = zip(names, errors.top1_M, errors.top5_M, strict=True)
     return {name: {"top1_error": top1, "top5_error": top5} for name, top1, top5 in columns}

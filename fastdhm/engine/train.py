@@ -89,10 +89,8 @@ def finish_epoch(
             errors = evaluate(run.model, data.val, run.val_transform, run.device, run.precision, side, stop)
         except Interrupted:
             return
-        scalars |= errors.scalars(run.model.branch_names) | {
-            "val_side": side,
-            "val_seconds": time.monotonic() - started,
-        }
+        scalars |= errors.scalars(run.model.branch_names)
+        scalars |= {"val_side": side, "val_seconds": time.monotonic() - started}
         display.show_epoch(at.epoch, config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
     best = scalars.get("val_side") == config.image_size and scalars["val_error/B0"] < at.best_error
