@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,22 +27,28 @@ def command(run_dir: Path, *flags: str) -> list[str]:
     return ["train", *FLAGS.split(), "--loader", "torch", "--workers", "0", *folders, *flags]
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
-    program = "import sys; from fastdhm.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+STOPPED_FROM_INSIDE = """
+import os, sys
+from fastdhm.cli import main
+from fastdhm.engine.record import TrainingSums
+
+number, at_step = int(sys.argv[1]), int(sys.argv[2])
+add = TrainingSums.add
+
+def add_and_signal(self, step, *values):
+    add(self, step, *values)
+    if step == at_step:
+        os.kill(os.getpid(), number)
+
+TrainingSums.add = add_and_signal
+sys.exit(main(sys.argv[3:]))
+"""
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
-    """Until the run has logged ``step``."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        rows = read_log(run_dir) if (run_dir / "log.jsonl").exists() else []
-        if rows and rows[-1]["step"] >= step:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"the run never reached step {step}: {process.communicate()[0]}")
+def stopped(number: signal.Signals, at_step: int, arguments: list[str]) -> subprocess.CompletedProcess:
+    """A run in a process of its own that gets the signal in its ``at_step``-th step: no race with a clock."""
+    program = [sys.executable, "-c", STOPPED_FROM_INSIDE, str(int(number)), str(at_step)]
+    return subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def assert_same_state(one: Path, other: Path) -> None:
@@ -117,30 +122,34 @@ def test_eval_gives_the_runs_own_numbers_and_those_of_the_stripped_network(finis
 
 
 def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
-    """SIGKILL in the middle of the second epoch; the checkpoint is some steps behind the log."""
+    """SIGKILL in the middle of the second epoch; the log is a step ahead of the checkpoint."""
     run_dir = tmp_path / "run"
-    process = start(command(run_dir, "--epochs", "2", "--log-every", "1", "--save-minutes", "0.002"))
-    wait_for_step(run_dir, 14, process)
-    process.kill()
-    process.wait()
-    stands = load_checkpoint(run_dir / "last.pt")["position"]
-    assert stands["step"] < 20, "killed too late to show anything"
+    flags = ["--epochs", "2", "--log-every", "1", "--save-minutes", "1e-9"]
+    assert stopped(signal.SIGKILL, 14, command(run_dir, *flags)).returncode == -signal.SIGKILL
+    assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == 13
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
     assert rows_without_times(run_dir) == rows_without_times(finished)
-    assert load_file(run_dir / "network.safetensors").keys() == load_file(finished / "network.safetensors").keys()
+    resumed, whole = (load_file(folder / "network.safetensors") for folder in (run_dir, finished))
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    assert stopped(signal.SIGKILL, 1, command(run_dir, "--epochs", "2", "--log-every", "1")).returncode < 0
+    (run_dir / "last.pt").unlink()
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert_same_state(run_dir / "last.pt", finished / "last.pt")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(finished, tmp_path, number):
     run_dir = tmp_path / "run"
-    process = start(command(run_dir, "--epochs", "2", "--log-every", "1"))
-    wait_for_step(run_dir, 3, process)
-    process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
+    process = stopped(number, 3, command(run_dir, "--epochs", "2", "--log-every", "1"))
     assert process.returncode == 128 + number
-    assert f"fastdhm train --resume {run_dir}" in output
-    assert "Traceback" not in output
+    assert f"fastdhm train --resume {run_dir}" in process.stdout
+    assert "Traceback" not in process.stdout + process.stderr
+    assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == 3
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
 
