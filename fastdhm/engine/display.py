@@ -100,6 +100,7 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     epochs = [row for row in rows if row["kind"] == "epoch"]
     steps = [row for row in rows if row["kind"] == "step"]
@@ -112,13 +113,17 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     loss_axis.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     for m, name in enumerate(sorted({key for row in epochs for key in row if key.startswith("val_error/")})):
         branch, colour = name.split("/")[1], f"C{m}"
-        times = [row["epoch"] for row in epochs]
-        error_axis.plot(times, [row.get(name) for row in epochs], "o-", ms=3, color=colour, label=f"{branch} test")
-        train = [row.get(f"train_error/{branch}") for row in epochs]
-        error_axis.plot(times, train, "--", lw=1, color=colour, label=f"{branch} train")
+        train = [row.get(f"train_error/{branch}") for row in steps]
+        error_axis.plot(
+            [row["epoch"] for row in steps], train, lw=0.8, alpha=0.5, color=colour, label=f"{branch} train"
+        )
+        test = [row.get(name) for row in epochs]
+        error_axis.plot([row["epoch"] for row in epochs], test, "o-", ms=4, color=colour, label=f"{branch} test")
     error_axis.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
     for axis in (loss_axis, error_axis):
         axis.grid(alpha=0.3)
+        axis.set_xlim(0, None)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.lines:
             axis.legend(fontsize=8)
     figure.suptitle(title)
