@@ -1,5 +1,7 @@
 """Which device, number format and compilation a run uses, decided once from what the machine has."""
 
+import os
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -49,7 +51,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Module) -> bool:
     """Whether to compile: ``auto`` counts the steps, so that a resumed run decides as the first one did."""
-    if name != "auto":
+    compiler = os.environ.get("CXX", "g++")
+    can_compile = shutil.which(compiler) is not None
+    if name == "on" and not can_compile:
+        raise UserError(f"compile is on, but there is no C++ compiler ({compiler}): install g++, or set --compile off")
+    if name != "auto" or not can_compile:
         return name == "on"
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     return steps >= STEPS_THAT_REPAY_COMPILING[device.type] and convolutions <= MAX_CONVOLUTIONS_TO_COMPILE

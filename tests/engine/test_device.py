@@ -1,0 +1,55 @@
+"""Choices made from what the machine has."""
+
+import pytest
+import torch
+
+from fastdhm import models
+from fastdhm.engine import device as choices
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.build("resnet8", 10)
+
+
+@pytest.mark.parametrize(("steps", "compiled"), [(10, False), (100_000, True)])
+def test_auto_compiles_only_what_repays_it(model, steps, compiled):
+    assert choices.pick_compile("auto", CPU, steps, model) == compiled
+    assert choices.pick_compile("on", CPU, steps, model)
+    assert not choices.pick_compile("off", CPU, steps, model)
+
+
+def test_very_deep_networks_are_not_compiled_by_themselves():
+    with torch.device("meta"):
+        deep = models.build("resnet1202", 10)
+    assert not choices.pick_compile("auto", CPU, 100_000, deep)
+
+
+def test_without_a_compiler_auto_does_without_and_on_says_so(model, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not choices.pick_compile("auto", CPU, 100_000, model)
+    with pytest.raises(ValueError, match="no C\\+\\+ compiler \\(no-such-compiler\\).*--compile off"):
+        choices.pick_compile("on", CPU, 10, model)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fpu sse2 avx512f avx512_vnni", torch.float32),
+        ("avx512f avx512_bf16", torch.bfloat16),
+        ("amx_bf16", torch.bfloat16),
+    ],
+)
+def test_bfloat16_only_where_the_processor_computes_in_it(monkeypatch, flags, dtype):
+    monkeypatch.setattr(choices, "_cpu_flags", lambda: set(flags.split()))
+    assert choices.pick_precision("auto", CPU) == dtype
+    assert choices.pick_precision("float32", CPU) == torch.float32
+
+
+def test_loader_workers_leave_a_cpu_step_its_cores(monkeypatch):
+    monkeypatch.setattr(choices, "default_workers", lambda: 16)
+    assert choices.pick_workers(None, CPU) == 4
+    assert choices.pick_workers(None, torch.device("cuda")) == 16
+    assert choices.pick_workers(0, CPU) == 0
