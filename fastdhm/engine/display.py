@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 PLAIN_LINE_SECONDS = 15
+WIDE = 100  # columns
 
 
 class TrainingDisplay:
@@ -19,15 +20,16 @@ class TrainingDisplay:
 
     def __init__(self, console: Console, total_steps: int, step: int, image_size: int):
         self.console, self.image_size = console, image_size
+        wide = console.width >= WIDE  # in 80 columns the numbers matter more than the bar
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            *([BarColumn(bar_width=None)] if wide else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TextColumn("[dim]left[/]"),
+            *([TextColumn("[dim]left[/]")] if wide else []),
             TimeRemainingColumn(),
             console=console,
-            expand=True,
+            expand=wide,
             refresh_per_second=4,
             speed_estimate_period=60,
             disable=not console.is_terminal,
