@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import re
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import jsonargparse
@@ -22,6 +24,9 @@ USAGE = f"""fastdhm {__version__}: train convolutional networks with Dynamic Hie
 
 `fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print_config` shows a run without starting it."""
 
+# how the parser names types -> how a person does
+PLAIN_TYPES = {"<class 'float'>": "a number", "<class 'int'>": "a whole number", "typing.Literal": "one of "}
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -32,7 +37,19 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(prog=f"fastdhm {command}", description=description, formatter_class=argparse.HelpFormatter)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(f"{' '.join(str(message).split())}; `{self.prog} --help` lists the flags")
+        raise UserError(f"{self._plain(' '.join(str(message).split()))}; `{self.prog} --help` lists the flags")
+
+    def _plain(self, message: str) -> str:
+        """The parser's message in the user's terms: flags and values, not Python types."""
+        wrong = re.search(r'Parser key "(\w+)":.*?Expected a (.+?)\. Got value: (.+?)( -|$)', message)
+        if wrong:
+            key, expected, value = wrong.groups()[:3]
+            for python, plain in PLAIN_TYPES.items():
+                expected = expected.replace(python, plain)
+            return f"{key} is {value}: must be {expected}"
+        flag = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
+        return f"{message}; did you mean {near[0]}?" if near else message
 
     def spell_with_dashes(self) -> None:
         """Show ``--batch-size`` for ``--batch_size`` in the help, and accept both."""
@@ -44,13 +61,20 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse(self, argv: list[str], defaults: bool = True) -> dict:
         """The values given in ``argv``, with ``defaults`` those of the flags not given as well."""
-        values = self.parse_args(argv, defaults=defaults).as_dict()
+        try:
+            values = self.parse_args(argv, defaults=defaults).as_dict()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config is not a text file: {error}") from error
         return {name: value for name, value in values.items() if name not in ("config", "print_config")}
 
 
 def train_parser() -> Parser:
     """The parser of ``fastdhm train``: a flag for every value of :class:`TrainConfig`."""
-    parser = Parser("train", "Train a network. Flags override --config, which overrides the recipe of the data set.")
+    parser = Parser(
+        "train",
+        "Train a network. Flags override --config, which overrides the recipe of the data set; --print_config shows "
+        "the values that come out.",
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the values below")
     parser.add_argument("--resume", metavar="RUN", default=None, help="go on with the run in this folder, bit for bit")
     parser.add_class_arguments(TrainConfig)
@@ -61,7 +85,8 @@ def train_parser() -> Parser:
 def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     """The config of ``fastdhm train ARGV`` (recipe, then --config, then flags), and whether it resumes a run."""
     parser = train_parser()
-    given = parser.parse([a for a in argv if not a.startswith(("--print_config", "--print-config"))], defaults=False)
+    flags = [a for a in argv if not a.startswith(("--print_config", "--print-config"))]
+    given = parser.parse(flags, defaults=False)
     resume = given.pop("resume", None)
     if resume is None:
         base = TrainConfig()
@@ -69,12 +94,15 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     else:
         base = _resumed(Path(resume), given)
     parser.set_defaults(base)
-    values = parser.parse(argv)
+    values = parser.parse(flags)
     values.pop("resume", None)
     try:
-        return TrainConfig(**values), resume is not None
+        config = TrainConfig(**values)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if flags != argv:
+        parser.parse(argv)  # prints the config and exits
+    return config, resume is not None
 
 
 def _resumed(run_dir: Path, given: dict) -> dict:

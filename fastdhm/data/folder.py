@@ -64,8 +64,12 @@ class FolderSource:
         if self._digest is None:
             digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
             for name, target in zip(self._name_N, self.target_N.tolist(), strict=True):
-                status = os.stat(os.path.join(os.fsencode(self.root), bytes(name)))
-                digest.update(b"%s\0%d %d %d\n" % (bytes(name), target, status.st_size, status.st_mtime_ns))
+                try:
+                    status = os.stat(os.path.join(os.fsencode(self.root), bytes(name)))
+                    size, changed = status.st_size, status.st_mtime_ns
+                except OSError:  # a broken link, say: it is an image that cannot be read, and reported as one
+                    size, changed = -1, -1
+                digest.update(b"%s\0%d %d %d\n" % (bytes(name), target, size, changed))
             self._digest = digest.hexdigest()
         return self._digest
 

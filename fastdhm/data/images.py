@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def read_image(path: str | Path) -> Image:
     from PIL import Image
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
         with Image.open(path) as image:
             image.load()
             return to_rgb(_upright(image))
@@ -33,7 +36,7 @@ def read_image(path: str | Path) -> Image:
         raise
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more for a broken file.
     except Exception as error:
-        reason = " ".join(str(error).replace(repr(str(path)), "it").split()) or type(error).__name__
+        reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
         raise UserError(f"{printable(path)}: not a complete image: {reason}") from error
 
 

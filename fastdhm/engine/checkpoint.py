@@ -7,6 +7,7 @@ resuming needs), ``network.safetensors`` (the plain network) and ``curves.png``.
 import dataclasses
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no whole checkpoint, or holds code: not loaded ({_first_line(error)})") from error
+        # torch's own message would advise to load it with its code
+        raise UserError(f"{path} is no whole checkpoint, or holds code: it was not loaded") from error
     if not isinstance(checkpoint, dict) or not {"format", "config", "classes", "model"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of fastdhm")
     if checkpoint["format"] != FORMAT:

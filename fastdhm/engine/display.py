@@ -3,6 +3,7 @@
 Legend: M branches.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ class TrainingDisplay:
 
     def show(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
         """Show the numbers of a log point."""
-        accuracy = " ".join(f"{100 - scalars[name]:.1f}" for name in scalars if name.startswith("train_error/"))
-        numbers = f"loss {scalars['loss']:.3f}  acc % {accuracy}  {scalars['images_per_s']:.0f} img/s"
+        errors = {name.split("/")[1]: value for name, value in scalars.items() if name.startswith("train_error/")}
+        accuracy = " ".join(f"{name} {100 - error:.1f}" for name, error in errors.items())
+        numbers = f"loss {scalars['loss']:.3f} acc {accuracy} {scalars['images_per_s']:.0f} img/s"
         self.progress.update(self.task, numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
             self.last_line = time.monotonic()
@@ -81,7 +83,7 @@ def print_plan(console: Console, lines: dict[str, str]) -> None:
         console.print(f"[bold]{name:<9}[/]{text}", soft_wrap=True, highlight=False)
 
 
-def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str, ...], num_classes: int) -> None:
     """The table of test errors of a run's end, and of its best epoch."""
     validated = [row for row in rows if row["kind"] == "epoch" and "val_error/B0" in row]
     if not validated:
@@ -92,6 +94,8 @@ def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str,
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:
         cells = [last[f"val_error/{name}"], last[f"val_top5_error/{name}"], best[f"val_error/{name}"]]
+        if num_classes <= 5:
+            cells[1] = math.nan  # the five likeliest are all there are
         table.add_row(name, *(f"{cell:.2f}" for cell in cells), style="bold" if name == "B0" else "")
     console.print(table)
 

@@ -95,7 +95,7 @@ class Run:
         """Write a checkpoint, but never a broken one: ``NonFiniteLoss`` if the loss or a weight is NaN or infinite."""
         self.sums.read()
         if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):
-            raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}")
+            raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}, before the loss itself broke")
         checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, self.state())
 
 

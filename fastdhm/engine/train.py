@@ -188,7 +188,7 @@ def finish(run: Run, console: Console) -> None:
     checkpoint.save_network(run.dir / "network.safetensors", run.model.strip(), run.config, run.classes)
     rows = read_log(run.dir)
     plot_curves(rows, run.dir / "curves.png", f"{run.config.arch}, {run.config.method}, {run.config.dataset}")
-    print_report(console, rows, run.model.branch_names)
+    print_report(console, rows, run.model.branch_names, len(run.classes))
     print_plan(console, {
         "network": f"{run.dir / 'network.safetensors'} (B0 of the {run.config.keep} epoch, without the branches)",
         "curves": str(run.dir / "curves.png"),

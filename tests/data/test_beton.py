@@ -366,3 +366,17 @@ def test_paths_tell_data_sets_and_settings_apart(tmp_path):
     }
     assert len(paths) == 12
     assert beton_path(tmp_path, "cifar10", "val", RAW) == tmp_path / "beton" / "cifar10-raw" / "val.beton"
+
+
+def test_broken_links_and_pipes_are_bad_images_like_others(bad_root, bad_names, tmp_path):
+    """A link to nothing must not stop the list short, and opening a pipe would wait for ever."""
+    (bad_root / "train/cats/dangling.jpg").symlink_to("/nonexistent")
+    os.mkfifo(bad_root / "train/dogs/pipe.png")
+    train, _ = load_sources(f"folder:{bad_root}", tmp_path)
+    path = tmp_path / "b" / "train.beton"
+    with pytest.raises(UserError) as caught:
+        build(train, path, JPG, workers=1, progress=False)
+    for name in (*bad_names, "dangling.jpg", "pipe.png"):
+        assert name in str(caught.value)
+    manifest = build(train, path, JPG, workers=1, skip_bad=True, progress=False)
+    assert len(manifest.skipped) == 5
