@@ -88,7 +88,9 @@ def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str,
     validated = [row for row in rows if row["kind"] == "epoch" and "val_error/B0" in row]
     if not validated:
         return
-    last, best = validated[-1], min(validated, key=lambda row: row["val_error/B0"])
+    last = validated[-1]
+    whole = [row for row in validated if row["val_side"] == last["val_side"]]  # not those on smaller images
+    best = min(whole, key=lambda row: row["val_error/B0"])
     table = Table(title=f"test error after {last['epoch']:g} epochs", title_justify="left")
     for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
