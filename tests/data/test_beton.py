@@ -156,7 +156,7 @@ def test_killed_worker_ends_the_build(tmp_path):
 
 
 SLOW_BUILD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from fastdhm.data.beton import ImageSettings, build
 from fastdhm.data.synthetic import SyntheticSource
@@ -166,6 +166,7 @@ class Slow(SyntheticSource):
         time.sleep(0.5 if len(index_B) > 1 else 0)
         return super().pixels(index_B)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 build(Slow("train", 20_000), Path(sys.argv[1]), ImageSettings(), workers=2, progress=False)
 """
 
