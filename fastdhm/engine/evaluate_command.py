@@ -11,11 +11,12 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.data import LoadedData, open_loaders
+from fastdhm.data import LoadedData
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import pick_device, pick_precision, pick_workers
+from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.engine.evaluate import evaluate
+from fastdhm.engine.run import build_model, open_data
 from fastdhm.errors import UserError
 
 
@@ -40,7 +41,7 @@ def evaluate_path(
     changes = {"data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
     console = Console(stderr=as_json)
-    data = _open(config, console)
+    data = open_data(dataclasses.replace(config, batch_size=1), console)
     try:
         if tuple(data.classes) != classes:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
@@ -70,19 +71,9 @@ def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
         return [network], config, classes
     saved = checkpoint.load_checkpoint(path)
     config, classes = checkpoint.config_from(saved["config"], path), tuple(saved["classes"])
-    model = models.build(config.arch, len(classes), () if config.method == "baseline" else config.branches)
+    model = build_model(config, len(classes))
     checkpoint.load_weights(model, saved["model"], path, config.arch)
     return [model], config, classes
-
-
-def _open(config: TrainConfig, console: Console) -> LoadedData:
-    return open_loaders(
-        config.dataset, Path(config.data_dir), loader=config.loader, batch_size=1,
-        eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, seed=config.seed,
-        workers=pick_workers(config.workers, pick_device(config.device)),
-        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
-    )  # fmt: skip
 
 
 def _errors(network: nn.Module, config: TrainConfig, data: LoadedData) -> dict[str, dict[str, float]]:

@@ -10,20 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
+from fastdhm.data import LoadedData, open_loaders
 from fastdhm.data.loaders import Batch
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.checkpoint import Position
-from fastdhm.engine.device import autocast, pick_device, pick_precision
+from fastdhm.engine.device import autocast, pick_device, pick_precision, pick_workers
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.errors import UserError
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import mimic_loss
+
+
+def open_data(config: TrainConfig, console: Console) -> LoadedData:
+    """The loaders of a run, built first where need be; ``console`` shows what is done."""
+    return open_loaders(
+        config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
+        crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad,
+        workers=pick_workers(config.workers, pick_device(config.device)),
+        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+    )  # fmt: skip
+
+
+def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
+    """The network of a run; the baseline's has no branches."""
+    return models.build(config.arch, num_classes, () if config.method == "baseline" else config.branches)
 
 
 class Run:
@@ -34,8 +52,7 @@ class Run:
         self.config, self.dir, self.classes = config, run_dir, classes
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
-        branches = () if config.method == "baseline" else config.branches
-        model = models.build(config.arch, len(classes), branches)
+        model = build_model(config, len(classes))
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.weights_MM = weight_matrix(config.method, len(model.branch_names)).to(self.device)
         self.optimizer = make_optimizer(

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig, default_data_dir
-from fastdhm.data import LoadedData, open_loaders
+from fastdhm.data import LoadedData
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import pick_compile, pick_device, pick_precision, pick_workers
+from fastdhm.engine.device import pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
-from fastdhm.engine.run import Run, make_compute, make_step
+from fastdhm.engine.run import Run, make_compute, make_step, open_data
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.timer import Timer
@@ -116,13 +116,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     run_dir = Path(config.run_dir)
     if not resume:
         checkpoint.refuse_existing(run_dir, config)
-    data = open_loaders(
-        config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad,
-        workers=pick_workers(config.workers, torch.device(config.device)),
-        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
-    )  # fmt: skip
+    data = open_data(config, console)
     try:
         return _train(config, run_dir, data, console)
     finally:
