@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # What the extension and the metadata are made from: a change rebuilds, nothing else does.
-BUILD  := setup.py pyproject.toml $(wildcard csrc/*)
+BUILD  := setup.py pyproject.toml $(wildcard csrc/*.*) $(wildcard csrc/cuda/*)
 
 .PHONY: demo test lint setup clean
 
@@ -28,9 +28,22 @@ $(VENV)/.installed: $(BUILD) tools/system_packages.sh
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.6" torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@$(BIN)/python tools/build_report.py
 	if pkg-config --exists opencv4 libturbojpeg; then $(BIN)/python -m pip install --quiet "ffcv>=1.0.2" \
 	    || echo "fastdhm: FFCV could not be built; the torch loader will feed the images"; fi
 	touch $@
 
 clean: ## remove the set-up and what was built; runs/ and data stay
 	rm -rf $(VENV) build dist *.egg-info fastdhm/_C*.so
+
+.PHONY: bench bench-gpu
+
+bench: setup ## the loss and the mask against their peers, on this machine's best device; results in bench/
+	$(BIN)/fastdhm bench loss --sweep
+	$(BIN)/fastdhm bench mask
+
+bench-gpu: setup ## all that needs a GPU: the benchmarks and the tests marked gpu; says so where there is none
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	    $(BIN)/fastdhm bench loss --device cuda --sweep && $(BIN)/fastdhm bench mask --device cuda \
+	    && $(BIN)/python -m pytest -m gpu; \
+	else echo "bench-gpu: NOT RUN: torch sees no CUDA device here"; fi

@@ -7,9 +7,12 @@ and works, more slowly.
 """
 
 import importlib.util
+import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -17,6 +20,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TORCH = "torch>=2.6"
+# Machine code for these, as far as nvcc knows them: each also runs on what came later in its generation. What is newer
+# than the last gets PTX, which its driver compiles. The same list everywhere: machines without a GPU build too.
+CUDA_ARCHS = ("7.0", "7.5", "8.0", "9.0", "10.0")
 
 
 def find_torch():
@@ -43,6 +49,58 @@ def why_not_compile():
     return None
 
 
+def find_cuda_home():
+    """The folder of the CUDA toolkit, named in CUDA_HOME or asked of nvcc, or None.
+
+    torch looks for it two folders above the ``nvcc`` on the path, which may be a script that calls the real one.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if named or nvcc is None:
+        return named
+    plan = subprocess.run([nvcc, "--dryrun", "-E", "any.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+    return str(Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parents[1])
+
+
+def why_no_cuda(torch_cuda, cuda_home):
+    """Why CUDA code cannot be compiled by the toolkit in ``cuda_home`` for a torch of CUDA ``torch_cuda``, or None."""
+    if torch_cuda is None:
+        return "this torch is a build without CUDA"
+    major = torch_cuda.split(".")[0]
+    remedy = f"install a CUDA {major} toolkit and name its folder in CUDA_HOME"
+    nvcc = Path(cuda_home or "/usr", "bin", "nvcc")
+    if not nvcc.is_file():
+        return f"there is no {nvcc}; {remedy}"
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release ((\d+)\.\d+)", version)
+    if release is None or release[2] != major:  # torch itself refuses to build with another major version
+        found = f"is of CUDA {release[1]}" if release else "does not say its version"
+        return f"{nvcc} {found}, torch of CUDA {torch_cuda}; {remedy}"
+    if not any(Path(home, "include", "cuda_runtime.h").is_file() for home in (cuda_home, "/usr")):
+        return f"{cuda_home} has no include/cuda_runtime.h; {remedy}"
+    # Its own parts are there, and the host's compiler is not one that it refuses.
+    trial = [nvcc, "-E", "-Icsrc", str(next(Path("csrc", "cuda").glob("*.cu")))]
+    result = subprocess.run(trial, capture_output=True, text=True)
+    if result.returncode != 0:
+        return f"{nvcc} fails: {next(iter(result.stderr.strip().splitlines()), 'it does not say why')}"
+    return None
+
+
+def cuda_archs(cuda_home):
+    """The architectures to compile for, as TORCH_CUDA_ARCH_LIST names them; what the user set there is kept."""
+    nvcc = Path(cuda_home, "bin", "nvcc")
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch.replace('.', '')}" in known]
+    return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{';'.join(archs)}+PTX")
+
+
+def sources(with_cuda):
+    """What the extension is compiled from."""
+    folders = [Path("csrc"), *([Path("csrc", "cuda")] if with_cuda else [])]
+    return sorted(str(path) for folder in folders for kind in ("*.cpp", "*.cu") for path in folder.glob(kind))
+
+
 def compiled_parts():
     """Arguments of ``setup`` for the extension: none where it cannot be compiled, after saying why."""
     reason = why_not_compile()
@@ -50,26 +108,31 @@ def compiled_parts():
         print(f"\nWARNING: fastdhm is built WITHOUT its C++ extension: {reason}\n", file=sys.stderr)
         return {}
 
+    cuda_home = find_cuda_home()
+    if cuda_home is not None:
+        os.environ["CUDA_HOME"] = cuda_home  # torch reads it when it is imported
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension, is_ninja_available
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, is_ninja_available
 
-    cxx_flags = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch headers leave parameters unused
-    sources = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
-    headers = sorted(str(path) for path in Path("csrc").glob("*.h"))
-    cuda_sources = sorted(str(path) for path in Path("csrc", "cuda").glob("*.cu"))
-    has_nvcc = CUDA_HOME is not None and Path(CUDA_HOME, "bin", "nvcc").is_file()
-    # A GPU is not asked for: machines without one build for machines with one.
-    if cuda_sources and torch.version.cuda is not None and has_nvcc:
-        extension = CUDAExtension(
-            "fastdhm._C",
-            sources + cuda_sources,
-            include_dirs=[str(Path("csrc").absolute())],
-            depends=headers,
-            define_macros=[("FASTDHM_WITH_CUDA", None)],
-            extra_compile_args={"cxx": cxx_flags, "nvcc": ["-O3"]},
-        )
+    reason = why_no_cuda(torch.version.cuda, cuda_home)
+    if reason is None:
+        archs = cuda_archs(cuda_home)
+        print(f"fastdhm: CUDA code is compiled by {cuda_home}/bin/nvcc for {archs}", file=sys.stderr)
+        define, make = f"-DFASTDHM_CUDA_ARCHS={json.dumps(archs)}", CUDAExtension
     else:
-        extension = CppExtension("fastdhm._C", sources, depends=headers, extra_compile_args={"cxx": cxx_flags})
+        print(f"fastdhm: no CUDA code is compiled: {reason}", file=sys.stderr)
+        define, make = f"-DFASTDHM_WHY_NO_CUDA={json.dumps(reason)}", CppExtension
+    extension = make(
+        "fastdhm._C",
+        sources(with_cuda=reason is None),
+        include_dirs=[str(Path("csrc").absolute())],
+        depends=sorted(str(path) for path in Path("csrc").rglob("*.*h")),
+        extra_compile_args={
+            # torch's headers leave parameters unused
+            "cxx": ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", define],
+            "nvcc": ["-O3"],
+        },
+    )
     return {
         "ext_modules": [extension],
         "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=is_ninja_available())},
@@ -78,8 +141,8 @@ def compiled_parts():
 
 setup(
     # In pyproject.toml setuptools cannot map a package to a folder and also find the others.
-    packages=[*find_packages(include=["fastdhm", "fastdhm.*"]), "fastdhm.kernels"],
-    package_dir={"fastdhm.kernels": "kernels"},
+    packages=[*find_packages(include=["fastdhm", "fastdhm.*"]), "fastdhm.kernels", "fastdhm.benchmarks"],
+    package_dir={"fastdhm.kernels": "kernels", "fastdhm.benchmarks": "benchmarks"},
     # Read by the build backend before it builds; torch is asked for only where the target environment lacks it.
     setup_requires=[] if find_torch() else [TORCH],
     # A frontend runs this file for the requirements, for the metadata and to build; only the last compiles.

@@ -5,15 +5,13 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "branch_mask_args.h"
+
 namespace fastdhm {
 namespace {
 
 at::Tensor branch_mask_cpu(const at::Tensor& probs_S, int64_t seed, const at::Tensor& step) {
-  TORCH_CHECK_VALUE(probs_S.dim() == 1 && probs_S.is_floating_point(), "probs must be floating and of one dimension, got ",
-                    probs_S.dtype(), " of shape ", probs_S.sizes());
-  TORCH_CHECK_VALUE(step.dim() == 0 && step.scalar_type() == at::kLong && step.is_cpu(),
-                    "step must be an int64 CPU tensor without dimensions, got ", step.dtype(), " of shape ", step.sizes(),
-                    " on ", step.device());
+  check_branch_mask_args(probs_S, step);
   const at::Tensor probs = probs_S.to(at::kDouble).contiguous();
   at::Tensor mask_S = at::empty(probs_S.sizes(), probs_S.options().dtype(at::kBool));
   const double* prob = probs.const_data_ptr<double>();

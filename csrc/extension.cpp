@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "mimic_loss.h"
 #include "philox.h"
 
 namespace py = pybind11;
@@ -41,10 +42,12 @@ py::dict build_info() {
 #endif
   info["cxx_standard"] = static_cast<int64_t>(__cplusplus);
   info["torch"] = TORCH_VERSION;
-#ifdef FASTDHM_WITH_CUDA
+#ifdef FASTDHM_CUDA_ARCHS
   info["cuda"] = true;
+  info["cuda_archs"] = FASTDHM_CUDA_ARCHS;
 #else
   info["cuda"] = false;
+  info["why_no_cuda"] = FASTDHM_WHY_NO_CUDA;
 #endif
   info["cpu_features"] = cpu_features();
   return info;
@@ -61,5 +64,8 @@ std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, const
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ ops of fastdhm, reached as torch.ops.fastdhm.*";
   m.def("build_info", &build_info, "How the extension was built: compiler, C++ standard, torch, CUDA; and this CPU's features.");
+  m.def("mimic_loss_simds", &fastdhm::mimic_loss_simds, "Instruction sets that mimic_loss can use here, the fastest last.");
+  m.def("mimic_loss_simd", &fastdhm::mimic_loss_simd, "The one it uses, or none.");
+  m.def("set_mimic_loss_simd", &fastdhm::set_mimic_loss_simd, py::arg("name"), "Have mimic_loss use another one, to test it.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

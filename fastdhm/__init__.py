@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 # name -> the module it lives in ("" for a module itself); loaded on first use, so that importing fastdhm is cheap
 _FACE = {
     "mimic_loss": "fastdhm.ops.mimic_loss",
+    "MimicLoss": "fastdhm.ops.mimic_loss",
     "branch_mask": "fastdhm.ops.branch_mask",
     "models": "",
     "methods": "",

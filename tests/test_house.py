@@ -18,9 +18,23 @@ ALLOWED = {
     "ops": {"errors", "ops", "kernels", "_C"},
     "models": {"errors", "models"},
     "data": {"errors", "files", "ops", "data"},
+    "reid": {"errors", "files", "reid"},
     "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "engine"},
-    "cli": {"errors", "config", "recipes", "engine", "data", "__version__"},
+    "cli": {"errors", "config", "recipes", "engine", "data", "benchmarks", "__version__"},
     "kernels": set(),
+    "benchmarks": {
+        "kernels",
+        "errors",
+        "files",
+        "ops",
+        "methods",
+        "models",
+        "data",
+        "reid",
+        "engine",
+        "benchmarks",
+        "__version__",
+    },
 }
 # an optional library -> the one file that imports it
 DOORS = {"ffcv": "fastdhm/data/_ffcv.py", "fastdhm._C": "fastdhm/ops/_extension.py"}
@@ -38,13 +52,13 @@ def imports(path: Path) -> set[str]:
 
 
 def sources() -> list[Path]:
-    return [path for folder in ("fastdhm", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for folder in ("fastdhm", "kernels", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
-    package = parts[0] if parts[0] == "kernels" else parts[1]
+    package = parts[0] if parts[0] in ("kernels", "benchmarks") else parts[1]
     if package == "__init__":
         return
     used = {name.split(".")[1] for name in imports(path) if name.startswith("fastdhm.")}

@@ -5,7 +5,12 @@ import torch
 from fastdhm.errors import UserError
 from fastdhm.ops import _extension, philox
 
-IMPLS = ("auto", "eager", "cpp")
+IMPLS = ("auto", "eager", "cpp", "cuda")
+DEVICES = {"cpp": "cpu", "cuda": "cuda"}  # compiled form -> the devices it runs on
+
+# Asked once, so that torch.compile sees constants.
+_build_info = _extension.require("branch_mask").build_info() if _extension.available() else {"cuda": False}
+_compiled_for = {"cpu": _extension.available(), "cuda": _build_info["cuda"]}
 
 
 def branch_mask(probs_S, seed, step, *, impl="auto"):
@@ -22,8 +27,9 @@ def branch_mask(probs_S, seed, step, *, impl="auto"):
         seed: int in [0, 2**64).
         step: what the draw is for, an iteration or an epoch: int in [0, 2**63), or an int64 tensor without dimensions
             on the device of ``probs_S``, which a captured CUDA graph can advance.
-        impl: ``eager`` (the reference, any device), ``cpp`` (CPU) or ``auto`` (``cpp`` on the CPU where it was built,
-            else ``eager``).
+        impl: ``eager`` (the reference, any device), ``cpp`` (CPU), ``cuda`` (a kernel on the current stream; it
+            is compiled and linked in every full build, and has not been run on a GPU yet), or ``auto``: the compiled
+            form for the device of ``probs_S`` where it was built, else ``eager``.
 
     Returns:
         ``[S]``, bool, on the device of ``probs_S``.
@@ -38,9 +44,7 @@ def branch_mask(probs_S, seed, step, *, impl="auto"):
     _check(probs_S, seed, step, impl)
     if not isinstance(step, torch.Tensor):
         step = torch.full((), step, dtype=torch.int64, device=probs_S.device)
-    if impl == "cpp":
-        _extension.require("branch_mask with impl='cpp'")
-    if impl == "cpp" or (impl == "auto" and probs_S.device.type == "cpu" and _extension.available()):
+    if impl in DEVICES or (impl == "auto" and _compiled_for.get(probs_S.device.type)):
         # The schema's int is signed; the same 64 bits.
         return torch.ops.fastdhm.branch_mask(probs_S, seed - 2**64 if seed >= 2**63 else seed, step)
     return branch_mask_eager(probs_S, seed, step)
@@ -60,6 +64,16 @@ if _extension.available():
         return torch.empty_like(probs_S, dtype=torch.bool)
 
 
+def _require(impl):
+    """``ValueError`` if a compiled form was not built: why, and how to get it."""
+    _extension.require(f"branch_mask with impl={impl!r}")
+    if not _compiled_for[DEVICES[impl]]:
+        raise UserError(
+            f"branch_mask with impl={impl!r} needs CUDA code, and the C++ extension was built without "
+            f"({_build_info['why_no_cuda']}); then build it again with 'pip install --no-build-isolation .'"
+        )
+
+
 def _check(probs_S, seed, step, impl):
     if impl not in IMPLS:
         raise UserError(f"impl is {impl!r}, must be one of {', '.join(IMPLS)}")
@@ -67,8 +81,11 @@ def _check(probs_S, seed, step, impl):
         raise UserError(
             f"probs_S is {_describe(probs_S)}, must be a floating tensor of one dimension: one probability per branch"
         )
-    if impl == "cpp" and probs_S.device.type != "cpu":
-        raise UserError(f"probs_S is on {probs_S.device}, impl='cpp' runs on the CPU: use impl='auto'")
+    if impl in DEVICES:
+        _require(impl)
+        if probs_S.device.type != DEVICES[impl]:
+            place = {"cpp": "the CPU", "cuda": "CUDA devices"}[impl]
+            raise UserError(f"probs_S is on {probs_S.device}, impl={impl!r} runs on {place}: use impl='auto'")
     if not isinstance(seed, int):
         raise UserError(f"seed is {seed!r}, must be an int in [0, 2**64)")
     if not 0 <= seed < 2**64:

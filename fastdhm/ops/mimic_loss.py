@@ -5,11 +5,13 @@ Legend: M branches (index 0 = main), B batch, K classes.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastdhm.errors import unknown
+from fastdhm.errors import UserError, unknown
+from fastdhm.ops import _fused_mimic_loss
 
-IMPLS = ("auto", "eager")
+IMPLS = ("auto", "eager", "cpp", "triton")
+DEVICES = {"cpp": "cpu", "triton": "cuda"}  # where each fused form runs
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -29,10 +31,10 @@ def mimic_loss_eager(
     student_MBK = F.log_softmax(logits_MBK / temperature, -1)
     teacher_MBK = student_MBK.detach()
     # where P_p = 0 the summand is 0, also when its logarithm is -inf
-    gap_MMBK = (teacher_MBK[:, None] - student_MBK[None]).where(teacher_MBK[:, None] > -torch.inf, 0)
+    gap_MMBK = (teacher_MBK[:, None] - student_MBK[None]).where(teacher_MBK[:, None] != -torch.inf, 0)
     kl_MM = temperature**2 * (teacher_MBK.exp()[:, None] * gap_MMBK).sum(-1).mean(-1)
 
-    num_labelled = (target_B != ignore_index).sum().clamp(min=1)
+    num_labelled = (target_B != ignore_index).sum().clamp(min=min(1, len(target_B)))  # the mean of nothing is NaN
     ce_M = torch.stack([
         F.cross_entropy(z_BK, target_B, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
         for z_BK in logits_MBK
@@ -73,34 +75,112 @@ def mimic_loss(
             mimicking terms. With no labelled row at all the cross-entropies are 0.
         weights_MM: weight of each term, floating point, on the logits' device. Gets no gradient.
         temperature: T > 0, for the mimicking terms only.
-        label_smoothing: in [0, 1], for the cross-entropies only.
+        label_smoothing: in [0, 1), for the cross-entropies only.
         ignore_index: the target that means "no label".
-        impl: ``"eager"`` (plain torch, the reference) or ``"auto"``, the fastest that is available.
+        impl: ``"eager"`` (plain torch, the reference), ``"cpp"`` (one pass in C++, CPU), ``"triton"`` (one launch,
+            CUDA) or ``"auto"``, the fused one of the logits' device where it is available, else eager.
 
     Returns:
-        ``(loss, terms_MM)``: a scalar, and the terms without gradient; float32, or float64 for float64 logits.
+        ``(loss, terms_MM)``: a scalar, and the terms without gradient; float32, or float64 for float64 logits. With an
+        empty batch both are NaN, as a mean of nothing is. The fused forms make the gradient in forward, in the logits'
+        dtype, and have no second derivative.
 
     Raises:
-        ValueError: a wrong shape, dtype, device, temperature or smoothing, or a target out of range (checked on CPU
-            tensors; on a GPU the check would wait for the device, and an assertion there reports it).
+        ValueError: a wrong shape, dtype, device, temperature or smoothing, an impl that is not available here, or, on
+            CPU tensors, a target out of range or a weight that is negative or not finite (on a GPU that check would
+            wait for the device: see :func:`check_values`).
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    _validate(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index)
-    return mimic_loss_eager(logits_MBK, target_B, weights_MM.detach(), temperature, label_smoothing, ignore_index)
+    _validate(logits_MBK, target_B, weights_MM, temperature, label_smoothing)
+    weights_MM = weights_MM.detach()
+    if not _use_fused(impl, logits_MBK.device.type):
+        if logits_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the C++ form does it itself
+            check_values(logits_MBK, target_B, weights_MM, ignore_index)
+        return mimic_loss_eager(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index)
+    need_grad = torch.is_grad_enabled() and logits_MBK.requires_grad
+    loss, terms_MM, _ = _fused_mimic_loss.mimic_loss(
+        logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad
+    )
+    return loss, terms_MM
+
+
+class MimicLoss(nn.Module):
+    """:func:`mimic_loss` with its weights and settings: ``loss, terms_MM = criterion(logits_MBK, target_B)``.
+
+    ``weights_MM`` is a buffer: it moves with the module, and ``criterion.weights_MM.copy_(...)`` changes it in place.
+    Arguments and errors are those of :func:`mimic_loss`.
+    """
+
+    def __init__(
+        self,
+        weights_MM: Tensor,
+        *,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        impl: str = "auto",
+    ):
+        super().__init__()
+        if impl not in IMPLS:
+            raise unknown("impl", impl, IMPLS)
+        _validate_settings(temperature, label_smoothing)
+        self.register_buffer("weights_MM", weights_MM)
+        self.settings = {
+            "temperature": temperature, "label_smoothing": label_smoothing, "ignore_index": ignore_index, "impl": impl
+        }  # fmt: skip
+
+    def forward(self, logits_MBK: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """``(loss, terms_MM)``."""
+        return mimic_loss(logits_MBK, target_B, self.weights_MM, **self.settings)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+
+def check_values(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, ignore_index: int = -100) -> None:
+    """Read the targets and the weights and refuse what they may not hold; waits for the device, so not for every step.
+
+    Raises:
+        ValueError: a target that is neither in [0, K) nor ``ignore_index``; a weight that is negative or not finite.
+    """
+    K = logits_MBK.shape[2]
+    wrong_B = (target_B != ignore_index) & ((target_B < 0) | (target_B >= K))
+    if wrong_B.any():
+        raise ValueError(
+            f"target_B holds {int(target_B[wrong_B][0])}: needs a class in [0, {K}), or ignore_index ({ignore_index})"
+        )
+    bad_MM = ~((weights_MM >= 0) & weights_MM.isfinite())  # so written, NaN is bad too
+    if bad_MM.any():
+        p, q = bad_MM.nonzero()[0].tolist()
+        raise ValueError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
+
+
+def _use_fused(impl: str, device: str) -> bool:
+    """Whether the fused op does it; ``ValueError`` if ``impl`` asks for one that cannot run here."""
+    if impl == "eager":
+        return False
+    if impl == "auto":
+        forms = [name for name, where in DEVICES.items() if where == device]
+        return any(_fused_mimic_loss.why_not(name) is None for name in forms)
+    if device != DEVICES[impl]:
+        raise UserError(f"impl is {impl!r}, which runs on {DEVICES[impl]}, and the logits are on {device}: use 'auto'")
+    reason = _fused_mimic_loss.why_not(impl)
+    if reason is not None:
+        raise UserError(f"impl is {impl!r}, which is not available here: {reason}")
+    return True
 
 
 def _validate(
-    logits_MBK: Tensor,
-    target_B: Tensor,
-    weights_MM: Tensor,
-    temperature: float,
-    label_smoothing: float,
-    ignore_index: int,
+    logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, temperature: float, label_smoothing: float
 ) -> None:
-    if logits_MBK.ndim != 3 or 0 in logits_MBK.shape:
-        raise ValueError(f"logits_MBK has shape {tuple(logits_MBK.shape)}: needs [branches, batch, classes], none zero")
-    M, B, K = logits_MBK.shape
+    if logits_MBK.ndim != 3 or 0 in (logits_MBK.shape[0], logits_MBK.shape[2]):
+        raise ValueError(
+            f"logits_MBK has shape {tuple(logits_MBK.shape)}: needs [branches, batch, classes], with at least one "
+            "branch and one class"
+        )
+    M, B, _ = logits_MBK.shape
     if logits_MBK.dtype not in FLOAT_DTYPES:
         raise ValueError(f"logits_MBK is {logits_MBK.dtype}: needs one of {', '.join(map(str, FLOAT_DTYPES))}")
     if target_B.shape != (B,) or target_B.dtype != torch.int64:
@@ -115,13 +195,11 @@ def _validate(
     for name, tensor in {"target_B": target_B, "weights_MM": weights_MM}.items():
         if tensor.device != logits_MBK.device:
             raise ValueError(f"{name} is on {tensor.device}, the logits on {logits_MBK.device}: move it there")
+    _validate_settings(temperature, label_smoothing)
+
+
+def _validate_settings(temperature: float, label_smoothing: float) -> None:
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}: needs a finite number above 0")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}: needs a number in [0, 1]")
-    if target_B.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = (target_B != ignore_index) & ((target_B < 0) | (target_B >= K))
-        if wrong.any():
-            raise ValueError(
-                f"target_B holds {int(target_B[wrong][0])}: needs a class in [0, {K}), or ignore_index ({ignore_index})"
-            )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}: needs a number in [0, 1)")

@@ -1,0 +1,114 @@
+"""``fastdhm::mimic_loss`` as one op of torch: C++ on the CPU, Triton on CUDA, and what autograd makes of either.
+
+Legend: M branches, B batch, K classes.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from fastdhm.ops import _extension
+
+torch.library.define(
+    "fastdhm::mimic_loss",
+    "(Tensor logits, Tensor target, Tensor weights, float temperature, float label_smoothing, int ignore_index, "
+    "bool need_grad) -> (Tensor loss, Tensor terms, Tensor grad)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define("fastdhm::scale_", "(Tensor(a!) grad, Tensor factor) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def why_not(impl: str) -> str | None:
+    """Why ``impl`` cannot be used here and how to get it, or None where it can."""
+    if impl == "cpp":
+        return _extension.reason()
+    if impl == "triton" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed: 'pip install triton' (it comes with the CUDA builds of torch)"
+    return None
+
+
+@torch.library.impl("fastdhm::mimic_loss", "CUDA")
+def _mimic_loss_cuda(*args):
+    from fastdhm.kernels.mimic_loss import mimic_loss
+
+    return mimic_loss(*args)
+
+
+@torch.library.impl("fastdhm::scale_", "CUDA")
+def _scale_cuda(grad, factor):
+    from fastdhm.kernels.mimic_loss import scale_
+
+    scale_(grad, factor)
+
+
+@torch.library.register_fake("fastdhm::mimic_loss")
+def _mimic_loss_fake(logits, target, weights, temperature, label_smoothing, ignore_index, need_grad):
+    M, B, K = logits.shape
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    grad = logits.new_empty((M, B, K) if need_grad else (0,))
+    return logits.new_empty((), dtype=dtype), logits.new_empty((M, M), dtype=dtype), grad
+
+
+@torch.library.register_fake("fastdhm::scale_")
+def _scale_fake(grad, factor):
+    return None
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.inputs, ctx.grad = inputs, output[2]
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # or backward is handed zeros the size of the logits
+
+
+def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
+    """The gradient that forward has made, scaled in place; a second backward through the same graph makes it anew."""
+    if grad_loss is None:
+        return (None,) * 7
+    grad, ctx.grad = ctx.grad, None
+    if grad is None:
+        grad = torch.ops.fastdhm.mimic_loss(*ctx.inputs)[2]
+    if type(grad) is Tensor and not torch._C._are_functorch_transforms_active():
+        torch.ops.fastdhm.scale_(grad, grad_loss)
+    else:  # traced: a pure product, which a compiler fuses with what comes next
+        grad = grad * grad_loss
+    if torch.is_grad_enabled():  # create_graph=True
+        grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.inputs[0])
+    return grad, None, None, None, None, None, None
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The gradient as a function of the logits, whose derivative is refused and not silently left out."""
+
+    @staticmethod
+    def forward(grad, _grad_loss, _logits):
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError("the fused mimic_loss has no second derivative: use impl='eager' for it")
+
+
+torch.library.register_autograd("fastdhm::mimic_loss", _backward, setup_context=_setup_context)
+
+
+class _MimicLoss(torch.autograd.Function):
+    """The same for torch.func, whose transforms do not see what is registered with an op."""
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(*args):
+        return torch.ops.fastdhm.mimic_loss(*args)
+
+
+def mimic_loss(*args) -> tuple[Tensor, Tensor, Tensor]:
+    """The op on the logits' device, with autograd; arguments as in its schema."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _MimicLoss.apply(*args)
+    return torch.ops.fastdhm.mimic_loss(*args)
