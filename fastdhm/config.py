@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 
+def _is_distribution(probabilities: dict[str, float]) -> bool:
+    values = probabilities.values()
+    return all(0 <= p <= 1 for p in values) and abs(math.fsum(values) - 1) <= 1e-6
+
+
 def default_data_dir() -> str:
     """``$FASTDHM_DATA``, or ``~/.cache/fastdhm``."""
     return os.environ.get("FASTDHM_DATA") or str(Path.home() / ".cache" / "fastdhm")
@@ -29,6 +34,19 @@ class TrainConfig:
     """What the branches learn from: baseline (no branches), dsl (the labels), dhm (the labels and each other)."""
     branches: tuple[str, ...] | None = None
     """Side branches to grow, such as [B1,B2,B3]; null: the paper's, B1 and B2. The baseline has none."""
+    direction: Literal["both", "top-down", "bottom-up"] = "both"
+    """Who mimics whom in dhm: all each other, or only the shallower branch the deeper (top-down), or the reverse."""
+
+    sampler: Literal["binary", "bernoulli", "structural"] = "binary"
+    """Which side branches take part in dhm: all, always (binary); those that a coin keeps, the others learning from the
+    labels alone (bernoulli); or a set drawn from a distribution, the others not being computed (structural)."""
+    sample_every: Literal["epoch", "step"] | None = None
+    """How often the sampler draws; null: every epoch for bernoulli, as in the paper, every step for structural."""
+    keep_prob: float = 0.5
+    """Probability with which bernoulli keeps a branch, in [0, 1]."""
+    branch_sets: dict[str, float] | None = None
+    """Distribution that structural draws from, such as {B1+B2: 0.5, B1: 0.25, none: 0.25}; null: every set of side
+    branches, the empty one too, is equally likely."""
 
     run_dir: str | None = None
     """Folder for everything the run writes; null: a new one under runs/."""
@@ -106,6 +124,9 @@ class TrainConfig:
 
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
+    impl: Literal["auto", "eager", "cpp", "triton"] = "auto"
+    """How the loss is computed: plain torch (eager), C++ on a CPU (cpp), a kernel on a GPU (triton); auto: the fastest
+    that is there."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type; auto: bfloat16 where the device computes in it, else float16 on CUDA, else float32."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -132,20 +153,25 @@ class TrainConfig:
             self._check(name, "0 or more", lambda value: value >= 0)
         self._check("seed", "in [0, 2**63)", lambda value: 0 <= value < 2**63)
         self._check("momentum", "in [0, 1)", lambda value: 0 <= value < 1)
-        for name in ("label_smoothing", "progressive"):
+        for name in ("label_smoothing", "progressive", "keep_prob"):
             self._check(name, "in [0, 1]", lambda value: 0 <= value <= 1)
         self._check("crop_ratio", "at most 1", lambda value: value <= 1)
         self._check("mean", "three numbers in [0, 1]", lambda value: all(0 <= v <= 1 for v in value))
         self._check("std", "three numbers in (0, 1]", lambda value: all(0 < v <= 1 for v in value))
         self._check("milestones", "rising epochs above 0", lambda value: all(a < b for a, b in pairwise((0, *value))))
         self._check("accumulate", f"a divisor of batch_size ({self.batch_size})", lambda n: self.batch_size % n == 0)
+        self._check("branch_sets", "probabilities in [0, 1] that sum to 1", _is_distribution)
+        sampler = self.sampler
+        self._check("sample_every", "null: the binary sampler does not draw", lambda _: sampler != "binary")
+        self._check("keep_prob", "left out: only bernoulli uses it", lambda p: p == 0.5 or sampler == "bernoulli")
+        self._check("branch_sets", "left out: only structural uses it", lambda _: sampler == "structural")
         self._check("nesterov", "false when momentum is 0", lambda value: not value or self.momentum > 0)
 
     def _check(self, name: str, rule: str, holds) -> None:
         value = getattr(self, name)
         try:
             fine = value is None or holds(value)
-        except TypeError:  # read from a file that was edited by hand
+        except (TypeError, AttributeError):  # read from a file that was edited by hand
             fine = False
         if not fine:
             raise ValueError(f"{name} is {value}: must be {rule}")

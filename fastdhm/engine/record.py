@@ -1,6 +1,6 @@
 """Where numbers leave the device: sums are kept on it and copied to the host at log points, in one piece.
 
-Legend: M branches.
+Legend: M branches, A those that a step computes.
 """
 
 import json
@@ -33,46 +33,42 @@ class NonFiniteLoss(UserError):
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over some steps of training, on the host."""
+    """Sums over some steps of training, on the host; each term's and branch's over the steps that it took part in."""
 
     steps: float
-    images: float
     loss: float
     term_MM: list[list[float]]
+    term_steps_MM: list[list[float]]
     correct_M: list[float]
+    images_M: list[float]
 
-    def __sub__(self, other: "Sums") -> "Sums":
-        return Sums(
-            self.steps - other.steps,
-            self.images - other.images,
-            self.loss - other.loss,
-            [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(self.term_MM, other.term_MM, strict=True)],
-            [a - b for a, b in zip(self.correct_M, other.correct_M, strict=True)],
-        )
-
-    def scalars(self, weights_MM: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-        """Means per step and image: the loss, each term that has a weight, each branch's error in percent."""
-        used_MM = to_host(weights_MM != 0)
+    def scalars(self, names: tuple[str, ...]) -> dict[str, float]:
+        """Means per step and image: the loss, each term that took part, each computed branch's error in percent."""
         scalars = {"loss": self.loss / self.steps}
         for p, teacher in enumerate(names):
             for q, student in enumerate(names):
-                if used_MM[p][q]:
-                    scalars[term_name(teacher, student)] = self.term_MM[p][q] / self.steps
-        errors = {name: 100 * (1 - correct / self.images) for name, correct in zip(names, self.correct_M, strict=True)}
-        return scalars | {f"train_error/{name}": error for name, error in errors.items()}
+                if self.term_steps_MM[p][q]:
+                    scalars[term_name(teacher, student)] = self.term_MM[p][q] / self.term_steps_MM[p][q]
+        for name, correct, images in zip(names, self.correct_M, self.images_M, strict=True):
+            if images:
+                scalars[f"train_error/{name}"] = 100 * (1 - correct / images)
+        return scalars
 
 
 class TrainingSums:
     """Running sums of an epoch, in float64 on the device; adding to them never waits for it.
 
-    ``vectors`` holds two rows: the epoch's sums so far, and what they were at the last log point.
+    ``vectors`` holds two rows: the epoch's sums so far, and what they were at the last log point. A row is the first
+    step with a broken loss, the number of steps, the sum of the losses, then the fields of :class:`Sums` laid flat.
     """
 
     NEVER = -1.0
+    HEAD = 3
 
     def __init__(self, names: tuple[str, ...], device: torch.device):
         self.names = names
-        self.vectors = torch.zeros(2, 4 + len(names) ** 2 + len(names), dtype=torch.float64, device=device)
+        self.vectors = torch.zeros(2, self.HEAD + 2 * len(names) * (len(names) + 1), dtype=torch.float64, device=device)
+        self.places: dict[tuple[str, ...], Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -80,14 +76,37 @@ class TrainingSums:
         self.vectors.zero_()
         self.vectors[:, 0] = self.NEVER
 
-    def add(self, step: int, images: int, loss: Tensor, terms_MM: Tensor, correct_M: Tensor) -> None:
-        """Add one optimizer step: its mean loss and terms, and how many images each branch got right."""
-        total = self.vectors[0]
+    def add(
+        self,
+        step: int,
+        images: int,
+        loss: Tensor,
+        terms_AA: Tensor,
+        correct_A: Tensor,
+        weights_AA: Tensor,
+        active: tuple[str, ...],
+    ) -> None:
+        """Add one optimizer step: its mean loss and terms, and how many images each branch got right.
+
+        The branches are B0 and the ``active`` ones; a term takes part if it has a weight.
+        """
+        total, present_AA = self.vectors[0], weights_AA != 0
         total[0] = torch.where((total[0] < 0) & ~loss.isfinite(), float(step), total[0])
         total[1] += 1
-        total[2] += images
-        total[3] += loss
-        total[4:] += torch.cat([terms_MM.flatten(), correct_M])
+        total[2] += loss
+        values = [terms_AA.where(present_AA, 0).flatten(), present_AA.flatten(), correct_A]
+        values.append(torch.full_like(correct_A, images))
+        total.index_add_(0, self._places(active), torch.cat(values).to(total.dtype))
+
+    def _places(self, active: tuple[str, ...]) -> Tensor:
+        """Where in a row the values of a step go; on the device, so made once for each set of branches."""
+        if active not in self.places:
+            M, branches = len(self.names), [0, *(self.names.index(name) for name in active)]
+            pairs = [p * M + q for p in branches for q in branches]
+            fields = (pairs, [M * M + n for n in pairs], [2 * M * M + m for m in branches])
+            places = [*(n for field in fields for n in field), *(2 * M * M + M + m for m in branches)]
+            self.places[active] = torch.tensor(places, device=self.vectors.device) + self.HEAD
+        return self.places[active]
 
     def read(self) -> Sums:
         """The sums of the epoch so far.
@@ -95,30 +114,32 @@ class TrainingSums:
         Raises:
             NonFiniteLoss: a step's loss was not finite; the message names the first such step and the terms.
         """
-        return self._read()[0]
+        return self._parse(self._rows()[0])
 
     def read_interval(self) -> Sums:
         """The sums since the last log point, which is now. Raises as :meth:`read`."""
-        epoch, before = self._read()
+        epoch, before = self._rows()
         self.vectors[1] = self.vectors[0]
-        return epoch - before
+        return self._parse([now - then for now, then in zip(epoch, before, strict=True)])
 
-    def _read(self) -> tuple[Sums, Sums]:
-        epoch, before = (self._parse(row) for row in to_host(self.vectors))
+    def _rows(self) -> tuple[list[float], list[float]]:
+        epoch, before = to_host(self.vectors)
+        if epoch[0] != self.NEVER:
+            terms_MM = self._parse(epoch).term_MM
+            pairs = [(p, q) for p, row in enumerate(terms_MM) for q, term in enumerate(row) if not math.isfinite(term)]
+            bad = [term_name(self.names[p], self.names[q]) for p, q in pairs]
+            bad.sort()  # a broken cross-entropy breaks the mimicking too: name it first
+            raise NonFiniteLoss(
+                f"the loss is not finite since step {epoch[0]:.0f}: {', '.join(bad) or 'the weighted sum'}"
+            )
         return epoch, before
 
     def _parse(self, row: list[float]) -> Sums:
         M = len(self.names)
-        first_bad, steps, images, loss, *rest = row
-        terms_MM = [rest[p * M : (p + 1) * M] for p in range(M)]
-        if first_bad != self.NEVER:
-            pairs = [(p, q) for p in range(M) for q in range(M) if not math.isfinite(terms_MM[p][q])]
-            bad = [term_name(self.names[p], self.names[q]) for p, q in pairs]
-            bad.sort()  # a broken cross-entropy breaks the mimicking too: name it first
-            raise NonFiniteLoss(
-                f"the loss is not finite since step {first_bad:.0f}: {', '.join(bad) or 'the weighted sum'}"
-            )
-        return Sums(steps, images, loss, terms_MM, rest[M * M :])
+        _, steps, loss, *rest = row
+        matrices = [[rest[start + p * M : start + (p + 1) * M] for p in range(M)] for start in (0, M * M)]
+        vectors = [rest[start : start + M] for start in (2 * M * M, 2 * M * M + M)]
+        return Sums(steps, loss, *matrices, *vectors)
 
 
 class Log:

@@ -1,6 +1,6 @@
 """What a training run is made of: model, optimizer, sums, position; and one step of it.
 
-Legend: M branches, B batch, K classes.
+Legend: M branches, A those that a step computes, S = M - 1 side branches, B batch, K classes.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from fastdhm import models
+from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData, open_loaders
 from fastdhm.data.loaders import Batch
@@ -24,8 +24,10 @@ from fastdhm.engine.device import autocast, pick_device, pick_precision, pick_wo
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.errors import UserError
-from fastdhm.methods import weight_matrix
+from fastdhm.ops.branch_mask import branch_mask
 from fastdhm.ops.mimic_loss import mimic_loss
+
+NUM_SIDES = 3  # how many sizes of images a progressive run has
 
 
 def open_data(config: TrainConfig, console: Console) -> LoadedData:
@@ -54,7 +56,14 @@ class Run:
         self.precision = pick_precision(config.precision, self.device)
         model = build_model(config, len(classes))
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.weights_MM = weight_matrix(config.method, len(model.branch_names)).to(self.device)
+        everything = model.branch_names[1:]
+        structural = config.sampler == "structural"
+        self.branch_sets = methods.branch_sets(config.branch_sets, everything) if structural else {everything: 1.0}
+        self.weights = {  # fewer branches have the same weights among each other: a smaller matrix of the same method
+            active: methods.weight_matrix(config.method, 1 + len(active), config.direction).to(self.device)
+            for active in self.branch_sets
+        }
+        self.keep_S = torch.full((len(everything),), config.keep_prob, device=self.device)
         self.optimizer = make_optimizer(
             model, config.lr, config.momentum, config.weight_decay, config.nesterov, config.decay_norm_bias
         )
@@ -73,6 +82,21 @@ class Run:
         """Set the learning rate of the next step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+    def sample(self) -> tuple[tuple[str, ...], Tensor]:
+        """The side branches that the next step computes, and ``weights_AA`` of B0 and them.
+
+        A pure function of the seed and of where the run stands. The host draws what is computed, the device what is
+        weighed, and neither waits for the other.
+        """
+        config = self.config
+        every = config.sample_every or methods.SAMPLERS[config.sampler]
+        number = self.at.epoch if every == "epoch" else self.at.step
+        active = methods.pick_branches(self.branch_sets, config.seed, number)
+        weights_AA = self.weights[active]
+        if config.sampler == "bernoulli":
+            weights_AA = methods.drop_mimicking(weights_AA, branch_mask(self.keep_S, config.seed, number))
+        return active, weights_AA
 
     def to_device(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
         """The images of a training batch, augmented, normalised and ``side`` pixels wide, and the targets."""
@@ -100,6 +124,10 @@ class Run:
         if saved["classes"] != list(self.classes):
             raise UserError(f"{path} was trained on other classes than {self.config.dataset} has now")
         checkpoint.load_weights(self.model, saved["model"], path, self.config.arch)
+        if saved["sums"].shape != self.sums.vectors.shape:
+            raise UserError(
+                f"{path} was written by another version of fastdhm: go on with that one, or start a new run"
+            )
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.sums.vectors.copy_(saved["sums"])
@@ -119,38 +147,65 @@ class Run:
 def make_optimizer(
     model: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool, decay_norm_bias: bool
 ) -> torch.optim.SGD:
-    """Fused SGD; without ``decay_norm_bias`` only tensors of two dimensions and more are decayed."""
+    """Fused SGD; without ``decay_norm_bias`` only tensors of two dimensions and more are decayed.
+
+    A branch that sits a step out has no gradient, and SGD leaves it alone: no decay, and its momentum stays for later.
+    """
     decayed = [p for p in model.parameters() if decay_norm_bias or p.ndim > 1]
     spared = [p for p in model.parameters() if not decay_norm_bias and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    sgd = torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    if momentum > 0:
+        # The fused step fails where some of its tensors have a buffer and others have not, such as those of a branch
+        # that was out until now. From zeros the first step is what it is from nothing.
+        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
+    return sgd
 
 
-def make_compute(model: nn.Module, temperature: float, label_smoothing: float, compiled: bool) -> Callable:
-    """The differentiable part of a step: ``(image_BCHW, target_B, weights_MM) -> loss, terms_MM, correct_M``."""
+def make_compute(
+    model: nn.Module,
+    temperature: float,
+    label_smoothing: float,
+    compiled: bool,
+    impl: str = "auto",
+    branch_sets: int = 1,
+) -> Callable:
+    """The differentiable part of a step.
 
-    def compute(image_BCHW: Tensor, target_B: Tensor, weights_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits_MBK = model(image_BCHW)
-        loss, terms_MM = mimic_loss(
-            logits_MBK, target_B, weights_MM, temperature=temperature, label_smoothing=label_smoothing
+    ``(image_BCHW, target_B, weights_AA, active) -> loss, terms_AA, correct_A`` of B0 and the ``active`` side branches
+    (``None``: all), of which there are ``branch_sets`` different sets.
+    """
+
+    def compute(
+        image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logits_ABK = model(image_BCHW, active)
+        loss, terms_AA = mimic_loss(
+            logits_ABK, target_B, weights_AA, temperature=temperature, label_smoothing=label_smoothing, impl=impl
         )
-        return loss, terms_MM, count_correct(logits_MBK.detach(), target_B, 1)
+        return loss, terms_AA, count_correct(logits_ABK.detach(), target_B, 1)
 
-    # dynamic=False: a progressive run has three shapes, each worth its own kernels
-    return torch.compile(compute, fullgraph=True, dynamic=False) if compiled else compute
+    if not compiled:
+        return compute
+    # A progressive run has three shapes, each worth its own kernels (dynamic=False); so has each set of branches.
+    # torch counts them for all runs of a process together, so the limit rises with each run.
+    torch._dynamo.config.recompile_limit += NUM_SIDES * branch_sets
+    return torch.compile(compute, fullgraph=True, dynamic=False)
 
 
 def make_step(run: Run, compute: Callable) -> Callable:
     """One optimizer step on a batch, ``accumulate`` parts one after the other; waits for the device nowhere."""
     config, parts = run.config, run.config.accumulate
 
-    def step(image_BCHW: Tensor, target_B: Tensor, weights_MM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(
+        image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         totals = None
         for image, target in zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True):
             with autocast(run.device, run.precision):
-                loss, terms_MM, correct_M = compute(image, target, weights_MM)
+                loss, terms_AA, correct_A = compute(image, target, weights_AA, active)
             run.scaler.scale(loss / parts).backward()
-            values = (loss.detach() / parts, terms_MM / parts, correct_M)
+            values = (loss.detach() / parts, terms_AA / parts, correct_A)
             totals = values if totals is None else tuple(a + b for a, b in zip(totals, values, strict=True))
         if config.clip_grad is not None:
             run.scaler.unscale_(run.optimizer)

@@ -1,6 +1,6 @@
 """Training: the loop and its frame.
 
-Legend: M branches, B batch.
+Legend: A the branches that a step computes, B batch.
 """
 
 import dataclasses
@@ -40,7 +40,8 @@ class Outcome:
 def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Callable[[], int | None]) -> None:
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
-    step = make_step(run, make_compute(run.model, config.temperature, config.label_smoothing, config.compile == "on"))
+    options = (config.temperature, config.label_smoothing, config.compile == "on", config.impl, len(run.branch_sets))
+    step = make_step(run, make_compute(run.model, *options))
     schedule = {name: getattr(config, name) for name in SCHEDULE}
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
@@ -51,13 +52,14 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
                 run.set_learning_rate(lr)
                 side = image_side(now / config.epochs, config.image_size, config.progressive)
                 image_BCHW, target_B = run.to_device(batch, at.epoch, side)
-                loss, terms_MM, correct_M = step(image_BCHW, target_B, scale_mimicking(run.weights_MM, scale))
+                active, weights_AA = run.sample()
+                values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
 
                 at.batch, at.step = at.batch + 1, at.step + 1
-                run.sums.add(at.step, len(target_B), loss, terms_MM, correct_M)
+                run.sums.add(at.step, len(target_B), *values, weights_AA, active)
                 display.advance(at.step, at.epoch, config.epochs)
                 if at.step % config.log_every == 0:
-                    scalars = run.sums.read_interval().scalars(run.weights_MM, run.model.branch_names)
+                    scalars = run.sums.read_interval().scalars(run.model.branch_names)
                     scalars |= {"lr": lr, "mimic_scale": scale, "images_per_s": timer.rate(config.batch_size, at.step)}
                     log.write("step", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
                     display.show(at.step, at.epoch, scalars)
@@ -79,7 +81,7 @@ def finish_epoch(
     config, at = run.config, run.at
     whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
-    scalars = run.sums.read().scalars(run.weights_MM, run.model.branch_names)
+    scalars = run.sums.read().scalars(run.model.branch_names)
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
     side = image_side(progress, config.image_size, config.progressive)
@@ -168,10 +170,19 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
     return {
         "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader",
         "network": f"{config.arch}, parameters: {sizes}",
-        "method": f"{config.method}, {steps}{start}",
+        "method": f"{method_name(config)}, {steps}{start}",
         "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}",
         "run": str(run.dir),
     }
+
+
+def method_name(config: TrainConfig) -> str:
+    """The method with what is unusual about it: ``dhm, top-down, bernoulli 0.5 every epoch``."""
+    words = [config.method, *([config.direction] if config.direction != "both" else [])]
+    if config.sampler != "binary":
+        prob = f" {config.keep_prob:g}" if config.sampler == "bernoulli" else ""
+        words.append(f"{config.sampler}{prob} every {config.sample_every or methods.SAMPLERS[config.sampler]}")
+    return ", ".join(words)
 
 
 def finish(run: Run, console: Console) -> None:
@@ -193,7 +204,9 @@ def finish(run: Run, console: Console) -> None:
 def settle(config: TrainConfig) -> TrainConfig:
     """Check the names and replace what is left open by what this machine has."""
     models.check(config.arch, config.branches)
-    methods.check(config.method)
+    methods.check(config.method, config.direction, config.sampler)
+    if config.sampler == "structural":
+        methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()

@@ -4,12 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine.record import TrainingSums
 from fastdhm.engine.run import Run, make_compute, make_optimizer, make_step
+from fastdhm.methods import drop_mimicking
+from fastdhm.ops.branch_mask import branch_mask
 
 
 def step_on(device, config, optimizer=None):
@@ -36,9 +39,12 @@ def test_nothing_in_a_step_waits_for_the_device():
         transform = DeviceTransform((0.5,) * 3, (0.5,) * 3, pad=2, flip=True, seed=1)
         image_BHWC, index_B = torch.zeros(8, 28, 28, 3, dtype=torch.uint8), torch.arange(8)
         target_B, weights_MM = torch.zeros(8, dtype=torch.int64), torch.ones(3, 3)
+        keep_S = torch.full((2,), 0.5)
     sums = TrainingSums(("B0", "B1", "B2"), device)
     for number in (1, 2):
-        sums.add(number, 8, *step(transform(image_BHWC, index_B, 0), target_B, weights_MM))
+        sampled_MM = drop_mimicking(weights_MM, branch_mask(keep_S, 0, number))
+        values = step(transform(image_BHWC, index_B, 0), target_B, sampled_MM, ("B1", "B2"))
+        sums.add(number, 8, *values, sampled_MM, ("B1", "B2"))
     with pytest.raises((RuntimeError, NotImplementedError)):
         sums.read()  # the log point does wait, which shows that the others did not
 
@@ -88,3 +94,79 @@ def test_a_checkpoint_with_a_broken_weight_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="a weight is not finite after step 0"):
         run.save()
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+SAMPLED = {
+    "binary": {},
+    "bernoulli-step": {"sampler": "bernoulli", "sample_every": "step"},
+    "bernoulli-epoch": {"sampler": "bernoulli"},
+    "structural-step": {"sampler": "structural"},
+    "structural-epoch": {"sampler": "structural", "sample_every": "epoch"},
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_a_sample_depends_on_the_seed_and_the_position_alone(tmp_path, kind):
+    """And on the epoch or on the step, whichever the run draws at."""
+    config = TrainConfig(arch="resnet8", device="cpu", seed=3, **SAMPLED[kind])
+    run, other = Run(config, tmp_path, ("a", "b")), Run(config, tmp_path, ("a", "b"))
+    drawn = {}
+    for position in range(20):
+        if kind.endswith("epoch"):
+            run.at.epoch, run.at.step, other.at.epoch = position, 7 * position, position
+        else:
+            run.at.step = other.at.step = position
+            run.at.epoch = position // 5
+        active, weights_AA = run.sample()
+        again, same_AA = other.sample()
+        assert active == again and torch.equal(weights_AA, same_AA)
+        assert len(weights_AA) == 1 + len(active) and weights_AA.diagonal().all()
+        drawn[active, tuple(weights_AA.flatten().tolist())] = position
+    assert len(drawn) == (1 if kind == "binary" else 4)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_branch_that_is_out_is_neither_computed_nor_changed(momentum):
+    """Not by its decay or its old momentum either; the first step may be without it."""
+    run, _ = step_on(torch.device("cpu"), TrainConfig())
+    run.optimizer = make_optimizer(run.model, 0.1, momentum, 0.1, False, True)
+    step = make_step(run, make_compute(run.model, 1.0, 0.0, compiled=False))
+    image_BCHW, target_B = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    for active in [("B1",), ("B2",), (), ("B1", "B2"), ("B2",)]:
+        before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        _, terms_AA, correct_A = step(image_BCHW, target_B, torch.ones(1 + len(active), 1 + len(active)), active)
+        assert terms_AA.shape == (1 + len(active), 1 + len(active)) and correct_A.shape == (1 + len(active),)
+        for part in ("trunk.fc.weight", "branches.B1.fc.weight", "branches.B2.fc.weight"):
+            changed = not torch.equal(before[part], run.model.state_dict()[part])
+            assert changed == (part.startswith("trunk") or part.split(".")[1] in active)
+
+
+def test_momentum_from_zeros_is_momentum_from_nothing():
+    """The buffers that the optimizer starts with change no first step."""
+    networks = [torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [
+        make_optimizer(networks[0], 0.1, 0.9, 1e-2, True, True),
+        torch.optim.SGD(networks[1].parameters(), 0.1, 0.9, weight_decay=1e-2, nesterov=True, fused=True),
+    ]
+    for _ in range(3):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            network(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_every_set_of_branches_compiles_and_computes_as_eager():
+    """Twelve pairs of a size and a set in one run: more than torch.compile takes of a function by default."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    branches = {name: models.Branch([nn.Conv2d(4, 4, 3)], 4, 5) for name in ("B1", "B2")}
+    model = models.BranchedModel(trunk, branches, dict.fromkeys(branches, "0"))
+    sets = [(), ("B1",), ("B2",), ("B1", "B2")]
+    eager, compiled = (make_compute(model, 1.0, 0.0, on, branch_sets=len(sets)) for on in (False, True))
+    for side in (8, 12, 16):
+        image_BCHW = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+        for active in sets:
+            arguments = (image_BCHW, torch.arange(4), torch.ones(1 + len(active), 1 + len(active)), active)
+            torch.testing.assert_close(compiled(*arguments), eager(*arguments), rtol=1e-3, atol=1e-4)

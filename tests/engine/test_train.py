@@ -164,6 +164,59 @@ def test_max_steps_ends_in_order_and_a_resume_goes_on(finished, tmp_path):
     assert rows_without_times(run_dir) == rows_without_times(finished)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sampler", "bernoulli", "--sample-every", "step", "--keep-prob", "0.6"],
+        ["--sampler", "structural", "--branch-sets", "{B1+B2: 0.5, B2: 0.3, none: 0.2}"],
+    ],
+    ids=["bernoulli", "structural"],
+)
+def test_a_sampled_run_resumes_bit_for_bit(tmp_path, flags):
+    """The draws depend on where the run stands, not on how it came there."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ["--dataset", "synthetic:80", "--batch-size", "8", "--epochs", "2", "--log-every", "1", *flags]
+    assert main(command(whole, *flags)) == 0
+    assert stopped(signal.SIGTERM, 13, command(cut, *flags)).returncode == 128 + signal.SIGTERM
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert_same_state(cut / "last.pt", whole / "last.pt")
+    assert rows_without_times(cut) == rows_without_times(whole)
+    rows = [row for row in read_log(whole) if row["kind"] == "step"]
+    with_b2 = [row for row in rows if "mimic/B2->B0" in row]
+    assert 0 < len(with_b2) < len(rows)
+    epoch = next(row for row in read_log(whole) if row["kind"] == "epoch")
+    first = [row["mimic/B2->B0"] for row in with_b2 if row["step"] <= 10]
+    assert epoch["mimic/B2->B0"] == pytest.approx(sum(first) / len(first))
+
+
+def test_a_structural_run_can_be_written_in_a_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("sampler: structural\nbranch_sets:\n  B1: 0.5\n  none: 0.5\n")
+    assert main(command(tmp_path / "run", "--config", str(tmp_path / "run.yaml"), "--max-steps", "5")) == 0
+    row = read_log(tmp_path / "run")[-1]
+    assert {"ce/B0", "ce/B1", "train_error/B1"} <= row.keys() and not {"ce/B2", "train_error/B2"} & row.keys()
+    assert "val_error/B2" in row
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "dsl", "--direction", "top-down"], "direction is top-down: dsl has no mimicking"),
+        (["--method", "baseline", "--sampler", "bernoulli"], "sampler is bernoulli: baseline has no mimicking"),
+        (["--sampler", "structural", "--branch-sets", "{B1: 0.5, B9: 0.5}"], "unknown branch in the set 'B9'"),
+        (["--sampler", "structural", "--branch-sets", "{B1: 0.5}"], "must be probabilities in [0, 1] that sum to 1"),
+        (["--branch-sets", "{B1: 1.0}"], "must be left out: only structural uses it"),
+        (["--sampler", "structural", "--keep-prob", "0.3"], "keep_prob is 0.3: must be left out: only bernoulli"),
+        (["--sample-every", "step"], "sample_every is step: must be null: the binary sampler does not draw"),
+        (["--sampler", "bernoulli", "--keep-prob", "1.2"], "keep_prob is 1.2: must be in [0, 1]"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sampler_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path, capsys, flags, message):
+    assert main(command(tmp_path / "run", *flags)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_a_finished_run_changes_nothing(finished):
     before = (finished / "log.jsonl").read_text()
     assert main(["train", "--resume", str(finished)]) == 0
@@ -279,3 +332,17 @@ def test_batch_larger_than_the_data(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "1000" in error and "320" in error
     assert not (tmp_path / "run").exists(), "a run that never began left a directory"
+
+
+def test_the_fused_loss_trains_as_the_eager_one(tmp_path):
+    """Over an epoch the losses and every term agree within float32's rounding."""
+    logs = []
+    for impl in ("eager", "auto"):
+        folder = tmp_path / impl
+        assert main(command(folder / "run", "--impl", impl, "--epochs", "1", "--log-every", "1")) == 0
+        logs.append([row for row in read_log(folder / "run") if row["kind"] == "step"])
+    eager, fused = logs
+    assert len(eager) == 10 and "mimic/B1->B2" in eager[0] and "ce/B0" in eager[0]
+    for one, other in zip(eager, fused, strict=True):
+        terms = [name for name in one if name.startswith(("loss", "ce/", "mimic/"))]
+        assert [one[name] for name in terms] == pytest.approx([other[name] for name in terms], rel=2e-3, abs=1e-4)
