@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import re
 import sys
 from difflib import get_close_matches
@@ -21,6 +22,8 @@ USAGE = f"""fastdhm {__version__}: train convolutional networks with Dynamic Hie
   fastdhm data build    write a data set as .beton files, every image checked
   fastdhm data verify   check .beton files against their manifests
   fastdhm data info     say what .beton files hold
+  fastdhm bench loss    time the mimicking loss against its peers, checked first
+  fastdhm bench mask    the same for the branch mask
 
 `fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print_config` shows a run without starting it."""
 
@@ -176,11 +179,47 @@ def data(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "eval": evaluate, "data": data}
+def bench(argv: list[str]) -> int:
+    """``fastdhm bench loss|mask``; returns the exit status, 1 if a peer gave a wrong result."""
+    benches = {
+        "loss": "Time the mimicking loss, forward and backward, against its peers; each is checked first.",
+        "mask": "Time the branch mask against its peers; each is checked first.",
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if argv[0] not in benches:
+        raise unknown("benchmark", argv[0], benches)
+    name, argv = argv[0], argv[1:]
+    parser = Parser(f"bench {name}", benches[name])
+    if name == "loss":
+        parser.add_argument(
+            "--shape", action="append", help="branches x batch x classes, as 3x256x1000; repeatable (default: a grid)"
+        )
+        parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16, float16 or float64")
+        parser.add_argument(
+            "--compiled", type=str, default="auto", help="time torch.compile of the loops: on, off, auto (two shapes)"
+        )
+        parser.add_argument("--sweep", action="store_true", help="also over branches and classes, with plots")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--threads", type=int | None, default=None, help="threads of torch (default: torch's own)")
+    parser.add_argument("--rounds", type=int, default=50, help="samples of each peer")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds, no compiling")
+    parser.add_argument("--out", type=str, default="bench", help="folder for JSON, CSV and plots")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    values = parser.parse(argv)
+    if name == "loss":
+        values["shapes"] = values.pop("shape") or ()
+    module = importlib.import_module(f"fastdhm.benchmarks.{name}")
+    return module.bench(out=Path(values.pop("out")).expanduser(), as_json=values.pop("json"), **values)
+
+
+COMMANDS = {"train": train, "eval": evaluate, "data": data, "bench": bench}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 2 a user's mistake, 128 + N stopped by signal N."""
+    """Run a command; returns the exit status: 0 done, 1 a benchmark's check failed, 2 a user's mistake, 128 + N stopped
+    by signal N."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)

@@ -1,0 +1,283 @@
+"""Peers side by side: each is checked first, then all are timed in turns, in one process.
+
+On a machine that others use too, a time alone says little and the ratio of two times taken within the same moment
+much. So the peers run interleaved (A B C A B C ...), each round gives one sample of each, and a ratio is the median of
+the ratios of all rounds. A peer whose result is wrong gets no time.
+"""
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastdhm.errors import UserError
+
+# A shorter sample measures the clock and the loop around it.
+MIN_SAMPLE_SECONDS = 1e-3
+MIN_ROUNDS = 5
+# Of the sum of a row's magnitudes: float32 is held to what a sum over some 10,000 classes loses, the narrow types to
+# the one rounding of a result that was computed in float32.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+Clock = Callable[[Callable[[], object], int], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One way to the same result: what is timed, and what is wrong with what it returns (None: nothing)."""
+
+    name: str
+    run: Callable[[], dict[str, Tensor]]
+    check: Callable[[dict[str, Tensor]], str | None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What one peer gave: ``failure`` and no time, or the milliseconds of one call, a sample for each round."""
+
+    failure: str | None = None
+    calls_per_sample: int = 0
+    samples_ms: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The results of peers that were timed in the same rounds, by name; the first is the one in question."""
+
+    label: str
+    results: dict[str, Result]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        return {name: result.failure for name, result in self.results.items() if result.failure is not None}
+
+    def time_ms(self, name: str) -> Spread | None:
+        """Milliseconds of one call; None for a peer that has no time."""
+        samples_ms = self.results[name].samples_ms if name in self.results else []
+        return spread(samples_ms) if samples_ms else None
+
+    def ratio(self, name: str, to: str) -> Spread | None:
+        """Time of ``name`` over time of ``to``, within each round; None where either has no time."""
+        if self.time_ms(name) is None or self.time_ms(to) is None:
+            return None
+        pairs = zip(self.results[name].samples_ms, self.results[to].samples_ms, strict=True)
+        return spread([ours / theirs for ours, theirs in pairs])
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of ``values``."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def measure(
+    label: str,
+    peers: Sequence[Peer],
+    *,
+    device: torch.device,
+    rounds: int,
+    max_seconds: float = 30.0,
+    min_sample_seconds: float = MIN_SAMPLE_SECONDS,
+    clock: Clock | None = None,
+) -> Comparison:
+    """Check every peer, then time those that are right, in turns.
+
+    Args:
+        label: what is compared, for tables.
+        peers: the first is the one that the others are held against.
+        device: where they run; picks the clock and the way memory is counted.
+        rounds: samples of each peer; fewer, but at least ``MIN_ROUNDS``, when ``max_seconds`` are over.
+        max_seconds: time for the rounds together.
+        min_sample_seconds: a sample repeats its call until it takes so long.
+        clock: seconds that so many calls take (default: the device's).
+    """
+    clock = clock or (cuda_seconds if device.type == "cuda" else cpu_seconds)
+    results = {peer.name: Result(failure=_failure(peer)) for peer in peers}
+    right = [peer for peer in peers if results[peer.name].failure is None]
+    for peer in right:
+        results[peer.name].peak_bytes = peak_bytes(peer.run, device)
+        results[peer.name].calls_per_sample = _calls_per_sample(peer.run, clock, min_sample_seconds)
+
+    end = time.perf_counter() + max_seconds
+    with _no_garbage_collection():
+        for done in range(rounds):
+            if done >= MIN_ROUNDS and time.perf_counter() > end:
+                break
+            for peer in right:
+                result = results[peer.name]
+                seconds = clock(peer.run, result.calls_per_sample)
+                result.samples_ms.append(1e3 * seconds / result.calls_per_sample)
+    return Comparison(label=label, results=results)
+
+
+def cpu_seconds(run: Callable[[], object], calls: int) -> float:
+    """Seconds that ``calls`` calls take, by the processor's clock."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - start
+
+
+def cuda_seconds(run: Callable[[], object], calls: int) -> float:
+    """Seconds that ``calls`` calls take on the GPU, by its own events; where the host launches more slowly than the GPU
+    computes, that is the host's time, as it is in training."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that one call holds at once beyond what was there before, its results included.
+
+    On the CPU the profiler reports every allocation and release of torch's allocator on the calling thread, in order
+    and in bytes; their running sum is exact and the same in every call. Memory that C++ code takes by itself (a
+    vector, a stack) is not in it. On CUDA it is what the caching allocator counts, its rounding to 512 bytes included.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # development versions of torch print a line at every start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def ops_called(run: Callable[[], object]) -> frozenset[str]:
+    """The names of the operations that a call goes through."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    run()  # what only a first call does, it does here
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return frozenset(event.name for event in profile.events() if "::" in event.name)
+
+
+def name_auto(run: Callable[[str], object], impls: Sequence[str]) -> str:
+    """Which of ``impls`` stands behind ``auto`` here: the one that goes through the same operations."""
+    wanted = ops_called(lambda: run("auto"))
+    for impl in impls:
+        if impl != "auto":
+            try:
+                if ops_called(lambda impl=impl: run(impl)) == wanted:
+                    return impl
+            except ValueError:  # not available here, so it is not behind auto either
+                continue
+    return ", ".join(sorted(name for name in wanted if name.startswith("fastdhm::"))) or "unknown"
+
+
+def agrees_with(expected: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], str | None]:
+    """A check that every tensor of a result is the expected one of that name, within its own dtype's tolerance."""
+
+    def check(result: dict[str, Tensor]) -> str | None:
+        unknown = result.keys() - expected.keys()
+        if unknown or not result:
+            return f"nothing to check {', '.join(sorted(unknown)) or 'an empty result'} against"
+        found = ((name, disagreement(tensor, expected[name])) for name, tensor in result.items())
+        return next((f"{name} {reason}" for name, reason in found if reason), None)
+
+    return check
+
+
+def disagreement(actual: Tensor, expected: Tensor) -> str | None:
+    """What is wrong with ``actual``, or None.
+
+    Floating: in each row (the last dimension) ``sum |actual - expected| <= tolerance * sum |expected|``, with the
+    tolerance of ``actual``'s dtype; so a few wrong values count even where one other outweighs them all. Any other
+    dtype: equal.
+    """
+    if actual.shape != expected.shape:
+        return f"has shape {tuple(actual.shape)}, must have {tuple(expected.shape)}"
+    actual, expected = actual.detach().cpu(), expected.detach().cpu()
+    if not actual.is_floating_point():
+        return None if torch.equal(actual, expected) else "differs"
+    tolerance, limits = TOLERANCES[actual.dtype], torch.finfo(actual.dtype)
+    actual, expected = torch.atleast_1d(actual.double()), torch.atleast_1d(expected.double())
+    size = expected.abs().sum(-1)
+    error = (actual - expected).abs().sum(-1)
+    # float16 has steps of this size around 0, where gradients of many classes lie
+    steps = actual.shape[-1] * limits.tiny * limits.eps
+    if (error <= tolerance * size + steps).all():  # so written, NaN is wrong
+        return None
+    worst = (error / size.clamp(min=limits.tiny)).max()
+    return f"is off by {worst:.2g} of its size, tolerance {tolerance:.2g}"
+
+
+def check_counts(**counts: int | None) -> None:
+    """``ValueError`` for a flag of that name that is given and below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}: must be at least 1")
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[int]:
+    """Compute with ``number`` threads (None: as many as torch has), then with as many as before."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _failure(peer: Peer) -> str | None:
+    """What is wrong with the peer: it raises, or its result is not right."""
+    try:
+        return peer.check(peer.run())
+    except Exception as error:  # a peer that breaks must not take the others' numbers with it
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _calls_per_sample(run: Callable[[], object], clock: Clock, min_seconds: float) -> int:
+    """The first power of two at which samples are long enough; finding it also warms up.
+
+    Several of them: one alone can be long because another process had the processor.
+    """
+    calls = 1
+    while any(clock(run, calls) < min_seconds for _ in range(3)):
+        calls *= 2
+    return calls
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,207 @@
+"""What the compiler makes of the Triton kernels, without a GPU.
+
+``python benchmarks/kernel_report.py`` writes docs/kernels.md, in some two minutes on one core. Every variant is
+compiled for each target as a launch would compile it: the same plan, the same specialisation. Registers and spills are
+read with the cuobjdump that triton ships, the widths of loads and stores from the machine code.
+
+Legend: M branches, B batch, K classes.
+"""
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from fastdhm.kernels import mimic_loss
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "kernels.md"
+TARGETS = {80: "A100", 90: "H100, H200", 100: "B200"}
+B = 256
+# (M, K, dtype, temperature, label smoothing, gradient)
+VARIANTS = [
+    *((3, 1000, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    (3, 1000, torch.float32, 1.0, 0.0, False),
+    (3, 1000, torch.bfloat16, 3.0, 0.1, True),
+    *((3, 100, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16)),
+    (1, 1000, torch.float32, 1.0, 0.1, True),
+    *((8, 1000, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16)),
+    *((3, 21841, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16)),
+    (3, 21841, torch.float32, 3.0, 0.1, True),
+    (16, 1000, torch.bfloat16, 1.0, 0.0, True),
+    (3, 1000, torch.float64, 1.0, 0.0, True),
+    (3, 1000, torch.float64, 3.0, 0.1, True),
+]
+
+
+PAGE = """\
+# The Triton kernels as compiled
+
+Written by `python benchmarks/kernel_report.py`, with torch {torch}, triton {triton}, ptxas {ptxas} and
+Python {python}. Compiled ahead of time for {names} ({cards}).
+
+**Nothing here was run on a GPU.** The kernels were run through Triton's interpreter on a CPU, which shows that their
+results are right (`tests/kernels`) and nothing about their speed. This page is what the compiler says.
+
+*Registers* and *spilled* (bytes) are for a thread, *shared* (bytes) is for a program, each for {names}.
+*Loads* and *stores* say how many global instructions of which width in bytes stand in the machine code for the first of
+these: wide ones carry logits, gradients and sums, narrow ones labels, weights, and rows whose length is not a multiple
+of the wider width. Batch {batch}, contiguous tensors.
+
+## Forward, first launch: `mimic_loss_fwd_kernel`
+
+*Tile* is classes x warps of a program; where it is shorter than K, a row is read twice. *Bytes* are moved for each
+logit; in brackets the floor: one read and, with a gradient, one write. A second read comes from L2, not from memory, as
+long as the rows that are worked on fit into it.
+
+{rows}
+
+## Forward, second launch: `mimic_loss_sum_kernel`
+
+One program, whatever the batch.
+
+{sums}
+
+## Backward, the only launch: `scale_kernel`
+
+Where the incoming gradient is 1 it reads that number and nothing else; *bytes* are moved for each logit otherwise.
+
+{scales}
+"""
+
+
+class AheadOfTime:
+    """The part of a triton driver that compiling asks: what to compile for, here without a device."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability  # kernels are cached by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_launch(launch, capability):
+    """The compiled kernel of a launch."""
+    driver.set_active(AheadOfTime(capability))
+    return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
+
+
+def loss_launches(M, K, dtype, temperature, smoothing, need_grad):
+    """The launches of the loss for contiguous logits and a batch of B."""
+    logits_MBK, target_B = torch.empty(M, B, K, dtype=dtype), torch.empty(B, dtype=torch.int64)
+    options = (temperature, smoothing, -100, need_grad)
+    return mimic_loss.plan(logits_MBK, target_B, torch.empty(M, M), *options)[0]
+
+
+def resources(kernel):
+    """Registers and stack bytes of a thread and shared bytes of a program, as ptxas allotted them.
+
+    A stack is what spilled registers need, and nothing else in these kernels: so its size is the spills.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    spilled = found["STACK"] + found["LOCAL"]
+    return {"registers": found["REG"], "spilled": spilled, "shared": kernel.metadata.shared}
+
+
+def widths(kernel, instruction):
+    """How many global loads (``LDG``) or stores (``STG``) of each width in bytes the machine code has."""
+    count = Counter()
+    for modifiers in re.findall(rf"\b{instruction}((?:\.\w+)*)", kernel.asm["sass"]):
+        bits = re.search(r"\.[US]?(8|16|64|128)\b", modifiers)
+        count[int(bits[1]) // 8 if bits else 4] += 1
+    return ", ".join(f"{count[size]} x {size}" for size in sorted(count, reverse=True))
+
+
+def compiled_cells(launch, targets):
+    """Registers, spills and shared memory for all targets, widths of loads and stores for the first."""
+    kernels = [compile_launch(launch, capability) for capability in targets]
+    used = [resources(kernel) for kernel in kernels]
+    allotted = [" / ".join(str(usage[name]) for usage in used) for name in ("registers", "spilled", "shared")]
+    return [*allotted, widths(kernels[0], "LDG"), widths(kernels[0], "STG")]
+
+
+def rows_line(variant, targets):
+    """A line of the table of the forward kernel."""
+    M, K, dtype, temperature, smoothing, need_grad = variant
+    rows, _ = loss_launches(*variant)
+    BK = rows.arguments[-1]
+    settings = [f"T = {temperature:g}"] * (temperature != 1) + [f"smoothing {smoothing:g}"] * (smoothing > 0)
+    settings += ["no gradient"] * (not need_grad)
+    moved, floor = (1 if BK >= K else 2) + need_grad, 1 + need_grad
+    return [
+        *(f"{M} x {K}", name_of(dtype), ", ".join(settings), f"{BK} x {rows.num_warps}"),
+        *compiled_cells(rows, targets),
+        f"{moved * dtype.itemsize} ({floor * dtype.itemsize})",
+    ]
+
+
+def sum_line(M, dtype, targets):
+    """A line of the table of the second kernel."""
+    _, total = loss_launches(M, 1000, dtype, 1.0, 0.0, True)
+    return [str(M), name_of(dtype), *compiled_cells(total, targets)]
+
+
+def scale_line(dtype, targets):
+    """A line of the table of ``scale_``."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    launch = mimic_loss.plan_scale(torch.empty(3, B, 1000, dtype=dtype), torch.empty((), dtype=wide))
+    return [name_of(dtype), *compiled_cells(launch, targets), str(2 * dtype.itemsize)]
+
+
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def table(header, rows):
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def report(variants, targets):
+    """The whole page."""
+    ptxas = subprocess.run([triton.knobs.nvidia.ptxas.path, "--version"], capture_output=True, text=True, check=True)
+    names = " / ".join(f"sm_{capability}" for capability in targets)
+    cells = ["registers", "spilled", "shared", "loads", "stores"]
+    rows = [rows_line(variant, targets) for variant in variants]
+    sums = [sum_line(M, dtype, targets) for M, dtype in ((3, torch.float32), (8, torch.float32), (3, torch.float64))]
+    scales = [scale_line(dtype, targets) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)]
+    return PAGE.format(
+        torch=torch.__version__, triton=triton.__version__, python=platform.python_version(), batch=B, names=names,
+        ptxas=re.search(r"release [\d.]+, (V[\d.]+)", ptxas.stdout)[1],
+        cards=", ".join(f"sm_{capability}: {TARGETS[capability]}" for capability in targets),
+        rows=table(["M x K", "logits", "", "tile", *cells, "bytes (floor)"], rows),
+        sums=table(["M", "logits", *cells], sums),
+        scales=table(["gradient", *cells, "bytes"], scales),
+    )  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="the page to write")
+    parser.add_argument("--first", action="store_true", help="one variant for one target only, as a quick check")
+    arguments = parser.parse_args()
+    page = report(VARIANTS[:1], [90]) if arguments.first else report(VARIANTS, list(TARGETS))
+    arguments.output.write_text(page)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What computes the mimicking loss, and what must come out.
+
+Legend: M branches, B batch, K classes.
+
+Peers, forward and backward to the gradient of the logits unless said otherwise:
+
+- ``fused``     ``mimic_loss(impl="auto")`` on the stack ``[M, B, K]``, as a branched model returns it;
+- ``forward``   the same without gradient, as in evaluation;
+- ``loops``     a softmax, a log_softmax and a kl_div for each ordered pair, a cross_entropy for each branch, float32,
+                on M separate tensors, which spares it the copies that indexing a stack would cost it;
+- ``compiled``  ``torch.compile`` of ``loops``;
+- ``eager``     ``mimic_loss(impl="eager")``;
+- ``softmax``   ``torch.softmax`` of the stack: one exponential, one read and one write for each logit, forward only;
+- ``copy``      a copy of the stack: the read and the write alone.
+"""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdhm.benchmarks import harness, machine
+from fastdhm.benchmarks.harness import Peer
+from fastdhm.errors import UserError
+from fastdhm.methods import weight_matrix
+from fastdhm.ops.mimic_loss import FLOAT_DTYPES, mimic_loss
+
+Shape = tuple[int, int, int]
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+ORACLE_ROWS = 32
+
+
+class Case:
+    """Inputs of one shape and dtype, what must come out, and the peers that compute it."""
+
+    def __init__(self, shape: Shape, dtype: str, device: torch.device):
+        check_memory(shape, device)
+        M, B, K = shape
+        generator = torch.Generator().manual_seed(0)
+        logits_MBK = 3 * torch.randn(shape, generator=generator)
+        self.target_B = torch.randint(K, (B,), generator=generator).to(device)
+        self.weights_MM = weight_matrix("dhm", M).to(device)
+        self.logits_MBK = logits_MBK.to(device, DTYPES[dtype]).requires_grad_()
+        self.expected = oracle(self.logits_MBK.detach(), self.target_B, self.weights_MM)
+
+    def peers(self, compiled: bool) -> list[Peer]:
+        """Every peer, the fused op first."""
+        alone = [logits_BK.detach().clone().requires_grad_() for logits_BK in self.logits_MBK]
+        runs = {
+            "fused": lambda: self.mimic("auto"),
+            "forward": self.evaluate,
+            "loops": lambda: self.separately(loops, alone),
+        }
+        if compiled:
+            torch.compiler.reset()  # every shape anew: compiled for it alone, as it would be in training
+            compiled_loops = torch.compile(loops, dynamic=False)
+            runs["compiled"] = lambda: self.separately(compiled_loops, alone)
+        runs |= {
+            "eager": lambda: self.mimic("eager"),
+            "softmax": lambda: {"probabilities": self.logits_MBK.detach().softmax(-1)},
+            "copy": lambda: {"copy": self.logits_MBK.detach().clone()},
+        }
+        check = harness.agrees_with(self.expected)
+        return [Peer(name=name, run=run, check=check) for name, run in runs.items()]
+
+    def mimic(self, impl: str) -> dict[str, Tensor]:
+        """Loss, terms and gradient by the op."""
+        loss, terms_MM = mimic_loss(self.logits_MBK, self.target_B, self.weights_MM, impl=impl)
+        (gradient_MBK,) = torch.autograd.grad(loss, self.logits_MBK)
+        return {"loss": loss, "terms": terms_MM, "gradient": gradient_MBK}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Tensor]:
+        """Loss and terms by the op, without gradient."""
+        loss, terms_MM = mimic_loss(self.logits_MBK, self.target_B, self.weights_MM)
+        return {"loss": loss, "terms": terms_MM}
+
+    def separately(self, function, alone: list[Tensor]) -> dict[str, Tensor]:
+        """Loss and gradient by a function of separate branches."""
+        loss = function(alone, self.target_B)
+        gradients = torch.autograd.grad(loss, alone)
+        return {"loss": loss} | {f"gradient of B{m}": gradient_BK for m, gradient_BK in enumerate(gradients)}
+
+
+def loops(branches: list[Tensor], target_B: Tensor) -> Tensor:
+    """The loss as one would write it down: every cross-entropy, then every ordered pair, all weights 1."""
+    branches = [logits_BK.float() if logits_BK.dtype != torch.float64 else logits_BK for logits_BK in branches]
+    loss = sum(F.cross_entropy(logits_BK, target_B) for logits_BK in branches)
+    for p, teacher_BK in enumerate(branches):
+        for q, student_BK in enumerate(branches):
+            if p != q:
+                teacher_probs_BK = F.softmax(teacher_BK, -1).detach()
+                loss = loss + F.kl_div(F.log_softmax(student_BK, -1), teacher_probs_BK, reduction="batchmean")
+    return loss
+
+
+def oracle(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> dict[str, Tensor]:
+    """What every peer must give, by the eager reference in float64, some rows at a time: it holds [M, M, rows, K]."""
+    M, B, _ = logits_MBK.shape
+    loss, terms_MM, gradients = 0, torch.zeros(M, M, dtype=torch.float64, device=logits_MBK.device), []
+    for rows in range(0, B, ORACLE_ROWS):
+        part_MBK = logits_MBK[:, rows : rows + ORACLE_ROWS].double().requires_grad_()
+        part_B = target_B[rows : rows + ORACLE_ROWS]
+        part_loss, part_MM = mimic_loss(part_MBK, part_B, weights_MM.double(), impl="eager")
+        share = len(part_B) / B  # means over the part, to be means over all
+        gradients.append(share * torch.autograd.grad(part_loss, part_MBK)[0])
+        loss = loss + share * part_loss.detach()
+        terms_MM += share * part_MM
+    gradient_MBK = torch.cat(gradients, 1)
+    each = {f"gradient of B{m}": gradient_BK for m, gradient_BK in enumerate(gradient_MBK)}
+    probs_MBK = logits_MBK.double().softmax(-1)
+    whole = {"loss": loss, "terms": terms_MM, "gradient": gradient_MBK, "probabilities": probs_MBK, "copy": logits_MBK}
+    return whole | each
+
+
+def parse_shape(text: str) -> Shape:
+    """``3x256x1000`` as three whole numbers: branches, batch, classes."""
+    if not re.fullmatch(r"\d+x\d+x\d+", text, re.ASCII):
+        raise UserError(f"--shape is {text!r}: must be branches x batch x classes, such as 3x256x1000")
+    M, B, K = (int(part) for part in text.split("x"))
+    if 0 in (M, B, K):
+        raise UserError(f"--shape is {text!r}: branches, batch and classes must each be at least 1")
+    return M, B, K
+
+
+def label(shape: Shape) -> str:
+    """A shape as :func:`parse_shape` reads it."""
+    return "x".join(map(str, shape))
+
+
+def check_memory(shape: Shape, device: torch.device) -> None:
+    """``ValueError`` where the eager reference would not fit: some six float32 ``[M, M, B, K]`` and a few stacks."""
+    M, B, K = shape
+    needed = 24 * M * M * B * K + 60 * M * B * K
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
+    if available is not None and needed > available:
+        raise UserError(
+            f"--shape is {label(shape)}: its peers need about {needed / 2**30:.1f} GiB, "
+            f"{available / 2**30:.1f} GiB are free; name a smaller shape"
+        )

@@ -1,0 +1,61 @@
+"""What a benchmark ran on: hardware, versions, and how busy the machine was."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from fastdhm import __version__
+from fastdhm.ops import _extension
+
+# What decides the speed of vectorised code, as Linux names it.
+FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
+
+
+def describe(device: torch.device) -> dict[str, object]:
+    """Processor, GPU, versions and load average, for the record."""
+    return {
+        "cpu": _cpu_model(),
+        "features": [name for name in FEATURES if name in _cpu_words("flags", "Features")],
+        "processors": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "fastdhm": __version__,
+        "extension": _extension.reason() or "built",
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def busy(load_average: float, processors: int, threads: int) -> str | None:
+    """A warning where other processes take the processors that the benchmark needs, else None."""
+    if load_average <= processors - threads + 0.5:
+        return None
+    return (
+        f"the machine is busy (load average {load_average:g}, {processors} processors): "
+        "trust the ratios, not the times, or wait until it is idle"
+    )
+
+
+def available_bytes() -> int | None:
+    """Memory that can be taken without swapping; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cpu_model() -> str:
+    return " ".join(_cpu_words("model name", "Model")) or platform.processor() or platform.machine()
+
+
+def _cpu_words(*keys: str) -> list[str]:
+    """The words of the first line of /proc/cpuinfo that has one of ``keys``."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.split()
+    return []

@@ -1,0 +1,128 @@
+"""``fastdhm bench mask``: drawing which branches take part, against torch's stateful generators.
+
+Legend: S side branches.
+
+Peers: ``auto``, and every impl of :func:`fastdhm.branch_mask` that is available on the device; ``bernoulli`` and
+``rand``, which draw from torch's global generator: other bits, and other ones each time.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.engine.device import pick_device
+from fastdhm.errors import UserError
+from fastdhm.ops.branch_mask import IMPLS, branch_mask
+
+SIDE_BRANCHES = (2, 3, 8, 1000)
+SEED = 2**64 - 3
+# Beside them the timed one: either side of where a counter word or its high half begins.
+CHECKED_STEPS = (0, 1, 2, 1000, 2**32 - 1, 2**32, 2**63 - 1)
+TIMED_STEP = 12345
+
+
+def bench(
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    rounds: int = 50,
+    quick: bool = False,
+    out: Path = Path("bench"),
+    as_json: bool = False,
+) -> int:
+    """Measure, print and write all of it; returns the exit status, 1 if a backend gave other bits than the reference.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        threads: of torch (None: as many as it has).
+        rounds: samples of each peer.
+        quick: a smoke run: few rounds.
+        out: folder for JSON, CSV and the plot.
+        as_json: print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: a value that cannot be, or a folder that cannot be written to.
+    """
+    harness.check_counts(rounds=rounds, threads=threads)
+    place, console, rounds = pick_device(device), Console(stderr=as_json), min(rounds, 3) if quick else rounds
+    report.check_folder(out)
+    with harness.threads(threads):
+        about = machine.describe(place)
+        report.print_machine(console, about)
+        probs_S = torch.full((2,), 0.5, device=place)
+        auto_is = harness.name_auto(lambda impl: branch_mask(probs_S, SEED, TIMED_STEP, impl=impl), IMPLS)
+        console.print(f"auto is impl={auto_is!r}; available on {place}: {', '.join(available(place))}")
+        comparisons = [_compare(S, place, rounds, console) for S in SIDE_BRANCHES]
+    marks = [mark for comparison in comparisons for mark in _marks(comparison)]
+    report.plot_bars(out / "mask.png", comparisons, f"Branch mask, {about['gpu'] or about['cpu']}")
+    settings = {"device": str(place), "rounds": rounds, "auto_impl": auto_is, "quick": quick}
+    return report.conclude(
+        "mask", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
+    )
+
+
+def available(device: torch.device) -> list[str]:
+    """The impls that can be named on ``device``."""
+    usable = []
+    for impl in IMPLS:
+        try:
+            branch_mask(torch.full((1,), 0.5, device=device), SEED, 0, impl=impl)
+        except UserError:
+            continue
+        usable.append(impl)
+    return usable
+
+
+def peers(S: int, device: torch.device) -> list[Peer]:
+    """``auto`` and the other impls, which must all give the bits of the CPU's reference, and torch's generators."""
+    probs_S = torch.linspace(0, 1, S)
+    expected_S = branch_mask(probs_S, SEED, TIMED_STEP, impl="eager")
+    more_S = [branch_mask(probs_S, SEED, step, impl="eager") for step in CHECKED_STEPS]
+    on_device_S, step = probs_S.to(device), torch.tensor(TIMED_STEP, device=device)
+
+    def check(impl: str, result: dict[str, Tensor]) -> str | None:
+        drawn_S = [branch_mask(on_device_S, SEED, step, impl=impl) for step in CHECKED_STEPS]
+        wrong = [step for step, a, b in zip(CHECKED_STEPS, drawn_S, more_S, strict=True) if not torch.equal(a.cpu(), b)]
+        if wrong:
+            return f"other bits than the reference at step {wrong[0]}"
+        return harness.agrees_with({"mask": expected_S})(result)
+
+    ours = [
+        Peer(
+            name=impl,
+            run=lambda impl=impl: {"mask": branch_mask(on_device_S, SEED, step, impl=impl)},
+            check=partial(check, impl),
+        )
+        for impl in available(device)
+    ]
+    theirs = {
+        "bernoulli": lambda: {"mask": torch.bernoulli(on_device_S).bool()},
+        "rand": lambda: {"mask": torch.rand(S, device=device) < on_device_S},
+    }
+    return ours + [Peer(name=name, run=run, check=_drawn) for name, run in theirs.items()]
+
+
+def _drawn(result: dict[str, Tensor]) -> str | None:
+    """What can be held against a random mask over probabilities from 0 to 1: never for 0, booleans."""
+    mask_S = result["mask"]
+    return None if mask_S.dtype == torch.bool and not mask_S[0] else "not a mask of these probabilities"
+
+
+def _compare(S: int, device: torch.device, rounds: int, console: Console) -> Comparison:
+    comparison = harness.measure(f"S={S}", peers(S, device), device=device, rounds=rounds, max_seconds=10)
+    report.print_comparison(console, comparison)
+    return comparison
+
+
+def _marks(comparison: Comparison) -> list[report.Mark]:
+    ratios = {name: comparison.ratio("auto", name) for name in ("bernoulli", "rand")}
+    return [
+        report.Mark(name=f"auto over {name}", where=comparison.label, value=ratio)
+        for name, ratio in ratios.items()
+        if ratio
+    ]

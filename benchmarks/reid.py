@@ -1,0 +1,150 @@
+"""Ranking a gallery at the size of Market-1501's, against the loop over queries that evaluators usually are.
+
+Legend: Q queries, G gallery, D features.
+
+Of distances: ``auto`` and ``torch``, the backends of :func:`fastdhm.reid.ranking_metrics`; ``loop``, a plain NumPy loop
+with a stable argsort for each query, which ranks equal distances alike, too; ``unstable loop``, the
+same with NumPy's faster default sort, which leaves their order to chance. Both loops compute average precision without
+a Python loop over the gallery. Of features: ``rank``, and ``product``, the matrix product alone that it contains.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.reid import rank, ranking_metrics
+
+CPU = torch.device("cpu")
+SIZES = {"queries": 3368, "gallery": 19_732, "identities": 750, "junk": 3819, "distractors": 2798, "features": 2048}
+QUICK = {"queries": 60, "gallery": 500, "identities": 20, "junk": 50, "distractors": 40, "features": 64}
+CAMERAS = 6
+TOLERANCE = 1e-6  # of an average precision: equal distances in another order may move one a little
+
+
+def bench(
+    *,
+    threads: int | None = None,
+    rounds: int = 5,
+    quick: bool = False,
+    out: Path = Path("bench"),
+    as_json: bool = False,
+) -> int:
+    """Measure, print and write all of it; returns the exit status, 1 if a peer ranked wrong.
+
+    Args:
+        threads: of torch, and of numpy's sorts here (None: as many as torch has).
+        rounds: samples of each peer.
+        quick: a smoke run: a small gallery, few rounds.
+        out: folder for JSON, CSV and the plot.
+        as_json: print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: a value that cannot be, or a folder that cannot be written to.
+    """
+    harness.check_counts(rounds=rounds, threads=threads)
+    console, sizes = Console(stderr=as_json), QUICK if quick else SIZES
+    report.check_folder(out)
+    with harness.threads(threads):
+        about = machine.describe(CPU)
+        report.print_machine(console, about)
+        labels = random_labels(sizes)
+        where = f"Q={sizes['queries']} G={sizes['gallery']}"
+        comparisons = [
+            _measure(f"{where}, distances", ranking_peers(sizes, labels), rounds, console),
+            _measure(f"{where} D={sizes['features']}, features", feature_peers(sizes, labels), rounds, console),
+        ]
+    ratios = [("loop", "auto", comparisons[0]), ("unstable loop", "auto", comparisons[0])]
+    ratios += [("rank", "product", comparisons[1])]
+    marks = [
+        report.Mark(name=f"{slow} over {fast}", where=comparison.label, value=comparison.ratio(slow, fast))
+        for slow, fast, comparison in ratios
+        if comparison.ratio(slow, fast)
+    ]
+    report.plot_bars(out / "reid.png", comparisons, f"Ranking, {about['cpu']}")
+    settings = {"rounds": rounds, "quick": quick, **sizes}
+    return report.conclude(
+        "reid", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
+    )
+
+
+def random_labels(sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Identities of queries and gallery, with as much junk and as many distractors as asked for; then the cameras."""
+    rng = np.random.default_rng(0)
+    people = sizes["gallery"] - sizes["junk"] - sizes["distractors"]
+    gallery_ids_G = np.concatenate(
+        [
+            np.full(sizes["junk"], -1),
+            np.zeros(sizes["distractors"], dtype=np.int64),
+            np.sort(rng.integers(1, sizes["identities"] + 1, people)),
+        ]
+    )
+    query_ids_Q = np.sort(rng.integers(1, sizes["identities"] + 1, sizes["queries"]))
+    cameras = (rng.integers(1, CAMERAS + 1, count) for count in (sizes["queries"], sizes["gallery"]))
+    return query_ids_Q, gallery_ids_G, *cameras
+
+
+def ranking_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
+    """Both backends and both loops over the same random distances."""
+    distances_QG = np.random.default_rng(1).random((sizes["queries"], sizes["gallery"]), dtype=np.float32)
+    expected_Q = loop(distances_QG, *labels, kind="stable")
+
+    def ours(impl: str) -> Callable[[], dict[str, Tensor]]:
+        return lambda: {"ap": ranking_metrics(distances_QG, *labels, impl=impl).ap_Q}
+
+    def theirs(kind: str | None) -> Callable[[], dict[str, Tensor]]:
+        return lambda: {"ap": loop(distances_QG, *labels, kind=kind)}
+
+    def check(result: dict[str, Tensor]) -> str | None:
+        error = (result["ap"].nan_to_num() - expected_Q.nan_to_num()).abs().max().item()
+        return None if error <= TOLERANCE else f"an average precision is off by {error:.2g}, tolerance {TOLERANCE:.2g}"
+
+    runs = {"auto": ours("auto"), "torch": ours("torch"), "loop": theirs("stable"), "unstable loop": theirs(None)}
+    return [Peer(name=name, run=run, check=check) for name, run in runs.items()]
+
+
+def loop(distances_QG, query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G, *, kind: str | None) -> Tensor:
+    """The average precision of each query by sorting its whole row; NaN without a match."""
+    ap_Q = np.full(len(query_ids_Q), np.nan)
+    for q, (identity, camera) in enumerate(zip(query_ids_Q, query_cams_Q, strict=True)):
+        order_G = np.argsort(distances_QG[q], kind=kind)
+        ids_G, cams_G = gallery_ids_G[order_G], gallery_cams_G[order_G]
+        kept_G = (ids_G != -1) & ~((ids_G == identity) & (cams_G == camera))
+        position_M = np.flatnonzero((ids_G == identity)[kept_G])
+        if len(position_M):
+            ap_Q[q] = np.mean(np.arange(1, len(position_M) + 1) / (position_M + 1))
+    return torch.from_numpy(ap_Q)
+
+
+def feature_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
+    """Ranking by features, the ten nearest kept, and the product without which no ranking can be."""
+    generator = torch.Generator().manual_seed(2)
+    query_QD, gallery_GD = (
+        torch.randn(sizes[side], sizes["features"], generator=generator) for side in ("queries", "gallery")
+    )
+    distances_QG = (gallery_GD.square().sum(1) - 2 * query_QD @ gallery_GD.T).numpy()
+    expected = loop(distances_QG, *labels, kind="stable").nanmean().item()
+
+    def check(result: dict[str, Tensor]) -> str | None:
+        error = abs(result["map"].item() - expected)
+        return None if error <= TOLERANCE else f"mAP is off by {error:.2g}, tolerance {TOLERANCE:.2g}"
+
+    return [
+        Peer(
+            name="rank",
+            run=lambda: {"map": torch.tensor(rank(query_QD, gallery_GD, *labels).metrics.mean_ap)},
+            check=check,
+        ),
+        Peer(name="product", run=lambda: {"product": query_QD @ gallery_GD.T}, check=lambda result: None),
+    ]
+
+
+def _measure(label: str, peers: list[Peer], rounds: int, console: Console) -> Comparison:
+    comparison = harness.measure(label, peers, device=CPU, rounds=rounds, max_seconds=60)
+    report.print_comparison(console, comparison)
+    return comparison

@@ -1,0 +1,238 @@
+"""What a benchmark prints and writes: tables, one JSON object, CSV and plots."""
+
+import csv
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fastdhm.benchmarks.harness import Comparison, Spread
+from fastdhm.benchmarks.machine import busy
+from fastdhm.errors import UserError
+from fastdhm.files import replacing
+
+MIB = 2**20
+CSV_COLUMNS = (
+    "comparison", "peer", "median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high", "rounds",
+    "calls_per_sample", "peak_mib", "failure",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One number that answers a question, where it was measured, and its unit (``x`` or ``%``)."""
+
+    name: str
+    where: str
+    value: Spread
+    unit: str = "x"
+
+
+def check_folder(folder: Path) -> None:
+    """Make ``folder``; ``ValueError`` where it cannot be written to, before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--out is {folder}: cannot write there ({error.strerror}); name another folder") from error
+
+
+def print_machine(console: Console, machine: dict[str, object]) -> None:
+    """Hardware and versions in two lines, and a warning where the machine is busy."""
+    features = " ".join(machine["features"])
+    console.print(
+        f"{machine['cpu']} ({features}), {machine['processors']} processors, {machine['threads']} used",
+        highlight=False,
+    )
+    gpu = f", {machine['gpu']} (CUDA {machine['cuda']})" if machine["gpu"] else ""
+    console.print(
+        f"torch {machine['torch']}, Python {machine['python']}, fastdhm {machine['fastdhm']} "
+        f"(C++ extension: {machine['extension']}), load average {machine['load_average']}{gpu}",
+        highlight=False,
+    )
+    warning = busy(machine["load_average"], machine["processors"], machine["threads"])
+    if warning:
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """A row for each peer; one that failed its check shows why and has no numbers."""
+    first = next(iter(comparison.results))
+    rounds = max(len(result.samples_ms) for result in comparison.results.values())
+    title = f"{comparison.label}: {rounds} rounds, ratio to {first}, peak MiB beyond the inputs"
+    console.print(f"\n{title}", highlight=False, markup=False)
+    table = _table(left=["peer"], right=["time", "quartiles", "ratio", "quartiles", "MiB"])
+    for name, result in comparison.results.items():
+        time_ms, ratio = comparison.time_ms(name), comparison.ratio(name, first)
+        if time_ms is None:
+            table.add_row(name, "no time", style="red")
+            continue
+        ratios = (_number(ratio.median), _quartiles(ratio)) if ratio else ("", "")  # none where the first failed
+        row = (*_in_unit(time_ms), *ratios, f"{result.peak_bytes / MIB:.2f}")
+        table.add_row(name, *row, style="bold" if name == first else "")
+    console.print(table)
+    for name, reason in comparison.failures.items():
+        console.print(f"{name}: WRONG, so not timed: {reason}", style="red", markup=False)
+
+
+def print_marks(console: Console, marks: Sequence[Mark]) -> None:
+    """The numbers that answer the benchmark's questions."""
+    table = _table(left=["mark", "where"], right=["value", "quartiles"])
+    for mark in marks:
+        table.add_row(mark.name, mark.where, f"{_number(mark.value.median)} {mark.unit}", _quartiles(mark.value))
+    console.print("")
+    console.print(table)
+
+
+def conclude(
+    name: str,
+    comparisons: Sequence[Comparison],
+    *,
+    marks: Sequence[Mark] = (),
+    machine: dict[str, object],
+    settings: dict[str, object],
+    folder: Path,
+    console: Console,
+    as_json: bool,
+) -> int:
+    """Print the marks, write ``folder/name.json`` and ``.csv``; returns the exit status, 1 if any check failed."""
+    record = {
+        "benchmark": name,
+        "machine": machine,
+        "settings": settings,
+        "comparisons": [_record(comparison) for comparison in comparisons],
+        "marks": [dataclasses.asdict(mark) for mark in marks],
+    }
+    text = json.dumps(record, indent=2)
+    with replacing(folder / f"{name}.json") as path:
+        path.write_text(text + "\n")
+    with replacing(folder / f"{name}.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for comparison in comparisons for row in _rows(comparison))
+    if marks:
+        print_marks(console, marks)
+    console.print(f"JSON, CSV and plots are in {folder}", soft_wrap=True, highlight=False)
+    if as_json:
+        print(text)
+    return 1 if any(comparison.failures for comparison in comparisons) else 0
+
+
+def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None:
+    """Time of every peer, a group of bars for each comparison; PNG."""
+    figure, axes = _axes(title, "milliseconds a call", width=max(7, 2 * len(comparisons)))
+    names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.results))
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        times = [(place, comparison.time_ms(name)) for place, comparison in enumerate(comparisons)]
+        times = [(place, time_ms) for place, time_ms in times if time_ms]
+        places = [place - 0.4 + (index + 0.5) * width for place, _ in times]
+        axes.bar(places, [time_ms.median for _, time_ms in times], width, label=name)
+    _log_milliseconds(axes)
+    axes.set_xticks(range(len(comparisons)), [comparison.label.replace(" ", "\n") for comparison in comparisons])
+    axes.grid(axis="x", visible=False)
+    _save(figure, axes, path)
+
+
+def plot_lines(path: Path, comparisons: dict[int, Comparison], title: str, x_label: str) -> None:
+    """Time of every peer over a number that the comparisons differ in, quartiles shaded, both axes logarithmic; PNG."""
+    figure, axes = _axes(title, "milliseconds a call")
+    for name in dict.fromkeys(name for comparison in comparisons.values() for name in comparison.results):
+        times = {x: comparison.time_ms(name) for x, comparison in comparisons.items() if comparison.time_ms(name)}
+        axes.plot(list(times), [time_ms.median for time_ms in times.values()], marker="o", label=name)
+        lows, highs = ([getattr(time_ms, side) for time_ms in times.values()] for side in ("low", "high"))
+        axes.fill_between(list(times), lows, highs, alpha=0.2)
+    axes.set_xscale("log")
+    _log_milliseconds(axes)
+    axes.set_xticks(list(comparisons), [str(x) for x in comparisons])
+    axes.minorticks_off()
+    axes.set_xlabel(x_label)
+    _save(figure, axes, path)
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    """A table that fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _axes(title: str, y_label: str, width: float = 7):
+    from matplotlib.figure import Figure  # slow to load, and only plots need it
+
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _log_milliseconds(axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _save(figure, axes, path: Path) -> None:
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _in_unit(time_ms: Spread) -> tuple[str, str]:
+    """Median and quartiles as text, short times in microseconds."""
+    scale, unit = (1e3, "µs") if time_ms.median < 0.1 else (1, "ms")
+    scaled = Spread(*(scale * value for value in dataclasses.astuple(time_ms)))
+    return f"{_number(scaled.median)} {unit}", _quartiles(scaled)
+
+
+def _quartiles(spread: Spread) -> str:
+    if spread.low == spread.high:  # the same each time: memory, or the first peer over itself
+        return ""
+    return f"{_number(spread.low)} - {_number(spread.high)}"
+
+
+def _number(value: float) -> str:
+    """Three digits, more only before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _rows(comparison: Comparison) -> list[dict[str, object]]:
+    """A CSV row for each peer; one without a time leaves its numbers empty."""
+    first = next(iter(comparison.results))
+    rows = []
+    for name, result in comparison.results.items():
+        row = {"comparison": comparison.label, "peer": name, "failure": result.failure}
+        time_ms, ratio = comparison.time_ms(name), comparison.ratio(name, first)
+        if time_ms:
+            row |= {"median_ms": time_ms.median, "low_ms": time_ms.low, "high_ms": time_ms.high}
+            row |= {"rounds": len(result.samples_ms), "calls_per_sample": result.calls_per_sample}
+            row |= {"peak_mib": result.peak_bytes / MIB}
+        if ratio:
+            row |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
+        rows.append(row)
+    return rows
+
+
+def _record(comparison: Comparison) -> dict[str, object]:
+    """The comparison for JSON: of each peer its time, memory, and its time over that of every other."""
+    peers = {}
+    for row in _rows(comparison):
+        name = row.pop("peer")
+        ratios = {other: comparison.ratio(name, other) for other in comparison.results if other != name}
+        kept = {key: value for key, value in row.items() if key != "comparison" and not key.startswith("ratio")}
+        over = {other: dataclasses.asdict(ratio) for other, ratio in ratios.items() if ratio}
+        peers[name] = kept | {"time_over": over}
+    return {"label": comparison.label, "peers": peers}
