@@ -1,0 +1,316 @@
+"""The mimicking loss on a GPU: loss, terms and gradient of rows that are read once.
+
+Legend: M branches, B batch, K classes; P teacher, Q student, both of M. BM: M rounded up to a power of two, BK: classes
+of a tile. ``m`` and ``k`` are indices of a branch and a class, ``p`` and ``q`` of a teacher and a student.
+
+The meaning is ``mimic_loss_eager`` in fastdhm/ops/mimic_loss.py. How the kernels get there:
+
+- A program takes whole rows, one sample of all branches: a tile [BM, BK] whose branches lie in the registers of one
+  thread, so that comparing branches costs no communication. A row too long for that is read twice, tile by tile: for
+  its softmax sums (online), then for terms and gradient.
+- Exponentials and memory are linear in M; only the subtractions and multiply-adds in registers are quadratic.
+- Every program adds its own rows' terms and stores M x M sums. A second launch, of one program, adds those in a fixed
+  order: equal inputs give equal bits.
+- Block sizes follow from shapes alone: no autotuning, no host sync, no allocation that depends on a value.
+
+Launches: 2 forward, 1 backward (``scale_``), eager or captured. One forward would do if the program that finishes last
+added the sums, but it can only know that it is the last from a counter that was zero at the start. To clear it is a
+launch too; to leave it clear for the next call takes memory that outlives the call, for each stream and each captured
+graph its own, which the CUDA graphs of torch.compile refuse (``slow_path_cudagraph_asserts``).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Programs take several rows each beyond this, so that the second launch has no more sums than these to add.
+MAX_PROGRAMS = 1024
+# Up to so many branches lie in the registers of each thread, and the loop over students of half as many is unrolled;
+# more are divided among the warps, or registers would spill.
+IN_THREAD = 8
+UNROLL = tl.constexpr(IN_THREAD // 2)
+
+
+def mimic_loss(
+    logits_MBK: Tensor,
+    target_B: Tensor,
+    weights_MM: Tensor,
+    temperature: float,
+    label_smoothing: float,
+    ignore_index: int,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its terms and its gradient (Eq. 1-9 and their closed-form gradient), without validation or autograd.
+
+    Args:
+        logits_MBK: float32, bfloat16, float16 or float64, any strides; M and K at least 1.
+        target_B: int64, in [0, K) or ``ignore_index``. Any other is found on the device only: the loss becomes NaN.
+        weights_MM: any floating dtype, any strides. Read on the device, so its values can change without a recompile.
+        temperature: T > 0, for the mimicking terms; each new value compiles a kernel, as each new M and K does.
+        label_smoothing: in [0, 1], for the cross-entropies; likewise.
+        ignore_index: the target that means "no label".
+        need_grad: whether to write the gradient.
+
+    Returns:
+        ``(loss [], terms_MM, grad_MBK)``: the first two float32, or float64 for float64 logits. The gradient is
+        contiguous, in the logits' dtype, for an incoming gradient of 1; where not needed, it has shape (0,).
+    """
+    launches, results = plan(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad)
+    run(launches, logits_MBK)
+    return results
+
+
+def scale_(grad_MBK: Tensor, factor: Tensor) -> None:
+    """Multiply a contiguous gradient in place by a 0-d tensor on its device; where that is 1, nothing else is read."""
+    run([plan_scale(grad_MBK, factor)], grad_MBK)
+
+
+class Launch(NamedTuple):
+    """A kernel and all that its launch, or its compilation ahead of time, takes."""
+
+    kernel: triton.JITFunction
+    grid: tuple[int]
+    arguments: tuple
+    num_warps: int
+
+    @property
+    def options(self) -> dict:
+        # fusion is said because triton's default changes with its version 3.10
+        return {"num_warps": self.num_warps, "enable_fp_fusion": True}
+
+
+def run(launches: list[Launch], tensor: Tensor) -> None:
+    """Launch on the tensor's device, in its current stream."""
+    with torch.cuda.device_of(tensor):
+        for launch in launches:
+            launch.kernel[launch.grid](*launch.arguments, **launch.options)
+
+
+def plan(
+    logits_MBK: Tensor,
+    target_B: Tensor,
+    weights_MM: Tensor,
+    temperature: float,
+    label_smoothing: float,
+    ignore_index: int,
+    need_grad: bool,
+) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
+    """The launches, and the tensors they will fill: (loss, terms_MM, grad_MBK)."""
+    M, B, K = logits_MBK.shape
+    wide = torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32
+    BM, BK, num_warps = tile(M, K, wide, temperature)
+    align = row_alignment(logits_MBK)
+    if BM <= IN_THREAD:
+        align = min(align, max(1, BK // (32 * num_warps)))  # wider loads would divide the branches among threads
+    programs = min(B, MAX_PROGRAMS)
+    sums_NPQ = logits_MBK.new_empty((programs, BM, BM), dtype=wide)
+    loss, terms_MM = logits_MBK.new_empty((), dtype=wide), logits_MBK.new_empty((M, M), dtype=wide)
+    grad_MBK = logits_MBK.new_empty((M, B, K) if need_grad else (0,))
+    stride_m, stride_b, stride_k = logits_MBK.stride()
+    labels = (target_B, target_B.stride(0), ignore_index)
+    weights = (weights_MM, *weights_MM.stride())
+    strides = (stride_m // align, stride_b // align, stride_k)
+    settings = (float(temperature), float(label_smoothing), align, need_grad, M, K, BM, BK)
+    arguments = (logits_MBK, *strides, *labels, *weights, sums_NPQ, grad_MBK, B, *settings)
+    rows = Launch(mimic_loss_fwd_kernel, (programs,), arguments, num_warps)
+    arguments = (sums_NPQ, programs, *labels, *weights, loss, terms_MM, B, float(temperature), M, BM)
+    total = Launch(mimic_loss_sum_kernel, (1,), arguments, 4)
+    return [rows, total] if B > 0 else [total], (loss, terms_MM, grad_MBK)
+
+
+def plan_scale(grad_MBK: Tensor, factor: Tensor) -> Launch:
+    """The launch of ``scale_``: 16 elements a thread at a time."""
+    programs = max(1, min(MAX_PROGRAMS, triton.cdiv(grad_MBK.numel(), 2048)))
+    return Launch(scale_kernel, (programs,), (grad_MBK, factor, grad_MBK.numel(), 2048), 4)
+
+
+def tile(M: int, K: int, dtype: torch.dtype, temperature: float) -> tuple[int, int, int]:
+    """BM, BK and the warps of a program: the whole row where 8 warps can hold it, else a tile of the two-pass form.
+
+    A thread has registers for 64 values, or for 32 where it needs others, as for many branches or a second softmax. The
+    numbers come from the compiled kernels: with larger ones registers spill (docs/kernels.md).
+    """
+    BM = triton.next_power_of_2(M)
+    values = BM * (2 if temperature == 1 else 3)  # of one class: logarithms and probabilities, at both temperatures
+    per_thread = 64 if temperature == 1 and BM <= IN_THREAD else 32
+    if dtype == torch.float64:
+        values, per_thread = values * 8, 64  # two registers each, and more for an exponential
+    BK = max(32, triton.next_power_of_2(K))
+    if values * BK > (16384 if BM <= IN_THREAD else 8192):
+        BK = max(16, triton.next_power_of_2(8192 // values + 1) // 2)
+    return BM, BK, min(8, triton.next_power_of_2(triton.cdiv(values * BK, per_thread * 32)))
+
+
+def row_alignment(logits_MBK: Tensor) -> int:
+    """The largest power of two, up to 16 bytes, of which all rows' offsets are multiples, in elements.
+
+    Triton looks at a stride only for a factor of 16 elements, which rows of 1000 classes do not have; told of the
+    factor they do have, it makes 16-byte loads of them.
+    """
+    stride_m, stride_b, stride_k = logits_MBK.stride()
+    align = 16 // logits_MBK.element_size() if stride_k == 1 else 1
+    while stride_m % align or stride_b % align:
+        align //= 2
+    return align
+
+
+@triton.jit
+def mimic_loss_fwd_kernel(
+    logits, stride_m, stride_b, stride_k, target, stride_t, ignore_index, weights, stride_p, stride_q, sums, grad, B,
+    TEMPERATURE: tl.constexpr, SMOOTHING: tl.constexpr, ALIGN: tl.constexpr, NEED_GRAD: tl.constexpr,
+    M: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Rows program_id, program_id + num_programs, ... ``stride_m`` and ``stride_b`` count ALIGN elements."""
+    WIDE: tl.constexpr = sums.dtype.element_ty
+    m = tl.arange(0, BM)
+    used_M = is_used(m, weights, stride_p, stride_q, M)
+    if NEED_GRAD:
+        num_labelled = count_labelled(target, stride_t, ignore_index, B)
+    sums_PQ = tl.zeros([BM, BM], WIDE)
+
+    for row in range(tl.program_id(0), B, tl.num_programs(0)):
+        row = tl.cast(row, tl.int64)
+        y = tl.load(target + row * stride_t)
+        labelled = tl.where((y >= 0) & (y < K), 1.0, float("nan"))  # a target out of range must show
+        labelled = tl.where(y == ignore_index, 0.0, labelled)
+        rows_M = logits + row * stride_b * ALIGN + m.to(tl.int64) * stride_m * ALIGN
+
+        z = load_tile(rows_M, used_M, stride_k, 0, K, BK).to(WIDE)  # [BM, BK], the whole row where it fits
+        max_M, sum_M, soft_sum_M = softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE, K, BK)
+        smooth_M = tl.zeros([BM], WIDE)
+        for k0 in range(0, K, BK):
+            if BK < K:
+                z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(WIDE)
+            k = k0 + tl.arange(0, BK)
+            x = z - max_M[:, None]
+            # probabilities of the cross-entropies, then those of the mimicking terms; one exponential where T = 1
+            prob = tl.exp(x) * (1 / sum_M)[:, None]
+            soft = tl.exp(x * (1 / TEMPERATURE)) * (1 / soft_sum_M)[:, None] if TEMPERATURE != 1 else prob
+            log_soft = x * (1 / TEMPERATURE) - tl.log(soft_sum_M)[:, None]
+            if SMOOTHING > 0:
+                smooth_M += tl.sum(tl.where(k[None, :] < K, tl.log(sum_M)[:, None] - x, 0.0), 1)
+
+            for q in tl.range(0, M, loop_unroll_factor=M if M <= UNROLL else 1):
+                soft_K, log_soft_K = branch_of(soft, q, BM), branch_of(log_soft, q, BM)
+                # where a teacher gives no probability its summand is 0, also when the logarithm is -inf
+                summand = soft * tl.where(soft > 0, log_soft - log_soft_K[None, :], 0.0)
+                summand = tl.where((m != q)[:, None], summand, 0.0)  # a branch does not mimic itself
+                sums_PQ += tl.where(m[None, :] == q, tl.sum(summand, 1)[:, None], 0.0)
+                if NEED_GRAD:
+                    weight_P = tl.load(weights + m * stride_p + q * stride_q, mask=m < M, other=0).to(WIDE)
+                    weight_P = weight_P * TEMPERATURE / B
+                    ce_weight = tl.load(weights + q * stride_p + q * stride_q).to(WIDE) * labelled / num_labelled
+                    mimic = tl.where((m != q)[:, None], weight_P[:, None] * (soft_K[None, :] - soft), -0.0)
+                    grad_K = tl.sum(mimic, 0)
+                    grad_K += ce_weight * (branch_of(prob, q, BM) - SMOOTHING / K)
+                    grad_K -= tl.where(k == y, ce_weight * (1 - SMOOTHING), 0.0)
+                    out = grad + (tl.cast(q, tl.int64) * B + row) * K + k0
+                    tl.store(out + tl.arange(0, BK), grad_K.to(grad.dtype.element_ty), mask=k < K)
+
+        nearest = tl.minimum(tl.maximum(y, 0), K - 1)
+        x_y_M = tl.load(rows_M + nearest * stride_k, mask=used_M, other=0).to(WIDE) - max_M
+        ce_M = (1 - SMOOTHING) * (tl.log(sum_M) - x_y_M) + SMOOTHING / K * smooth_M
+        ce_M = tl.where(labelled == 0, 0.0, labelled * ce_M)
+        sums_PQ += tl.where(m[:, None] == m[None, :], ce_M[:, None], 0.0)
+
+    tl.store(sums + tl.program_id(0) * BM * BM + m[:, None] * BM + m[None, :], sums_PQ)
+
+
+@triton.jit
+def load_tile(rows_M, used_M, stride_k, k0, K: tl.constexpr, BK: tl.constexpr):
+    """Classes k0, ... of a row, [BM, BK]. Unused branches are not read and are 0; classes past K are -inf."""
+    stride_k = tl.cast(stride_k, tl.int64)
+    k = tl.arange(0, BK)
+    return tl.load(
+        (rows_M + k0 * stride_k)[:, None] + k[None, :] * stride_k,
+        mask=used_M[:, None] & (k < K - k0)[None, :],
+        other=tl.where(k < K - k0, 0.0, float("-inf"))[None, :],
+    )
+
+
+@triton.jit
+def softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
+    """A row's maxima, sums of exp(z - max), and sums of exp((z - max) / T), [BM] each; ``z`` is its first tile."""
+    # finite, so that a tile of -inf is no NaN
+    LOWEST: tl.constexpr = -1.7976931348623157e308 if z.dtype == tl.float64 else -3.4028234663852886e38
+    max_M = tl.maximum(tl.max(z, 1), LOWEST)
+    x = z - max_M[:, None]
+    sum_M = tl.sum(tl.exp(x), 1)
+    soft_sum_M = tl.sum(tl.exp(x * (1 / TEMPERATURE)), 1) if TEMPERATURE != 1 else sum_M
+    for k0 in range(BK, K, BK):
+        z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(z.dtype)
+        old_M, max_M = max_M, tl.maximum(tl.max(z, 1), max_M)
+        x = z - max_M[:, None]
+        sum_M = sum_M * tl.exp(old_M - max_M) + tl.sum(tl.exp(x), 1)
+        if TEMPERATURE != 1:
+            soft_sum_M = soft_sum_M * tl.exp((old_M - max_M) * (1 / TEMPERATURE))
+            soft_sum_M += tl.sum(tl.exp(x * (1 / TEMPERATURE)), 1)
+        else:
+            soft_sum_M = sum_M
+    return max_M, sum_M, soft_sum_M
+
+
+@triton.jit
+def branch_of(tile, branch, BM: tl.constexpr):
+    """Row ``branch`` of a tile [BM, BK]: a choice of registers, as adding -0.0 (unlike 0.0) is no operation."""
+    return tl.sum(tl.where((tl.arange(0, BM) == branch)[:, None], tile, -0.0), 0)
+
+
+@triton.jit
+def is_used(branch, weights, stride_p, stride_q, M: tl.constexpr):
+    """Whether a branch has a weight, as teacher or as student; False for those past M."""
+    used = branch < 0
+    for other in tl.static_range(M):
+        used |= tl.load(weights + branch * stride_p + other * stride_q, mask=branch < M, other=0) != 0
+        used |= tl.load(weights + other * stride_p + branch * stride_q, mask=branch < M, other=0) != 0
+    return used
+
+
+@triton.jit
+def count_labelled(target, stride_t, ignore_index, B):
+    """The divisor of the cross-entropies: rows with a label, at least 1, except for a batch without rows."""
+    BLOCK: tl.constexpr = 512
+    count = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, B, BLOCK):
+        b = first + tl.arange(0, BLOCK)
+        y = tl.load(target + b.to(tl.int64) * stride_t, mask=b < B, other=ignore_index)
+        count += (y != ignore_index).to(tl.int32)
+    return tl.minimum(tl.maximum(tl.sum(count, 0), 1), B)
+
+
+@triton.jit
+def mimic_loss_sum_kernel(
+    sums, programs, target, stride_t, ignore_index, weights, stride_p, stride_q, loss, terms, B,
+    TEMPERATURE: tl.constexpr, M: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Terms and loss from the sums of all programs, in a fixed order."""
+    WIDE: tl.constexpr = sums.dtype.element_ty
+    BLOCK: tl.constexpr = max(1, 2048 // (BM * BM))
+    entry = tl.arange(0, BM * BM)
+    p, q = entry // BM, entry % BM
+    total = tl.zeros([BM * BM], WIDE)
+    for first in range(0, programs, BLOCK):
+        program = first + tl.arange(0, BLOCK)[:, None]
+        total += tl.sum(tl.load(sums + program * BM * BM + entry[None, :], mask=program < programs, other=0), 0)
+    num_labelled = count_labelled(target, stride_t, ignore_index, B)
+    mean = tl.where(p == q, total / num_labelled, TEMPERATURE * TEMPERATURE * total / B)
+    used = is_used(p, weights, stride_p, stride_q, M) & is_used(q, weights, stride_p, stride_q, M)
+    term = tl.where(used, mean, 0.0)
+    inside = (p < M) & (q < M)
+    weight = tl.load(weights + p * stride_p + q * stride_q, mask=inside, other=0).to(WIDE)
+    tl.store(terms + p * M + q, term, mask=inside)
+    # a weight of zero switches its term off, even one that is infinite
+    tl.store(loss, tl.sum(tl.where(weight != 0, weight * term, 0.0), 0))
+
+
+@triton.jit
+def scale_kernel(grad, factor, numel, BLOCK: tl.constexpr):
+    scale = tl.load(factor)
+    if scale != 1:
+        for first in range(tl.program_id(0).to(tl.int64) * BLOCK, numel, tl.num_programs(0) * BLOCK):
+            offset = first + tl.arange(0, BLOCK)
+            value = tl.load(grad + offset, mask=offset < numel)
+            tl.store(grad + offset, (value.to(scale.dtype) * scale).to(grad.dtype.element_ty), mask=offset < numel)

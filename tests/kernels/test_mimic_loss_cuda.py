@@ -1,0 +1,76 @@
+"""What only a CUDA device can show of the kernels: graphs, streams, waiting, sizes beyond 32 bits.
+
+Legend: M branches, B batch, K classes.
+"""
+
+import pytest
+import torch
+
+from fastdhm.kernels import mimic_loss as kernel
+
+pytestmark = pytest.mark.gpu
+OPTIONS = (2.0, 0.1, -100, True)
+
+
+def case(M, B, K, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    logits_MBK = 3 * torch.randn(M, B, K, generator=generator, device="cuda")
+    target_B = torch.randint(K, (B,), generator=generator, device="cuda")
+    return logits_MBK, target_B, torch.ones(M, M, device="cuda")
+
+
+def test_a_captured_graph_follows_its_inputs():
+    arguments, other = case(3, 64, 100), case(3, 64, 100, seed=1)
+    kernel.mimic_loss(*arguments, *OPTIONS)  # compiles, which a capture may not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = kernel.mimic_loss(*arguments, *OPTIONS)
+    other[2][1], other[2][:, 1] = 0, 0  # another mask without another capture
+    for ours, new in zip(arguments, other, strict=True):
+        ours.copy_(new)
+    expected = kernel.mimic_loss(*other, *OPTIONS)
+    for _ in range(3):
+        graph.replay()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(captured, expected, strict=True))
+
+
+def test_the_host_never_waits():
+    arguments = case(3, 64, 100)
+    factor = torch.tensor(0.5, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kernel.scale_(kernel.mimic_loss(*arguments, *OPTIONS)[2], factor)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_streams_do_not_disturb_each_other():
+    cases = [case(3, 256, 1000, seed) for seed in range(8)]
+    expected = [kernel.mimic_loss(*arguments, *OPTIONS) for arguments in cases]
+    streams = [torch.cuda.Stream() for _ in cases]
+    torch.cuda.synchronize()
+    results = []
+    for stream, arguments in zip(streams, cases, strict=True):
+        with torch.cuda.stream(stream):
+            results.append(kernel.mimic_loss(*arguments, *OPTIONS))
+    torch.cuda.synchronize()
+    for ours, theirs in zip(results, expected, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2**29 + 3), (2, 2**21 + 1, 1024)], ids=["classes", "rows"])
+def test_offsets_beyond_32_bits(shape):
+    free, _ = torch.cuda.mem_get_info()
+    if free < 20 * 2**30:
+        pytest.skip(f"needs 20 GiB of free memory on the device, there are {free / 2**30:.1f}")
+    M, B, K = shape
+    logits_MBK = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    logits_MBK[-1, -1, -1] = 30
+    target_B = torch.full((B,), K - 1, device="cuda")
+    weights_MM = torch.eye(M, device="cuda")
+    _, terms_MM, grad_MBK = kernel.mimic_loss(logits_MBK, target_B, weights_MM, 1.0, 0.0, -100, True)
+    uniform = torch.tensor(float(K)).log()
+    last = -torch.tensor(30.0).sub(torch.tensor([30.0]).exp().add(K - 1).log()[0])
+    torch.testing.assert_close(terms_MM[0, 0].cpu(), uniform, rtol=1e-3, atol=0)
+    torch.testing.assert_close(terms_MM[1, 1].cpu(), (uniform * (B - 1) + last) / B, rtol=1e-3, atol=0)
+    assert (grad_MBK[0, :, -1] < 0).all() and not (grad_MBK[0, :, 0] < 0).any()
