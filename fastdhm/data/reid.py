@@ -1,0 +1,280 @@
+"""Re-identification sets: identity and camera of each picture from its file name, as Market-1501 has them.
+
+Legend: N samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fastdhm.data.folder import FolderSource
+from fastdhm.data.images import IMAGE_SUFFIXES, printable
+from fastdhm.data.sources import Source
+from fastdhm.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+JUNK, DISTRACTOR = -1, 0
+NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,9})(?:\D.*)?\.[A-Za-z]+")  # 0002_c1s1_000451_03.jpg, 0001_c2_f0046182.jpg
+NOT_DOWNLOADED = (
+    "DukeMTMC-reID was withdrawn by its makers in 2019 over the privacy of those filmed. It is never downloaded; a "
+    "copy that you hold and may use is read from --data-dir"
+)
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where an archive's folder may lie, and the counts its paper gives."""
+
+    folders: tuple[str, ...]
+    train_identities: int
+    images: dict[str, int]
+    where: str
+
+
+PUBLISHED = {
+    "market1501": _Published(
+        folders=(".", "Market-1501-v15.09.15", "Market-1501", "market1501"),
+        train_identities=751,
+        images={"train": 12_936, "query": 3_368, "gallery": 19_732},
+        where="Unpack Market-1501-v15.09.15.zip there",
+    ),
+    "dukemtmc": _Published(
+        folders=(".", "DukeMTMC-reID", "dukemtmc"),
+        train_identities=702,
+        images={"train": 16_522, "query": 2_228, "gallery": 17_661},
+        where=NOT_DOWNLOADED,
+    ),
+}
+
+
+class ReidSource(Source, Protocol):
+    """A source that also knows who is on each picture and which camera took it."""
+
+    ids_N: np.ndarray  # int64, as in the file names: -1 is junk, 0 a distractor
+    cams_N: np.ndarray  # int64
+
+
+@dataclass(frozen=True)
+class ReidData:
+    """A re-identification set: what is trained on, and a gallery that the queries are looked up in."""
+
+    train: ReidSource
+    query: ReidSource
+    gallery: ReidSource
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should hear."""
+        return [source.note for source in (self.train, self.query, self.gallery) if source.note]
+
+
+class ReidFolderSource(FolderSource):
+    """The pictures of one folder, in order of their names. ``target_N`` numbers the identities in order, from 0."""
+
+    def __init__(self, root: Path, files: list[str], name: str, split: str, note: str | None = None):
+        """``files`` all parse (see :func:`parse_name`)."""
+        self.name, self.split, self.root, self.note = name, split, Path(root).absolute(), note
+        self._name_N = np.array([os.fsencode(file) for file in files])  # see FolderSource on why not a list
+        parsed = [parse_name(file) for file in files]
+        self.ids_N, self.cams_N = (np.array(column, dtype=np.int64) for column in zip(*parsed, strict=True))
+        identities, self.target_N = np.unique(self.ids_N, return_inverse=True)
+        self.classes = tuple(f"{identity:04}" for identity in identities.tolist())
+        self._digest = None
+
+
+class HeldSource:
+    """Some samples of a re-identification source under another split's name; the identities keep their targets."""
+
+    def __init__(self, source: ReidSource, kept_N: np.ndarray, split: str):
+        self.name, self.split, self.classes, self.note = source.name, split, source.classes, None
+        self.target_N, self.ids_N, self.cams_N = (of[kept_N] for of in (source.target_N, source.ids_N, source.cams_N))
+        self._source, self._kept_N = source, kept_N
+
+    def __len__(self) -> int:
+        return len(self._kept_N)
+
+    def image(self, i: int) -> Image:
+        return self._source.image(int(self._kept_N[i]))
+
+    def label(self, i: int) -> str:
+        return self._source.label(int(self._kept_N[i]))
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._source.digest().encode() + self._kept_N.tobytes()).hexdigest()
+
+
+def hold_out(train: ReidSource) -> tuple[HeldSource, HeldSource]:
+    """Training and validation: the middle picture of every identity that has three or more is held out.
+
+    Both keep all the classes, so that a classifier of the one can be judged on the other. Frames of one walk look
+    alike: the error on these says whether training works, not how well unseen people are told apart.
+    """
+    order_N = np.argsort(train.target_N, kind="stable")
+    count_K = np.bincount(train.target_N, minlength=len(train.classes))
+    middle_K = np.cumsum(count_K) - count_K + count_K // 2
+    held = np.sort(order_N[middle_K[count_K >= 3]])
+    if not len(held):
+        raise UserError(
+            f"{train.name}: no identity has three pictures to train on, so that none can be held out for validation"
+        )
+    kept = np.setdiff1d(np.arange(len(train)), held)
+    return HeldSource(train, kept, "train"), HeldSource(train, held, "val")
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """Identity and camera of ``0002_c1s1_000451_03.jpg`` and its like; None for another name."""
+    match = NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def load_reid(dataset: str, data_dir: Path) -> ReidData:
+    """The re-identification set ``dataset``; nothing is ever downloaded.
+
+    Raises:
+        ValueError: a missing or empty folder, file names that do not parse, people in both training and test pictures,
+            or query and gallery that look swapped.
+    """
+    kind, _, argument = dataset.partition(":")
+    if kind == "reid-synthetic":
+        return _load_synthetic(dataset, argument)
+    if dataset in PUBLISHED:
+        data = _load_folders(_published_root(dataset, Path(data_dir).expanduser()), dataset)
+    elif kind == "reid-folder" and argument:
+        data = _load_folders(Path(argument).expanduser(), dataset)
+    elif kind == "reid-folder":
+        raise UserError(f"data set '{dataset}' needs a path: reid-folder:PATH, where PATH holds {_wanted()}")
+    else:
+        raise unknown("re-identification data set", dataset, REID_DATASETS)
+    check_reid(data)
+    return data
+
+
+def check_reid(data: ReidData) -> None:
+    """Refuse what no evaluation should be made of: see :func:`load_reid`."""
+    name = data.train.name
+    people = np.union1d(data.query.ids_N, data.gallery.ids_N)
+    both = np.intersect1d(np.unique(data.train.ids_N), people[(people != JUNK) & (people != DISTRACTOR)])
+    if len(both):
+        raise UserError(
+            f"data set '{name}': {len(both):,} identities are in both training and test pictures, such as "
+            f"{_few([f'{i:04}' for i in both])}. Test people have to be unseen: remove them from one of the two"
+        )
+    junk = int((data.query.ids_N == JUNK).sum())
+    if junk:
+        raise UserError(
+            f"data set '{name}': {junk:,} queries are junk (identity -1), which only a gallery has: are "
+            f"'{FOLDERS['query']}' and '{FOLDERS['gallery']}' swapped?"
+        )
+    unmatched = int((~_has_match(data)).sum())
+    if len(data.query) > len(data.gallery) or 2 * unmatched > len(data.query):
+        raise UserError(
+            f"data set '{name}': {len(data.query):,} queries, {unmatched:,} of them without a picture of the same "
+            f"identity from another camera among {len(data.gallery):,} in the gallery: are '{FOLDERS['query']}' and "
+            f"'{FOLDERS['gallery']}' swapped, or of different sets?"
+        )
+
+
+def _has_match(data: ReidData) -> np.ndarray:
+    """Whether each query's identity is in the gallery on another camera: ``bool [N]``."""
+    seen = set(zip(data.gallery.ids_N.tolist(), data.gallery.cams_N.tolist(), strict=True))
+    cameras: dict[int, int] = {}
+    for identity, _ in seen:
+        cameras[identity] = cameras.get(identity, 0) + 1
+    queries = zip(data.query.ids_N.tolist(), data.query.cams_N.tolist(), strict=True)
+    return np.array([cameras.get(identity, 0) > ((identity, camera) in seen) for identity, camera in queries])
+
+
+def _load_synthetic(dataset: str, argument: str) -> ReidData:
+    from fastdhm.data.reid_synthetic import synthetic_reid
+
+    if dataset != "reid-synthetic" and (not argument.isdecimal() or int(argument) < 4):
+        raise UserError(
+            f"data set '{dataset}': write reid-synthetic:N with N, the identities to train on, a whole number from 4 on"
+        )
+    identities = int(argument or 32)
+    return ReidData(*synthetic_reid(identities, max(2, identities // 2)))
+
+
+def _published_root(dataset: str, data_dir: Path) -> Path:
+    published = PUBLISHED[dataset]
+    for folder in published.folders:
+        if (data_dir / folder / FOLDERS["train"]).is_dir():
+            return data_dir / folder
+    looked = ", ".join(str(data_dir / folder) for folder in published.folders)
+    raise UserError(f"data set '{dataset}' is not in any of {looked}: one should hold {_wanted()}. {published.where}")
+
+
+def _wanted() -> str:
+    return (
+        f"{FOLDERS['train']}/, {FOLDERS['query']}/ and {FOLDERS['gallery']}/, with names like 0002_c1s1_000451_03.jpg"
+    )
+
+
+def _load_folders(root: Path, dataset: str) -> ReidData:
+    for folder in FOLDERS.values():
+        if not (root / folder).is_dir():
+            raise UserError(f"data set '{dataset}': {root} has no folder named '{folder}'. It should hold {_wanted()}")
+    train, query, gallery = (_load_split(root / folder, dataset, split) for split, folder in FOLDERS.items())
+    data = ReidData(train, query, gallery)
+    if dataset in PUBLISHED:
+        _compare_with_published(data, PUBLISHED[dataset])
+    without = int((~_has_match(data)).sum())
+    if without:
+        _add_note(query, f"{without:,} of {len(query):,} queries have no match from another camera: not evaluated")
+    return data
+
+
+def _load_split(folder: Path, dataset: str, split: str) -> ReidFolderSource:
+    try:
+        files = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and entry.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+    images = [name for name in files if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    wrong = [name for name in images if parse_name(name) is None]
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong):,} of {len(images):,} file names do not say identity and camera as "
+            f"0002_c1s1_000451_03.jpg does: {_few([printable(name) for name in wrong])}. Rename or remove them"
+        )
+    notes = []
+    if len(files) > len(images):
+        notes.append(f"{folder}: {len(files) - len(images):,} files left out for having no image suffix")
+    if split == "train":
+        people = [name for name in images if parse_name(name)[0] != JUNK]
+        if len(people) < len(images):
+            notes.append(f"{folder}: {len(images) - len(people):,} junk images (identity -1) are not trained on")
+        images = people
+    if not images:
+        raise UserError(f"{folder}: no image here. It should hold names like 0002_c1s1_000451_03.jpg")
+    return ReidFolderSource(folder, images, dataset, split, "; ".join(notes) or None)
+
+
+def _compare_with_published(data: ReidData, published: _Published) -> None:
+    if len(data.train.classes) != published.train_identities:
+        _add_note(
+            data.train, f"{len(data.train.classes):,} training identities, published {published.train_identities:,}"
+        )
+    for source in (data.train, data.query, data.gallery):
+        if len(source) != published.images[source.split]:
+            wanted = published.images[source.split]
+            _add_note(source, f"{source.name}: {len(source):,} {source.split} images, published {wanted:,}")
+
+
+def _add_note(source: ReidFolderSource, note: str) -> None:
+    source.note = f"{source.note}; {note}" if source.note else note
+
+
+def _few(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

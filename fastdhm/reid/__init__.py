@@ -1,0 +1,10 @@
+"""Re-identification: ranking metrics, rankings of any size, re-ranking, features, pictures.
+
+It stands alone: tensors or arrays in, plain objects out, nothing of training.
+"""
+
+from fastdhm.reid.metrics import RankingMetrics, ranking_metrics
+from fastdhm.reid.ranking import Ranking, rank
+from fastdhm.reid.rerank import rerank
+
+__all__ = ["Ranking", "RankingMetrics", "rank", "ranking_metrics", "rerank"]

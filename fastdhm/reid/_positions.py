@@ -1,0 +1,159 @@
+"""Where in its query's ranking each right answer stands, without keeping the ranking.
+
+Average precision and the CMC curve need nothing but these places. The values of a row are sorted, not their indices,
+and each match is looked up in them: a row of 20,000 numbers takes numpy 39 us, its argsort 205, a stable one 1,120, and
+torch, which always sorts indices too, 560 on two cores.
+
+Two backends with the same results: ``numpy`` for distances in host memory, a few rows in each of several threads, so
+that a row is still in the cache at its second use; ``torch`` for any device, all rows at once.
+
+Legend: Q queries of the block, G gallery, P matches, K entries kept, N candidates for them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdhm.reid._protocol import Pairs, SameIdentity
+
+BLOCK_BYTES = 2**20  # of distances for a thread at a time: it and its sorted copy stay in the second-level cache
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a block of queries leaves behind. In host memory, queries counted from the first of the block."""
+
+    query_P: np.ndarray  # ascending
+    rank_P: np.ndarray  # valid gallery entries that are nearer, or as near and earlier in the gallery
+    index_QK: np.ndarray  # the nearest valid entries, nearest first; -1 where a query has fewer
+    distance_QK: np.ndarray  # infinite there
+
+
+def tensor_of(values) -> Tensor:
+    """A tensor over the same memory as an array's, which may be read-only: nothing here writes to what is given."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(values).detach()
+
+
+def place(
+    distances_QG: Tensor, first: int, same_identity: SameIdentity, top_k: int, impl: str = "auto"
+) -> list[Places]:
+    """The places of the matches of queries ``first``, ``first + 1``, ..., one for each row; in order, in parts.
+
+    ``distances_QG`` is float32 or float64.
+
+    Raises:
+        ValueError: a distance that is NaN or infinite.
+    """
+    if impl == "numpy" or (impl == "auto" and distances_QG.device.type == "cpu"):
+        return _place_numpy(distances_QG.numpy(), first, same_identity, top_k)
+    block_QG = distances_QG.clone(memory_format=torch.contiguous_format)
+    pairs = same_identity.pairs(first, first + len(block_QG))
+    return [_place_block_torch(block_QG, first, pairs, same_identity.junk_G, top_k)]
+
+
+def _place_numpy(distances_QG: np.ndarray, first: int, same_identity: SameIdentity, top_k: int) -> list[Places]:
+    rows = max(1, BLOCK_BYTES // max(1, distances_QG[:1].nbytes))
+    work = partial(_place_rows, distances_QG, first, same_identity, top_k)
+    starts = range(0, len(distances_QG), rows)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(lambda start: work(slice(start, start + rows)), starts))
+
+
+def _place_rows(distances_QG: np.ndarray, first: int, same_identity: SameIdentity, top_k: int, rows: slice) -> Places:
+    block_QG = distances_QG[rows].copy()
+    pairs = same_identity.pairs(first + rows.start, first + rows.start + len(block_QG))
+    return _place_block_numpy(block_QG, first + rows.start, pairs, same_identity.junk_G, top_k)
+
+
+def _place_block_numpy(block_QG: np.ndarray, first: int, pairs: Pairs, junk_G: np.ndarray, top_k: int) -> Places:
+    """``block_QG`` is overwritten where a ranking leaves entries out."""
+    if not np.isfinite(block_QG).all():
+        _refuse_not_finite(block_QG, first)
+    block_QG[:, junk_G] = np.inf
+    block_QG[pairs.left_out] = np.inf
+    sorted_QG = np.sort(block_QG, axis=1)
+    query_P, gallery_P = pairs.matches
+    wanted_P = block_QG[query_P, gallery_P]
+    start_Q = np.searchsorted(query_P, np.arange(len(block_QG) + 1))
+    runs = zip(sorted_QG, start_Q[:-1], start_Q[1:], strict=True)
+    rank_P = np.concatenate([row_G.searchsorted(wanted_P[start:end]) for row_G, start, end in runs])
+    after_P = np.minimum(rank_P + 1, block_QG.shape[1] - 1)
+    # The one after is the match itself where nothing follows it; a false alarm there costs time and changes nothing.
+    for p in np.flatnonzero(sorted_QG[query_P, after_P] == wanted_P):
+        rank_P[p] += np.count_nonzero(block_QG[query_P[p], : gallery_P[p]] == wanted_P[p])
+    return Places(query_P, rank_P, *_nearest_numpy(block_QG, sorted_QG, top_k))
+
+
+def _nearest_numpy(block_QG: np.ndarray, sorted_QG: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of each row, the earlier entry where two are as near."""
+    k = min(top_k, block_QG.shape[1])
+    if k == 0:
+        return np.zeros((len(block_QG), 0), dtype=np.int64), np.zeros((len(block_QG), 0), dtype=block_QG.dtype)
+    row_N, column_N = (block_QG <= sorted_QG[:, k - 1 : k]).nonzero()
+    order_N = np.lexsort((column_N, block_QG[row_N, column_N], row_N))
+    place_QK = np.searchsorted(row_N, np.arange(len(block_QG)))[:, None] + np.arange(k)
+    index_QK = column_N[order_N][place_QK]
+    distance_QK = np.take_along_axis(block_QG, index_QK, 1)
+    return np.where(distance_QK < np.inf, index_QK, -1), distance_QK
+
+
+def _place_block_torch(block_QG: Tensor, first: int, pairs: Pairs, junk_G: np.ndarray, top_k: int) -> Places:
+    """``block_QG`` is overwritten where a ranking leaves entries out."""
+    device = block_QG.device
+    if not block_QG.isfinite().all():
+        _refuse_not_finite(block_QG.cpu().numpy(), first)
+    block_QG.index_fill_(1, torch.as_tensor(junk_G, device=device), torch.inf)
+    block_QG[tuple(torch.as_tensor(index, device=device) for index in pairs.left_out)] = torch.inf
+    row_P, column_P = (torch.as_tensor(index, device=device) for index in pairs.matches)
+    rank_P = row_P.new_zeros(len(row_P))
+    if len(row_P):
+        wanted_P = block_QG[row_P, column_P]
+        sorted_QG = block_QG.sort(dim=1).values
+        # searchsorted wants a rectangle: the matches of a query side by side, the rest of its row padding
+        count_Q = row_P.bincount(minlength=len(block_QG))
+        slot_P = torch.arange(len(row_P), device=device) - (count_Q.cumsum(0) - count_Q)[row_P]
+        wanted_QM = block_QG.new_zeros(len(block_QG), int(count_Q.max()))
+        wanted_QM[row_P, slot_P] = wanted_P
+        rank_P = torch.searchsorted(sorted_QG, wanted_QM)[row_P, slot_P]
+        not_farther_P = torch.searchsorted(sorted_QG, wanted_QM, right=True)[row_P, slot_P]
+        earlier_G = torch.arange(block_QG.shape[1], device=device)
+        for some_T in (not_farther_P - rank_P > 1).nonzero()[:, 0].split(max(1, len(block_QG))):
+            as_near_TG = block_QG[row_P[some_T]] == wanted_P[some_T, None]
+            rank_P[some_T] += (as_near_TG & (earlier_G < column_P[some_T, None])).sum(1)
+    index_QK, distance_QK = nearest(block_QG, top_k)
+    return Places(pairs.matches[0], rank_P.cpu().numpy(), index_QK.cpu().numpy(), distance_QK.cpu().numpy())
+
+
+def nearest(block_QG: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The nearest of each row, the earlier entry where two are as near."""
+    k = min(top_k, block_QG.shape[1])
+    if k == 0:
+        return block_QG.new_zeros(len(block_QG), 0, dtype=torch.int64), block_QG.new_zeros(len(block_QG), 0)
+    bound_Q1 = block_QG.topk(k, largest=False).values[:, -1:]  # which of several as near topk returns is its own choice
+    row_N, column_N = (block_QG <= bound_Q1).nonzero(as_tuple=True)
+    distance_N = block_QG[row_N, column_N]
+    by_distance_N = distance_N.sort(stable=True).indices  # in gallery order within ties, as nonzero gave them
+    order_N = by_distance_N[row_N[by_distance_N].sort(stable=True).indices]
+    count_Q = row_N.bincount(minlength=len(block_QG))
+    place_QK = (count_Q.cumsum(0) - count_Q)[:, None] + torch.arange(k, device=block_QG.device)
+    distance_QK = distance_N[order_N[place_QK]]
+    return column_N[order_N[place_QK]].where(distance_QK < torch.inf, -1), distance_QK
+
+
+def _refuse_not_finite(block_QG: np.ndarray, first: int) -> None:
+    wrong_QG = ~np.isfinite(block_QG)
+    row, column = np.argwhere(wrong_QG)[0].tolist()
+    raise ValueError(
+        f"the distance in row {first + row}, column {column} is {block_QG[row, column]} "
+        f"({int(wrong_QG[row].sum()):,} such values in this row): distances have to be finite numbers. "
+        "Look for NaN in the features they were computed from"
+    )

@@ -1,0 +1,138 @@
+"""What a network makes of an image before its classifier, for ranking or for a search index.
+
+Legend: B batch, N images, D features, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdhm.errors import UserError
+from fastdhm.files import replacing
+
+SUFFIXES = (".safetensors", ".npy")
+
+
+def classifier(network: nn.Module) -> nn.Linear:
+    """The last ``nn.Linear`` of a network in the order of its modules: ``fc`` of torchvision's ResNets, for example.
+
+    Raises:
+        ValueError: the network has none.
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"{type(network).__name__} has no nn.Linear: features are what its last one, the classifier, takes in. "
+            "Give a network that ends in one"
+        )
+    return linear[-1]
+
+
+@torch.no_grad()
+def extract_features(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    flip: bool = False,
+    normalise: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The input of the network's last linear layer for each image, in order.
+
+    The network runs in evaluation mode and is left as it was. Features stay on the device until the last batch, so that
+    nothing waits for it.
+
+    Args:
+        network: images to logits; a branched model stripped of its branches, whose classifiers would come last.
+        batches: ``[B, C, H, W]`` each, made ready as in training.
+        flip: average with the features of the mirrored image.
+        normalise: scale each to length 1, after averaging.
+        device: where the network is; default: where its first parameter is.
+
+    Returns:
+        ``float32 [N, D]`` on the CPU.
+
+    Raises:
+        ValueError: no linear layer, one that does not get ``[B, D]``, or no batch at all.
+    """
+    device = torch.device(device or next(network.parameters()).device)
+    caught: list[Tensor] = []
+    hook = classifier(network).register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    was_training = network.training
+    network.eval()
+    features = []
+    try:
+        for image_BCHW in batches:
+            image_BCHW = image_BCHW.to(device, non_blocking=True)
+            feature_BD = _features(network, image_BCHW, caught)
+            if flip:
+                feature_BD = (feature_BD + _features(network, image_BCHW.flip(3), caught)) / 2
+            features.append(F.normalize(feature_BD) if normalise else feature_BD)
+    finally:
+        hook.remove()
+        network.train(was_training)
+    if not features:
+        raise ValueError("no batch to extract features from: the data set is empty or its iterator is used up")
+    return torch.cat(features).cpu()
+
+
+def _features(network: nn.Module, image_BCHW: Tensor, caught: list[Tensor]) -> Tensor:
+    caught.clear()
+    network(image_BCHW)
+    shapes = [tuple(feature.shape) for feature in caught]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != len(image_BCHW):
+        raise ValueError(
+            f"the last linear layer of {type(network).__name__} was given {shapes or 'nothing'} for {len(image_BCHW)} "
+            "images: features need it to be called once, with [images, features]"
+        )
+    return caught.pop().float()
+
+
+def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
+    """Write embeddings and the names of their images: ``.safetensors`` (names in its metadata), or ``.npy``.
+
+    Beside a ``.npy`` the names go to ``.json`` of the same name, a list in the order of the rows. Each file is whole or
+    not there. In a ``.safetensors`` the tensor is ``features`` and the metadata's ``names`` is such a list.
+
+    Raises:
+        ValueError: another suffix, or not a name for each row.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: embeddings are written as {' or '.join(SUFFIXES)}, not '{path.suffix}'")
+    if len(names) != len(feature_ND):
+        raise ValueError(f"{len(names)} names for {len(feature_ND)} embeddings: needs one for each")
+    listed = json.dumps(list(names), ensure_ascii=False)
+    feature_ND = feature_ND.detach().cpu().contiguous()
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        with replacing(path) as temporary:
+            save_file({"features": feature_ND}, temporary, metadata={"names": listed})
+        return
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(listed, encoding="utf-8")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, feature_ND.numpy(), allow_pickle=False)
+
+
+def load_features(path: Path) -> tuple[Tensor, list[str]]:
+    """What :func:`save_features` wrote: embeddings and names. Nothing in the files is executed."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                return file.get_tensor("features"), json.loads((file.metadata() or {})["names"])
+        feature_ND = torch.from_numpy(np.load(path, allow_pickle=False))
+        return feature_ND, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except Exception as error:  # each format has errors of its own for a file that is absent, cut short or another's
+        raise UserError(f"{path}: not embeddings that were written by fastdhm: {error}") from error

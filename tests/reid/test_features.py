@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastdhm.errors import UserError
+from fastdhm.reid.features import classifier, extract_features, load_features, save_features
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7), nn.Linear(7, 4)
+    )
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 3, 6, 5, generator=generator) for size in (4, 4, 2)]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
+def test_features_are_what_the_last_linear_layer_takes(training):
+    model = network().train(training)
+    features = extract_features(model, iter(batches()))
+    assert model.training is training
+    assert not model[5]._forward_pre_hooks
+    torch.testing.assert_close(features, model.eval()[:5](torch.cat(batches())))
+
+
+def test_flip_averages_with_the_mirror_image():
+    model, images = network(), torch.cat(batches())
+    features = extract_features(model, [images], flip=True)
+    trunk = model.eval()[:5]
+    torch.testing.assert_close(features, (trunk(images) + trunk(images.flip(3))) / 2)
+
+
+def test_normalised_features_have_length_one():
+    features = extract_features(network(), batches(), flip=True, normalise=True)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(10))
+
+
+def test_layers_are_found_by_their_place():
+    from torchvision.models import mobilenet_v2, resnet18
+
+    small = resnet18(num_classes=5), mobilenet_v2(num_classes=5, width_mult=0.1)
+    assert classifier(small[0]) is small[0].fc
+    assert classifier(small[1]) is small[1].classifier[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), [torch.ones(1, 3, 8, 8)], "no nn.Linear"),
+        (nn.Sequential(nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)], r"was given \[\(2, 3, 8, 5\)\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), [], "no batch"),
+    ],
+    ids=["no-linear", "not-flat", "no-batch"],
+)
+def test_network_without_features_is_refused(model, images, message):
+    with pytest.raises(ValueError, match=message):
+        extract_features(model, images)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
+def test_saved_features_come_back(tmp_path, suffix):
+    names, features = ["a/1.jpg", "grün.png"], torch.rand(2, 3)
+    save_features(tmp_path / f"e{suffix}", features, names)
+    loaded, loaded_names = load_features(tmp_path / f"e{suffix}")
+    assert torch.equal(loaded, features)
+    assert loaded_names == names
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_npy_is_readable_without_us(tmp_path):
+    save_features(tmp_path / "e.npy", torch.ones(1, 2), ["a.jpg"])
+    assert np.load(tmp_path / "e.npy").tolist() == [[1, 1]]
+    assert json.loads((tmp_path / "e.json").read_text()) == ["a.jpg"]
+
+
+def test_wrong_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not '.txt'"):
+        save_features(tmp_path / "e.txt", torch.ones(1, 2), ["a"])
+    with pytest.raises(ValueError, match="2 names for 1"):
+        save_features(tmp_path / "e.npy", torch.ones(1, 2), ["a", "b"])
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match="cut.npy"):
+        load_features(tmp_path / "cut.npy")

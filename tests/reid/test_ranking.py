@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from fastdhm.reid import rank, ranking, ranking_metrics
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setitem(ranking.TILES, "cpu", (4, 16))
+
+
+def case(seed=0, num_queries=19, num_gallery=70, features=12):
+    """Whole-number features, so that no product rounds and equal distances are equal exactly."""
+    rng = np.random.default_rng(seed)
+    query, gallery = (
+        torch.tensor(rng.integers(-3, 4, (count, features)), dtype=torch.float32)
+        for count in (num_queries, num_gallery)
+    )
+    labels = (
+        rng.integers(1, 8, num_queries),
+        rng.integers(-1, 8, num_gallery),
+        rng.integers(0, 3, num_queries),
+        rng.integers(0, 3, num_gallery),
+    )
+    return query, gallery, *labels
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_as_from_the_matrix_of_distances(metric):
+    query, gallery, *labels = case()
+    if metric == "cosine":
+        query, gallery = torch.rand(19, 12) - 0.5, torch.rand(70, 12) - 0.5  # no ties, which would round apart
+        distances = 1 - torch.cosine_similarity(query[:, None].double(), gallery.double(), dim=2)
+    else:
+        distances = (query[:, None] - gallery).double().square().sum(2).sqrt()
+    wanted = ranking_metrics(distances, *labels)
+    got = rank(query, gallery, *labels, metric, top_k=70)
+    np.testing.assert_allclose(got.metrics.ap_Q, wanted.ap_Q, atol=1e-12)
+    query_ids, gallery_ids, query_cams, gallery_cams = labels
+    for q in range(19):
+        valid = [
+            g
+            for g in range(70)
+            if gallery_ids[g] != -1 and (gallery_ids[g] != query_ids[q] or gallery_cams[g] != query_cams[q])
+        ]
+        order = sorted(valid, key=lambda g, q=q: (distances[q, g].item(), g))
+        assert got.index_QK[q, : len(order)].tolist() == order
+        assert (got.index_QK[q, len(order) :] == -1).all()
+        torch.testing.assert_close(got.distance_QK[q, : len(order)].double(), distances[q, order], atol=2e-6, rtol=1e-6)
+        assert (got.distance_QK[q, len(order) :] == torch.inf).all()
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_memory_changes_no_bit(metric):
+    generator = torch.Generator().manual_seed(1)
+    _, _, *labels = case()
+    features = [torch.randn(count, 12, generator=generator) for count in (19, 70)]
+    whole, parts = (rank(*features, *labels, metric, memory_mib=mib) for mib in (64, 1e-3))
+    assert torch.equal(whole.metrics.ap_Q.nan_to_num(), parts.metrics.ap_Q.nan_to_num())
+    assert torch.equal(whole.index_QK, parts.index_QK)
+    assert torch.equal(whole.distance_QK, parts.distance_QK)
+
+
+def test_features_of_zeros_have_no_direction():
+    result = rank(torch.zeros(1, 4), torch.eye(4), [1], [1, 1, 2, 2], [1], [2, 2, 2, 2], "cosine", top_k=4)
+    assert result.distance_QK.tolist() == [[1, 1, 1, 1]]
+    assert result.index_QK.tolist() == [[0, 1, 2, 3]]
+
+
+def test_features_may_be_a_read_only_map(tmp_path, recwarn):
+    query, gallery, *labels = case()
+    np.save(tmp_path / "gallery.npy", gallery.numpy())
+    mapped = rank(query, np.load(tmp_path / "gallery.npy", mmap_mode="r"), *labels)
+    assert torch.equal(mapped.index_QK, rank(query, gallery, *labels).index_QK)
+    assert not recwarn
+
+
+def test_no_head_is_asked_for():
+    assert rank(*case(), top_k=0).index_QK.shape == (19, 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery", "options", "message"),
+    [
+        (torch.full((2, 3), torch.nan), torch.ones(2, 3), {}, "query_QD: row 0"),
+        (torch.ones(2, 3), torch.tensor([[1.0] * 3, [torch.inf] * 3]), {}, "gallery_GD: row 1"),
+        (torch.ones(2, 3), torch.ones(2, 4), {}, "same network"),
+        (torch.ones(3, 3), torch.ones(2, 3), {}, r"needs floating point \[2, features\]"),
+        (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3), {}, "needs floating point"),
+        (torch.ones(2, 3), torch.ones(2, 3), {"metric": "manhattan"}, "unknown metric 'manhattan'"),
+        (torch.ones(2, 3), torch.ones(2, 3), {"top_k": -1}, "top_k is -1"),
+    ],
+    ids=["nan", "infinite", "width", "length", "dtype", "metric", "top-k"],
+)
+def test_wrong_input_is_refused(query, gallery, options, message):
+    with pytest.raises(ValueError, match=message):
+        rank(query, gallery, [1, 2], [1, 2], [1, 1], [2, 2], **options)
