@@ -25,8 +25,6 @@ at::Tensor branch_mask_cpu(const at::Tensor& probs_S, int64_t seed, const at::Te
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
-  m.impl("branch_mask", &branch_mask_cpu);
-}
+TORCH_LIBRARY_IMPL(fastdhm, CPU, m) { m.impl("branch_mask", &branch_mask_cpu); }
 
 }  // namespace fastdhm

@@ -63,9 +63,12 @@ std::array<uint32_t, 4> philox4x32(const std::array<uint32_t, 4>& counter, const
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ ops of fastdhm, reached as torch.ops.fastdhm.*";
-  m.def("build_info", &build_info, "How the extension was built: compiler, C++ standard, torch, CUDA; and this CPU's features.");
-  m.def("mimic_loss_simds", &fastdhm::mimic_loss_simds, "Instruction sets that mimic_loss can use here, the fastest last.");
+  m.def("build_info", &build_info,
+        "How the extension was built: compiler, C++ standard, torch, CUDA; and this CPU's features.");
+  m.def("mimic_loss_simds", &fastdhm::mimic_loss_simds,
+        "Instruction sets that mimic_loss can use here, the fastest last.");
   m.def("mimic_loss_simd", &fastdhm::mimic_loss_simd, "The one it uses, or none.");
-  m.def("set_mimic_loss_simd", &fastdhm::set_mimic_loss_simd, py::arg("name"), "Have mimic_loss use another one, to test it.");
+  m.def("set_mimic_loss_simd", &fastdhm::set_mimic_loss_simd, py::arg("name"),
+        "Have mimic_loss use another one, to test it.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

@@ -123,22 +123,37 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
   const Weights W(weights.const_data_ptr<double>(), M, per_label, temperature * per_row);
   const int64_t A = W.branch.size();
 
-  at::Tensor grad = at::empty(need_grad ? logits.sizes() : at::IntArrayRef{0}, logits.options().memory_format(at::MemoryFormat::Contiguous));
-  MimicLossWork work{A, B, K, W.branch.data(), logits.const_data_ptr(), logits.stride(0), logits.stride(1),
-                     target.const_data_ptr<int64_t>(), ignore_index, temperature, label_smoothing, W.factor.data(),
-                     W.separable, W.teacher.data(), W.student.data(), need_grad ? grad.mutable_data_ptr() : nullptr};
+  const auto options = logits.options().dtype(dtype == at::kHalf ? at::kFloat : dtype);
+  at::Tensor grad = at::empty(need_grad ? logits.sizes() : at::IntArrayRef{0}, options);
+  MimicLossWork work{A,
+                     B,
+                     K,
+                     W.branch.data(),
+                     logits.const_data_ptr(),
+                     logits.stride(0),
+                     logits.stride(1),
+                     target.const_data_ptr<int64_t>(),
+                     ignore_index,
+                     temperature,
+                     label_smoothing,
+                     W.factor.data(),
+                     W.separable,
+                     W.teacher.data(),
+                     W.student.data(),
+                     need_grad ? grad.mutable_data_ptr() : nullptr};
 
   // The sums of a group of rows do not depend on which thread makes them: any number of threads gives the same bits.
   const int64_t group = std::max<int64_t>(4, 2048 / K), groups = (B + group - 1) / group;
   std::vector<double> sums(groups * A * A);
   const MimicLossSimd* code = simd.load();
-  const MimicLossRows fast = simd_rows(code, dtype), exact = exact_rows(dtype);
-  const int64_t row_bytes = K * logits.element_size();
+  const MimicLossRows fast = A > 0 ? simd_rows(code, dtype) : nullptr, exact = exact_rows(dtype);
+  const int64_t row_bytes = K * grad.element_size();
   const int64_t grain = std::max<int64_t>(1, 16384 / (group * std::max<int64_t>(A, 1) * K));
   at::parallel_for(0, groups, grain, [&](int64_t first, int64_t last) {
     const int64_t floats = fast == nullptr ? 0 : code->scratch_floats(work);
     std::unique_ptr<float[]> scratch(new float[floats + 16]);
-    float* aligned = scratch.get() + (-(reinterpret_cast<uintptr_t>(scratch.get()) / sizeof(float)) & 15);
+    const auto address = reinterpret_cast<uintptr_t>(scratch.get());
+    float* aligned = scratch.get() + (-(address / sizeof(float)) & 15);  // to 64 bytes
     std::vector<double> sum(A * A);
     for (int64_t g = first; g < last; ++g) {
       const int64_t begin = g * group, end = std::min(B, begin + group);
@@ -166,7 +181,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
       double value = 0;
       for (int64_t g = 0; g < groups; ++g) value += sums[(g * A + p) * A + q];
       // as the mean of nothing in torch, an empty batch has no mean
-      value *= p != q ? temperature * temperature * per_row : B > 0 ? per_label : std::numeric_limits<double>::quiet_NaN();
+      value *= p != q  ? temperature * temperature * per_row
+               : B > 0 ? per_label
+                       : std::numeric_limits<double>::quiet_NaN();
       term[W.branch[p] * M + W.branch[q]] = value;
       if (W.value[p * A + q] != 0) loss += W.value[p * A + q] * value;
     }

@@ -2,11 +2,18 @@
 // Legend: M branches, A of them used, B batch, K classes, T temperature; p teacher, q student, both in [0, A).
 #pragma once
 
+#include <c10/util/Half.h>
+
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace fastdhm {
+
+// A gradient has the logits' dtype, but float32 for float16: before the loss scaling it can be too small for that.
+template <class T>
+using GradOf = std::conditional_t<std::is_same_v<T, c10::Half>, float, T>;
 
 struct MimicLossWork {
   int64_t used, batch, classes;  // A, B, K
@@ -17,13 +24,14 @@ struct MimicLossWork {
   int64_t ignore_index;
   double temperature, smoothing;
   const double* factor;  // [A, A] of the gradient: W_qq / labelled rows on the diagonal, T W_pq / B off it
-  // Whether off the diagonal factor[p, q] = teacher[p] * student[q]: then one sum over the teachers serves all students.
+  // Whether off the diagonal factor[p, q] = teacher[p] * student[q]: then one sum over the teachers serves all
+  // students.
   bool separable;
   const double *teacher, *student;  // [A]
-  void* grad;  // [M, B, K] contiguous, or null
+  void* grad;                       // [M, B, K] contiguous, of type GradOf, or null
 };
 
-// Do rows [begin, end): write their gradient and add to sum[A * A] their cross-entropies (on the diagonal) and
+// Do rows [begin, end): write their gradient, and add to sum[A * A] their cross-entropies (on the diagonal) and
 // KL(P_p || P_q) (off it). `scratch` is a thread's own, on a 64-byte boundary.
 using MimicLossRows = void (*)(const MimicLossWork& work, int64_t begin, int64_t end, float* scratch, double* sum);
 

@@ -53,7 +53,8 @@ struct Avx2 {
   static __m256i first(int64_t lanes) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  static F keep_first(F x, int64_t lanes) { return _mm256_and_ps(x, _mm256_castsi256_ps(first(lanes))); }  // the others 0
+  // The others 0.
+  static F keep_first(F x, int64_t lanes) { return _mm256_and_ps(x, _mm256_castsi256_ps(first(lanes))); }
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static F load(const BFloat16* p) { return widen_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
@@ -71,9 +72,6 @@ struct Avx2 {
 
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static void store(BFloat16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bfloat16(x)); }
-  static void store(Half* p, F x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
   static void store_first(float* p, F x, int64_t lanes) { _mm256_maskstore_ps(p, first(lanes), x); }
   template <class T>
   static void store_first(T* p, F x, int64_t lanes) {
@@ -99,7 +97,8 @@ struct Avx2 {
 #include "mimic_loss_simd.h"
 
 namespace fastdhm {
-const MimicLossSimd kMimicLossAvx2 = {"avx2", &Scratch<Avx2>::floats, &rows<Avx2, float>, &rows<Avx2, BFloat16>, &rows<Avx2, Half>};
+const MimicLossSimd kMimicLossAvx2 = {"avx2", &Scratch<Avx2>::floats, &rows<Avx2, float>, &rows<Avx2, BFloat16>,
+                                      &rows<Avx2, Half>};
 }  // namespace fastdhm
 
 #ifdef __clang__

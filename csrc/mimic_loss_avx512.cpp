@@ -10,9 +10,11 @@
 #include <cmath>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own header: an operand that a mask leaves unread
+#pragma GCC diagnostic ignored \
+    "-Wuninitialized"  // GCC 12 warns of its own header: an operand that a mask leaves unread
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -45,7 +47,9 @@ struct Avx512 {
   static F load(const BFloat16* p) { return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static F load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   // The first `lanes`, the others `rest`.
-  static F load_first(const float* p, int64_t lanes, float rest) { return _mm512_mask_loadu_ps(all(rest), first(lanes), p); }
+  static F load_first(const float* p, int64_t lanes, float rest) {
+    return _mm512_mask_loadu_ps(all(rest), first(lanes), p);
+  }
   static F load_first(const BFloat16* p, int64_t lanes, float rest) {
     return _mm512_mask_mov_ps(all(rest), first(lanes), widen_bfloat16(_mm256_maskz_loadu_epi16(first(lanes), p)));
   }
@@ -55,10 +59,10 @@ struct Avx512 {
 
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static void store(BFloat16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(x)); }
-  static void store(Half* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_half(x)); }
   static void store_first(float* p, F x, int64_t lanes) { _mm512_mask_storeu_ps(p, first(lanes), x); }
-  static void store_first(BFloat16* p, F x, int64_t lanes) { _mm256_mask_storeu_epi16(p, first(lanes), narrow_bfloat16(x)); }
-  static void store_first(Half* p, F x, int64_t lanes) { _mm256_mask_storeu_epi16(p, first(lanes), narrow_half(x)); }
+  static void store_first(BFloat16* p, F x, int64_t lanes) {
+    _mm256_mask_storeu_epi16(p, first(lanes), narrow_bfloat16(x));
+  }
 
   static F widen_bfloat16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
   // To nearest, ties to even; a NaN may come out as infinity, and its rows are done again.
@@ -68,7 +72,6 @@ struct Avx512 {
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
   }
-  static __m256i narrow_half(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 
 }  // namespace
@@ -77,7 +80,8 @@ struct Avx512 {
 #include "mimic_loss_simd.h"
 
 namespace fastdhm {
-const MimicLossSimd kMimicLossAvx512 = {"avx512", &Scratch<Avx512>::floats, &rows<Avx512, float>, &rows<Avx512, BFloat16>, &rows<Avx512, Half>};
+const MimicLossSimd kMimicLossAvx512 = {"avx512", &Scratch<Avx512>::floats, &rows<Avx512, float>,
+                                        &rows<Avx512, BFloat16>, &rows<Avx512, Half>};
 }  // namespace fastdhm
 
 #ifdef __clang__

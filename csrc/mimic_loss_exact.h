@@ -13,32 +13,32 @@ namespace fastdhm {
 template <class T>
 void mimic_loss_rows_exact(const MimicLossWork& work, int64_t begin, int64_t end, float*, double* sum) {
   const int64_t A = work.used, K = work.classes;
-  const double cold = 1 / work.temperature, smoothing = work.smoothing;
+  const double coldness = 1 / work.temperature, smoothing = work.smoothing;
   std::vector<const T*> z(A);
-  std::vector<double> top(A), lse(A), lse_cold(A), log_p(A), p(A);
+  std::vector<double> top(A), lse(A), lse_soft(A), log_p(A), p(A);
   for (int64_t b = begin; b < end; ++b) {
     for (int64_t m = 0; m < A; ++m) {
       z[m] = static_cast<const T*>(work.logits) + work.branch[m] * work.stride_branch + b * work.stride_row;
       top[m] = -std::numeric_limits<double>::infinity();
       for (int64_t k = 0; k < K; ++k) top[m] = std::fmax(top[m], static_cast<double>(z[m][k]));
-      double total = 0, total_cold = 0;
+      double total = 0, total_soft = 0;
       for (int64_t k = 0; k < K; ++k) {
         const double x = static_cast<double>(z[m][k]) - top[m];
         total += std::exp(x);
-        total_cold += std::exp(x * cold);
+        total_soft += std::exp(x * coldness);
       }
       lse[m] = std::log(total);
-      lse_cold[m] = std::log(total_cold);
+      lse_soft[m] = std::log(total_soft);
     }
     const int64_t label = work.target[b];
     const bool labelled = label != work.ignore_index;
     for (int64_t k = 0; k < K; ++k) {
-      const double hot = (k == label ? 1 - smoothing : 0) + smoothing / K;  // the smoothed target
+      const double target = (k == label ? 1 - smoothing : 0) + smoothing / K;  // smoothed
       for (int64_t m = 0; m < A; ++m) {
         const double x = static_cast<double>(z[m][k]) - top[m];
-        log_p[m] = x * cold - lse_cold[m];
+        log_p[m] = x * coldness - lse_soft[m];
         p[m] = std::exp(log_p[m]);
-        if (labelled && hot > 0) sum[m * A + m] -= hot * (x - lse[m]);
+        if (labelled && target > 0) sum[m * A + m] -= target * (x - lse[m]);
       }
       for (int64_t t = 0; t < A; ++t) {
         if (log_p[t] == -std::numeric_limits<double>::infinity()) continue;  // what P_p excludes costs nothing
@@ -49,12 +49,12 @@ void mimic_loss_rows_exact(const MimicLossWork& work, int64_t begin, int64_t end
       if (work.grad == nullptr) continue;
       for (int64_t q = 0; q < A; ++q) {
         const double ce = labelled ? work.factor[q * A + q] : 0;
-        double g = ce != 0 ? ce * (std::exp(static_cast<double>(z[q][k]) - top[q] - lse[q]) - hot) : 0;
+        double g = ce != 0 ? ce * (std::exp(static_cast<double>(z[q][k]) - top[q] - lse[q]) - target) : 0;
         for (int64_t t = 0; t < A; ++t) {
           const double weight = work.factor[t * A + q];
           if (t != q && weight != 0) g += weight * (p[q] - p[t]);
         }
-        static_cast<T*>(work.grad)[(work.branch[q] * work.batch + b) * K + k] = static_cast<T>(g);
+        static_cast<GradOf<T>*>(work.grad)[(work.branch[q] * work.batch + b) * K + k] = static_cast<GradOf<T>>(g);
       }
     }
   }

@@ -1,11 +1,13 @@
-// The mimicking loss row by row in vectors of floats, for an instruction set V (see mimic_loss_avx512.cpp for what V gives).
-// No include that holds inline functions may stand here or after here: they would be compiled for V and called by all.
+// The mimicking loss row by row in vectors of floats, for an instruction set V (mimic_loss_avx512.cpp shows what V
+// gives). No include that holds inline functions may stand here or after here: they would be compiled for V and called
+// by all.
 //
 // A row of all used branches goes through in blocks of classes that stay in the first-level cache:
-//   1. x = z - max z, e = exp(x / T), sums of e, and for each pair the sums  e_p (x_p - x_q) / T  and  e_q (x_q - x_p) / T;
-//      KL(P_p || P_q) = sum_k e_p (x_p - x_q) / T / s_p + log s_q - log s_p
+//   1. x = (z - max z) / T, e = exp(x), s = sum e, and for each pair the sums of e_p (x_p - x_q) and e_q (x_q - x_p):
+//      KL(P_p || P_q) = sum_k e_p (x_p - x_q) / s_p + log s_q - log s_p
 //   2. the gradient, a linear combination of the e's.
-// So each logit is read once from memory, has one exponential (two where T is not 1), and only the sums of pairs are quadratic in A.
+// So each logit is read once from memory and has one exponential (two where T is not 1), and only the sums of pairs are
+// quadratic in A.
 
 namespace fastdhm {
 namespace {
@@ -21,14 +23,14 @@ inline int64_t padded(int64_t n) { return (n + 63) / 64 * 64 + 16; }
 // A thread's scratch.
 template <class V>
 struct Scratch {
-  bool kept;                            // whether e and hot hold a whole row, not a block
-  int64_t block;                        // classes
-  int64_t pitch, x_pitch;               // floats from one branch's e, and x, to the next
-  float *x, *e, *hot;                   // [A, x_pitch] x / T; [A, pitch] exp(x / T); [A, pitch] exp(x), where T is not 1
-  float *sums;                          // [A, 3] vectors: sums of e, hot and z - max z
-  float *pair, *total;                  // [A, A] vectors: sums of pairs in a row; over rows, each divided by its sum of e
-  float *top, *inverse, *inverse_hot;   // [A] max z, 1 / sum e, 1 / sum hot
-  float* share;                         // [A] weight of each teacher
+  bool kept;                             // whether e and sharp hold a whole row, not a block
+  int64_t block;                         // classes
+  int64_t pitch, x_pitch;                // floats from one branch's e, and x, to the next
+  float *x, *e, *sharp;                  // [A, x_pitch], [A, pitch], and, where T is not 1, [A, pitch] exp(z - max z)
+  float* sums;                           // [A, 3] vectors: sums of e, of sharp and of z - max z
+  float *pair, *total;                   // [A, A] vectors: sums of pairs in a row, and over rows, each divided by its s
+  float *top, *inverse, *inverse_sharp;  // [A] max z, 1 / sum e, 1 / sum sharp
+  float* share;                          // [A] weight of each teacher
 
   static bool keeps(const MimicLossWork& work) {
     return work.grad != nullptr && exponentials(work) * padded(work.classes) <= kKeptFloats;
@@ -50,19 +52,19 @@ struct Scratch {
     const int64_t A = work.used;
     x = memory;
     e = x + A * x_pitch;
-    hot = e + A * pitch;
+    sharp = e + A * pitch;
     sums = e + exponentials(work) * pitch;
     pair = sums + 3 * A * V::kWidth;
     total = pair + A * A * V::kWidth;
     top = total + A * A * V::kWidth;
     inverse = top + A;
-    inverse_hot = inverse + A;
-    share = inverse_hot + A;
+    inverse_sharp = inverse + A;
+    share = inverse_sharp + A;
   }
 };
 
-// exp(x) for x <= 0: 2^n, n the nearest whole number to x / ln 2, times a polynomial of the rest that is 1 at 0. Relative
-// error 1e-7 + 1.3e-8 |x|; 0 below the normal numbers.
+// exp(x) for x <= 0: 2^n, n the nearest whole number to x / ln 2, times a polynomial of the rest that is 1 at 0.
+// Relative error 1e-7 + 1.3e-8 |x|; 0 below the normal numbers.
 template <class V>
 inline typename V::F exp_vector(typename V::F x) {
   using F = typename V::F;
@@ -91,22 +93,24 @@ float max_of(const T* z, int64_t n) {
   return V::max_lane(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])));
 }
 
-// x / T, e and hot of `n` classes of one branch, zero up to the next whole vector; adds to their sums, and to that of x.
+// x / T, e and sharp of `n` classes of one branch, zero up to the next whole vector; adds to their sums, and to that of
+// x.
 template <class V, bool kTempered, bool kSmoothed, class T>
-void exp_block(const T* z, int64_t n, float top, float cold, float* x, float* e, float* hot, float* sums) {
+void exp_block(const T* z, int64_t n, float top, float coldness, float* x, float* e, float* sharp, float* sums) {
   using F = typename V::F;
   constexpr int64_t W = V::kWidth;
-  const F shift = V::all(top), scale = V::all(cold);
-  F sum_e = V::all(0), sum_hot = V::all(0), sum_x = V::all(0);  // of the block alone: short chains of additions lose less
+  const F shift = V::all(top), scale = V::all(coldness);
+  F sum_e = V::all(0), sum_sharp = V::all(0),
+    sum_x = V::all(0);  // of the block alone: short chains of additions lose less
   for (int64_t k = 0; k < n; k += W) {
     const int64_t lanes = n - k;
     F x_k = (lanes < W ? V::load_first(z + k, lanes, top) : V::load(z + k)) - shift;
     if constexpr (kSmoothed) sum_x = sum_x + x_k;
     if constexpr (kTempered) {
-      F hot_k = exp_vector<V>(x_k);
-      if (lanes < W) hot_k = V::keep_first(hot_k, lanes);
-      sum_hot = sum_hot + hot_k;
-      V::store(hot + k, hot_k);
+      F sharp_k = exp_vector<V>(x_k);
+      if (lanes < W) sharp_k = V::keep_first(sharp_k, lanes);
+      sum_sharp = sum_sharp + sharp_k;
+      V::store(sharp + k, sharp_k);
       x_k = x_k * scale;
     }
     F e_k = exp_vector<V>(x_k);
@@ -116,14 +120,14 @@ void exp_block(const T* z, int64_t n, float top, float cold, float* x, float* e,
     V::store(e + k, e_k);
   }
   V::store(sums, V::load(sums) + sum_e);
-  V::store(sums + W, V::load(sums + W) + sum_hot);
+  V::store(sums + W, V::load(sums + W) + sum_sharp);
   V::store(sums + 2 * W, V::load(sums + 2 * W) + sum_x);
 }
 
 // The sums of pairs of branch p with Q branches from q on.
 template <class V, int Q>
-void pair_block(const float* x, const float* e, int64_t x_pitch, int64_t pitch, int64_t n, int64_t p, int64_t q, int64_t A,
-                float* pair) {
+void pair_block(const float* x, const float* e, int64_t x_pitch, int64_t pitch, int64_t n, int64_t p, int64_t q,
+                int64_t A, float* pair) {
   using F = typename V::F;
   constexpr int64_t W = V::kWidth;
   F from_p[Q], to_p[Q];
@@ -169,11 +173,12 @@ void mix_teachers(const float* e, int64_t pitch, int64_t n, int64_t A, const flo
   }
 }
 
-// The gradient of `n` classes of all branches from class k0 on, where `e` and `hot` begin:
-//   grad_q = own_q e_q + label_q hot_q - even_q - (sum of the teachers' w_pq P_p), and at the label less W_qq (1 - smoothing)
-// where hot = e if T is 1 (then own_q holds both). Where the weights are separable the teachers' sum is the same for all students.
+// The gradient of `n` classes of all branches from class k0 on, where `e` and `sharp` begin:
+//   grad_q = own_q e_q + own_sharp_q sharp_q - even_q - sum_p w_pq P_p, and at the label less W_qq (1 - smoothing)
+// Where T is 1, sharp is e and own_q holds both. Where the weights are separable one sum over teachers serves all
+// students.
 template <class V, bool kTempered, class T>
-void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, const float* e, const float* hot,
+void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, const float* e, const float* sharp,
                 const Scratch<V>& scratch) {
   using F = typename V::F;
   constexpr int64_t W = V::kWidth;
@@ -194,23 +199,23 @@ void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, con
     }
     const double ce = labelled ? work.factor[q * A + q] : 0;
     const float own = static_cast<float>(mimic + (kTempered ? 0 : ce)) * scratch.inverse[q];
-    const float own_hot = kTempered ? static_cast<float>(ce) * scratch.inverse_hot[q] : 0;
+    const float own_sharp = kTempered ? static_cast<float>(ce) * scratch.inverse_sharp[q] : 0;
     const float even = static_cast<float>(ce * work.smoothing / K);
     const float scale = work.separable ? static_cast<float>(work.student[q]) : 1;
-    const F own_F = V::all(own), own_hot_F = V::all(own_hot), even_F = V::all(even), scale_F = V::all(scale);
-    const float *e_q = e + q * pitch, *hot_q = hot + q * pitch;
-    T* grad = static_cast<T*>(work.grad) + (work.branch[q] * work.batch + b) * K + k0;
+    const F own_F = V::all(own), own_sharp_F = V::all(own_sharp), even_F = V::all(even), scale_F = V::all(scale);
+    const float *e_q = e + q * pitch, *sharp_q = sharp + q * pitch;
+    auto* grad = static_cast<GradOf<T>*>(work.grad) + (work.branch[q] * work.batch + b) * K + k0;
     for (int64_t k = 0; k < n; k += W) {
       F g = V::fms(own_F, V::load(e_q + k), even_F);
-      if constexpr (kTempered) g = V::fma(own_hot_F, V::load(hot_q + k), g);
+      if constexpr (kTempered) g = V::fma(own_sharp_F, V::load(sharp_q + k), g);
       g = V::fnma(scale_F, V::load(mix + k), g);
       n - k < W ? V::store_first(grad + k, g, n - k) : V::store(grad + k, g);
     }
     if (labelled && label >= k0 && label < k0 + n) {
       const int64_t k = label - k0;
       float g = own * e_q[k] - even - scale * mix[k] - static_cast<float>(ce * (1 - work.smoothing));
-      if constexpr (kTempered) g += own_hot * hot_q[k];
-      grad[k] = static_cast<T>(g);
+      if constexpr (kTempered) g += own_sharp * sharp_q[k];
+      grad[k] = static_cast<GradOf<T>>(g);
     }
   }
 }
@@ -220,15 +225,15 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
   using F = typename V::F;
   constexpr int64_t W = V::kWidth;
   const int64_t A = work.used, K = work.classes, block = scratch.block, label = work.target[b];
-  const float cold = static_cast<float>(1 / work.temperature);
+  const float coldness = static_cast<float>(1 / work.temperature);
   const auto z = [&](int64_t m) {
     return static_cast<const T*>(work.logits) + work.branch[m] * work.stride_branch + b * work.stride_row;
   };
   const auto exponentials = [&](int64_t k0, int64_t n, int64_t at) {
     for (int64_t m = 0; m < A; ++m) {
       const int64_t place = m * scratch.pitch + at;
-      exp_block<V, kTempered, kSmoothed>(z(m) + k0, n, scratch.top[m], cold, scratch.x + m * scratch.x_pitch, scratch.e + place,
-                                         scratch.hot + place, scratch.sums + 3 * m * W);
+      exp_block<V, kTempered, kSmoothed>(z(m) + k0, n, scratch.top[m], coldness, scratch.x + m * scratch.x_pitch,
+                                         scratch.e + place, scratch.sharp + place, scratch.sums + 3 * m * W);
     }
   };
 
@@ -241,12 +246,12 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
   }
   for (int64_t m = 0; m < A; ++m) {
     const float* sums = scratch.sums + 3 * m * W;
-    const float s = V::sum_lanes(V::load(sums)), s_hot = kTempered ? V::sum_lanes(V::load(sums + W)) : s;
+    const float s = V::sum_lanes(V::load(sums)), s_sharp = kTempered ? V::sum_lanes(V::load(sums + W)) : s;
     scratch.inverse[m] = 1 / s;
-    scratch.inverse_hot[m] = 1 / s_hot;
+    scratch.inverse_sharp[m] = 1 / s_sharp;
     const F inverse = V::all(scratch.inverse[m]);
     const double log_s = std::log(static_cast<double>(s));
-    const double log_s_hot = kTempered ? std::log(static_cast<double>(s_hot)) : log_s;
+    const double log_s_sharp = kTempered ? std::log(static_cast<double>(s_sharp)) : log_s;
     for (int64_t p = 0; p < A; ++p) {
       float* total = scratch.total + (m * A + p) * W;
       V::store(total, V::fma(V::load(scratch.pair + (m * A + p) * W), inverse, V::load(total)));
@@ -255,14 +260,14 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
     if (label == work.ignore_index) continue;
     double log_p = (1 - work.smoothing) * (static_cast<double>(static_cast<float>(z(m)[label])) - scratch.top[m]);
     if constexpr (kSmoothed) log_p += work.smoothing / K * V::sum_lanes(V::load(sums + 2 * W));
-    sum[m * A + m] += log_s_hot - log_p;
+    sum[m * A + m] += log_s_sharp - log_p;
   }
 
   if (work.grad == nullptr) return;
   for (int64_t k0 = 0; k0 < K; k0 += block) {
     const int64_t n = K - k0 < block ? K - k0 : block, at = scratch.kept ? k0 : 0;
     if (!scratch.kept) exponentials(k0, n, 0);
-    grad_block<V, kTempered, T>(work, b, k0, n, scratch.e + at, scratch.hot + at, scratch);
+    grad_block<V, kTempered, T>(work, b, k0, n, scratch.e + at, scratch.sharp + at, scratch);
   }
 }
 
@@ -279,8 +284,9 @@ template <class V, class T>
 void rows(const MimicLossWork& work, int64_t begin, int64_t end, float* memory, double* sum) {
   const Scratch<V> scratch(work, memory);
   const bool tempered = work.temperature != 1, smoothed = work.smoothing != 0;
-  (tempered ? smoothed ? rows_of<V, true, true, T> : rows_of<V, true, false, T>
-            : smoothed ? rows_of<V, false, true, T> : rows_of<V, false, false, T>)(work, begin, end, scratch, sum);
+  (tempered   ? smoothed ? rows_of<V, true, true, T> : rows_of<V, true, false, T>
+   : smoothed ? rows_of<V, false, true, T>
+              : rows_of<V, false, false, T>)(work, begin, end, scratch, sum);
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ def mimic_loss(
 
     Returns:
         ``(loss [], terms_MM, grad_MBK)``: the first two float32, or float64 for float64 logits. The gradient is
-        contiguous, in the logits' dtype, for an incoming gradient of 1; where not needed, it has shape (0,).
+        contiguous, in the logits' dtype (float32 for float16), for an incoming gradient of 1; where not needed, it
+        has shape (0,).
     """
     launches, results = plan(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad)
     run(launches, logits_MBK)
@@ -108,7 +109,9 @@ def plan(
     programs = min(B, MAX_PROGRAMS)
     sums_NPQ = logits_MBK.new_empty((programs, BM, BM), dtype=wide)
     loss, terms_MM = logits_MBK.new_empty((), dtype=wide), logits_MBK.new_empty((M, M), dtype=wide)
-    grad_MBK = logits_MBK.new_empty((M, B, K) if need_grad else (0,))
+    # too narrow for a gradient before the loss scaling
+    grad_dtype = torch.float32 if logits_MBK.dtype == torch.float16 else logits_MBK.dtype
+    grad_MBK = logits_MBK.new_empty((M, B, K) if need_grad else (0,), dtype=grad_dtype)
     stride_m, stride_b, stride_k = logits_MBK.stride()
     labels = (target_B, target_B.stride(0), ignore_index)
     weights = (weights_MM, *weights_MM.stride())

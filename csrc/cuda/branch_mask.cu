@@ -1,6 +1,5 @@
 // The kernel of fastdhm::branch_mask. S: side branches.
 #include "branch_mask.cuh"
-
 #include "branch_mask.h"
 
 namespace fastdhm {

@@ -27,8 +27,6 @@ at::Tensor branch_mask_cuda(const at::Tensor& probs_S, int64_t seed, const at::T
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastdhm, CUDA, m) {
-  m.impl("branch_mask", &branch_mask_cuda);
-}
+TORCH_LIBRARY_IMPL(fastdhm, CUDA, m) { m.impl("branch_mask", &branch_mask_cuda); }
 
 }  // namespace fastdhm

@@ -42,11 +42,16 @@ def _scale_cuda(grad, factor):
     scale_(grad, factor)
 
 
+def grad_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The op's gradient is in the logits' dtype, but float32 for float16, too narrow for it before the loss scaling."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 @torch.library.register_fake("fastdhm::mimic_loss")
 def _mimic_loss_fake(logits, target, weights, temperature, label_smoothing, ignore_index, need_grad):
     M, B, K = logits.shape
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    grad = logits.new_empty((M, B, K) if need_grad else (0,))
+    grad = logits.new_empty((M, B, K) if need_grad else (0,), dtype=grad_dtype(logits.dtype))
     return logits.new_empty((), dtype=dtype), logits.new_empty((M, M), dtype=dtype), grad
 
 
@@ -74,7 +79,7 @@ def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
         grad = grad * grad_loss
     if torch.is_grad_enabled():  # create_graph=True
         grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.inputs[0])
-    return grad, None, None, None, None, None, None
+    return grad.to(ctx.inputs[0].dtype), None, None, None, None, None, None
 
 
 class _NoSecondDerivative(torch.autograd.Function):

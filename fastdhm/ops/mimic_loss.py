@@ -82,13 +82,13 @@ def mimic_loss(
 
     Returns:
         ``(loss, terms_MM)``: a scalar, and the terms without gradient; float32, or float64 for float64 logits. With an
-        empty batch both are NaN, as a mean of nothing is. The fused forms make the gradient in forward, in the logits'
-        dtype, and have no second derivative.
+        empty batch both are NaN, as a mean of nothing is. The fused forms make the gradient in forward and have no
+        second derivative.
 
     Raises:
         ValueError: a wrong shape, dtype, device, temperature or smoothing, an impl that is not available here, or, on
-            CPU tensors, a target out of range or a weight that is negative or not finite (on a GPU that check would
-            wait for the device: see :func:`check_values`).
+            CPU tensors, a target out of range or a weight that is negative or not finite. On a GPU that check would
+            wait for the device: such a target makes the loss NaN there, and :func:`check_values` finds it.
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastdhm.kernels import mimic_loss as kernel
+from fastdhm.ops import _fused_mimic_loss
 from fastdhm.ops.mimic_loss import mimic_loss_eager
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -55,7 +56,7 @@ def check(logits_MBK, target_B, weights_MM, temperature=1.0, smoothing=0.0, igno
     ours = kernel.mimic_loss(logits_MBK, target_B, weights_MM, *options, True)
     exact = eager(logits_MBK, target_B, weights_MM, F64, options)
     rounded = eager(logits_MBK, target_B, weights_MM, wide, options)
-    assert [tensor.dtype for tensor in ours] == [wide, wide, logits_MBK.dtype]
+    assert [tensor.dtype for tensor in ours] == [wide, wide, F32 if logits_MBK.dtype == F16 else logits_MBK.dtype]
     assert ours[2].is_contiguous()
     for name, our, true, other in zip(("loss", "terms", "gradient"), ours, exact, rounded, strict=True):
         finite = true.isfinite()
@@ -249,3 +250,30 @@ def test_scale(dtype, numel, monkeypatch):
     # the interpreter cuts bfloat16 off where a GPU rounds it
     torch.testing.assert_close(scaled, (grad.to(factor.dtype) * factor).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
     assert torch.equal(kept, grad)
+
+
+@pytest.fixture
+def op(monkeypatch):
+    """The op of torch as users reach it, with autograd; under the interpreter its CPU form is Triton's too."""
+    library = torch.library.Library("fastdhm", "IMPL")
+    if DEVICE == "cpu":
+        library.impl("mimic_loss", kernel.mimic_loss, "CPU", allow_override=True)
+        library.impl("scale_", kernel.scale_, "CPU", allow_override=True)
+    yield _fused_mimic_loss.mimic_loss
+    library._destroy()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_gradcheck_with_frozen_teachers(op, temperature):
+    """Numerical gradients see the teachers move too; so each branch is checked as student of constants."""
+    logits_MBK, target_B, weights_MM = case(3, 2, 5, F64, "random")
+    for q in range(3):
+        column_MM = torch.zeros_like(weights_MM)
+        column_MM[:, q] = 0.1 + weights_MM[:, q]
+
+        def loss_of(student_BK, q=q, column_MM=column_MM):
+            stack_MBK = torch.stack([student_BK if m == q else logits_MBK[m] for m in range(3)])
+            need_grad = torch.is_grad_enabled() and stack_MBK.requires_grad
+            return op(stack_MBK, target_B, column_MM, temperature, 0.1, -100, need_grad)[0]
+
+        assert torch.autograd.gradcheck(loss_of, logits_MBK[q].clone().requires_grad_())

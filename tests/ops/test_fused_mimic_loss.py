@@ -216,3 +216,37 @@ def test_a_compiled_step_checks_its_targets_too():
     compiled = torch.compile(mimic_loss, fullgraph=True, backend="aot_eager")
     with pytest.raises(ValueError, match=r"target_B holds 5: needs a class in \[0, 4\)"):
         compiled(torch.zeros(2, 3, 4), torch.tensor([0, 5, 1]), torch.ones(2, 2))
+
+
+def test_without_weights_nothing_is_read(simd):
+    logits_MBK = torch.full((2, 3, 40), torch.nan, requires_grad=True)
+    loss, terms_MM = mimic_loss(logits_MBK, torch.tensor([0, 1, 2]), torch.zeros(2, 2), impl="cpp")
+    loss.backward()
+    assert loss == 0 and (terms_MM == 0).all() and (logits_MBK.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_an_unused_branch_is_not_read(simd, dtype):
+    logits_MBK, target_B = case(4, 9, 70, dtype)
+    broken = logits_MBK.detach().clone()
+    broken[2] = torch.nan
+    weights_MM = weights("random", 4) + 0.1
+    weights_MM[2], weights_MM[:, 2] = 0, 0
+    terms_MM, grad_MBK = outcome(lambda *a: mimic_loss(*a, impl="cpp"), broken, target_B, weights_MM)
+    expected_MM, expected = outcome(mimic_loss_eager, logits_MBK, target_B, weights_MM)
+    torch.testing.assert_close(terms_MM, expected_MM, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad_MBK, expected, rtol=2e-2, atol=1e-5)
+    assert (grad_MBK[2] == 0).all()
+
+
+def test_float16_gradients_keep_what_the_loss_scaling_saves(simd):
+    """Before the scaling most of them are below what float16 can hold."""
+    logits_MBK, target_B = case(3, 64, 1000, torch.float16)
+
+    def scaled(impl):
+        loss, _ = mimic_loss(logits_MBK, target_B, torch.ones(3, 3), impl=impl)
+        return torch.autograd.grad(1024 * loss, logits_MBK)[0]
+
+    ours, expected = scaled("cpp"), scaled("eager")
+    assert (ours != 0).double().mean() > 0.99
+    torch.testing.assert_close(ours, expected, rtol=2e-3, atol=1e-6)
