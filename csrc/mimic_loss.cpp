@@ -114,6 +114,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
                                                               const at::Tensor& weights_MM, double temperature,
                                                               double label_smoothing, int64_t ignore_index,
                                                               bool need_grad) {
+  TORCH_CHECK_VALUE(logits_MBK.dim() == 3 && logits_MBK.size(0) > 0 && logits_MBK.size(2) > 0,
+                    "logits must be [M, B, K] with at least one branch and class, got ", logits_MBK.sizes());
+  TORCH_CHECK_VALUE(target_B.sizes() == at::IntArrayRef{logits_MBK.size(1)} && target_B.scalar_type() == at::kLong,
+                    "target must be int64 [B], got ", target_B.dtype(), " ", target_B.sizes());
+  TORCH_CHECK_VALUE(weights_MM.sizes() == at::IntArrayRef({logits_MBK.size(0), logits_MBK.size(0)}),
+                    "weights must be [M, M], got ", weights_MM.sizes());
   const at::Tensor logits = logits_MBK.stride(2) == 1 ? logits_MBK : logits_MBK.contiguous();
   const at::Tensor target = target_B.contiguous(), weights = weights_MM.to(at::kDouble).contiguous();
   const int64_t M = logits.size(0), B = logits.size(1), K = logits.size(2);

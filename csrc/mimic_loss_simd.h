@@ -257,7 +257,10 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
       V::store(total, V::fma(V::load(scratch.pair + (m * A + p) * W), inverse, V::load(total)));
       if (p != m) sum[m * A + p] -= log_s, sum[p * A + m] += log_s;
     }
-    if (label == work.ignore_index) continue;
+    if (label == work.ignore_index) {
+      sum[m * A + m] += 0 * log_s_sharp;  // a sum that is not finite must show all the same
+      continue;
+    }
     double log_p = (1 - work.smoothing) * (static_cast<double>(static_cast<float>(z(m)[label])) - scratch.top[m]);
     if constexpr (kSmoothed) log_p += work.smoothing / K * V::sum_lanes(V::load(sums + 2 * W));
     sum[m * A + m] += log_s_sharp - log_p;

@@ -14,6 +14,6 @@ class UserError(ValueError):
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of ``known``: says the known ones and the nearest."""
     known = list(known)
-    nearest = get_close_matches(value, known, n=1, cutoff=0.5)
+    nearest = get_close_matches(str(value), known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return UserError(f"unknown {kind} {value!r}{hint} (known: {', '.join(known)})")

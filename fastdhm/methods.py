@@ -97,15 +97,20 @@ def branch_sets(given: Mapping[str, float] | None, names: Iterable[str]) -> dict
     if given is None:
         subsets = [subset for size in range(len(names) + 1) for subset in combinations(names, size)]
         return dict.fromkeys(subsets, 1 / len(subsets))
+    for text, prob in given.items():
+        if not 0 <= prob <= 1:
+            raise UserError(f"branch_sets gives {text!r} the probability {prob:g}: must be in [0, 1]")
     total = math.fsum(given.values())
-    if min(given.values(), default=0) < 0 or not abs(total - 1) <= TOLERANCE:  # so written, NaN is refused too
-        raise UserError(f"branch_sets has probabilities that sum to {total:g}: none may be negative, the sum must be 1")
+    if abs(total - 1) > TOLERANCE:
+        raise UserError(f"branch_sets has probabilities that sum to {total:g}: the sum must be 1")
     sets = {}
     for text, prob in given.items():
-        members = [] if text == NO_BRANCH else [name.strip() for name in text.split("+")]
+        members = [] if text.strip() == NO_BRANCH else [name.strip() for name in text.split("+")]
         for name in members:
+            if name in ("B0", NO_BRANCH):
+                raise UserError(f"branch_sets has {text!r}: B0 is in every set and not named; {NO_BRANCH} stands alone")
             if name not in names:
-                raise unknown(f"branch in the set {text!r}:", name, [*names, NO_BRANCH])
+                raise unknown(f"branch in the set {text!r}:", name, names)
         subset = tuple(name for name in names if name in members)
         if len(subset) != len(members) or subset in sets:
             raise UserError(f"branch_sets has {text!r}: each set is named once, and each branch once in it")

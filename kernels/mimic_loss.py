@@ -206,9 +206,11 @@ def mimic_loss_fwd_kernel(
                     weight_P = tl.load(weights + m * stride_p + q * stride_q, mask=m < M, other=0).to(WIDE)
                     weight_P = weight_P * TEMPERATURE / B
                     ce_weight = tl.load(weights + q * stride_p + q * stride_q).to(WIDE) * labelled / num_labelled
-                    mimic = tl.where((m != q)[:, None], weight_P[:, None] * (soft_K[None, :] - soft), -0.0)
-                    grad_K = tl.sum(mimic, 0)
-                    grad_K += ce_weight * (branch_of(prob, q, BM) - SMOOTHING / K)
+                    mimic = weight_P[:, None] * (soft_K[None, :] - soft)
+                    # a term without weight adds nothing, even where it is NaN
+                    grad_K = tl.sum(tl.where(((m != q) & (weight_P != 0))[:, None], mimic, -0.0), 0)
+                    ce_K = ce_weight * (branch_of(prob, q, BM) - SMOOTHING / K)
+                    grad_K += tl.where(ce_weight != 0, ce_K, 0.0)
                     grad_K -= tl.where(k == y, ce_weight * (1 - SMOOTHING), 0.0)
                     out = grad + (tl.cast(q, tl.int64) * B + row) * K + k0
                     tl.store(out + tl.arange(0, BK), grad_K.to(grad.dtype.element_ty), mask=k < K)

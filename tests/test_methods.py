@@ -96,15 +96,17 @@ def test_a_distribution_does_not_depend_on_how_it_is_written():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"B1": 0.5, "B4": 0.5}, "unknown branch in the set 'B4': 'B4'.*known: B1, B2, none"),
+        ({"B1": 0.5, "B4": 0.5}, "unknown branch in the set 'B4': 'B4'.*known: B1, B2"),
+        ({"B0+B1": 1.0}, "B0 is in every set and not named; none stands alone"),
+        ({"none+B1": 1.0}, "none stands alone"),
         ({"B1+B2": 0.5, "B2+B1": 0.5}, "each set is named once"),
         ({"B1+B1": 1.0}, "each branch once"),
         ({"B1": 0.5, "B2": 0.4}, "sum to 0.9"),
-        ({"B1": 1.5, "B2": -0.5}, "none may be negative"),
-        ({"B1": math.nan}, "sum to nan"),
+        ({"B1": 1.5, "B2": -0.5}, "gives 'B1' the probability 1.5: must be in"),
+        ({"B1": math.nan}, "the probability nan"),
         ({}, "sum to 0"),
     ],
-    ids=["name", "set-twice", "branch-twice", "sum", "negative", "nan", "empty"],
+    ids=["name", "B0", "none", "set-twice", "branch-twice", "sum", "negative", "nan", "empty"],
 )
 def test_what_is_no_distribution_is_refused(given, message):
     with pytest.raises(ValueError, match=message):

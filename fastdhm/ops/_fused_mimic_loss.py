@@ -61,7 +61,8 @@ def _scale_fake(grad, factor):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.inputs, ctx.grad = inputs, output[2]
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings, ctx.grad, ctx.dtype = inputs[3:], output[2], inputs[0].dtype
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # or backward is handed zeros the size of the logits
 
@@ -72,18 +73,28 @@ def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
         return (None,) * 7
     grad, ctx.grad = ctx.grad, None
     if grad is None:
-        grad = torch.ops.fastdhm.mimic_loss(*ctx.inputs)[2]
-    if type(grad) is Tensor and not torch._C._are_functorch_transforms_active():
+        grad = torch.ops.fastdhm.mimic_loss(*ctx.saved_tensors, *ctx.settings)[2]
+    if _is_plain(grad) and _is_plain(grad_loss):
         torch.ops.fastdhm.scale_(grad, grad_loss)
-    else:  # traced: a pure product, which a compiler fuses with what comes next
+    else:  # a pure product, which a compiler fuses with what comes next
         grad = grad * grad_loss
     if torch.is_grad_enabled():  # create_graph=True
-        grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.inputs[0])
-    return grad.to(ctx.inputs[0].dtype), None, None, None, None, None, None
+        grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[0])
+    return grad.to(ctx.dtype), None, None, None, None, None, None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds values, and is not one that a compiler traces or torch.func and batched gradients wrap."""
+    if torch.compiler.is_compiling():
+        return False
+    wrapped = (torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor)
+    return type(tensor) is Tensor and not any(is_wrapped(tensor) for is_wrapped in wrapped)
 
 
 class _NoSecondDerivative(torch.autograd.Function):
     """The gradient as a function of the logits, whose derivative is refused and not silently left out."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad, _grad_loss, _logits):
@@ -111,9 +122,13 @@ class _MimicLoss(torch.autograd.Function):
     def forward(*args):
         return torch.ops.fastdhm.mimic_loss(*args)
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        raise RuntimeError("the fused mimic_loss has no form for torch.vmap: use impl='eager' there")
+
 
 def mimic_loss(*args) -> tuple[Tensor, Tensor, Tensor]:
     """The op on the logits' device, with autograd; arguments as in its schema."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return _MimicLoss.apply(*args)
     return torch.ops.fastdhm.mimic_loss(*args)

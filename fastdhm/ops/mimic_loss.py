@@ -25,13 +25,17 @@ def mimic_loss_eager(
 ) -> tuple[Tensor, Tensor]:
     """The meaning of :func:`mimic_loss`, in plain torch: no validation, autograd does the backward."""
     logits_MBK = logits_MBK.to(torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32)
-    used_M = (weights_MM != 0).any(0) | (weights_MM != 0).any(1)
-    logits_MBK = logits_MBK.where(used_M[:, None, None], 0)  # an unused branch adds nothing, even where it is NaN
+    weights_MM = weights_MM.to(logits_MBK.dtype)
+    is_on_MM = weights_MM != 0
+    is_student_M, used_M = is_on_MM.any(0), is_on_MM.any(0) | is_on_MM.any(1)
+    # an unused branch adds nothing, and one that does not learn gets nothing, even where it is NaN
+    logits_MBK = logits_MBK.where(is_student_M[:, None, None], logits_MBK.detach()).where(used_M[:, None, None], 0)
 
     student_MBK = F.log_softmax(logits_MBK / temperature, -1)
     teacher_MBK = student_MBK.detach()
     # where P_p = 0 the summand is 0, also when its logarithm is -inf
     gap_MMBK = (teacher_MBK[:, None] - student_MBK[None]).where(teacher_MBK[:, None] != -torch.inf, 0)
+    gap_MMBK = gap_MMBK.where(is_on_MM[:, :, None, None], gap_MMBK.detach())  # nor does a term without weight
     kl_MM = temperature**2 * (teacher_MBK.exp()[:, None] * gap_MMBK).sum(-1).mean(-1)
 
     num_labelled = (target_B != ignore_index).sum().clamp(min=min(1, len(target_B)))  # the mean of nothing is NaN
@@ -43,7 +47,7 @@ def mimic_loss_eager(
     terms_MM = kl_MM.where(~is_ce_MM, torch.diag(ce_M / num_labelled))
     terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
     # a weight of zero switches its term off, even one that is infinite
-    loss = (weights_MM * terms_MM).where(weights_MM != 0, 0).sum()
+    loss = (weights_MM * terms_MM).where(is_on_MM, 0).sum()
     return loss, terms_MM.detach()
 
 
@@ -77,7 +81,7 @@ def mimic_loss(
         temperature: T > 0, for the mimicking terms only.
         label_smoothing: in [0, 1), for the cross-entropies only.
         ignore_index: the target that means "no label".
-        impl: ``"eager"`` (plain torch, the reference), ``"cpp"`` (one pass in C++, CPU), ``"triton"`` (one launch,
+        impl: ``"eager"`` (plain torch, the reference), ``"cpp"`` (one pass in C++, CPU), ``"triton"`` (two launches,
             CUDA) or ``"auto"``, the fused one of the logits' device where it is available, else eager.
 
     Returns:
@@ -92,7 +96,8 @@ def mimic_loss(
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    _validate(logits_MBK, target_B, weights_MM, temperature, label_smoothing)
+    _validate(logits_MBK, target_B, weights_MM)
+    _validate_settings(temperature, label_smoothing, ignore_index)
     weights_MM = weights_MM.detach()
     if not _use_fused(impl, logits_MBK.device.type):
         if logits_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the C++ form does it itself
@@ -124,8 +129,11 @@ class MimicLoss(nn.Module):
         super().__init__()
         if impl not in IMPLS:
             raise unknown("impl", impl, IMPLS)
-        _validate_settings(temperature, label_smoothing)
-        self.register_buffer("weights_MM", weights_MM)
+        _validate_settings(temperature, label_smoothing, ignore_index)
+        _validate_weights(weights_MM)
+        if weights_MM.device.type == "cpu":
+            _check_weights(weights_MM)
+        self.register_buffer("weights_MM", weights_MM.detach().clone())  # its own: a change to one is none to the other
         self.settings = {
             "temperature": temperature, "label_smoothing": label_smoothing, "ignore_index": ignore_index, "impl": impl
         }  # fmt: skip
@@ -148,13 +156,17 @@ def check_values(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, ignor
     K = logits_MBK.shape[2]
     wrong_B = (target_B != ignore_index) & ((target_B < 0) | (target_B >= K))
     if wrong_B.any():
-        raise ValueError(
+        raise UserError(
             f"target_B holds {int(target_B[wrong_B][0])}: needs a class in [0, {K}), or ignore_index ({ignore_index})"
         )
+    _check_weights(weights_MM)
+
+
+def _check_weights(weights_MM: Tensor) -> None:
     bad_MM = ~((weights_MM >= 0) & weights_MM.isfinite())  # so written, NaN is bad too
     if bad_MM.any():
         p, q = bad_MM.nonzero()[0].tolist()
-        raise ValueError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
+        raise UserError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
 
 
 def _use_fused(impl: str, device: str) -> bool:
@@ -172,34 +184,53 @@ def _use_fused(impl: str, device: str) -> bool:
     return True
 
 
-def _validate(
-    logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, temperature: float, label_smoothing: float
-) -> None:
+def _validate(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> None:
+    if not isinstance(logits_MBK, Tensor):
+        raise UserError(
+            f"logits_MBK is a {type(logits_MBK).__name__}: needs a tensor [branches, batch, classes], of which "
+            "torch.stack makes one from the branches' logits"
+        )
     if logits_MBK.ndim != 3 or 0 in (logits_MBK.shape[0], logits_MBK.shape[2]):
-        raise ValueError(
+        raise UserError(
             f"logits_MBK has shape {tuple(logits_MBK.shape)}: needs [branches, batch, classes], with at least one "
             "branch and one class"
         )
     M, B, _ = logits_MBK.shape
     if logits_MBK.dtype not in FLOAT_DTYPES:
-        raise ValueError(f"logits_MBK is {logits_MBK.dtype}: needs one of {', '.join(map(str, FLOAT_DTYPES))}")
-    if target_B.shape != (B,) or target_B.dtype != torch.int64:
-        raise ValueError(
-            f"target_B is {target_B.dtype} {tuple(target_B.shape)}: needs int64 ({B},), as the logits' batch"
+        raise UserError(f"logits_MBK is {logits_MBK.dtype}: needs one of {', '.join(map(str, FLOAT_DTYPES))}")
+    if not isinstance(target_B, Tensor) or target_B.shape != (B,) or target_B.dtype != torch.int64:
+        raise UserError(
+            f"target_B is {_describe(target_B)}: needs an int64 tensor ({B},), a class for each row of the logits; "
+            "target.long() makes int64 of whole numbers"
         )
-    if weights_MM.shape != (M, M) or not weights_MM.is_floating_point():
-        raise ValueError(
-            f"weights_MM is {weights_MM.dtype} {tuple(weights_MM.shape)}: needs floating point ({M}, {M}), "
-            "a row and a column for each branch of the logits"
-        )
+    _validate_weights(weights_MM, M)
     for name, tensor in {"target_B": target_B, "weights_MM": weights_MM}.items():
         if tensor.device != logits_MBK.device:
-            raise ValueError(f"{name} is on {tensor.device}, the logits on {logits_MBK.device}: move it there")
-    _validate_settings(temperature, label_smoothing)
+            raise UserError(f"{name} is on {tensor.device}, the logits on {logits_MBK.device}: move it there")
 
 
-def _validate_settings(temperature: float, label_smoothing: float) -> None:
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}: needs a finite number above 0")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}: needs a number in [0, 1)")
+def _validate_weights(weights_MM: Tensor, M: int | None = None) -> None:
+    """``M`` branches, or any number."""
+    if not isinstance(weights_MM, Tensor) or weights_MM.dtype not in FLOAT_DTYPES or weights_MM.ndim != 2:
+        fits = False
+    else:
+        fits = weights_MM.shape == (M or len(weights_MM),) * 2 and len(weights_MM) > 0
+    if not fits:
+        size = f"({M}, {M})" if M else "(M, M)"
+        raise UserError(
+            f"weights_MM is {_describe(weights_MM)}: needs a floating point tensor {size}, a row and a column for each "
+            "branch, such as fastdhm.methods.weight_matrix('dhm', M)"
+        )
+
+
+def _validate_settings(temperature: float, label_smoothing: float, ignore_index: int) -> None:
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+        raise UserError(f"temperature is {temperature!r}: needs a finite number above 0")
+    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing is {label_smoothing!r}: needs a number in [0, 1)")
+    if not isinstance(ignore_index, int) or not -(2**63) <= ignore_index < 2**63:
+        raise UserError(f"ignore_index is {ignore_index!r}: needs a whole number of 64 bits")
+
+
+def _describe(value) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -250,3 +250,68 @@ def test_float16_gradients_keep_what_the_loss_scaling_saves(simd):
     ours, expected = scaled("cpp"), scaled("eager")
     assert (ours != 0).double().mean() > 0.99
     torch.testing.assert_close(ours, expected, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e9, 1e30])
+def test_a_row_without_label_may_be_far_apart(simd, size):
+    logits_MBK = torch.tensor([[[size, 0.0, 0.0, 0.0]]], requires_grad=True)
+    loss, _ = mimic_loss(logits_MBK, torch.tensor([-100]), torch.ones(1, 1), impl="cpp")
+    loss.backward()
+    assert (logits_MBK.grad == 0).all()
+
+
+@pytest.mark.parametrize("impl", ["eager", "cpp"])
+def test_terms_without_weight_spread_no_nan(impl):
+    logits_MBK, target_B = case(3, 2, 4)
+    logits_MBK = logits_MBK.detach().clone()
+    logits_MBK[1, 0, 0] = torch.nan
+    _, grad_MBK = outcome(lambda *a: mimic_loss(*a, impl=impl), logits_MBK, target_B, torch.eye(3))
+    assert grad_MBK[[0, 2]].isfinite().all() and grad_MBK[1, 1].isfinite().all()
+    assert grad_MBK[1, 0].isnan().all()
+
+
+def test_a_graph_is_used_up_and_guards_what_it_needs_again():
+    logits_MBK, target_B = case(3, 5, 10)
+    weights_MM = torch.ones(3, 3)
+    loss, _ = mimic_loss(logits_MBK, target_B, weights_MM, impl="cpp")
+    loss.backward(retain_graph=True)
+    weights_MM.mul_(5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    loss, _ = mimic_loss(logits_MBK, target_B, weights_MM, impl="cpp")
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_batched_gradients():
+    logits_MBK, target_B = case(3, 5, 10)
+    factors = torch.tensor([1.0, -2.0])
+    loss, _ = mimic_loss(logits_MBK, target_B, torch.ones(3, 3), impl="cpp")
+    (batched,) = torch.autograd.grad(loss, logits_MBK, factors, is_grads_batched=True)
+    _, single = outcome(mimic_loss_eager, logits_MBK, target_B, torch.ones(3, 3))
+    torch.testing.assert_close(batched.double(), factors[:, None, None, None] * single, rtol=1e-4, atol=1e-6)
+
+
+def test_vmap_is_refused_in_words():
+    logits_MBK, target_B = case(3, 5, 10)
+    with pytest.raises(RuntimeError, match="no form for torch.vmap: use impl='eager'"):
+        torch.func.vmap(lambda z: mimic_loss(z, target_B, torch.ones(3, 3), impl="cpp")[0])(logits_MBK.detach()[None])
+
+
+@pytest.mark.parametrize(
+    ("logits_shape", "target_shape", "weights_shape"),
+    [((3, 4, 0), (4,), (3, 3)), ((3, 4, 5), (1,), (3, 3)), ((3, 4, 5), (4,), (2, 2)), ((4, 5), (4,), (3, 3))],
+    ids=["K = 0", "short target", "small weights", "rank"],
+)
+def test_the_op_itself_reads_nothing_out_of_bounds(logits_shape, target_shape, weights_shape):
+    target_B = torch.zeros(target_shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match="must be"):
+        OP(torch.zeros(logits_shape), target_B, torch.ones(weights_shape), 1.0, 0.0, -100, True)
+
+
+def test_functional_gradient_compiles_into_one_graph():
+    logits_MBK, target_B = case(3, 5, 10)
+    gradient = torch.func.grad(lambda z: mimic_loss(z, target_B, torch.ones(3, 3), impl="cpp")[0])
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits_MBK.detach()), gradient(logits_MBK.detach()))

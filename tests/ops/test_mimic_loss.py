@@ -214,6 +214,13 @@ def test_no_weights_at_all_give_zero(mimic_loss):
         ({"label_smoothing": 1.0}, r"label_smoothing is 1.0: needs a number in \[0, 1\)"),
         ({"weights_MM": torch.tensor([[1.0, 0.0], [-0.5, 1.0]])}, r"weights_MM\[1, 0\] is -0.5: needs a finite number"),
         ({"weights_MM": torch.tensor([[1.0, torch.nan], [1.0, 1.0]])}, r"weights_MM\[0, 1\] is nan"),
+        ({"logits_MBK": [torch.zeros(4, 5)] * 2}, "logits_MBK is a list: needs a tensor.*torch.stack"),
+        ({"target_B": [0, 1, 2, 3]}, "target_B is a list"),
+        ({"target_B": torch.zeros(4, dtype=torch.int32)}, r"target_B is torch.int32.*target.long\(\)"),
+        ({"weights_MM": None}, "weights_MM is a NoneType"),
+        ({"temperature": "2"}, "temperature is '2'"),
+        ({"ignore_index": 2.5}, "ignore_index is 2.5"),
+        ({"impl": None}, "unknown impl None"),
         ({"impl": "egaer"}, "unknown impl 'egaer'; did you mean 'eager'"),
         ({"impl": "triton"}, "impl is 'triton', which runs on cuda, and the logits are on cpu: use 'auto'"),
     ],
@@ -244,6 +251,10 @@ def test_the_module_refuses_its_settings_at_once():
         MimicLoss(torch.ones(2, 2), temperature=-1)
     with pytest.raises(ValueError, match="unknown impl 'cuda'"):
         MimicLoss(torch.ones(2, 2), impl="cuda")
+    with pytest.raises(ValueError, match=r"weights_MM is torch.float32 \(2, 3\)"):
+        MimicLoss(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"weights_MM\[0, 0\] is -1"):
+        MimicLoss(-torch.ones(2, 2))
 
 
 def test_values_can_be_checked_anywhere():
