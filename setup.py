@@ -128,8 +128,9 @@ def compiled_parts():
         include_dirs=[str(Path("csrc").absolute())],
         depends=sorted(str(path) for path in Path("csrc").rglob("*.*h")),
         extra_compile_args={
-            # torch's headers leave parameters unused
-            "cxx": ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", define],
+            # torch's headers leave parameters unused. OpenMP is asked for when compiling, for at::parallel_for, and not
+            # when linking: its symbols are then those of the one runtime that torch brings along.
+            "cxx": ["-O3", "-g0", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", define],
             "nvcc": ["-O3"],
         },
     )

@@ -2,10 +2,11 @@
 
 Legend: Q queries, G gallery, D features.
 
-Of distances: ``auto`` and ``torch``, the backends of :func:`fastdhm.reid.ranking_metrics`; ``loop``, a plain NumPy loop
-with a stable argsort for each query, which ranks equal distances alike, too; ``unstable loop``, the
-same with NumPy's faster default sort, which leaves their order to chance. Both loops compute average precision without
-a Python loop over the gallery. Of features: ``rank``, and ``product``, the matrix product alone that it contains.
+Of distances: the backends of :func:`fastdhm.reid.ranking_metrics` (``auto`` is ``cpp`` where the C++ extension was
+built); ``loop``, a plain NumPy loop with a stable argsort for each query, which ranks equal distances alike, too;
+``unstable loop``, the same with NumPy's faster default sort, which leaves their order to chance. Both loops compute
+average precision without a Python loop over the gallery. Of features: ``rank``, and ``product``, the matrix product
+alone that it contains.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def bench(
     """Measure, print and write all of it; returns the exit status, 1 if a peer ranked wrong.
 
     Args:
-        threads: of torch, and of numpy's sorts here (None: as many as torch has).
+        threads: of torch and of the backends; both loops have one (None: as many as torch has).
         rounds: samples of each peer.
         quick: a smoke run: a small gallery, few rounds.
         out: folder for JSON, CSV and the plot.
@@ -90,7 +91,7 @@ def random_labels(sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def ranking_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
-    """Both backends and both loops over the same random distances."""
+    """The backends and both loops over the same random distances."""
     distances_QG = np.random.default_rng(1).random((sizes["queries"], sizes["gallery"]), dtype=np.float32)
     expected_Q = loop(distances_QG, *labels, kind="stable")
 
@@ -104,7 +105,8 @@ def ranking_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
         error = (result["ap"].nan_to_num() - expected_Q.nan_to_num()).abs().max().item()
         return None if error <= TOLERANCE else f"an average precision is off by {error:.2g}, tolerance {TOLERANCE:.2g}"
 
-    runs = {"auto": ours("auto"), "torch": ours("torch"), "loop": theirs("stable"), "unstable loop": theirs(None)}
+    runs = {impl: ours(impl) for impl in ("auto", "numpy", "torch")}
+    runs |= {"loop": theirs("stable"), "unstable loop": theirs(None)}
     return [Peer(name=name, run=run, check=check) for name, run in runs.items()]
 
 

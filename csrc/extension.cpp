@@ -16,6 +16,9 @@ namespace py = pybind11;
 
 TORCH_LIBRARY(fastdhm, m) {
   m.def("branch_mask(Tensor probs, int seed, Tensor step) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "match_ranks(Tensor distances, Tensor query, Tensor gallery, Tensor left_query, Tensor left_gallery, "
+      "Tensor junk, int top_k) -> (Tensor ranks, Tensor nearest, int wrong_row)");
 }
 
 namespace {
@@ -48,6 +51,11 @@ py::dict build_info() {
 #else
   info["cuda"] = false;
   info["why_no_cuda"] = FASTDHM_WHY_NO_CUDA;
+#endif
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
 #endif
   info["cpu_features"] = cpu_features();
   return info;

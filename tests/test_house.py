@@ -18,8 +18,8 @@ ALLOWED = {
     "ops": {"errors", "ops", "kernels", "_C"},
     "models": {"errors", "models"},
     "data": {"errors", "files", "ops", "data"},
-    "reid": {"errors", "files", "reid"},
-    "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "engine"},
+    "reid": {"errors", "files", "ops", "reid"},
+    "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "reid", "engine"},
     "cli": {"errors", "config", "recipes", "engine", "data", "benchmarks", "__version__"},
     "kernels": set(),
     "benchmarks": {

@@ -4,7 +4,7 @@ It stands alone: tensors or arrays in, plain objects out, nothing of training.
 """
 
 from fastdhm.reid.metrics import RankingMetrics, ranking_metrics
-from fastdhm.reid.ranking import Ranking, rank
+from fastdhm.reid.ranking import Ranking, rank, rank_distances
 from fastdhm.reid.rerank import rerank
 
-__all__ = ["Ranking", "RankingMetrics", "rank", "ranking_metrics", "rerank"]
+__all__ = ["Ranking", "RankingMetrics", "rank", "rank_distances", "ranking_metrics", "rerank"]

@@ -105,8 +105,7 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
         ValueError: another suffix, or not a name for each row.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: embeddings are written as {' or '.join(SUFFIXES)}, not '{path.suffix}'")
+    check_suffix(path)
     if len(names) != len(feature_ND):
         raise ValueError(f"{len(names)} names for {len(feature_ND)} embeddings: needs one for each")
     listed = json.dumps(list(names), ensure_ascii=False)
@@ -121,6 +120,12 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
         temporary.write_text(listed, encoding="utf-8")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, feature_ND.numpy(), allow_pickle=False)
+
+
+def check_suffix(path: Path) -> None:
+    """``ValueError`` if embeddings cannot be written to a file of that name."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: embeddings are written as {' or '.join(SUFFIXES)}, not '{path.suffix}'")
 
 
 def load_features(path: Path) -> tuple[Tensor, list[str]]:

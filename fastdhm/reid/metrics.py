@@ -5,6 +5,7 @@ Legend: Q queries, G gallery, R ranks, P matches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastdhm.reid._positions import Places, place, tensor_of
 from fastdhm.reid._protocol import Labels, SameIdentity
 
 CHUNK_MIB = 64
-IMPLS = ("auto", "numpy", "torch")
+IMPLS = ("auto", "cpp", "numpy", "torch")
 
 
 @dataclass(frozen=True)
@@ -77,22 +78,29 @@ def ranking_metrics(
         query_ids_Q: identities, whole numbers; as the other labels a tensor, an array or a list.
         max_rank: length of ``cmc_R``. It may exceed the gallery: the curve stays where it is.
         chunk_mib: of distances at a time; a few times that is used besides the matrix. Changes no bit of the result.
-        impl: ``"numpy"`` (host memory, threads), ``"torch"`` (any device), or ``"auto"``: the first for a CPU tensor or
-            an array, the second for a tensor on another device. Both give the same bits.
+        impl: ``"cpp"`` and ``"numpy"`` (host memory, threads), ``"torch"`` (any device), or ``"auto"``: for a CPU
+            tensor or an array the first, or the second where the C++ extension was not built; the third for a tensor on
+            another device. All give the same bits.
 
     Raises:
-        ValueError: shapes that do not fit, a distance that is NaN or infinite, a ``max_rank`` below 1, or not one query
-            with a match.
+        ValueError: shapes that do not fit, a distance that is NaN or infinite, a ``max_rank`` below 1, an ``impl`` that
+            is not available here, or not one query with a match.
     """
     labels = Labels.checked(query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G)
-    distances_QG = tensor_of(distances_QG)
+    tally = Tally(labels.num_queries, max_rank)
+    for places in places_in(tensor_of(distances_QG), labels, top_k=0, chunk_mib=chunk_mib, impl=impl):
+        tally.add(places)
+    return tally.metrics()
+
+
+def places_in(
+    distances_QG: Tensor, labels: Labels, *, top_k: int, chunk_mib: float = CHUNK_MIB, impl: str = "auto"
+) -> Iterator[Places]:
+    """Where the matches of each query stand, and its ``top_k`` nearest; a chunk after the other, queries in order."""
     _validate(distances_QG, labels, impl)
     same_identity = SameIdentity(labels)
-    tally = Tally(labels.num_queries, max_rank)
     for first, last in runs(labels.num_queries, labels.num_gallery * 4, chunk_mib):
-        for places in place(_floating(distances_QG[first:last]), first, same_identity, top_k=0, impl=impl):
-            tally.add(places)
-    return tally.metrics()
+        yield from place(_floating(distances_QG[first:last]), first, same_identity, top_k=top_k, impl=impl)
 
 
 class Tally:
@@ -156,8 +164,8 @@ def _floating(distances_QG: Tensor) -> Tensor:
 def _validate(distances_QG: Tensor, labels: Labels, impl: str) -> None:
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    if impl == "numpy" and distances_QG.device.type != "cpu":
-        raise ValueError(f"impl 'numpy' needs distances in host memory, not on {distances_QG.device}: use 'torch'")
+    if impl in ("cpp", "numpy") and distances_QG.device.type != "cpu":
+        raise ValueError(f"impl {impl!r} needs distances in host memory, not on {distances_QG.device}: use 'torch'")
     if distances_QG.is_complex():
         raise ValueError(f"distances_QG is {distances_QG.dtype}: needs real numbers")
     wanted = (labels.num_queries, labels.num_gallery)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdhm.errors import unknown
 from fastdhm.reid._positions import Places, place, tensor_of
 from fastdhm.reid._protocol import Labels, SameIdentity
-from fastdhm.reid.metrics import RankingMetrics, Tally, runs
+from fastdhm.reid.metrics import RankingMetrics, Tally, places_in, runs
 
 METRICS = ("euclidean", "cosine")
 # Rows and columns of one matrix product. How a product rounds may depend on its shape: the tiles are the same however
@@ -84,11 +84,36 @@ def rank(
         for places in place(block_QG, first, same_identity, top_k):
             tally.add(places)
             heads.append(places)
-    index_QK, score_QK = (
+    index_QK, score_QK = _joined(heads)
+    return Ranking(tally.metrics(), index_QK, _distance(score_QK, square_Q.cpu(), metric))
+
+
+def rank_distances(
+    distances_QG: Tensor | np.ndarray,
+    query_ids_Q: Tensor | np.ndarray,
+    gallery_ids_G: Tensor | np.ndarray,
+    query_cams_Q: Tensor | np.ndarray,
+    gallery_cams_G: Tensor | np.ndarray,
+    *,
+    max_rank: int = 50,
+    top_k: int = 10,
+) -> Ranking:
+    """What :func:`ranking_metrics` gives, and each query's ``top_k``: for distances that are no features', as of
+    :func:`rerank`. Arguments and errors are those of :func:`ranking_metrics`."""
+    labels = Labels.checked(query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G)
+    tally = Tally(labels.num_queries, max_rank)
+    heads = list(places_in(tensor_of(distances_QG), labels, top_k=top_k))
+    for places in heads:
+        tally.add(places)
+    return Ranking(tally.metrics(), *_joined(heads))
+
+
+def _joined(heads: list[Places]) -> tuple[Tensor, Tensor]:
+    """``index_QK`` and ``distance_QK`` of all queries."""
+    return tuple(
         torch.from_numpy(np.concatenate(parts))
         for parts in ([places.index_QK for places in heads], [places.distance_QK for places in heads])
     )
-    return Ranking(tally.metrics(), index_QK, _distance(score_QK, square_Q.cpu(), metric))
 
 
 def _fill(block_QG: Tensor, query_QD: Tensor, gallery_GD: Tensor, square_G: Tensor, metric: str, tile_S: int, tile_T):

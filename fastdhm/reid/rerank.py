@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdhm.errors import unknown
+from fastdhm.errors import UserError, unknown
 from fastdhm.reid._positions import nearest, tensor_of
 from fastdhm.reid.metrics import runs
 from fastdhm.reid.ranking import METRICS
@@ -195,6 +195,6 @@ def _validate(query_QD: Tensor, gallery_GD: Tensor, k1: int, k2: int, lambda_val
     images = len(query_QD) + len(gallery_GD)
     for name, k in (("k1", k1), ("k2", k2)):
         if not 1 <= k < images:
-            raise ValueError(f"{name} is {k}: needs 1 or more and less than the {images} images")
+            raise UserError(f"{name} is {k}: needs 1 or more and less than the {images} images")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value is {lambda_value}: needs a number in [0, 1]")

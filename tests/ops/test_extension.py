@@ -82,5 +82,6 @@ def test_it_reports_how_it_was_built():
     assert info["cxx_standard"] >= 201703
     assert torch.__version__.startswith(info["torch"])
     assert isinstance(info["cuda"], bool)
+    assert info["openmp"], "ops would run on one thread"
     assert set(info["cpu_features"]) <= {"avx2", "fma", "avx512f", "avx512bw"}
     assert _extension.reason() is None

@@ -3,9 +3,14 @@ import pytest
 import torch
 
 from fastdhm.errors import UserError
+from fastdhm.ops import _extension
 from fastdhm.reid import ranking_metrics
+from fastdhm.reid._positions import place
+from fastdhm.reid._protocol import Labels, SameIdentity
 
-IMPLS = ["numpy", "torch"]
+needs_cpp = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
+CPP = pytest.param("cpp", marks=needs_cpp)
+IMPLS = [CPP, "numpy", "torch"]
 
 
 def plain_metrics(distances_QG, query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G, max_rank):
@@ -94,10 +99,37 @@ def test_chunks_change_no_bit(impl):
     assert torch.equal(whole.cmc_R, parts.cmc_R)
 
 
-def test_backends_give_the_same_bits():
-    case = random_case(6, num_queries=40, values=30)
-    ap_by_impl = [ranking_metrics(*case, impl=impl).ap_Q.nan_to_num() for impl in IMPLS]
-    assert torch.equal(*ap_by_impl)
+@pytest.mark.parametrize("impl", [CPP, "torch"])
+@pytest.mark.parametrize("num_gallery", [61, 5000], ids=["few-matches", "many-matches"])
+def test_backends_give_the_same_bits(impl, num_gallery):
+    case = random_case(6, num_queries=40, num_gallery=num_gallery, values=30)
+    ours, numpys = (ranking_metrics(*case, impl=name) for name in (impl, "numpy"))
+    assert torch.equal(ours.ap_Q.nan_to_num(), numpys.ap_Q.nan_to_num())
+    assert torch.equal(ours.cmc_R, numpys.cmc_R)
+
+
+@pytest.mark.parametrize("impl", [CPP, "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_backends_give_the_same_heads(impl, dtype):
+    distances, *labels = random_case(8, values=10)
+    same_identity = SameIdentity(Labels.checked(*labels))
+    heads = {}
+    for name in (impl, "numpy"):
+        parts = place(torch.from_numpy(distances).to(dtype), 0, same_identity, top_k=100, impl=name)
+        heads[name] = [np.concatenate(part) for part in zip(*((p.index_QK, p.distance_QK) for p in parts), strict=True)]
+    for ours, numpys in zip(heads[impl], heads["numpy"], strict=True):
+        np.testing.assert_array_equal(ours, numpys)
+        assert ours.dtype == numpys.dtype
+
+
+def test_without_the_extension_numpy_serves(monkeypatch):
+    case = random_case(9)
+    wanted = ranking_metrics(*case, impl="numpy")
+    monkeypatch.setattr(_extension, "_module", None)
+    monkeypatch.setattr(_extension, "_reason", "it was not built")
+    assert torch.equal(ranking_metrics(*case).ap_Q.nan_to_num(), wanted.ap_Q.nan_to_num())
+    with pytest.raises(UserError, match="needs the C\\+\\+ extension: it was not built"):
+        ranking_metrics(*case, impl="cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64], ids=str)

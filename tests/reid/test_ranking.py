@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdhm.reid import rank, ranking, ranking_metrics
+from fastdhm.reid import rank, rank_distances, ranking, ranking_metrics
 
 
 @pytest.fixture
@@ -50,6 +50,15 @@ def test_as_from_the_matrix_of_distances(metric):
         assert (got.index_QK[q, len(order) :] == -1).all()
         torch.testing.assert_close(got.distance_QK[q, : len(order)].double(), distances[q, order], atol=2e-6, rtol=1e-6)
         assert (got.distance_QK[q, len(order) :] == torch.inf).all()
+
+
+def test_a_matrix_is_ranked_as_its_features_are():
+    query, gallery, *labels = case()
+    distances = (query[:, None] - gallery).double().square().sum(2).sqrt()
+    of_matrix, of_features = rank_distances(distances, *labels), rank(query, gallery, *labels)
+    assert torch.equal(of_matrix.index_QK, of_features.index_QK)
+    assert torch.equal(of_matrix.metrics.ap_Q.nan_to_num(), of_features.metrics.ap_Q.nan_to_num())
+    torch.testing.assert_close(of_matrix.distance_QK, of_features.distance_QK.double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("small_tiles")
