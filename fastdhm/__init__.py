@@ -9,8 +9,10 @@ _FACE = {
     "mimic_loss": "fastdhm.ops.mimic_loss",
     "MimicLoss": "fastdhm.ops.mimic_loss",
     "branch_mask": "fastdhm.ops.branch_mask",
+    "attach": "fastdhm.models.attach",
     "models": "",
     "methods": "",
+    "reid": "",
 }
 __all__ = ["__version__", *_FACE]
 

@@ -18,17 +18,28 @@ from fastdhm.recipes import recipe
 USAGE = f"""fastdhm {__version__}: train convolutional networks with Dynamic Hierarchical Mimicking
 
   fastdhm train         train a network; alone, DHM on Fashion-MNIST
-  fastdhm eval          test error of a run, a checkpoint or a stripped network
+  fastdhm eval          test error of a run, a checkpoint or a stripped network; mAP and ranks on people
+  fastdhm embed         what a run's network makes of each image in a folder, for a search index
   fastdhm data build    write a data set as .beton files, every image checked
   fastdhm data verify   check .beton files against their manifests
   fastdhm data info     say what .beton files hold
   fastdhm bench loss    time the mimicking loss against its peers, checked first
   fastdhm bench mask    the same for the branch mask
+  fastdhm bench reid    the same for the ranking of a gallery
 
 `fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print_config` shows a run without starting it."""
 
 # how the parser names types -> how a person does
-PLAIN_TYPES = {"<class 'float'>": "a number", "<class 'int'>": "a whole number", "typing.Literal": "one of "}
+PLAIN_TYPES = {
+    "<class 'float'>": "a number",
+    "<class 'int'>": "a whole number",
+    "<class 'NoneType'>": "null",
+    "<class 'str'>": "text",
+    "tuple[int, int]": "[HEIGHT,WIDTH]",  # the image size alone is such a pair
+    "tuple[str, ...]": "[NAME,...]",
+    "dict[str, float]": "{NAME: NUMBER}",
+    "typing.Literal": "one of ",
+}
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -45,11 +56,14 @@ class Parser(jsonargparse.ArgumentParser):
     def _plain(self, message: str) -> str:
         """The parser's message in the user's terms: flags and values, not Python types."""
         wrong = re.search(r'Parser key "(\w+)":.*?Expected a (.+?)\. Got value: (.+?)( -|$)', message)
-        if wrong:
-            key, expected, value = wrong.groups()[:3]
+        union = re.search(
+            r'key "(\w+)": Does not validate .*?Subtypes: \[(.+)\] Errors: .* Given value: (.+)$', message
+        )
+        if wrong or union:
+            key, expected, value = (union or wrong).groups()[:3]
             for python, plain in PLAIN_TYPES.items():
                 expected = expected.replace(python, plain)
-            return f"{key} is {value}: must be {expected}"
+            return f"{key} is {value}: must be {expected.replace(', ', ' or ') if union else expected}"
         flag = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
         return f"{message}; did you mean {near[0]}?" if near else message
@@ -136,18 +150,57 @@ def train(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """``fastdhm eval``; returns the exit status."""
-    parser = Parser("eval", "Top-1 and top-5 test error of each branch, and of the stripped network.")
+    parser = Parser(
+        "eval",
+        "Top-1 and top-5 test error of each branch, and of the stripped network. After training on a re-identification "
+        "set: mAP and CMC of the stripped network's features, single query, with ranking.png and cmc.png beside RUN.",
+    )
     parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
     parser.add_argument("--data_dir", type=str | None, default=None, help="data folder (default: the run's)")
     parser.add_argument("--loader", type=str | None, default=None, help="ffcv or torch (default: the run's)")
     parser.add_argument("--workers", type=int | None, default=None, help="loader threads or processes")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--reid", action="store_true", help="refuse a run on anything but a re-identification set")
+    parser.add_argument("--metric", type=str, default="euclidean", help="distance of features: euclidean or cosine")
+    parser.add_argument("--flip_average", action="store_true", help="average features with the mirror image's")
+    parser.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
+    parser.add_argument("--per_query", metavar="FILE", type=str | None, default=None, help="CSV of every query's AP")
     parser.spell_with_dashes()
     values = parser.parse(argv)
+    given = {name: values.pop(name) for name in ("metric", "flip_average", "rerank")}
+    ranking = {name: value for name, value in given.items() if value not in ("euclidean", False)}
+    per_query = values.pop("per_query")
     from fastdhm.engine.evaluate_command import evaluate_path
 
-    evaluate_path(Path(values.pop("path")), as_json=values.pop("json"), **values)
+    path, per_query = Path(values.pop("path")), per_query and Path(per_query).expanduser()
+    evaluate_path(path, as_json=values.pop("json"), per_query=per_query, **ranking, **values)
+    return 0
+
+
+def embed(argv: list[str]) -> int:
+    """``fastdhm embed``; returns the exit status."""
+    parser = Parser(
+        "embed", "Write what a run's network makes of each image in a folder before its classifier, with file names."
+    )
+    parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
+    parser.add_argument("folder", type=str, help="folder of images; those in folders below are taken too")
+    parser.add_argument(
+        "--out", type=str, required=True, metavar="FILE",
+        help=".safetensors (names in its metadata) or .npy (names in a .json beside it)",
+    )  # fmt: skip
+    parser.add_argument("--normalize", action="store_true", help="scale each embedding to length 1")
+    parser.add_argument("--flip_average", action="store_true", help="average with the mirror image's")
+    parser.add_argument("--batch_size", type=int | None, default=None, help="images at a time (default: the run's)")
+    parser.add_argument("--workers", type=int | None, default=None, help="loader processes")
+    parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.spell_with_dashes()
+    values = parser.parse(argv)
+    from fastdhm.engine.embed import embed as run_embedding
+
+    path, folder, out = (Path(values.pop(name)).expanduser() for name in ("path", "folder", "out"))
+    run_embedding(path, folder, out, **values)
     return 0
 
 
@@ -180,10 +233,11 @@ def data(argv: list[str]) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """``fastdhm bench loss|mask``; returns the exit status, 1 if a peer gave a wrong result."""
+    """``fastdhm bench loss|mask|reid``; returns the exit status, 1 if a peer gave a wrong result."""
     benches = {
         "loss": "Time the mimicking loss, forward and backward, against its peers; each is checked first.",
         "mask": "Time the branch mask against its peers; each is checked first.",
+        "reid": "Time the ranking of a gallery of Market-1501's size, on the CPU, against its peers; each is checked.",
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -201,9 +255,10 @@ def bench(argv: list[str]) -> int:
             "--compiled", type=str, default="auto", help="time torch.compile of the loops: on, off, auto (two shapes)"
         )
         parser.add_argument("--sweep", action="store_true", help="also over branches and classes, with plots")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
+    if name != "reid":
+        parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int | None, default=None, help="threads of torch (default: torch's own)")
-    parser.add_argument("--rounds", type=int, default=50, help="samples of each peer")
+    parser.add_argument("--rounds", type=int, default=5 if name == "reid" else 50, help="samples of each peer")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds, no compiling")
     parser.add_argument("--out", type=str, default="bench", help="folder for JSON, CSV and plots")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -214,7 +269,7 @@ def bench(argv: list[str]) -> int:
     return module.bench(out=Path(values.pop("out")).expanduser(), as_json=values.pop("json"), **values)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "data": data, "bench": bench}
+COMMANDS = {"train": train, "eval": evaluate, "embed": embed, "data": data, "bench": bench}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,12 @@ def _is_distribution(probabilities: dict[str, float]) -> bool:
     return all(0 <= p <= 1 for p in values) and abs(math.fsum(values) - 1) <= 1e-6
 
 
+def _is_image_size(size: int | tuple[int, int]) -> bool:
+    if isinstance(size, int):
+        return size >= 1
+    return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
+
+
 def default_data_dir() -> str:
     """``$FASTDHM_DATA``, or ``~/.cache/fastdhm``."""
     return os.environ.get("FASTDHM_DATA") or str(Path.home() / ".cache" / "fastdhm")
@@ -27,11 +33,20 @@ class TrainConfig:
 
     dataset: str = "fashion-mnist"
     """Images to learn from: fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (PATH/train and PATH/val, a folder
-    per class) or synthetic."""
+    per class) or synthetic; to tell people apart: market1501, dukemtmc (withdrawn by its makers: never downloaded, a
+    copy that you hold and may use is read from the data folder), reid-folder:PATH (laid out as Market-1501) or
+    reid-synthetic."""
     arch: str = "resnet20"
-    """Network: resnet8, 14, 20, 32, 110, 1202 (for images of about 32 pixels) or resnet18, 34, 50, 101, 152."""
+    """Network: resnet18, 34, 50, 101, 152 or mobilenet; for images of about 32 pixels resnet8, 14, 20, 32 and every
+    sixth on, densenet-DEPTH-GROWTH, densenet-bc-DEPTH-GROWTH or wrn-DEPTH-WIDTH."""
     method: str = "dhm"
     """What the branches learn from: baseline (no branches), dsl (the labels), dhm (the labels and each other)."""
+    dropout: float = 0.0
+    """Share of activations that a wide residual network (wrn-D-K) drops between its convolutions, in [0, 1)."""
+    weights: str | None = None
+    """Weights the trunk starts from: imagenet (torchvision's) or a file of them; null: random."""
+    freeze_epochs: int = 0
+    """Epochs at the start that train only what is new beside these weights: branches and classifier."""
     branches: tuple[str, ...] | None = None
     """Side branches to grow, such as [B1,B2,B3]; null: the paper's, B1 and B2. The baseline has none."""
     direction: Literal["both", "top-down", "bottom-up"] = "both"
@@ -61,11 +76,15 @@ class TrainConfig:
     """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core beside a GPU, fewer on a CPU."""
     skip_bad: bool = False
     """Leave unreadable images out when a data set is built, instead of stopping."""
-    image_size: int = 32
-    """Height and width the network sees, in pixels."""
-    crop: Literal["pad", "scale", "shift", "center"] = "pad"
+    hold_out: bool = False
+    """Keep the validation images of a re-identification set out of training, to compare settings by. Published results
+    train on all."""
+    image_size: int | tuple[int, int] = 32
+    """What the network sees, in pixels: a number for squares, or [HEIGHT,WIDTH]."""
+    crop: Literal["pad", "scale", "shift", "center", "enlarge", "whole"] = "pad"
     """Training crop: pad (pad the image, crop anywhere), scale (random area and aspect), shift (no scale: resize, crop
-    anywhere) or center (none)."""
+    anywhere) or center (none); or, whatever the image's aspect, whole (all of it) or enlarge (half of the time that,
+    else resized to 1.125 of the size and cropped anywhere)."""
     pad: int = 4
     """Zero pixels added on each side for the pad crop."""
     crop_ratio: float = 1.0
@@ -73,7 +92,7 @@ class TrainConfig:
     flip: bool = True
     """Mirror every other training image at random."""
     progressive: float = 0.0
-    """Share of the run, from its start, at lower resolution, in [0, 1]: half the side at first, then three quarters."""
+    """Share of the run, from its start, at lower resolution, in [0, 1]: half the sides first, then three quarters."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each colour channel, in [0, 1], subtracted from the images."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -91,7 +110,11 @@ class TrainConfig:
     """Images per validation step."""
 
     lr: float = 0.1
-    """Peak learning rate of SGD."""
+    """Peak learning rate."""
+    optimizer: Literal["sgd", "amsgrad"] = "sgd"
+    """sgd, or amsgrad: Adam whose second moments never fall."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of amsgrad's two moments, in [0, 1)."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
@@ -142,17 +165,20 @@ class TrainConfig:
     """Minutes between checkpoints inside an epoch; every epoch ends with one."""
 
     def __post_init__(self) -> None:
-        at_least_one = "image_size epochs max_steps batch_size accumulate eval_batch_size eval_every log_every"
+        at_least_one = "epochs max_steps batch_size accumulate eval_batch_size eval_every log_every"
         for name in at_least_one.split():
             self._check(name, "1 or more", lambda value: value >= 1)
         for name in ("lr", "temperature", "gamma", "clip_grad", "crop_ratio", "save_minutes"):
             self._check(name, "a finite number above 0", lambda value: 0 < value < math.inf)
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "mimic_warmup"):
             self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
-        for name in ("workers", "pad"):
+        self._check("image_size", "1 or more, or two of those as [HEIGHT,WIDTH]", _is_image_size)
+        for name in ("workers", "pad", "freeze_epochs"):
             self._check(name, "0 or more", lambda value: value >= 0)
         self._check("seed", "in [0, 2**63)", lambda value: 0 <= value < 2**63)
-        self._check("momentum", "in [0, 1)", lambda value: 0 <= value < 1)
+        for name in ("momentum", "dropout"):
+            self._check(name, "in [0, 1)", lambda value: 0 <= value < 1)
+        self._check("betas", "two numbers in [0, 1)", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b))
         for name in ("label_smoothing", "progressive", "keep_prob"):
             self._check(name, "in [0, 1]", lambda value: 0 <= value <= 1)
         self._check("crop_ratio", "at most 1", lambda value: value <= 1)
@@ -166,6 +192,11 @@ class TrainConfig:
         self._check("keep_prob", "left out: only bernoulli uses it", lambda p: p == 0.5 or sampler == "bernoulli")
         self._check("branch_sets", "left out: only structural uses it", lambda _: sampler == "structural")
         self._check("nesterov", "false when momentum is 0", lambda value: not value or self.momentum > 0)
+        self._check("nesterov", "false: only sgd has it", lambda value: not value or self.optimizer == "sgd")
+        unused = self.optimizer != "amsgrad"
+        self._check("betas", "left out: only amsgrad uses it", lambda b: not unused or tuple(b) == (0.9, 0.999))
+        fresh = self.weights is None
+        self._check("freeze_epochs", "0 without weights: nothing is pre-trained", lambda n: n == 0 or not fresh)
 
     def _check(self, name: str, rule: str, holds) -> None:
         value = getattr(self, name)

@@ -1,5 +1,6 @@
 """The command line: what it resolves, and what it says to a mistake."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -8,6 +9,7 @@ import yaml
 
 from fastdhm.cli import main, resolve_training
 from fastdhm.config import TrainConfig
+from fastdhm.engine.checkpoint import read_config, write_config
 
 
 def resolve(text):
@@ -29,6 +31,51 @@ def test_recipes_are_the_papers():
     imagenet = resolve("--dataset imagenet --arch resnet50")
     assert (imagenet.epochs, imagenet.milestones, imagenet.batch_size) == (90, (30, 60), 256)
     assert (imagenet.image_size, imagenet.crop, imagenet.crop_ratio, imagenet.keep) == (224, "scale", 0.875, "best")
+
+
+@pytest.mark.parametrize("dataset", ["market1501", "dukemtmc", "reid-folder:/people"])
+def test_reid_recipes_are_the_papers(dataset):
+    deep, light = (resolve(f"--dataset {dataset} {arch}") for arch in ("", "--arch mobilenet"))
+    assert (deep.arch, deep.weights, deep.freeze_epochs) == ("resnet50", "imagenet", 10)
+    assert (deep.epochs, deep.lr, deep.milestones) == (60, 3e-4, (20, 40))
+    assert (light.weights, light.freeze_epochs) == (None, 0)
+    assert (light.epochs, light.lr, light.milestones) == (90, 1e-3, (30, 60))
+    for config in (deep, light):
+        assert (config.optimizer, config.betas, config.weight_decay) == ("amsgrad", (0.9, 0.999), 5e-4)
+        assert (config.image_size, config.crop, config.flip, config.batch_size) == ((256, 128), "enlarge", True, 32)
+        assert (config.label_smoothing, config.gamma, config.mimic_warmup, config.hold_out) == (0.1, 0.1, 0, False)
+
+
+def test_recipes_of_the_other_cifar_networks():
+    dense, wide = (resolve(f"--dataset cifar100 --arch {arch}") for arch in ("densenet-40-12", "wrn-28-10"))
+    assert (dense.epochs, dense.milestones, dense.batch_size, dense.gamma) == (300, (150, 225), 64, 0.1)
+    assert (wide.epochs, wide.milestones, wide.batch_size, wide.gamma) == (200, (60, 120, 160), 128, 0.2)
+    assert (dense.weight_decay, wide.weight_decay) == (1e-4, 5e-4)
+
+
+def test_an_image_size_is_a_number_or_a_pair_by_flag_and_by_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("image_size: [256, 128]\n")
+    by_flag, by_file = resolve("--image-size [256,128]"), resolve(f"--config {tmp_path / 'c.yaml'}")
+    assert by_flag == by_file and by_flag.image_size == (256, 128)
+    assert resolve("--image-size 96").image_size == 96
+
+
+def test_a_config_of_before_these_values_still_reads(tmp_path):
+    """Rectangles, AMSGrad, pre-trained weights and what goes with them came after the first runs."""
+    later = ("optimizer", "betas", "weights", "freeze_epochs", "dropout", "hold_out")
+    config = TrainConfig(milestones=(1.0, 2.0))
+    write_config(tmp_path, config)
+    path = tmp_path / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    assert set(later) <= values.keys()
+    path.write_text(yaml.safe_dump({name: value for name, value in values.items() if name not in later}))
+    assert read_config(tmp_path) == config
+
+
+def test_a_rectangular_run_is_read_back(tmp_path):
+    config = TrainConfig(image_size=(64, 32), optimizer="amsgrad", betas=(0.8, 0.99))
+    write_config(tmp_path, config)
+    assert read_config(tmp_path) == config
 
 
 @pytest.mark.parametrize(("flags", "crop"), [("--method dhm", "shift"), ("--method baseline", "scale")])
@@ -66,7 +113,8 @@ def test_dashes_and_underscores():
     ("flags", "message"),
     [
         ("--dataset cifar11", "unknown data set 'cifar11'; did you mean 'cifar10"),
-        ("--dataset synthetic --arch resnet51", "unknown architecture 'resnet51'; did you mean 'resnet50'"),
+        ("--dataset synthetic --arch reznet50", "unknown architecture 'reznet50'; did you mean 'resnet50'"),
+        ("--dataset synthetic --arch resnet51", "resnet51: needs 6n\\+2 layers"),
         ("--dataset synthetic --method dhn", "unknown method 'dhn'; did you mean 'dhm'"),
         ("--dataset synthetic --branches [B7]", "unknown branch of resnet8 'B7'.*B1, B2"),
         ("--dataset synthetic --device tpu", "device is 'tpu'"),
@@ -92,6 +140,19 @@ def test_dashes_and_underscores():
         ("--config /bin/sh", "not a text file"),
         ("--accumulate 3", "accumulate is 3: must be a divisor of batch_size"),
         ("--crop middle", "crop"),
+        ("--image-size 256x128", r"image_size is 256x128: must be a whole number or \[HEIGHT,WIDTH\];"),
+        ("--image-size [0,8]", r"image_size is \(0, 8\): must be 1 or more"),
+        ("--image-size [8,8,8]", "image_size is .*must be a whole number or"),
+        ("--max-steps many", "max_steps is many: must be a whole number or null"),
+        ("--optimizer adam", "optimizer is adam: must be one of"),
+        ("--optimizer amsgrad --nesterov true", "nesterov is True: must be false: only sgd has it"),
+        ("--betas [0.9,1]", "betas is .*two numbers in"),
+        ("--betas [0.8,0.9]", "betas is .*left out: only amsgrad uses it"),
+        ("--dropout 1", "dropout is 1.0"),
+        ("--freeze-epochs -1", "freeze_epochs is -1"),
+        ("--hold-out true --dataset synthetic", "only re-identification sets hold out"),
+        ("--dataset dukemtmc", "withdrawn by its makers.* never downloaded"),
+        ("--dataset market1501", "should hold bounding_box_train/"),
         ("--lr fast", "lr"),
         ("--learning-rate 1", "learning-rate"),
         ("--config /nowhere.yaml", "nowhere.yaml"),
@@ -120,10 +181,33 @@ def test_a_mistyped_command_gets_the_nearest(argv, message, capsys):
     assert f"did you mean {message}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["eval", "--help"], ["--flip-average", "--metric", "--rerank", "--per-query", "ranking.png"]),
+        (["embed", "--help"], ["--normalize", "--flip-average", "--batch-size", ".npy"]),
+        (["bench", "reid", "--help"], ["--rounds", "Market-1501"]),
+        (["--help"], ["fastdhm embed", "fastdhm bench reid", "people"]),
+    ],
+    ids=["eval", "embed", "bench-reid", "usage"],
+)
+def test_help_names_what_is_for_reid(argv, words, capsys):
+    with contextlib.suppress(SystemExit):
+        main(argv)
+    text = capsys.readouterr().out
+    assert not [word for word in words if word not in text]
+
+
+def test_the_ranking_benchmark_runs(tmp_path, capsys):
+    assert main(["bench", "reid", "--quick", "--rounds", "2", "--json", "--out", str(tmp_path)]) == 0
+    assert "loop over auto" in capsys.readouterr().out
+
+
 def test_every_train_flag_has_a_help_text(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
+    assert "withdrawn by its makers: never downloaded" in " ".join(text.split())
     assert "--batch-size BATCH_SIZE\n" in text
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in text

@@ -12,9 +12,7 @@ from fastdhm.data.beton import build as build_beton
 from fastdhm.data.beton import info as read_info
 from fastdhm.data.beton import verify as verify_beton
 from fastdhm.data.loaders import default_workers, pick_kind
-from fastdhm.data.sources import load_sources
-
-SPLITS = ("train", "val")
+from fastdhm.data.sources import SPLITS, load_splits, split_names
 
 
 def build(
@@ -28,7 +26,7 @@ def build(
     pick_kind("ffcv")  # says how to get FFCV where it is missing
     console, settings = Console(), ImageSettings.for_dataset(dataset)
     options = {"workers": default_workers() if workers is None else max(workers, 1), "skip_bad": skip_bad}
-    for split, source in zip(SPLITS, load_sources(dataset, data_dir), strict=True):
+    for split, source in load_splits(dataset, data_dir, split_names(dataset)).items():
         if source.note:
             _say(console, source.note)
         if force:
@@ -45,8 +43,8 @@ def verify(dataset: str, data_dir: Path) -> None:
         ValueError: a file that is missing, cut short, of another version, damaged or not the one of its manifest.
     """
     pick_kind("ffcv")
-    for split in SPLITS:
-        verify_beton(beton_path(data_dir, dataset, split, ImageSettings.for_dataset(dataset)))
+    for path in _paths(dataset, data_dir):
+        verify_beton(path)
     _print(dataset, data_dir, Console())
     print("all images decode, all checksums match")
 
@@ -56,9 +54,15 @@ def info(dataset: str, data_dir: Path) -> None:
     _print(dataset, data_dir, Console())
 
 
-def _print(dataset: str, data_dir: Path, console: Console) -> None:
+def _paths(dataset: str, data_dir: Path) -> list[Path]:
+    """The files that training needs, and those of query and gallery that are there: only evaluation needs them."""
     settings = ImageSettings.for_dataset(dataset)
-    paths = [beton_path(data_dir, dataset, split, settings) for split in SPLITS]
+    paths = {split: beton_path(data_dir, dataset, split, settings) for split in split_names(dataset)}
+    return [path for split, path in paths.items() if split in SPLITS or path.exists()]
+
+
+def _print(dataset: str, data_dir: Path, console: Console) -> None:
+    paths = _paths(dataset, data_dir)
     manifests = [read_info(path) for path in paths]
     table = Table(title=f"{dataset} in {paths[0].parent}", title_justify="left", show_header=False)
     for values in zip(_column(None), *(_column(manifest) for manifest in manifests), strict=True):

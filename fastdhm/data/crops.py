@@ -6,17 +6,41 @@ compiler rounds. Legend: N samples, B batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from fastdhm.errors import UserError
 from fastdhm.ops.philox import STREAM_AUGMENT, STREAM_ORDER, draw
 
-Crop = Literal["pad", "scale", "shift", "center"]
-CROPS: tuple[Crop, ...] = ("pad", "scale", "shift", "center")
+ImageSize = int | tuple[int, int]  # pixels: the side of a square, or (height, width)
+Crop = Literal["pad", "scale", "shift", "center", "enlarge", "whole"]
+CROPS: tuple[Crop, ...] = ("pad", "scale", "shift", "center", "enlarge", "whole")
+STRETCHING: tuple[Crop, ...] = ("enlarge", "whole")  # they fit the image to the output's shape, whatever its own
 SCALE = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
+# The paper says "slightly larger". This is the factor, and one half the probability, of Random2DTranslation in the
+# widely used re-identification toolkits (torchreid and its descendants).
+ENLARGED = 1.125
+
+
+def height_width(image_size: ImageSize | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an image size: one number is a square's side; a ``UserError`` for anything but pixels."""
+    try:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        fine = isinstance(height, int) and isinstance(width, int) and min(height, width) >= 1
+    except (TypeError, ValueError):  # no pair of numbers
+        fine = False
+    if not fine:
+        raise UserError(f"image size {image_size}: one whole number of pixels or (height, width), each 1 or more")
+    return height, width
+
+
+def evaluation_crop(crop: Crop) -> Crop:
+    """What a network trained with ``crop`` is judged on: the whole image if training stretches it, else its middle."""
+    return "whole" if crop in STRETCHING else "center"
 
 
 def epoch_order(num_samples: int, epoch: int, seed: int, shuffle: bool) -> np.ndarray:
@@ -36,26 +60,48 @@ def crop_boxes(
     epoch: int,
     seed: int,
     ratio: float = 1.0,
+    aspect: float = 1.0,
 ) -> np.ndarray:
     """What to cut out of each image before resizing: ``int64 [B, 4]`` of (top, left, height, width).
 
-    ``center``: the centred square whose side is ``ratio`` of the short side. ``pad``: the same with ratio 1; the device
-    pads and crops at random. ``shift``: that square in a random place, as resizing the short side to size / ratio and
-    then cropping size would give. ``scale``: a random area and aspect, the rule of torchvision's ``RandomResizedCrop``.
+    ``aspect`` is the output's width over its height. ``center``: the centred box of that aspect whose sides are
+    ``ratio`` of the largest such box. ``pad``: the same with ratio 1; the device pads and crops at random. ``shift``:
+    that box in a random place, as resizing the largest to size / ratio and then cropping size would give. ``scale``: a
+    random area and aspect, the rule of torchvision's ``RandomResizedCrop``, around the output's aspect.
+
+    ``whole``: the image, stretched to the output's shape. ``enlarge``: for every other image that; for the others a box
+    of height / 1.125 and width / 1.125 in a random place, as stretching to 1.125 times the size and then cropping size
+    would give.
     """
     height_B, width_B, index_B = (np.asarray(a, dtype=np.int64) for a in (height_B, width_B, index_B))
     if crop == "scale":
-        return _scale_boxes(height_B, width_B, index_B, epoch, seed)
+        return _scale_boxes(height_B, width_B, index_B, epoch, seed, aspect)
     if crop not in CROPS:
         raise ValueError(f"crop {crop!r} is not one of {', '.join(CROPS)}")
-    share = 1.0 if crop == "pad" else ratio
-    side_B = np.maximum(1, np.rint(np.minimum(height_B, width_B) * share).astype(np.int64))
-    if crop == "shift":
-        row_B, column_B, _, _ = _words(index_B, epoch, 0, seed)
-        top_B, left_B = _below(height_B - side_B + 1, row_B), _below(width_B - side_B + 1, column_B)
+    if crop in STRETCHING:
+        share_B = _enlarged_shares(index_B, epoch, seed) if crop == "enlarge" else 1.0
+        h_B, w_B = _sides(height_B * share_B), _sides(width_B * share_B)
     else:
-        top_B, left_B = (height_B - side_B) // 2, (width_B - side_B) // 2
-    return np.stack([top_B, left_B, side_B, side_B], axis=1)
+        share = 1.0 if crop == "pad" else ratio
+        h_B = _sides(np.minimum(height_B, width_B / aspect) * share)
+        w_B = _sides(np.minimum(height_B * aspect, width_B) * share)
+    if crop in ("shift", "enlarge"):
+        row_B, column_B, _, _ = _words(index_B, epoch, 0, seed)
+        top_B, left_B = _below(height_B - h_B + 1, row_B), _below(width_B - w_B + 1, column_B)
+    else:
+        top_B, left_B = (height_B - h_B) // 2, (width_B - w_B) // 2
+    return np.stack([top_B, left_B, h_B, w_B], axis=1)
+
+
+def _enlarged_shares(index_B: np.ndarray, epoch: int, seed: int) -> np.ndarray:
+    """The share of each side that is cut out: all of it, or 1 / 1.125, as a coin falls."""
+    _, _, coin_B, _ = _words(index_B, epoch, 0, seed)
+    return np.where(coin_B >> 31, 1 / ENLARGED, 1.0)
+
+
+def _sides(length_B: np.ndarray) -> np.ndarray:
+    """The nearest whole number of pixels, at least one."""
+    return np.maximum(1, np.rint(length_B).astype(np.int64))
 
 
 def _words(index_B: np.ndarray, epoch: int, block: int, seed: int):
@@ -68,10 +114,11 @@ def _below(limit_B: np.ndarray, word_B: np.ndarray) -> np.ndarray:
     return (word_B * limit_B) >> 32
 
 
-def _scale_boxes(height_B, width_B, index_B, epoch: int, seed: int) -> np.ndarray:
-    box_B4 = _fallback_boxes(height_B, width_B)
+def _scale_boxes(height_B, width_B, index_B, epoch: int, seed: int, centre: float) -> np.ndarray:
+    aspects = tuple(centre * aspect for aspect in ASPECT)
+    box_B4 = _fallback_boxes(height_B, width_B, aspects)
     todo_B = np.arange(len(index_B))
-    log_low, log_high = np.log(ASPECT)
+    log_low, log_high = np.log(aspects)
     for block in range(TRIES):
         high, wide = height_B[todo_B], width_B[todo_B]
         area_word, aspect_word, row_word, column_word = _words(index_B[todo_B], epoch, block, seed)
@@ -87,10 +134,11 @@ def _scale_boxes(height_B, width_B, index_B, epoch: int, seed: int) -> np.ndarra
     return box_B4
 
 
-def _fallback_boxes(height_B: np.ndarray, width_B: np.ndarray) -> np.ndarray:
+def _fallback_boxes(height_B: np.ndarray, width_B: np.ndarray, aspects: tuple[float, float]) -> np.ndarray:
     """Where no try fits: the whole image, or as much of its middle as the aspect allows."""
-    low, high = ASPECT
+    low, high = aspects
     shape_B = width_B / height_B
     h_B = np.where(shape_B < low, np.minimum(height_B, np.rint(width_B / low)), height_B).astype(np.int64)
     w_B = np.where(shape_B > high, np.minimum(width_B, np.rint(height_B * high)), width_B).astype(np.int64)
+    h_B, w_B = np.maximum(1, h_B), np.maximum(1, w_B)
     return np.stack([(height_B - h_B) // 2, (width_B - w_B) // 2, h_B, w_B], axis=1)

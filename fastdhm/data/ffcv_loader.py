@@ -6,6 +6,7 @@
 - Order and crops come from (seed, epoch, sample index); FFCV's crops come from numba's unseeded generator.
 - The file is checked before it is opened; FFCV follows any pointer in it.
 - ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
+- Images that are stretched, and so may grow, are resized bilinearly: see ``_resample``.
 
 Legend: N samples, B batch, H height, W width, C channels.
 """
@@ -25,9 +26,10 @@ import torch
 
 from fastdhm.data._ffcv import load
 from fastdhm.data._pool import default_workers
+from fastdhm.data._resample import make_average, make_resample
 from fastdhm.data.beton import check
-from fastdhm.data.crops import Crop, crop_boxes
-from fastdhm.data.loaders import Batch, epoch_batches, num_batches
+from fastdhm.data.crops import STRETCHING
+from fastdhm.data.loaders import Batch, LoaderOptions
 
 BATCHES_AHEAD = 3
 POLL_S = 0.5
@@ -40,31 +42,17 @@ _PIPELINE_LOCK = threading.Lock()
 class FfcvLoader:
     """See ``loaders.Loader``. Workers are numba's threads, inside this process."""
 
-    def __init__(
-        self,
-        beton: Path,
-        *,
-        batch_size: int,
-        image_size: int,
-        crop: Crop,
-        crop_ratio: float,
-        seed: int,
-        workers: int,
-        shuffle: bool,
-        drop_last: bool,
-    ) -> None:
+    def __init__(self, beton: Path, options: LoaderOptions) -> None:
         self.num_samples = check(beton).count
-        self._batches = num_batches(self.num_samples, batch_size, drop_last)
-        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
-        self._crop, self._crop_ratio = crop, crop_ratio
+        self._batches, self._options = options.num_batches(self.num_samples), options
         ffcv = load()
-        self._threads = max(1, min(workers, default_workers(), ffcv.numba.config.NUMBA_NUM_THREADS))
-        decoder = _crop_decoder()(image_size)
+        self._threads = max(1, min(options.num_workers, default_workers(), ffcv.numba.config.NUMBA_NUM_THREADS))
+        decoder = _crop_decoder()(options.size_HW, stretching=options.crop in STRETCHING)
         torch_threads = torch.get_num_threads()
         try:
             self._ffcv = ffcv.Loader(
                 str(beton),
-                batch_size,
+                options.batch_size,
                 num_workers=self._threads,
                 os_cache=True,
                 seed=0,  # unused, but None would draw from numpy's global generator
@@ -84,15 +72,7 @@ class FfcvLoader:
 
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        batches = epoch_batches(
-            self.num_samples,
-            self._batch_size,
-            self._batches,
-            epoch=epoch,
-            start_batch=start_batch,
-            seed=self._seed,
-            shuffle=self._shuffle,
-        )
+        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
         running = _epoch_class()(self._ffcv, self._threads, batches, functools.partial(self._jobs, epoch))
         self._running.append(running)
         try:
@@ -106,8 +86,7 @@ class FfcvLoader:
 
         FFCV hands them to the decoder as they are, so nothing about the epoch has to be compiled into it.
         """
-        height_B, width_B = self._height_N[index_B], self._width_N[index_B]
-        box_B4 = crop_boxes(self._crop, height_B, width_B, index_B, epoch, self._seed, self._crop_ratio)
+        box_B4 = self._options.boxes(self._height_N[index_B], self._width_N[index_B], index_B, epoch)
         return np.concatenate([index_B[:, None], box_B4], axis=1)
 
     def _batch(self, index_B: np.ndarray, image_BHWC: torch.Tensor) -> Batch:
@@ -124,21 +103,22 @@ def _crop_decoder() -> type:
     ffcv = load()
 
     class CropDecoder(ffcv.Operation):
-        """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch."""
+        """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch, and stretches bilinearly."""
 
-        def __init__(self, image_size: int) -> None:
+        def __init__(self, size_HW: tuple[int, int], stretching: bool) -> None:
             super().__init__()
-            self.image_size = image_size
+            self.size_HW, self.stretching = size_HW, stretching
 
         def declare_state_and_memory(self, previous_state):
-            shape, dtype = (self.image_size, self.image_size, 3), np.dtype("u1")
+            shape, dtype = (*self.size_HW, 3), np.dtype("u1")
             return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), ffcv.AllocationQuery(shape, dtype)
 
         def generate_code(self):
             threads = ffcv.Compiler.get_iterator()  # numba's prange, or range for one thread
             read = self.memory_read
-            imdecode, resize_crop = ffcv.Compiler.compile(ffcv.imdecode), ffcv.Compiler.compile(ffcv.resize_crop)
-            jpg = ffcv.JPG
+            jit, jpg = ffcv.Compiler.compile, ffcv.JPG
+            imdecode = jit(ffcv.imdecode)
+            resample = make_resample(jit) if self.stretching else make_average(jit, ffcv.resize_crop)
 
             def decode(job_B5, image_BHWC, metadata, storage_state):
                 for b in threads(len(job_B5)):
@@ -150,8 +130,7 @@ def _crop_decoder() -> type:
                         imdecode(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
                     else:
                         pixels = data.reshape(height, width, 3)
-                    top, left, h, w = job_B5[b, 1], job_B5[b, 2], job_B5[b, 3], job_B5[b, 4]
-                    resize_crop(pixels, top, top + h, left, left + w, image_BHWC[b])
+                    resample(pixels, job_B5[b, 1], job_B5[b, 2], job_B5[b, 3], job_B5[b, 4], image_BHWC[b])
                 return image_BHWC[: len(job_B5)]
 
             decode.is_parallel = True

@@ -1,4 +1,4 @@
-"""A folder with one folder of images for every class.
+"""A folder with one folder of images for every class, and a folder of images of no class.
 
 Legend: N samples.
 """
@@ -31,7 +31,7 @@ class FolderSource:
         self.classes = _class_names(self.root)
         names, targets, ignored = [], [], []
         for target, class_name in enumerate(self.classes):
-            found, other = _class_files(self.root, class_name)
+            found, other = _image_files(self.root, class_name)
             if not found:
                 raise UserError(
                     f"{self.root / class_name}: this class folder holds no image "
@@ -74,6 +74,30 @@ class FolderSource:
         return self._digest
 
 
+class PictureSource(FolderSource):
+    """Every image in a folder and the folders below it, of no class: ``target_N`` is 0 throughout."""
+
+    classes = ("",)
+
+    def __init__(self, root: Path):
+        self.name, self.split, self.root = str(root), "pictures", Path(root).absolute()
+        if not self.root.is_dir():
+            what = "is not a folder" if self.root.exists() else "does not exist"
+            raise UserError(f"{self.root} {what}: name a folder of images")
+        names, ignored = _image_files(self.root, "")
+        if not names:
+            wanted = " ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{self.root}: no image here or in the folders below (looked for {wanted})")
+        self._name_N = np.array([os.fsencode(name) for name in names])
+        self.target_N = np.zeros(len(names), dtype=np.int64)
+        self.note = _ignored_note(self.root, ignored)
+        self._digest = None
+
+    def label(self, i: int) -> str:
+        """The path below the folder."""
+        return printable(os.fsdecode(bytes(self._name_N[i])))
+
+
 def _class_names(root: Path) -> tuple[str, ...]:
     try:
         names = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
@@ -84,15 +108,15 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _class_files(root: Path, class_name: str) -> tuple[list[str], list[str]]:
-    """The image files and the other files below a class folder, relative to ``root``."""
+def _image_files(root: Path, below: str) -> tuple[list[str], list[str]]:
+    """The image files and the other files in a folder below ``root`` ("": itself), relative to ``root``."""
     images, others = [], []
-    for folder, subfolders, files in os.walk(root / class_name, followlinks=True):
+    for folder, subfolders, files in os.walk(root / below, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = os.path.relpath(folder, root)
         for name in sorted(name for name in files if not name.startswith(".")):
             is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            (images if is_image else others).append(os.path.join(relative, name))
+            (images if is_image else others).append(name if relative == "." else os.path.join(relative, name))
     return images, others
 
 

@@ -2,7 +2,8 @@
 
 ``ffcv`` reads a ``.beton``; ``torch`` reads the images themselves. They give the same samples in the same batches with
 the same crop boxes, and the same bytes where a box needs no resizing; where it does, FFCV averages areas (OpenCV) and
-torch uses its antialiased bilinear filter. Legend: N samples, B batch, H height, W width, C channels.
+torch uses its antialiased bilinear filter. The crops that stretch the image are resized by that filter in both, and
+differ by at most one level of 255. Legend: N samples, B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from fastdhm.data._ffcv import HOW_TO_GET, why_not
 from fastdhm.data._pool import default_workers
-from fastdhm.data.crops import CROPS, Crop, epoch_order
+from fastdhm.data.crops import CROPS, Crop, ImageSize, crop_boxes, epoch_order, height_width
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from fastdhm.data.sources import Source
 
-__all__ = ["Batch", "Loader", "build_loader", "default_workers", "epoch_order", "pick_kind"]
+__all__ = ["Batch", "Loader", "LoaderOptions", "build_loader", "default_workers", "epoch_order", "pick_kind"]
 
 
 @dataclass
@@ -68,64 +70,74 @@ def pick_kind(kind: str) -> tuple[Literal["ffcv", "torch"], str]:
     return "torch", reason
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Which batches a loader of any kind gives; the defaults are evaluation's: in order, every sample, no draws."""
+
+    batch_size: int
+    image_size: ImageSize
+    """What comes out: the side of a square, or (height, width), in pixels."""
+    crop: Crop = "center"
+    crop_ratio: float = 1.0
+    """Of the crops center and shift, see ``crops.crop_boxes``."""
+    seed: int = 0
+    shuffle: bool = False
+    drop_last: bool = False
+    workers: int | None = None
+    """Threads (ffcv) or processes (torch); None: one per core."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch size {self.batch_size}: it has to be 1 or more")
+        height_width(self.image_size)
+        if self.crop not in CROPS:
+            raise UserError(f"unknown crop '{self.crop}'; known: {', '.join(CROPS)}")
+        if not 0 < self.crop_ratio <= 1:
+            raise UserError(f"crop ratio {self.crop_ratio}: it has to be above 0 and at most 1")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers {self.workers}: it has to be 0 or more")
+
+    @property
+    def size_HW(self) -> tuple[int, int]:
+        return height_width(self.image_size)
+
+    @property
+    def num_workers(self) -> int:
+        return default_workers() if self.workers is None else self.workers
+
+    def num_batches(self, num_samples: int) -> int:
+        """Batches an epoch; refuses the batch size that would leave none."""
+        if self.drop_last and self.batch_size > num_samples:
+            raise UserError(
+                f"batch size {self.batch_size} is larger than the {num_samples} training images, which leaves no "
+                f"batch; choose {num_samples} or less"
+            )
+        return num_samples // self.batch_size if self.drop_last else -(-num_samples // self.batch_size)
+
+    def epoch_batches(self, num_samples: int, epoch: int, start_batch: int) -> list[np.ndarray]:
+        """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``."""
+        batches = self.num_batches(num_samples)
+        if not 0 <= start_batch <= batches:
+            raise ValueError(f"start_batch {start_batch} is outside the epoch's {batches} batches")
+        order_N = epoch_order(num_samples, epoch, self.seed, self.shuffle)
+        return [order_N[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start_batch, batches)]
+
+    def boxes(self, height_B: np.ndarray, width_B: np.ndarray, index_B: np.ndarray, epoch: int) -> np.ndarray:
+        """What to cut out of each image, ``int64 [B, 4]``: see ``crops.crop_boxes``."""
+        height, width = self.size_HW
+        return crop_boxes(
+            self.crop, height_B, width_B, index_B, epoch, self.seed, self.crop_ratio, aspect=width / height
+        )
+
+
 def build_loader(
-    kind: Literal["ffcv", "torch"],
-    source: Source | None,
-    *,
-    beton: Path | None,
-    batch_size: int,
-    image_size: int,
-    crop: Crop,
-    crop_ratio: float,
-    seed: int,
-    workers: int | None,
-    shuffle: bool,
-    drop_last: bool,
+    kind: Literal["ffcv", "torch"], options: LoaderOptions, *, source: Source | None = None, beton: Path | None = None
 ) -> Loader:
-    """A loader of ``image_size`` squares: from the file ``beton`` (``ffcv``), or from ``source`` (``torch``)."""
-    for name, value in (("batch size", batch_size), ("image size", image_size)):
-        if value < 1:
-            raise UserError(f"{name} {value}: it has to be 1 or more")
-    if crop not in CROPS:
-        raise UserError(f"unknown crop '{crop}'; known: {', '.join(CROPS)}")
-    if not 0 < crop_ratio <= 1:
-        raise UserError(f"crop ratio {crop_ratio}: it has to be above 0 and at most 1")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers {workers}: it has to be 0 or more")
-    options = {
-        "batch_size": batch_size,
-        "image_size": image_size,
-        "crop": crop,
-        "crop_ratio": crop_ratio,
-        "seed": seed,
-        "workers": default_workers() if workers is None else workers,
-        "shuffle": shuffle,
-        "drop_last": drop_last,
-    }
+    """A loader from the file ``beton`` (``ffcv``), or from ``source`` (``torch``)."""
     if kind == "ffcv":
         from fastdhm.data.ffcv_loader import FfcvLoader
 
-        return FfcvLoader(beton, **options)
+        return FfcvLoader(beton, options)
     from fastdhm.data.torch_loader import TorchLoader
 
-    return TorchLoader(source, **options)
-
-
-def num_batches(num_samples: int, batch_size: int, drop_last: bool) -> int:
-    """Batches an epoch; refuses the batch size that would leave none."""
-    if drop_last and batch_size > num_samples:
-        raise UserError(
-            f"batch size {batch_size} is larger than the {num_samples} training images, which leaves no batch; "
-            f"choose {num_samples} or less"
-        )
-    return num_samples // batch_size if drop_last else -(-num_samples // batch_size)
-
-
-def epoch_batches(
-    num_samples: int, batch_size: int, batches: int, *, epoch: int, start_batch: int, seed: int, shuffle: bool
-) -> list:
-    """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``."""
-    if not 0 <= start_batch <= batches:
-        raise ValueError(f"start_batch {start_batch} is outside the epoch's {batches} batches")
-    order_N = epoch_order(num_samples, epoch, seed, shuffle)
-    return [order_N[b * batch_size : (b + 1) * batch_size] for b in range(start_batch, batches)]
+    return TorchLoader(source, options)

@@ -16,13 +16,13 @@ import numpy as np
 
 from fastdhm.data.folder import FolderSource
 from fastdhm.data.images import IMAGE_SUFFIXES, printable
-from fastdhm.data.sources import Source
+from fastdhm.data.readable import SubsetSource
+from fastdhm.data.sources import REID_DATASETS, Source
 from fastdhm.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from collections.abc import Sequence
 
-REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 JUNK, DISTRACTOR = -1, 0
 NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,9})(?:\D.*)?\.[A-Za-z]+")  # 0002_c1s1_000451_03.jpg, 0001_c2_f0046182.jpg
@@ -80,7 +80,7 @@ class ReidData:
 
 
 class ReidFolderSource(FolderSource):
-    """The pictures of one folder, in order of their names. ``target_N`` numbers the identities in order, from 0."""
+    """The pictures of one folder, in order of their names, with the classes of :func:`number_classes`."""
 
     def __init__(self, root: Path, files: list[str], name: str, split: str, note: str | None = None):
         """``files`` all parse (see :func:`parse_name`)."""
@@ -88,30 +88,20 @@ class ReidFolderSource(FolderSource):
         self._name_N = np.array([os.fsencode(file) for file in files])  # see FolderSource on why not a list
         parsed = [parse_name(file) for file in files]
         self.ids_N, self.cams_N = (np.array(column, dtype=np.int64) for column in zip(*parsed, strict=True))
-        identities, self.target_N = np.unique(self.ids_N, return_inverse=True)
-        self.classes = tuple(f"{identity:04}" for identity in identities.tolist())
+        self.target_N, self.classes = number_classes(split, self.ids_N, self.cams_N)
         self._digest = None
 
 
-class HeldSource:
+class HeldSource(SubsetSource):
     """Some samples of a re-identification source under another split's name; the identities keep their targets."""
 
     def __init__(self, source: ReidSource, kept_N: np.ndarray, split: str):
-        self.name, self.split, self.classes, self.note = source.name, split, source.classes, None
-        self.target_N, self.ids_N, self.cams_N = (of[kept_N] for of in (source.target_N, source.ids_N, source.cams_N))
-        self._source, self._kept_N = source, kept_N
-
-    def __len__(self) -> int:
-        return len(self._kept_N)
-
-    def image(self, i: int) -> Image:
-        return self._source.image(int(self._kept_N[i]))
-
-    def label(self, i: int) -> str:
-        return self._source.label(int(self._kept_N[i]))
+        super().__init__(source, kept_N)
+        self.split, self.note = split, None
+        self.ids_N, self.cams_N = source.ids_N[kept_N], source.cams_N[kept_N]
 
     def digest(self) -> str:
-        return hashlib.sha256(self._source.digest().encode() + self._kept_N.tobytes()).hexdigest()
+        return hashlib.sha256(super().digest().encode() + self._kept_N.tobytes()).hexdigest()
 
 
 def hold_out(train: ReidSource) -> tuple[HeldSource, HeldSource]:
@@ -130,6 +120,25 @@ def hold_out(train: ReidSource) -> tuple[HeldSource, HeldSource]:
         )
     kept = np.setdiff1d(np.arange(len(train)), held)
     return HeldSource(train, kept, "train"), HeldSource(train, held, "val")
+
+
+def number_classes(split: str, ids_N: np.ndarray, cams_N: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """``target_N`` and the classes: in training the identities, in query and gallery identity and camera together.
+
+    So a ``.beton`` file of a query or gallery says who was seen where, whatever became of the images: see
+    :func:`sightings`.
+    """
+    if split == "train":
+        identities, target_N = np.unique(ids_N, return_inverse=True)
+        return target_N, tuple(f"{identity:04}" for identity in identities.tolist())
+    seen_K2, target_N = np.unique(np.stack([ids_N, cams_N], axis=1), axis=0, return_inverse=True)
+    return target_N.reshape(-1), tuple(f"{identity:04}_c{camera}" for identity, camera in seen_K2.tolist())
+
+
+def sightings(classes: Sequence[str], target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``ids_N`` and ``cams_N`` of a query or a gallery, from its classes and targets."""
+    seen_K2 = np.array([[int(part) for part in name.split("_c")] for name in classes], dtype=np.int64)
+    return seen_K2[target_N, 0], seen_K2[target_N, 1]
 
 
 def parse_name(name: str) -> tuple[int, int] | None:

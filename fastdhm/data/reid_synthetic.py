@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastdhm.data.arrays import ArraySource
+from fastdhm.data.reid import number_classes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,9 +39,9 @@ class SyntheticReidSource(ArraySource):
     def __init__(self, split: str, seen: list[tuple[int, int, int]], size_HW: tuple[int, int], seed: int):
         """``seen`` lists identity (0: a distractor, -1: junk), camera and take of every picture."""
         self.ids_N, self.cams_N, _ = (np.array(column, dtype=np.int64) for column in zip(*seen, strict=True))
-        identities, target_N = np.unique(self.ids_N, return_inverse=True)
+        target_N, classes = number_classes(split, self.ids_N, self.cams_N)
         image_NHWC = np.stack([np.asarray(picture(*one, size_HW=size_HW, seed=seed)) for one in seen])
-        super().__init__("reid-synthetic", split, image_NHWC, target_N, tuple(f"{i:04}" for i in identities))
+        super().__init__("reid-synthetic", split, image_NHWC, target_N, classes)
 
 
 def synthetic_reid(

@@ -5,6 +5,7 @@ Legend: N samples, H height, W width, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic")
+REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
+DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic", *REID_DATASETS)
+SPLITS = ("train", "val")
+REID_SPLITS = (*SPLITS, "query", "gallery")
 
 
 class Source(Protocol):
@@ -41,8 +45,42 @@ class Source(Protocol):
         """A sha256 that changes when the samples do."""
 
 
+def is_reid(dataset: str) -> bool:
+    """Whether ``dataset`` is a re-identification set, which is judged by ranking a gallery."""
+    return dataset.partition(":")[0] in {name.partition(":")[0] for name in REID_DATASETS}
+
+
+def split_names(dataset: str) -> tuple[str, ...]:
+    """The splits of ``dataset`` that have a ``.beton`` file each."""
+    return REID_SPLITS if is_reid(dataset) else SPLITS
+
+
+def load_splits(dataset: str, data_dir: Path, splits: Sequence[str]) -> dict[str, Source]:
+    """The sources of ``splits`` of ``dataset``, by name; downloads go to ``data_dir``.
+
+    A re-identification set trains on all the training pictures that were published for it. Its ``val`` is one of them
+    for each identity that has three or more (``reid.hold_out``), so that the error on these says no more than whether
+    training works; ``rest`` is ``train`` without them.
+    """
+    if not is_reid(dataset):
+        sources = dict(zip(SPLITS, _load_pair(dataset, data_dir), strict=True))
+        return {split: sources[split] for split in splits}
+    from fastdhm.data.reid import hold_out, load_reid
+
+    data = load_reid(dataset, data_dir)
+    sources = {"train": data.train, "query": data.query, "gallery": data.gallery}
+    if not sources.keys() >= set(splits):
+        sources["rest"], sources["val"] = hold_out(data.train)
+    return {split: sources[split] for split in splits}
+
+
 def load_sources(dataset: str, data_dir: Path) -> tuple[Source, Source]:
-    """The training and the validation source of ``dataset``; downloads go to ``data_dir``."""
+    """The training and the validation source of ``dataset``: see :func:`load_splits`."""
+    train, val = load_splits(dataset, data_dir, SPLITS).values()
+    return train, val
+
+
+def _load_pair(dataset: str, data_dir: Path) -> tuple[Source, Source]:
     kind, _, argument = dataset.partition(":")
     data_dir = Path(data_dir).expanduser()
     if kind == "folder" and argument:
@@ -66,6 +104,8 @@ def unknown_dataset(dataset: str) -> UserError:
         return UserError(
             "data set 'folder' needs a path: folder:PATH, where PATH holds train/ and val/, one folder a class in each"
         )
+    if (Path(dataset) / "bounding_box_train").is_dir():
+        return UserError(f"unknown data set '{dataset}'; for a re-identification set write 'reid-folder:{dataset}'")
     if Path(dataset).is_dir():
         return UserError(f"unknown data set '{dataset}'; for a folder of images write 'folder:{dataset}'")
     return unknown("data set", dataset, DATASETS)

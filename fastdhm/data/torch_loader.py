@@ -14,8 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from fastdhm.data.crops import Crop, crop_boxes
-from fastdhm.data.loaders import Batch, epoch_batches, num_batches
+from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.data.sources import Source
 from fastdhm.errors import UserError
 
@@ -23,40 +22,19 @@ from fastdhm.errors import UserError
 class TorchLoader:
     """See ``loaders.Loader``. Workers are processes, forked for each epoch and gone with it; 0 loads in this one."""
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        batch_size: int,
-        image_size: int,
-        crop: Crop,
-        crop_ratio: float,
-        seed: int,
-        workers: int,
-        shuffle: bool,
-        drop_last: bool,
-    ) -> None:
+    def __init__(self, source: Source, options: LoaderOptions) -> None:
         self.num_samples = len(source)
-        self._batches = num_batches(self.num_samples, batch_size, drop_last)
-        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
-        self._samples = _Samples(source, image_size, crop, crop_ratio, seed)
+        self._batches = options.num_batches(self.num_samples)
+        self._options, self._samples = options, _Samples(source, options)
         # Cutting batches out of an array costs less than sending them between processes.
-        self._workers = 0 if self._samples.is_plain_array else workers
+        self._workers = 0 if self._samples.is_plain_array else options.num_workers
 
     def __len__(self) -> int:
         return self._batches
 
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        batches = epoch_batches(
-            self.num_samples,
-            self._batch_size,
-            self._batches,
-            epoch=epoch,
-            start_batch=start_batch,
-            seed=self._seed,
-            shuffle=self._shuffle,
-        )
+        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
         loader = DataLoader(
             self._samples,
             batch_size=None,  # the sampler's items are batches already: (epoch, indices)
@@ -94,11 +72,11 @@ def _raise_errors(answers: Iterator) -> Iterator[Batch]:
 class _Samples(Dataset):
     """``[(epoch, index_B)]`` is that batch: images, targets, indices. It is what a worker runs."""
 
-    def __init__(self, source: Source, image_size: int, crop: Crop, crop_ratio: float, seed: int) -> None:
-        self.source, self.image_size, self.crop, self.crop_ratio, self.seed = source, image_size, crop, crop_ratio, seed
-        square = getattr(source, "size_HW", None) == (image_size, image_size)
-        whole = crop == "pad" or (crop in ("center", "shift") and crop_ratio == 1)
-        self.is_plain_array = square and whole
+    def __init__(self, source: Source, options: LoaderOptions) -> None:
+        self.source, self.options = source, options
+        crop = options.crop
+        whole = crop in ("pad", "whole") or (crop in ("center", "shift") and options.crop_ratio == 1)
+        self.is_plain_array = whole and getattr(source, "size_HW", None) == options.size_HW
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str:
         epoch, index_B = item
@@ -111,14 +89,14 @@ class _Samples(Dataset):
             # An exception would arrive wrapped in a worker's traceback; the reason alone is what the user needs.
             return str(error)
         height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
-        box_B4 = crop_boxes(self.crop, height_B, width_B, index_B, epoch, self.seed, self.crop_ratio)
+        box_B4 = self.options.boxes(height_B, width_B, index_B, epoch)
         image_BHWC = np.stack([self._cut(*pair) for pair in zip(images, box_B4.tolist(), strict=True)])
         return torch.from_numpy(image_BHWC), target_B, torch.from_numpy(index_B)
 
     def _cut(self, image_HWC: np.ndarray, box: list[int]) -> np.ndarray:
         top, left, height, width = box
         image_HWC = image_HWC[top : top + height, left : left + width]
-        if height == width == self.image_size:
+        if (height, width) == self.options.size_HW:
             return image_HWC
         image_CHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)
-        return functional.resize(image_CHW, [self.image_size] * 2, antialias=True).permute(1, 2, 0).numpy()
+        return functional.resize(image_CHW, list(self.options.size_HW), antialias=True).permute(1, 2, 0).numpy()

@@ -15,8 +15,16 @@ from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
 
 def shrink(image_BCHW: torch.Tensor, side: int) -> torch.Tensor:
-    """Square images ``side`` pixels wide, by area averaging; as they are where they are that wide already."""
-    return image_BCHW if image_BCHW.shape[-1] == side else F.interpolate(image_BCHW, (side, side), mode="area")
+    """Images whose shorter side is ``side`` pixels, by area averaging; as they are where it is that long already.
+
+    The longer side keeps its proportion: rectangles of 256 x 128 shrunk to 96 are 192 x 96.
+    """
+    height, width = image_BCHW.shape[-2:]
+    short = min(height, width)
+    if short == side:
+        return image_BCHW
+    size = [(2 * length * side + short) // (2 * short) for length in (height, width)]  # to the nearest whole pixel
+    return F.interpolate(image_BCHW, size, mode="area")
 
 
 class DeviceTransform(nn.Module):

@@ -49,6 +49,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def pick_own_precision(name: str, device: torch.device) -> torch.dtype:
+    """The autocast type of a run that is judged, so that its numbers come out again; only float16 has no CPU form."""
+    return pick_precision("float32" if (name, device.type) == ("float16", "cpu") else name, device)
+
+
 def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Module) -> bool:
     """Whether to compile: ``auto`` counts the steps, so that a resumed run decides as the first one did."""
     compiler = os.environ.get("CXX", "g++")

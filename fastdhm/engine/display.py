@@ -19,8 +19,8 @@ WIDE = 100  # columns
 class TrainingDisplay:
     """The live progress bar of a run: epoch, steps, loss, accuracy of each branch, images/s, time left."""
 
-    def __init__(self, console: Console, total_steps: int, step: int, image_size: int):
-        self.console, self.image_size = console, image_size
+    def __init__(self, console: Console, total_steps: int, step: int, side: int, judged_on: str):
+        self.console, self.side, self.judged_on = console, side, judged_on
         wide = console.width >= WIDE  # in 80 columns the numbers matter more than the bar
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -67,10 +67,10 @@ class TrainingDisplay:
             " ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in scalars.items() if name.startswith(kind))
             for kind in ("train_error/", "val_error/")
         )
-        loss = f"loss {scalars['loss']:.3f}"
-        if scalars["val_side"] != self.image_size:
+        loss = f"loss {scalars['loss']:.3f}  train error % {train}"
+        if scalars["val_side"] != self.side:
             test += f" (at {scalars['val_side']} pixels)"
-        self.print(f"epoch {epoch + 1}/{epochs}  {loss}  train error % {train}  [bold]test error % {test}[/]")
+        self.print(f"epoch {epoch + 1}/{epochs}  {loss}  [bold]{self.judged_on} error % {test}[/]")
 
     def print(self, text: str) -> None:
         """Print above the bar."""
@@ -83,15 +83,17 @@ def print_plan(console: Console, lines: dict[str, str]) -> None:
         console.print(f"[bold]{name:<9}[/]{text}", soft_wrap=True, highlight=False)
 
 
-def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str, ...], num_classes: int) -> None:
-    """The table of test errors of a run's end, and of its best epoch."""
+def print_report(
+    console: Console, rows: list[dict[str, Any]], names: tuple[str, ...], num_classes: int, judged_on: str
+) -> None:
+    """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``."""
     validated = [row for row in rows if row["kind"] == "epoch" and "val_error/B0" in row]
     if not validated:
         return
     last = validated[-1]
     whole = [row for row in validated if row["val_side"] == last["val_side"]]  # not those on smaller images
     best = min(whole, key=lambda row: row["val_error/B0"])
-    table = Table(title=f"test error after {last['epoch']:g} epochs", title_justify="left")
+    table = Table(title=f"{judged_on} error after {last['epoch']:g} epochs", title_justify="left")
     for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:
@@ -102,7 +104,7 @@ def print_report(console: Console, rows: list[dict[str, Any]], names: tuple[str,
     console.print(table)
 
 
-def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: str) -> None:
     """Draw loss and error over the epochs from the rows of a log, as a PNG."""
     import matplotlib
 
@@ -126,7 +128,7 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             [row["epoch"] for row in steps], train, lw=0.8, alpha=0.5, color=colour, label=f"{branch} train"
         )
         test = [row.get(name) for row in epochs]
-        error_axis.plot([row["epoch"] for row in epochs], test, "o-", ms=4, color=colour, label=f"{branch} test")
+        error_axis.plot([row["epoch"] for row in epochs], test, "o-", ms=4, color=colour, label=f"{branch} {judged_on}")
     error_axis.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
     for axis in (loss_axis, error_axis):
         axis.grid(alpha=0.3)

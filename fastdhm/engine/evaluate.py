@@ -60,7 +60,7 @@ def evaluate(
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
 
-    The network sees the images ``side`` pixels wide.
+    The network sees the images with a short side of ``side`` pixels.
 
     Raises:
         Interrupted: ``should_stop`` came true between two batches.

@@ -1,8 +1,9 @@
-"""``fastdhm eval``: the test errors of a run, a checkpoint or a stripped network."""
+"""``fastdhm eval``: the test errors of a run, a checkpoint or a stripped network, or how well it tells people apart."""
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,12 +12,15 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.data import LoadedData
+from fastdhm.data.crops import height_width
+from fastdhm.data.loaders import Loader
+from fastdhm.data.sources import REID_DATASETS, is_reid
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import pick_device, pick_precision
+from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate
-from fastdhm.engine.run import build_model, open_data
+from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
+from fastdhm.engine.run import build_model, open_to_judge
 from fastdhm.errors import UserError
 
 
@@ -28,30 +32,73 @@ def evaluate_path(
     workers: int | None = None,
     device: str = "auto",
     as_json: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Evaluate what is at ``path`` on its run's validation images, print a table (or JSON) and return the errors.
+    reid: bool = False,
+    per_query: Path | None = None,
+    **ranking: Any,
+) -> dict[str, Any]:
+    """Evaluate what is at ``path`` on its run's data, print a table (or JSON) and return the numbers.
 
-    A run directory stands for the checkpoint its stripped network comes from, and for that network. The branches are
-    those of the checkpoint, B0 first; ``network`` is the plain network alone.
+    A run directory stands for the checkpoint its stripped network comes from, and for that network. The errors on the
+    validation images are those of every branch of the checkpoint, B0 first; ``network`` is the plain network alone. A
+    run on a re-identification set is judged by what the stripped network ranks instead, and draws it beside ``path``.
+
+    Args:
+        reid: insist on that: refuse a run on any other data set.
+        per_query: write the average precision of each query there, as CSV.
+        ranking: what of :class:`HowToRank` is not at its default.
 
     Raises:
-        ValueError: nothing of fastdhm at ``path``, or data that is not there.
+        ValueError: nothing of fastdhm at ``path``, data that is not there, or a wish that the data set has no use for.
     """
     networks, config, classes = load(path)
     changes = {"data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
     console = Console(stderr=as_json)
-    data = open_data(dataclasses.replace(config, batch_size=1), console)
+    if is_reid(config.dataset):
+        network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
+        return _rank_people(network, path, config, HowToRank(**ranking), per_query, console, as_json)
+    wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
+    if wishes:
+        raise UserError(
+            f"--{wishes[0].replace('_', '-')} is for re-identification, and {path} was trained on {config.dataset}: "
+            f"needs a run on {', '.join(REID_DATASETS)}"
+        )
+    (val,) = open_to_judge(config, console, "val")
     try:
-        if tuple(data.classes) != classes:
+        if tuple(val.classes) != classes:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
         results = {}
         for network in networks:
-            results |= _errors(network, config, data)
+            results |= _errors(network, config, val.loader)
     finally:
-        data.close()
+        val.close()
     _print(results, path, console, as_json)
     return results
+
+
+def _rank_people(
+    network: nn.Module,
+    path: Path,
+    config: TrainConfig,
+    how: HowToRank,
+    per_query: Path | None,
+    console: Console,
+    as_json: bool,
+) -> dict[str, Any]:
+    if per_query and not per_query.parent.is_dir():  # found now and not after all the work
+        raise UserError(f"--per-query {per_query}: {per_query.parent} is no folder")
+    ranked = rank_people(network, config, how, console)
+    if as_json:
+        print(json.dumps(ranked.record()))
+    else:
+        print_result(ranked, f"re-identification on {config.dataset} by {path}", console)
+    if per_query:
+        write_per_query(ranked, per_query)
+        console.print(f"each query's average precision: {per_query}", soft_wrap=True, highlight=False)
+    folder = path if path.is_dir() else path.parent
+    pictures = write_pictures(ranked, folder, f"{config.dataset}, {config.arch}, {config.method}")
+    console.print(f"pictures: {', '.join(map(str, pictures))}", soft_wrap=True, highlight=False)
+    return ranked.record()
 
 
 def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
@@ -76,13 +123,12 @@ def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
     return [model], config, classes
 
 
-def _errors(network: nn.Module, config: TrainConfig, data: LoadedData) -> dict[str, dict[str, float]]:
+def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float]]:
     device = pick_device(config.device)
     network = network.to(device, memory_format=torch.channels_last)
     transform = DeviceTransform(config.mean, config.std).to(device)
-    # the run's own number format, so that its numbers come out again; only float16 has no CPU form
-    name = "float32" if (config.precision, device.type) == ("float16", "cpu") else config.precision
-    errors = evaluate(network, data.val, transform, device, pick_precision(name, device), config.image_size)
+    precision, side = pick_own_precision(config.precision, device), min(height_width(config.image_size))
+    errors = evaluate(network, loader, transform, device, precision, side)
     names = network.branch_names if isinstance(network, models.BranchedModel) else ("network",)
     columns = zip(names, errors.top1_M, errors.top5_M, strict=True)
     return {name: {"top1_error": top1, "top5_error": top5} for name, top1, top5 in columns}

@@ -15,19 +15,22 @@ from torch import Tensor, nn
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
-from fastdhm.data import LoadedData, open_loaders
+from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
+from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.checkpoint import Position
 from fastdhm.engine.device import autocast, pick_device, pick_precision, pick_workers
 from fastdhm.engine.evaluate import count_correct
+from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
 from fastdhm.ops.mimic_loss import mimic_loss
 
 NUM_SIDES = 3  # how many sizes of images a progressive run has
+IMAGENET = "imagenet"  # the weights that torchvision has
 
 
 def open_data(config: TrainConfig, console: Console) -> LoadedData:
@@ -35,15 +38,27 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
     return open_loaders(
         config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad,
+        crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad, hold_out=config.hold_out,
+        workers=pick_workers(config.workers, pick_device(config.device)),
+        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+    )  # fmt: skip
+
+
+def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
+    """Splits of a run's data set that its network is judged on, in order and whole; ``console`` shows what is done."""
+    return open_splits(
+        config.dataset, Path(config.data_dir), splits, loader=config.loader,
+        batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
+        crop_ratio=config.crop_ratio, skip_bad=config.skip_bad,
         workers=pick_workers(config.workers, pick_device(config.device)),
         say=lambda text: console.print(text, soft_wrap=True, highlight=False),
     )  # fmt: skip
 
 
 def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
-    """The network of a run; the baseline's has no branches."""
-    return models.build(config.arch, num_classes, () if config.method == "baseline" else config.branches)
+    """The network of a run, randomly initialised; the baseline's has no branches."""
+    branches = () if config.method == "baseline" else config.branches
+    return models.build(config.arch, num_classes, branches, dropout=config.dropout)
 
 
 class Run:
@@ -64,15 +79,38 @@ class Run:
             for active in self.branch_sets
         }
         self.keep_S = torch.full((len(everything),), config.keep_prob, device=self.device)
-        self.optimizer = make_optimizer(
-            model, config.lr, config.momentum, config.weight_decay, config.nesterov, config.decay_norm_bias
+        self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
+        decay = (config.weight_decay, config.decay_norm_bias)
+        self.optimizer = (
+            make_amsgrad(model, config.lr, config.betas, *decay)
+            if config.optimizer == "amsgrad"
+            else make_sgd(model, config.lr, config.momentum, config.nesterov, *decay)
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.side = min(height_width(config.image_size))  # the short side of a whole image
         self.sums = TrainingSums(model.branch_names, self.device)
         self.at = Position()
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
         self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
         self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
+
+    def load_pretrained(self) -> None:
+        """Start the trunk from the weights that the config names; ``ValueError`` as of ``models.load_pretrained``."""
+        path = None if self.config.weights == IMAGENET else Path(self.config.weights)
+        found = models.load_pretrained(self.model, self.config.arch, path)
+        for active in self.branch_sets if self.config.freeze_epochs else ():
+            parts = ("trunk.", *(f"branches.{name}." for name in active))
+            if not any(name.startswith(parts) for name in found.new):
+                raise UserError(
+                    f"freeze_epochs is {self.config.freeze_epochs}, but {found.source} holds all of "
+                    f"{self.config.arch}, its classifier too, so that a step without branches trains nothing: "
+                    "set --freeze-epochs 0"
+                )
+        self.pretrained = found.loaded
+
+    def begin_epoch(self) -> None:
+        """Set what trains in this epoch: everything, or in the first ``freeze_epochs`` only what is new."""
+        freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
 
     def out_of_steps(self) -> bool:
         """Whether ``max_steps`` is reached."""
@@ -99,7 +137,7 @@ class Run:
         return active, weights_AA
 
     def to_device(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
-        """The images of a training batch, augmented, normalised and ``side`` pixels wide, and the targets."""
+        """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""
         index_B = batch.index_B.to(self.device, non_blocking=True)
         image_BCHW = self.train_transform(batch.image_BHWC.to(self.device, non_blocking=True), index_B, epoch)
         return shrink(image_BCHW, side), batch.target_B.to(self.device, non_blocking=True)
@@ -116,6 +154,7 @@ class Run:
             "rng": rng,
             "sums": self.sums.vectors,
             "position": asdict(self.at),
+            "pretrained": list(self.pretrained),
         }
 
     def restore(self, path: Path) -> None:
@@ -132,6 +171,7 @@ class Run:
         self.scaler.load_state_dict(saved["scaler"])
         self.sums.vectors.copy_(saved["sums"])
         self.at = Position(**saved["position"])
+        self.pretrained = tuple(saved.get("pretrained", ()))
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
@@ -144,36 +184,19 @@ class Run:
         checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, self.state())
 
 
-def make_optimizer(
-    model: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool, decay_norm_bias: bool
-) -> torch.optim.SGD:
-    """Fused SGD; without ``decay_norm_bias`` only tensors of two dimensions and more are decayed.
-
-    A branch that sits a step out has no gradient, and SGD leaves it alone: no decay, and its momentum stays for later.
-    """
-    decayed = [p for p in model.parameters() if decay_norm_bias or p.ndim > 1]
-    spared = [p for p in model.parameters() if not decay_norm_bias and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    sgd = torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-    if momentum > 0:
-        # The fused step fails where some of its tensors have a buffer and others have not, such as those of a branch
-        # that was out until now. From zeros the first step is what it is from nothing.
-        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
-    return sgd
-
-
 def make_compute(
     model: nn.Module,
     temperature: float,
     label_smoothing: float,
     compiled: bool,
     impl: str = "auto",
-    branch_sets: int = 1,
+    variants: int = 1,
 ) -> Callable:
     """The differentiable part of a step.
 
     ``(image_BCHW, target_B, weights_AA, active) -> loss, terms_AA, correct_A`` of B0 and the ``active`` side branches
-    (``None``: all), of which there are ``branch_sets`` different sets.
+    (``None``: all). ``variants`` is how many networks this comes to in a run: sets of branches, times two where a part
+    is frozen for a time.
     """
 
     def compute(
@@ -187,9 +210,9 @@ def make_compute(
 
     if not compiled:
         return compute
-    # A progressive run has three shapes, each worth its own kernels (dynamic=False); so has each set of branches.
+    # A progressive run has three shapes, each worth its own kernels (dynamic=False); so has each variant.
     # torch counts them for all runs of a process together, so the limit rises with each run.
-    torch._dynamo.config.recompile_limit += NUM_SIDES * branch_sets
+    torch._dynamo.config.recompile_limit += NUM_SIDES * variants
     return torch.compile(compute, fullgraph=True, dynamic=False)
 
 

@@ -40,10 +40,10 @@ def mimic_scale(epoch: float, mimic_warmup: float) -> float:
 
 
 def image_side(progress: float, side: int, progressive: float) -> int:
-    """The side of the training images after the share ``progress`` of the run, in pixels; even where it is reduced.
+    """The short side of the training images after the share ``progress`` of the run, in pixels; even where reduced.
 
     The first ``progressive`` of the run is at lower resolution, where a step costs a quarter to a half: the first 60%
-    of that at half the side, the rest at three quarters.
+    of that at half of ``side``, the rest at three quarters.
     """
     if progress >= progressive:
         return side

@@ -15,15 +15,18 @@ from rich.console import Console
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig, default_data_dir
 from fastdhm.data import LoadedData
+from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
 from fastdhm.engine.device import pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
-from fastdhm.engine.run import Run, make_compute, make_step, open_data
+from fastdhm.engine.reid import HowToRank, print_result, rank_people
+from fastdhm.engine.run import IMAGENET, Run, make_compute, make_step, open_data
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.timer import Timer
+from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking
 
 SCHEDULE = ("lr", "epochs", "schedule", "milestones", "gamma", "warmup_epochs", "warmup_lr", "warmup")
@@ -40,17 +43,19 @@ class Outcome:
 def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Callable[[], int | None]) -> None:
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
-    options = (config.temperature, config.label_smoothing, config.compile == "on", config.impl, len(run.branch_sets))
+    variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
+    options = (config.temperature, config.label_smoothing, config.compile == "on", config.impl, variants)
     step = make_step(run, make_compute(run.model, *options))
     schedule = {name: getattr(config, name) for name in SCHEDULE}
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
+        run.begin_epoch()
         with data.train.epoch(at.epoch, start_batch=at.batch) as batches:
             for batch in batches:
                 now = at.epoch + at.batch / len(data.train)
                 lr, scale = learning_rate(now, **schedule), mimic_scale(now, config.mimic_warmup)
                 run.set_learning_rate(lr)
-                side = image_side(now / config.epochs, config.image_size, config.progressive)
+                side = image_side(now / config.epochs, run.side, config.progressive)
                 image_BCHW, target_B = run.to_device(batch, at.epoch, side)
                 active, weights_AA = run.sample()
                 values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
@@ -84,7 +89,7 @@ def finish_epoch(
     scalars = run.sums.read().scalars(run.model.branch_names)
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
-    side = image_side(progress, config.image_size, config.progressive)
+    side = image_side(progress, run.side, config.progressive)
     if last or (at.epoch + 1) % config.eval_every == 0:
         started = time.monotonic()
         try:
@@ -95,7 +100,7 @@ def finish_epoch(
         scalars |= {"val_side": side, "val_seconds": time.monotonic() - started}
         display.show_epoch(at.epoch, config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
-    best = scalars.get("val_side") == config.image_size and scalars["val_error/B0"] < at.best_error
+    best = scalars.get("val_side") == run.side and scalars["val_error/B0"] < at.best_error
     if best:
         at.best_error, at.best_epoch = scalars["val_error/B0"], at.epoch
     if whole:
@@ -118,6 +123,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     run_dir = Path(config.run_dir)
     if not resume:
         checkpoint.refuse_existing(run_dir, config)
+        if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
+            raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
     data = open_data(config, console)
     try:
         return _train(config, run_dir, data, console)
@@ -133,16 +140,21 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     if (run_dir / "last.pt").exists():
         run.restore(run_dir / "last.pt")
     else:  # a new run, or one that was killed before its first checkpoint
+        if config.weights is not None:
+            run.load_pretrained()
         run_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.write_config(run_dir, config)
         run.save()
     print_plan(console, plan(run, data, total_steps))
-    display = TrainingDisplay(console, total_steps, run.at.step, config.image_size)
+    display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config))
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
         with stop_signals() as stop, display:
             fit(run, data, log, display, stop)
             run.save()
+        if not stop() or run.at.epoch == config.epochs:
+            finish(run, log, run.at.epoch + run.at.batch / len(data.train), console)
+            return Outcome(run_dir)
     except NonFiniteLoss as error:
         at = checkpoint.load_checkpoint(run_dir / "last.pt")["position"]
         raise NonFiniteLoss(
@@ -151,11 +163,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         ) from error
     finally:
         log.close()
-    if stop() and run.at.epoch < config.epochs:
-        console.print(f"stopped after step {run.at.step}; go on with: fastdhm train --resume {run_dir}", soft_wrap=True)
-        return Outcome(run_dir, stop())
-    finish(run, console)
-    return Outcome(run_dir)
+    console.print(f"stopped after step {run.at.step}; go on with: fastdhm train --resume {run_dir}", soft_wrap=True)
+    return Outcome(run_dir, stop())
 
 
 def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
@@ -167,9 +176,12 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
     steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     threads = f"{torch.get_num_threads()} threads"
+    begun = f"; from {config.weights} weights" if config.weights else ""
+    if config.freeze_epochs:
+        begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
     return {
         "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader",
-        "network": f"{config.arch}, parameters: {sizes}",
+        "network": f"{config.arch}, parameters: {sizes}{begun}",
         "method": f"{method_name(config)}, {steps}{start}",
         "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}",
         "run": str(run.dir),
@@ -185,39 +197,55 @@ def method_name(config: TrainConfig) -> str:
     return ", ".join(words)
 
 
-def finish(run: Run, console: Console) -> None:
-    """Write the stripped network and the curves, and report."""
+def judged_on(config: TrainConfig) -> str:
+    """What to call the images that a run validates on: a re-identification set has none that it did not train on."""
+    return "seen-image" if is_reid(config.dataset) and not config.hold_out else "test"
+
+
+def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
+    """Write the stripped network and the curves, and report, at the time ``epoch``; rank people where there are."""
     if run.config.keep == "best" and (run.dir / "best.pt").exists():
         best = checkpoint.load_checkpoint(run.dir / "best.pt")
         checkpoint.load_weights(run.model, best["model"], run.dir / "best.pt", run.config.arch)
-    checkpoint.save_network(run.dir / "network.safetensors", run.model.strip(), run.config, run.classes)
+    network = run.model.strip()
+    checkpoint.save_network(run.dir / "network.safetensors", network, run.config, run.classes)
     rows = read_log(run.dir)
-    plot_curves(rows, run.dir / "curves.png", f"{run.config.arch}, {run.config.method}, {run.config.dataset}")
-    print_report(console, rows, run.model.branch_names, len(run.classes))
+    title = f"{run.config.arch}, {run.config.method}, {run.config.dataset}"
+    plot_curves(rows, run.dir / "curves.png", title, judged_on(run.config))
+    print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config))
     print_plan(console, {
         "network": f"{run.dir / 'network.safetensors'} (B0 of the {run.config.keep} epoch, without the branches)",
         "curves": str(run.dir / "curves.png"),
         "check": f"fastdhm eval {run.dir}",
     })  # fmt: skip
+    if is_reid(run.config.dataset) and not any(row["kind"] == "reid" and row["epoch"] == epoch for row in rows):
+        ranked = rank_people(network, run.config, HowToRank(), console)
+        log.write("reid", step=run.at.step, epoch=epoch, **ranked.percents())
+        print_result(ranked, f"re-identification on {run.config.dataset} by the stripped network", console)
 
 
 def settle(config: TrainConfig) -> TrainConfig:
     """Check the names and replace what is left open by what this machine has."""
-    models.check(config.arch, config.branches)
+    models.check(config.arch, config.branches, dropout=config.dropout)
     methods.check(config.method, config.direction, config.sampler)
     if config.sampler == "structural":
         methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()
-    if dataset.startswith("folder:"):
-        dataset = f"folder:{Path(dataset.removeprefix('folder:')).expanduser().absolute()}"
+    kind, _, folder = dataset.partition(":")
+    if kind in ("folder", "reid-folder") and folder:
+        dataset = f"{kind}:{Path(folder).expanduser().absolute()}"
+    weights = config.weights
+    if weights not in (None, IMAGENET):
+        weights = str(Path(weights).expanduser().absolute())
     short = dataset.rpartition("/")[2].replace(":", "-")
     name = f"{short}-{config.arch}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(
         config,
         dataset=dataset,
         data_dir=str(data_dir),
+        weights=weights,
         run_dir=str(config.run_dir or Path("runs") / name),
         device=str(device),
         precision=str(dtype).removeprefix("torch."),

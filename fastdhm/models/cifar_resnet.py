@@ -1,20 +1,16 @@
 """CIFAR ResNets (He et al., CVPR 2016, Section 4.2) with the side branches of Table 6."""
 
+import re
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdhm.errors import UserError
 from fastdhm.models.branched import Branch, BranchedModel
+from fastdhm.models.family import WHOLE_NUMBER, Family, branch_blocks, init_convolutions, stage_blocks
 
-# arch: trunk blocks per stage, then the blocks of B2 (32, 64 channels) and of B1 (128 channels); Table 6.
-# ResNets 8, 14 and 20 are not in the paper: their branches follow the table's rule (B2's last stage is half as deep).
-LAYOUTS = {
-    "resnet8": (1, (1, 1), (1,)),
-    "resnet14": (2, (2, 1), (2,)),
-    "resnet20": (3, (3, 2), (3,)),
-    "resnet32": (5, (5, 3), (5,)),
-    "resnet110": (18, (9, 9), (18,)),
-    "resnet1202": (200, (100, 100), (200,)),
-}
+PATTERN = f"resnet{WHOLE_NUMBER}"
+TAPS = {"B1": "layer2", "B2": "layer1"}
 
 
 class BasicBlock(nn.Module):
@@ -63,19 +59,39 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
+def layout(arch: str) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """The blocks of each stage of the trunk, and of B1 (128 channels) and B2 (32, 64); ``UserError`` if there is none.
+
+    ResNet-32, -110 and -1202 come out as in Table 6, every other depth by its rule, :func:`branch_blocks`.
+    """
+    depth = int(re.fullmatch(PATTERN, arch)[1])
+    try:
+        blocks = stage_blocks(arch, depth, 6, 2)
+    except UserError as error:
+        raise UserError(f"{error}. For large images there are torchvision's resnet18, 34, 50, 101 and 152") from None
+    return blocks, branch_blocks(depth, blocks)
+
+
 def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:
     """CIFAR ResNet ``arch`` with the named branches: B1 forks after conv3_x, B2 after conv2_x (Table 6)."""
-    blocks, b2, b1 = LAYOUTS[arch]
+    blocks, side = layout(arch)
+    b1, b2 = side["B1"], side["B2"]
     makers = {
         "B1": lambda: Branch([_stage(32, 128, b1[0])], 128, num_classes),
         "B2": lambda: Branch([_stage(16, 32, b2[0]), _stage(32, 64, b2[1])], 64, num_classes),
     }
-    model = BranchedModel(
-        CifarResNet(blocks, num_classes),
-        {name: makers[name]() for name in branches},
-        {"B1": "layer2", "B2": "layer1"},
-    )
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    model = BranchedModel(CifarResNet(blocks, num_classes), {name: makers[name]() for name in branches}, TAPS)
+    init_convolutions(model)
     return model
+
+
+FAMILY = Family(
+    name="ResNet for small images",
+    pattern=PATTERN,
+    rule="resnetN with N = 6n+2 layers, other than torchvision's",
+    examples=("resnet8", "resnet14", "resnet20", "resnet32", "resnet56", "resnet110", "resnet1202"),
+    image_size=(32, 32),
+    num_classes=100,
+    branches=lambda arch: tuple(layout(arch)[1]),
+    build=build,
+)

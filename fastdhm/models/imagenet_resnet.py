@@ -5,6 +5,7 @@ from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastdhm.models.branched import Branch, BranchedModel
+from fastdhm.models.family import Family, init_convolutions
 
 # arch: block class and blocks per stage of the side branches (Table 9); the trunks' own numbers are torchvision's.
 # B1 leaves after conv4_x (1024 channels), B2 after conv3_x (256, 512), B3 after conv2_x (128, 256, 512).
@@ -36,9 +37,7 @@ def _branch(arch: str, name: str, num_classes: int) -> Branch:
         for before, after, blocks in zip(planes[:-1], planes[1:], layout[name], strict=True)
     ]
     branch = Branch(stages, planes[-1] * block.expansion, num_classes)
-    for module in branch.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision initialises its trunks
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    init_convolutions(branch)  # as torchvision initialises its trunks
     return branch
 
 
@@ -46,3 +45,15 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedMod
     """torchvision's ``arch`` as the trunk, randomly initialised, with the named branches (Table 9)."""
     trunk = getattr(resnet, arch)(num_classes=num_classes)
     return BranchedModel(trunk, {name: _branch(arch, name, num_classes) for name in branches}, TAPS)
+
+
+FAMILY = Family(
+    name="ResNet",
+    pattern="|".join(LAYOUTS),
+    rule="torchvision's " + ", ".join(LAYOUTS),
+    examples=tuple(LAYOUTS),
+    image_size=(224, 224),
+    num_classes=1000,
+    branches=lambda arch: tuple(LAYOUTS[arch][1]),
+    build=build,
+)

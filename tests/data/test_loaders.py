@@ -11,7 +11,7 @@ from fastdhm.data import _ffcv, open_loaders
 from fastdhm.data.beton import ImageSettings, build
 from fastdhm.data.crops import crop_boxes
 from fastdhm.data.ffcv_loader import _epoch_class
-from fastdhm.data.loaders import build_loader, pick_kind
+from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
 from fastdhm.data.sources import load_sources
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.errors import UserError
@@ -48,7 +48,7 @@ def make(build_raw):
         source, path = build_raw(dataset, settings)
         key = (kind, path, *sorted(options.items()))
         if key not in made:
-            made[key] = build_loader(kind, source, beton=path, **{**OPTIONS, **options})
+            made[key] = build_loader(kind, LoaderOptions(**{**OPTIONS, **options}), source=source, beton=path)
         return made[key]
 
     yield get
@@ -148,18 +148,36 @@ def test_ffcv_and_torch_cut_the_same_boxes_without_resizing(ffcv, make, photo_ro
 
 
 @KINDS
-@pytest.mark.parametrize("crop", ["scale", "shift", "center"])
-def test_boxes_are_cut_and_resized(make, build_raw, photo_root, kind, crop):
+@pytest.mark.parametrize(
+    ("crop", "image_size"),
+    [
+        ("scale", 32), ("shift", 32), ("center", 32),
+        ("scale", (48, 24)), ("shift", (20, 40)), ("enlarge", (64, 32)), ("whole", (128, 64)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_boxes_are_cut_and_resized(make, build_raw, photo_root, kind, crop, image_size):
     """The pictures are ramps, so the mean colour of a cut-out tells where its middle was."""
     dataset = f"folder:{photo_root}"
     source, _ = build_raw(dataset)
-    (batch,) = read(make(kind, dataset, crop=crop, crop_ratio=0.875, batch_size=24), 5)
+    (batch,) = read(make(kind, dataset, crop=crop, crop_ratio=0.875, batch_size=24, image_size=image_size), 5)
+    out_height, out_width = batch.image_BHWC.shape[1:3]
+    assert image_size in (out_height, (out_height, out_width))
     size_B2 = np.array([source.image(int(i)).size for i in batch.index_B])
     width, height = size_B2.T
-    top, left, h, w = crop_boxes(crop, height, width, batch.index_B.numpy(), 5, 0, 0.875).T
+    top, left, h, w = crop_boxes(crop, height, width, batch.index_B.numpy(), 5, 0, 0.875, out_width / out_height).T
     means = batch.image_BHWC.float().mean(dim=(1, 2)).numpy()
     assert np.abs(means[:, 0] - 255 * (left + (w - 1) / 2) / (width - 1)).max() < 2.5
     assert np.abs(means[:, 1] - 255 * (top + (h - 1) / 2) / (height - 1)).max() < 2.5
+
+
+@pytest.mark.parametrize("crop", ["enlarge", "whole"])
+def test_ffcv_and_torch_stretch_alike(ffcv, make, odd_root, crop):
+    """To one level of 255, for pictures that grow, shrink, or both, from 1 x 1 to 900 x 2."""
+    options = {"dataset": f"folder:{odd_root}", "crop": crop, "batch_size": 28, "image_size": (48, 24)}
+    (ours,), (theirs,) = read(make("ffcv", **options), 2), read(make("torch", **options), 2)
+    assert torch.equal(ours.index_B, theirs.index_B)
+    assert (ours.image_BHWC.int() - theirs.image_BHWC.int()).abs().max() <= 1
 
 
 def test_jpg_is_decoded_by_ffcv(ffcv, make, photo_root):
@@ -252,7 +270,7 @@ def test_ffcv_thread_that_vanishes_is_noticed(ffcv, make, monkeypatch):
 def test_torch_worker_error_names_the_file_and_no_traceback(bad_root, workers):
     source, _ = load_sources(f"folder:{bad_root}", bad_root)
     options = {**OPTIONS, "batch_size": 4, "crop": "center", "workers": workers, "shuffle": False, "drop_last": False}
-    loader = build_loader("torch", source, beton=None, **options)
+    loader = build_loader("torch", LoaderOptions(**options), source=source)
     with pytest.raises(UserError, match=r"cut\.jpg: not a complete image") as caught:
         read(loader, 0)
     assert "Traceback" not in str(caught.value)
@@ -281,7 +299,7 @@ def test_cut_short_file_is_refused_before_ffcv_opens_it(ffcv, tmp_path):
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(UserError, match="cut short"):
-        build_loader("ffcv", None, beton=path, **OPTIONS)
+        build_loader("ffcv", LoaderOptions(**OPTIONS), beton=path)
 
 
 @KINDS
@@ -291,6 +309,7 @@ def test_cut_short_file_is_refused_before_ffcv_opens_it(ffcv, tmp_path):
         ({"batch_size": 204}, "batch size 204 is larger than the 203 training images"),
         ({"batch_size": 0}, "batch size 0"),
         ({"image_size": -1}, "image size -1"),
+        ({"image_size": (32, 0)}, r"image size \(32, 0\)"),
         ({"crop": "middle"}, "unknown crop 'middle'"),
         ({"crop_ratio": 0}, "crop ratio 0"),
         ({"workers": -1}, "workers -1"),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -68,6 +68,20 @@ def test_global_generator_is_left_alone():
     state = torch.get_rng_state()
     DeviceTransform(MEAN, STD, pad=4, flip=True)(images(), torch.arange(40), 0)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "shrunk"),
+    [((32, 32), 16, (16, 16)), ((256, 128), 96, (192, 96)), ((24, 64), 9, (9, 24)), ((9, 7), 7, (9, 7))],
+    ids=str,
+)
+def test_shrink_keeps_the_shape(size, side, shrunk):
+    image_BCHW = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    small_BCHW = shrink(image_BCHW, side)
+    assert small_BCHW.shape[2:] == shrunk
+    torch.testing.assert_close(small_BCHW.mean(), image_BCHW.mean(), rtol=0.02, atol=0)
+    if size[0] % shrunk[0] == size[1] % shrunk[1] == 0:
+        torch.testing.assert_close(small_BCHW, torch.nn.functional.avg_pool2d(image_BCHW, size[0] // shrunk[0]))
 
 
 def test_state_dict_is_empty():

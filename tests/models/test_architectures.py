@@ -1,4 +1,4 @@
-"""Architectures against closed formulas of Tables 6 and 9, torchvision, and published parameter counts."""
+"""ResNets against closed formulas of Tables 6 and 9, torchvision, and published parameter counts."""
 
 import pytest
 import torch
@@ -68,7 +68,8 @@ def test_cifar_resnet_has_the_parameters_of_table_6(arch):
 
 
 @pytest.mark.parametrize(
-    ("arch", "millions"), [("resnet20", 0.27), ("resnet32", 0.46), ("resnet110", 1.7), ("resnet1202", 19.4)]
+    ("arch", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("resnet110", 1.7), ("resnet1202", 19.4)],
 )
 def test_cifar_trunk_has_the_published_size(arch, millions):
     """He et al., CVPR 2016, Table 6 (10 classes)."""
@@ -98,40 +99,6 @@ def test_imagenet_branches_have_the_parameters_of_table_9(arch):
         assert count(model.branches[name]) == expected + (planes_before * expansion + 1) * 1000, name
 
 
-@pytest.mark.parametrize("side", [32, 28, 27, 17])
-def test_cifar_resnet_takes_any_image_side(side):
-    assert models.build("resnet8", 7)(torch.randn(2, 3, side, side)).shape == (3, 2, 7)
-
-
-@pytest.mark.parametrize("side", [64, 97])
-def test_imagenet_resnet_takes_any_image_side(side):
-    model = models.build("resnet18", 5, ("B1", "B2", "B3")).eval()
-    assert model(torch.randn(1, 3, side, side)).shape == (4, 1, 5)
-
-
-def test_every_branch_downsamples_as_often_as_the_trunk():
-    """Principle (ii): the feature maps before the poolings have the same side."""
-    model = models.build("resnet18", 5, ("B1", "B2", "B3")).eval()
-    sides = []
-    for pool in [model.trunk.avgpool, *(branch.avgpool for branch in model.branches.values())]:
-        pool.register_forward_hook(lambda module, args, output: sides.append(args[0].shape[-1]))
-    model(torch.randn(1, 3, 96, 96))
-    assert sides == [3] * 4
-
-
 def test_the_paper_branches_are_the_default_and_the_baseline_has_none():
     assert on_meta("resnet18", 10).branch_names == ("B0", "B1", "B2")
     assert on_meta("resnet18", 10, ()).branch_names == ("B0",)
-
-
-@pytest.mark.parametrize(
-    ("arch", "branches", "classes", "message"),
-    [
-        ("resnet51", None, 10, "unknown architecture 'resnet51'; did you mean 'resnet50'.*resnet8.*resnet152"),
-        ("resnet50", ("B3",), 10, "unknown branch of resnet50 'B3'.*B1, B2"),
-        ("resnet8", None, 1, "num_classes is 1.*at least 2"),
-    ],
-)
-def test_wrong_names_are_refused(arch, branches, classes, message):
-    with pytest.raises(ValueError, match=message):
-        models.build(arch, classes, branches)

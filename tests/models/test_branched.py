@@ -57,7 +57,7 @@ def test_no_feature_map_outlives_the_pass(model, image_BCHW):
     assert not model._features
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet18"])
+@pytest.mark.parametrize("arch", ["resnet8", "resnet18", "densenet-10-4", "densenet-bc-10-4", "wrn-10-1", "mobilenet"])
 def test_strip_is_the_plain_network_bit_for_bit(arch, image_BCHW):
     model = models.build(arch, 10).eval()
     plain = model.strip()
@@ -65,7 +65,7 @@ def test_strip_is_the_plain_network_bit_for_bit(arch, image_BCHW):
     assert not any(module._forward_hooks for module in plain.modules())
     assert list(plain.state_dict()) == list(model.trunk.state_dict())
     assert torch.equal(plain(image_BCHW), model(image_BCHW)[0])
-    assert plain.fc.weight.data_ptr() != model.trunk.fc.weight.data_ptr()
+    assert next(plain.parameters()).data_ptr() != next(model.trunk.parameters()).data_ptr()
     assert len(model(image_BCHW)) == 3, "stripping took the branches away from the model itself"
 
 
@@ -97,3 +97,11 @@ def test_compiles_into_one_graph(image_BCHW):
     model = models.build("resnet8", 10).eval()
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(image_BCHW), model(image_BCHW), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["densenet-10-4", "densenet-bc-10-4", "wrn-10-1", "mobilenet"])
+def test_every_family_is_captured_as_one_graph_in_training(arch, image_BCHW):
+    model = models.build(arch, 10)
+    captured = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(captured(image_BCHW), model(image_BCHW))

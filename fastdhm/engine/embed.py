@@ -1,0 +1,67 @@
+"""``fastdhm embed``: what a run's network makes of each image in a folder, for a search index."""
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+
+from fastdhm import models
+from fastdhm.data import open_pictures
+from fastdhm.engine.device import pick_device, pick_workers
+from fastdhm.engine.evaluate_command import load
+from fastdhm.engine.reid import features
+from fastdhm.errors import UserError
+from fastdhm.reid.features import check_suffix, save_features
+
+
+def embed(
+    path: Path,
+    folder: Path,
+    out: Path,
+    *,
+    normalize: bool = False,
+    flip_average: bool = False,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    device: str = "auto",
+) -> None:
+    """Write the features of every image in ``folder`` and below, with their names, to ``out``.
+
+    Features are what the plain network at ``path`` (as in ``fastdhm eval``) gives its classifier; the images are made
+    ready as in its run's validation.
+
+    Args:
+        out: a ``.safetensors`` or ``.npy`` file, see ``reid.features.save_features``.
+        normalize: scale each embedding to length 1.
+        flip_average: average with the features of the mirror image.
+        batch_size: images at a time; ``None``: as in the run's validation.
+        workers: loader processes.
+        skip_bad: leave unreadable images out instead of stopping at the first.
+
+    Raises:
+        ValueError: nothing of fastdhm at ``path``, no image in ``folder``, another suffix, or features that are not
+            finite.
+    """
+    check_suffix(out)
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is no folder")
+    networks, config, _ = load(path)
+    network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
+    config = dataclasses.replace(config, device=device)
+    console = Console()
+    pictures = open_pictures(
+        folder, batch_size=config.eval_batch_size if batch_size is None else batch_size,
+        image_size=config.image_size, crop=config.crop,
+        crop_ratio=config.crop_ratio, workers=pick_workers(workers, pick_device(device)), skip_bad=skip_bad,
+        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+    )  # fmt: skip
+    try:
+        feature_ND = features(
+            network, pictures, config, "images", console, flip_average=flip_average, normalise=normalize
+        )
+    finally:
+        pictures.close()
+    save_features(out, feature_ND, [pictures.source.label(i) for i in range(len(pictures.source))])
+    count, width = feature_ND.shape
+    console.print(f"{count:,} embeddings of {width} numbers: {out}", soft_wrap=True, highlight=False)

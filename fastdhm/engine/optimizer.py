@@ -1,0 +1,57 @@
+"""What moves the weights, and which of them stand still while new layers catch up with pre-trained ones."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def make_sgd(
+    model: nn.Module, lr: float, momentum: float, nesterov: bool, weight_decay: float, decay_norm_bias: bool
+) -> torch.optim.SGD:
+    """Fused SGD; without ``decay_norm_bias`` only tensors of two dimensions and more are decayed.
+
+    A branch that sits a step out has no gradient, and SGD leaves it alone: no decay, and its momentum stays for later.
+    """
+    groups = _groups(model, weight_decay, decay_norm_bias)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    if momentum > 0:
+        # The fused step fails where some of its tensors have a buffer and others have not, such as those of a branch
+        # that was out until now. From zeros the first step is what it is from nothing.
+        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
+    return sgd
+
+
+def make_amsgrad(
+    model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float, decay_norm_bias: bool
+) -> torch.optim.Adam:
+    """Fused Adam with AMSGrad's second moment (Reddi et al., ICLR 2018), decay and spared tensors as in SGD.
+
+    The decay is part of the gradient, as in the paper's time, not AdamW's. A tensor's moments and its count of steps
+    begin with its first gradient, so that a layer which was frozen till then starts with the right bias correction.
+    """
+    groups = _groups(model, weight_decay, decay_norm_bias)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
+
+
+def _groups(model: nn.Module, weight_decay: float, decay_norm_bias: bool) -> list[dict]:
+    decayed = [p for p in model.parameters() if decay_norm_bias or p.ndim > 1]
+    spared = [p for p in model.parameters() if not decay_norm_bias and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def freeze(model: nn.Module, names: Iterable[str]) -> None:
+    """Put ``model`` in training mode, but for what the parameters ``names`` belong to, which stands still.
+
+    These get no gradient, so that no optimizer step touches them; and every module that has no other parameters is in
+    evaluation mode: the statistics of its batch norms do not move, its dropout drops nothing.
+    """
+    names = frozenset(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+    model.train()
+    for module in model.modules():
+        mine = list(module.parameters())
+        if mine and not any(parameter.requires_grad for parameter in mine):
+            module.eval()

@@ -1,0 +1,201 @@
+"""Telling people apart with a run's network: features of queries and gallery, their ranking, what is shown of it.
+
+Legend: N images, D features, Q queries.
+"""
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from fastdhm.config import TrainConfig
+from fastdhm.data import LoadedSplit
+from fastdhm.data.reid import sightings
+from fastdhm.data.transforms import DeviceTransform
+from fastdhm.engine.device import autocast, pick_device, pick_own_precision
+from fastdhm.engine.record import to_host
+from fastdhm.engine.run import open_to_judge
+from fastdhm.errors import UserError, unknown
+from fastdhm.files import replacing
+from fastdhm.reid import Ranking, rank, rank_distances, rerank
+from fastdhm.reid.features import extract_features
+from fastdhm.reid.pictures import Seen, cmc_plot, ranking_picture
+from fastdhm.reid.ranking import METRICS
+
+RANKS = (1, 5, 10, 20)  # of the table
+MAX_RANK, SHOWN_QUERIES, SHOWN_NEAREST = 50, 8, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToRank:
+    """What is compared, and how; its ``str`` says it to a person."""
+
+    metric: str = "euclidean"
+    flip_average: bool = False
+    """Average each image's features with those of its mirror image."""
+    rerank: bool = False
+    """Re-rank by k-reciprocal neighbours."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise unknown("metric", self.metric, METRICS)
+
+    def __str__(self) -> str:
+        words = [f"{self.metric} distance", *(["flip-averaged"] * self.flip_average), *(["re-ranked"] * self.rerank)]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The queries or the gallery: features, who is on each image and which camera took it, and the images."""
+
+    feature_ND: Tensor
+    ids_N: np.ndarray
+    cams_N: np.ndarray
+    images: Any  # a data source
+
+    def seen(self, i: int) -> Seen:
+        """Image ``i`` with what is known of it, for a picture."""
+        return Seen(self.images.image(i), int(self.ids_N[i]), int(self.cams_N[i]))
+
+
+@dataclass(frozen=True)
+class PeopleRanked:
+    """A gallery ranked for every query, in the single-query protocol."""
+
+    query: Split
+    gallery: Split
+    ranking: Ranking
+    how: HowToRank
+
+    def percents(self) -> dict[str, float]:
+        """``map_percent`` and ``rank1_percent``, ``rank5_percent``, ..."""
+        cmc_R = to_host(100 * self.ranking.metrics.cmc_R)
+        return {"map_percent": 100 * self.ranking.metrics.mean_ap} | {f"rank{r}_percent": cmc_R[r - 1] for r in RANKS}
+
+    def record(self) -> dict[str, Any]:
+        """All of the result but the single queries, as plain values."""
+        metrics = self.ranking.metrics
+        counts = {"queries": metrics.num_queries, "queries_without_match": metrics.num_without_match}
+        return {
+            **self.percents(),
+            "cmc_percent": to_host(100 * metrics.cmc_R),
+            **counts,
+            "gallery": len(self.gallery.ids_N),
+            **asdict(self.how),
+        }
+
+
+def rank_people(network: nn.Module, config: TrainConfig, how: HowToRank, console: Console) -> PeopleRanked:
+    """Rank the gallery of a re-identification set for each of its queries, by a plain network's features.
+
+    Raises:
+        ValueError: data that is not there, or features that are not finite.
+    """
+    device = pick_device(config.device)
+    splits = open_to_judge(config, console, "query", "gallery")
+    try:
+        query, gallery = (
+            Split(
+                features(network, split, config, what, console, flip_average=how.flip_average),
+                *sightings(split.classes, split.source.target_N),
+                split.source,
+            )
+            for split, what in zip(splits, ("queries", "gallery"), strict=True)
+        )
+    finally:
+        for split in splits:
+            split.close()
+    labels = (query.ids_N, gallery.ids_N, query.cams_N, gallery.cams_N)
+    shown = {"max_rank": MAX_RANK, "top_k": SHOWN_NEAREST}
+    if how.rerank:
+        distance_QG = rerank(query.feature_ND, gallery.feature_ND, metric=how.metric, device=device)
+        ranking = rank_distances(distance_QG, *labels, **shown)
+    else:
+        ranking = rank(query.feature_ND, gallery.feature_ND, *labels, how.metric, device=device, **shown)
+    return PeopleRanked(query, gallery, ranking, how)
+
+
+def features(
+    network: nn.Module,
+    split: LoadedSplit,
+    config: TrainConfig,
+    what: str,
+    console: Console,
+    *,
+    flip_average: bool = False,
+    normalise: bool = False,
+) -> Tensor:
+    """What ``network`` makes of each image of ``split`` before its classifier, ``float32 [N, D]`` on the host.
+
+    Images are made ready as in the validation of the run that ``config`` is of; ``what`` they are, a person sees.
+
+    Raises:
+        ValueError: a feature is NaN or infinite; names the first such image.
+    """
+    device = pick_device(config.device)
+    network = network.to(device, memory_format=torch.channels_last)
+    transform = DeviceTransform(config.mean, config.std).to(device)
+    bar = Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with split.loader.epoch(0) as batches, bar, autocast(device, pick_own_precision(config.precision, device)):
+        seen = bar.track(batches, total=len(split.loader))
+        images = (transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0) for batch in seen)
+        feature_ND = extract_features(network, images, flip=flip_average, normalise=normalise, device=device)
+    wrong_N = to_host((~feature_ND.isfinite().all(1)).nonzero()[:, 0])
+    if wrong_N:
+        raise UserError(
+            f"the features of {len(wrong_N):,} of {len(feature_ND):,} images are NaN or infinite, such as of "
+            f"{split.source.label(wrong_N[0])}: the network is broken, or its weights are of a run that diverged"
+        )
+    return feature_ND
+
+
+def print_result(ranked: PeopleRanked, title: str, console: Console) -> None:
+    """A table of mAP and the first ranks, and what a reader of it should know."""
+    console.print(title, style="italic", soft_wrap=True, highlight=False, markup=False)
+    table = Table()
+    for name in ("mAP %", *(f"rank-{r} %" for r in RANKS)):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:.2f}" for value in ranked.percents().values()))
+    console.print(table)
+    counts = f"{len(ranked.query.ids_N):,} queries, {len(ranked.gallery.ids_N):,} images in the gallery"
+    console.print(f"{counts}, {ranked.how}", soft_wrap=True, highlight=False)
+    if ranked.ranking.metrics.note:
+        console.print(ranked.ranking.metrics.note, soft_wrap=True, highlight=False)
+
+
+def write_pictures(ranked: PeopleRanked, folder: Path, name: str) -> tuple[Path, Path]:
+    """``ranking.png``, queries from the worst to the best with their nearest, and ``cmc.png``; ``name`` entitles it."""
+    metrics = ranked.ranking.metrics
+    by_ap_Q = np.argsort(metrics.ap_Q.numpy(), kind="stable")[: metrics.num_queries - metrics.num_without_match]
+    places = np.linspace(0, len(by_ap_Q) - 1, min(SHOWN_QUERIES, len(by_ap_Q))).round().astype(int)
+    shown = [int(q) for q in by_ap_Q[places]]
+    ranking_png, cmc_png = folder / "ranking.png", folder / "cmc.png"
+    ranking_picture(ranking_png, ranked.ranking.index_QK, ranked.query.seen, ranked.gallery.seen, shown, metrics.ap_Q)
+    cmc_plot(cmc_png, {str(ranked.how): metrics.cmc_R}, name, {str(ranked.how): metrics.mean_ap})
+    return ranking_png, cmc_png
+
+
+def write_per_query(ranked: PeopleRanked, path: Path) -> None:
+    """A row for each query as CSV: image, identity, camera, rank of its first match, average precision in percent.
+
+    Rank and precision are empty for a query without a match.
+    """
+    metrics, query = ranked.ranking.metrics, ranked.query
+    ranks_Q, ap_Q = to_host(metrics.first_rank_Q), to_host(100 * metrics.ap_Q)
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "identity", "camera", "first_match_rank", "ap_percent"])
+        for q, (first, ap) in enumerate(zip(ranks_Q, ap_Q, strict=True)):
+            about = query.images.label(q), query.ids_N[q], query.cams_N[q]
+            rows.writerow([*about, *((first, f"{ap:.6f}") if first else ("", ""))])

@@ -1,0 +1,256 @@
+"""Side branches for any network, by the paper's three principles (App. A), or your own.
+
+Legend: B batch, K classes, C channels, H height, W width.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdhm.errors import UserError
+from fastdhm.models.branched import BranchedModel
+from fastdhm.models.forks import find_forks, tapped_call
+from fastdhm.models.grow import grow
+from fastdhm.models.stages import Block, Layout, channels_first, find_layout, resolution
+from fastdhm.models.trace import BATCH, Trace, on_meta, probe, trace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the trunk: where its blocks run at one resolution."""
+
+    resolution: tuple[int, int] | None
+    """Height and width, in pixels, of what it gives; ``None`` for tokens."""
+    channels: int
+    blocks: int
+    """Of the most frequent kind."""
+    kind: str
+    """The class of those."""
+    modules: tuple[str, str]
+    """The names of its first and last module."""
+
+
+@dataclass(frozen=True)
+class SideBranch:
+    """What was attached."""
+
+    fork: str
+    """Module of the trunk whose output it takes."""
+    blocks: tuple[int, ...]
+    """Of each of its stages."""
+    trunk_blocks: tuple[int, ...]
+    """Of the trunk's stages from there on."""
+    width: str
+    """``2x as wide`` as the trunk, ``as wide`` (with the reason where it should be wider), or ``own``."""
+    params: int
+    kept: tuple[str, ...]
+    """Parameters without a rule to draw them: they start with the trunk's values."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What :func:`attach` found and built; ``str`` of it is a page for people."""
+
+    network: str
+    params: int
+    num_classes: int
+    classifier: str | None
+    stages: tuple[Stage, ...]
+    branches: dict[str, SideBranch]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.network}: {self.params:,} parameters, {self.num_classes} classes (classifier {self.classifier})"
+        ]
+        for number, stage in enumerate(self.stages, 1):
+            size = "{}x{}".format(*stage.resolution) if stage.resolution else "tokens"
+            first, last = stage.modules
+            span = first if first == last else f"{first} to {last}"
+            lines.append(f"  stage {number}: {size}, {stage.channels} channels, {stage.blocks} x {stage.kind} ({span})")
+        for name, branch in self.branches.items():
+            lines.append(f"  {name} forks after {branch.fork}: {_described(branch)}, {branch.params:,} parameters")
+            if branch.kept:
+                more = ", ..." if len(branch.kept) > 3 else ""
+                lines.append(f"    starts with the trunk's values: {', '.join(branch.kept[:3])}{more}")
+        return "\n".join(lines)
+
+
+def _described(branch: SideBranch) -> str:
+    if branch.width == "own":
+        return "your own"
+    blocks, trunk = ("+".join(map(str, counts)) for counts in (branch.blocks, branch.trunk_blocks))
+    return f"{blocks} blocks (trunk {trunk}), {branch.width}"
+
+
+class AttachedModel(BranchedModel):
+    """A :class:`BranchedModel` that says what was attached, in ``summary``."""
+
+    def __init__(self, trunk: nn.Module, branches: Mapping, taps: Mapping[str, str], summary: Summary):
+        super().__init__(trunk, branches, taps)
+        self.summary = summary
+
+
+def attach(
+    model: nn.Module,
+    num_classes: int | None = None,
+    *,
+    branches: Iterable[str] | Mapping[str, tuple[str, nn.Module]] = ("B1", "B2"),
+    forks: Mapping[str, str | int] | Sequence[str | int] | None = None,
+    input_size: int | tuple[int, ...] = 224,
+    init: Callable[[nn.Module], None] | None = None,
+    verbose: bool = True,
+) -> AttachedModel:
+    """Grow side branches from a copy of ``model``; the model itself is not touched.
+
+    The stages are read off a run without data: one begins where the resolution drops. B1 forks before the last, B2
+    before the one before, and so on. A branch is made of the network's own blocks (App. A, i), initialised anew, with
+    every down-sampling from its fork on (ii); B1 has twice the channels where the layers allow it, the others half of
+    the blocks of each stage, rounded up (iii). Average pooling and an own linear classifier end each.
+
+    Args:
+        model: images [B, C, H, W] to logits [B, K]; its weights become the trunk's, as they are.
+        num_classes: K; where it is not the network's own, its last linear layer is replaced by a fresh one.
+        branches: names, ``B1`` the one nearest the top; or your own: name -> (name of the module to fork at, a module
+            from that module's output to logits).
+        forks: name of a branch -> the module after which it forks, by name, or by number among the network's blocks,
+            from 0; or these in a row, B1's first. ``None``: before the last stages.
+        input_size: side in pixels, (height, width), or (channels, height, width), at which to look for the stages.
+        init: called on every module of every branch, as ``nn.Module.apply`` does, after each layer's own
+            ``reset_parameters``. ``None``: convolutions then get the paper's initialisation (He et al., ICCV 2015).
+        verbose: print the summary.
+
+    Returns:
+        The branched model; ``strip()`` gives back a network of the user's own class.
+        Its ``summary`` says what was done.
+
+    Raises:
+        ValueError: the network does not run at that size, returns anything but logits, has no (or too few) stages,
+            forks where its data does not pass or that are no modules, no classifier to replace, or branches of its own
+            that do not fit.
+    """
+    size_CHW = _size(input_size)
+    layout = find_layout(model, trace(model, size_CHW))
+    trunk = copy.deepcopy(model)
+    classes = layout.num_classes if num_classes is None else num_classes
+    if classes < 2:
+        raise UserError(f"num_classes is {classes}: a classifier needs at least 2 classes")
+    if classes != layout.num_classes:
+        _replace_classifier(trunk, layout, classes)
+    if isinstance(branches, Mapping):
+        if forks is not None:
+            raise UserError("forks= goes with branches by name: branches of your own say themselves where they fork")
+        built = {name: _own(layout.trace, model, name, given, classes) for name, given in branches.items()}
+    else:
+        at = find_forks(layout, model, _names(branches), forks)
+        built = {name: _grown(layout, model, name, fork, classes, init) for name, fork in at.items()}
+    sides = {name: side for name, (side, _) in built.items()}
+    told = {name: branch for name, (_, branch) in built.items()}
+    like = next(model.parameters(), torch.empty(0))
+    for side in sides.values():
+        side.to(like.device, like.dtype)
+    stages = tuple(_stage(layout, model, stage) for stage in layout.stages)
+    summary = Summary(type(model).__name__, _count(trunk), classes, layout.classifier, stages, told)
+    attached = AttachedModel(trunk, sides, {name: branch.fork for name, branch in told.items()}, summary)
+    _check(attached, size_CHW)
+    if verbose:
+        print(summary)
+    return attached.train(model.training)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _size(input_size: int | tuple[int, ...]) -> tuple[int, int, int]:
+    sizes = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    sizes = (3, *sizes) if len(sizes) == 2 else sizes
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise UserError(f"input_size is {input_size!r}: give a side, (height, width) or (channels, height, width)")
+    return sizes
+
+
+def _names(branches: Iterable[str]) -> list[str]:
+    names = [branches] if isinstance(branches, str) else list(dict.fromkeys(branches))
+    for name in names:
+        if not (name[:1] == "B" and name[1:].isdecimal() and int(name[1:])):
+            raise UserError(f"a branch is named {name!r}: by name there are B1 (nearest the top), B2, and so on")
+    return sorted(names, key=lambda name: int(name[1:]))
+
+
+def _own(trace: Trace, model: nn.Module, name: str, given: object, num_classes: int) -> tuple[nn.Module, SideBranch]:
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], nn.Module)):
+        raise UserError(f"branch {name} is {given!r}: give (name of the module to fork at, the branch as a module)")
+    fork, side = given
+    shape = trace.shapes[tapped_call(trace, model, fork).output]
+    try:
+        with torch.no_grad():
+            out = on_meta(side)(torch.zeros(shape, device="meta"))
+        found = f"gives {tuple(out.shape)}" if isinstance(out, Tensor) else f"returns a {type(out).__name__}"
+    except Exception as error:  # whatever the branch's own forward may raise
+        out, found = None, f"does not run ({error})"
+    if not isinstance(out, Tensor) or tuple(out.shape) != (shape[0], num_classes):
+        raise UserError(
+            f"branch {name} {found} on the output {shape} of {fork}: it must give logits [B, K], "
+            f"{(shape[0], num_classes)} here"
+        )
+    return side, SideBranch(fork, (), (), "own", _count(side), ())
+
+
+def _grown(
+    layout: Layout, model: nn.Module, name: str, fork: tuple[str, int], num_classes: int, init: Callable | None
+) -> tuple[nn.Module, SideBranch]:
+    tap, start = fork
+    grown = grow(layout, model, name, start, num_classes, init)
+    return grown.branch, SideBranch(
+        tap, grown.blocks, grown.trunk_blocks, grown.width, _count(grown.branch), grown.kept
+    )
+
+
+def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> None:
+    """Give the trunk's last linear layer another number of classes, and draw it anew."""
+    if layout.classifier is None:
+        raise UserError(
+            f"{type(trunk).__name__} gives {layout.num_classes} logits, {num_classes} are wanted, and no linear layer "
+            f"or convolution in it gives {layout.num_classes}, so its classifier is unknown: build it with "
+            f"{num_classes} classes and leave num_classes out"
+        )
+    layer = trunk.get_submodule(layout.classifier)
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", num_classes)
+    for name in ("weight", "bias"):
+        old = getattr(layer, name)
+        if old is not None:
+            setattr(layer, name, nn.Parameter(old.new_zeros(num_classes, *old.shape[1:])))
+    layer.reset_parameters()
+    if getattr(trunk, "num_classes", None) == layout.num_classes:
+        trunk.num_classes = num_classes  # timm's networks and some of torchvision's know it
+
+
+def _stage(layout: Layout, model: nn.Module, stage: tuple[Block, ...]) -> Stage:
+    shape = layout.trace.shapes[stage[-1].end]
+    first = len(shape) == 4 and channels_first(shape, layout.trace.shapes[0])
+    kinds = Counter(block.kind.__name__ for block in stage if block.kind)
+    kind, most = kinds.most_common(1)[0] if kinds else ("no block", 0)
+    modules = [step.module for block in stage for step in block.steps if step.module]
+    return Stage(
+        resolution(shape, layout.trace.shapes[0]),
+        shape[1] if first else shape[-1],
+        most,
+        kind,
+        (modules[0], modules[-1]) if modules else ("", ""),
+    )
+
+
+def _check(attached: AttachedModel, size_CHW: tuple[int, int, int]) -> None:
+    """``ValueError`` if the model with its branches does not give stacked logits."""
+    K = attached.summary.num_classes
+
+    def run(network: nn.Module, images_BCHW: Tensor) -> tuple[int, ...]:
+        return tuple(network.eval()(images_BCHW).shape)
+
+    found, expected = probe(attached, size_CHW, run), (len(attached.branch_names), BATCH, K)
+    if found != expected:
+        raise UserError(f"the network with its branches gives {found} where logits {expected} are wanted")

@@ -1,0 +1,79 @@
+"""What a network and its branches cost: parameters and multiply-adds.
+
+Legend: M branches, B batch, C channels, H height, W width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fastdhm.models.branched import BranchedModel
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-adds of a forward pass of one image (convolutions and linear layers)."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The cost of the trunk and of each branch at one image size."""
+
+    image_size: tuple[int, int]
+    """Height and width, in pixels."""
+    num_classes: int
+    branches: dict[str, Cost]
+    """By name: "B0" is the trunk, "B1" and so on are what a branch adds from its fork on."""
+
+    @property
+    def step_ratio(self) -> float:
+        """Multiply-adds of a training step with every branch over those of a step of the trunk alone.
+
+        The backward pass of a layer costs twice its forward pass in either, so forward passes have the same ratio.
+        """
+        return sum(cost.macs for cost in self.branches.values()) / self.branches["B0"].macs
+
+
+class _Counter:
+    """A forward hook that adds up the multiply-adds of the layers it is on."""
+
+    def __init__(self):
+        self.macs = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # Each output is a sum over one filter's weights, a transposed convolution's input is spread over one's.
+        sums = args[0] if isinstance(module, _ConvTransposeNd) else output
+        self.macs += sums.numel() * module.weight[0].numel()
+
+
+def measure(model: BranchedModel, image_size: tuple[int, int]) -> dict[str, Cost]:
+    """The cost of a model's trunk ("B0") and branches, for images of that height and width.
+
+    One image passes through the model where it is: on the meta device nothing is computed, and none of it needs memory.
+    """
+    parts = {"B0": model.trunk, **model.branches}
+    counters = {name: _Counter() for name in parts}
+    hooks = [
+        module.register_forward_hook(counters[name])
+        for name, part in parts.items()
+        for module in part.modules()
+        if isinstance(module, (_ConvNd, nn.Linear))
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, *image_size, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return {
+        name: Cost(sum(parameter.numel() for parameter in part.parameters()), counters[name].macs)
+        for name, part in parts.items()
+    }

@@ -1,0 +1,163 @@
+"""Copies of a network's own layers: freshly initialised, and refitted to other numbers of channels.
+
+Legend: B batch, C channels, H height, W width.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastdhm.models.family import init_convolutions
+from fastdhm.models.trace import on_meta
+
+
+class CannotFitError(Exception):
+    """A layer of a kind whose channels cannot be changed, or a network that does not run with other channels."""
+
+
+class Replay(nn.Module):
+    """A function that a network calls between its modules, with the arguments that it gave it."""
+
+    def __init__(self, function: Callable, args: tuple, kwargs: dict):
+        super().__init__()
+        self.function = function
+        self.name = getattr(function, "__name__", str(function))
+        # the one tensor is the input's place
+        self.args = tuple(None if isinstance(arg, Tensor) else arg for arg in args)
+        self.kwargs = {key: None if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
+        self.place = next((i for i, arg in enumerate(args) if isinstance(arg, Tensor)), None)
+        self.key = next((key for key, arg in kwargs.items() if isinstance(arg, Tensor)), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if self.place is None:
+            kwargs[self.key] = x
+        else:
+            args[self.place] = x
+        if "training" in kwargs:  # dropout's flag, seen in evaluation
+            kwargs["training"] = self.training
+        if "inplace" in kwargs:  # what it is given may be the trunk's feature map
+            kwargs["inplace"] = False
+        return self.function(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy to train, without the forward hooks, which watch the trunk; those that run before (weight norms) stay."""
+    twin = copy.deepcopy(module)
+    for part in twin.modules():
+        part._forward_hooks.clear()
+    return twin.requires_grad_(True).train()
+
+
+def initialise(branch: nn.Module, rule: Callable[[nn.Module], None] | None) -> tuple[str, ...]:
+    """Draw every layer by its own ``reset_parameters``, then convolutions as the paper's code does, or by ``rule``.
+
+    Returns the names of the parameters that no layer of theirs can draw: they keep the trunk's values.
+    """
+    drawn: set[int] = set()
+    for module in branch.modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            reset()
+            drawn |= {id(parameter) for parameter in module.parameters()}
+    kept = tuple(name for name, parameter in branch.named_parameters() if id(parameter) not in drawn)
+    if rule is None:
+        init_convolutions(branch)
+    else:
+        branch.apply(rule)
+    return kept
+
+
+def _resize(owner: nn.Module, name: str, *shape: int) -> None:
+    old = getattr(owner, name)
+    if old is not None:
+        new = old.new_zeros(shape)
+        setattr(owner, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _fit_conv(conv: nn.Conv2d, channels: int, factor: int) -> None:
+    per_group, multiplier = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    if per_group == 1 and conv.groups > 1:
+        groups, out = channels, channels * multiplier
+    else:
+        groups, out = max(channels // per_group, 1) if conv.groups > 1 else 1, conv.out_channels * factor
+    if channels % groups or out % groups:
+        raise CannotFitError(f"{channels} channels do not divide into groups of {per_group}")
+    conv.in_channels, conv.out_channels, conv.groups = channels, out, groups
+    _resize(conv, "weight", out, channels // groups, *conv.kernel_size)
+    _resize(conv, "bias", out)
+
+
+def _fit(layer: nn.Module, shape: tuple[int, ...], factor: int) -> None:
+    """Make ``layer`` take an input of that shape and give ``factor`` times as many channels as it gave."""
+    if isinstance(layer, nn.Conv2d):
+        _fit_conv(layer, shape[1], factor)
+    elif isinstance(layer, nn.Linear):
+        layer.in_features, layer.out_features = shape[-1], layer.out_features * factor
+        _resize(layer, "weight", layer.out_features, layer.in_features)
+        _resize(layer, "bias", layer.out_features)
+    elif isinstance(layer, (_BatchNorm, nn.GroupNorm)):
+        channels = "num_channels" if isinstance(layer, nn.GroupNorm) else "num_features"
+        setattr(layer, channels, shape[1])
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if hasattr(layer, name):
+                _resize(layer, name, shape[1])
+    elif isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+        # the LayerNorm2d of torchvision and timm norm the channels of [B, C, H, W]
+        layer.normalized_shape = (shape[1] if type(layer).__name__.endswith("2d") else shape[-1],)
+        _resize(layer, "weight", *layer.normalized_shape)
+        _resize(layer, "bias", *layer.normalized_shape)
+    else:
+        _fit_scales(layer, factor)
+
+
+def _fit_scales(layer: nn.Module, factor: int) -> None:
+    """Repeat the parameters of an unknown layer that have one value a channel, such as a layer scale."""
+    for name, parameter in list(layer._parameters.items()):
+        if parameter is None or factor == 1 or parameter.numel() == 1:
+            continue
+        dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
+        if len(dims) > 1:
+            raise CannotFitError(f"{type(layer).__name__} has a parameter {name} {tuple(parameter.shape)}")
+        setattr(layer, name, nn.Parameter(torch.cat([parameter.detach()] * factor, dims[0])))
+
+
+def refit(network: nn.Module, fork: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    """Give ``network`` layers of ``factor`` times the channels, taking a feature map of shape ``fork``; in place.
+
+    Each layer is made to take what the one before gives, as seen on a copy without data, where everything is first
+    tried. Returns the shape of the output, [B, C, H, W]. :class:`CannotFitError`, and nothing has changed, where it
+    does not run.
+    """
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    trial = on_meta(network)
+
+    def hook(name: str) -> Callable:
+        def fit(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+            tensor = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, (Tensor, list)))
+            # a dense layer is given its predecessors' outputs as a list
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else ()
+            if name not in dict(seen):
+                _fit(layer, shape, factor)
+                seen.append((name, shape))
+
+        return fit
+
+    for name, layer in trial.named_modules():
+        if layer._parameters or isinstance(layer, _BatchNorm):
+            layer.register_forward_pre_hook(hook(name), with_kwargs=True)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            dtype = next((parameter.dtype for parameter in network.parameters()), None)
+            out = trial(torch.zeros(fork, device="meta", dtype=dtype))
+    except Exception as error:  # whatever the network's own code says to channels it was not written for
+        raise CannotFitError(str(error)) from error
+    for name, shape in seen:
+        _fit(network.get_submodule(name), shape, factor)
+    return tuple(out.shape)

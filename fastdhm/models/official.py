@@ -1,0 +1,110 @@
+"""The checkpoints of the authors' released code (``d-li14/DHM``), loaded into our networks.
+
+Legend: H number of a branch, counted as ours are: 1 is the one nearest the top.
+"""
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdhm.errors import UserError
+from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, wrn
+from fastdhm.models.branched import BranchedModel
+from fastdhm.models.family import Family
+from fastdhm.models.pretrained import _refuse_another_network
+
+HEAD = re.compile(r"_head(\d+)\.")
+# family -> branch -> what the released code calls its parts, in the order of ours (`stages.0`, `stages.1`, ...)
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    imagenet_resnet.FAMILY.name: {
+        "B1": ("layer4",),
+        "B2": ("layer3", "layer4"),
+        "B3": ("layer2", "layer3", "layer4"),
+    },
+    cifar_resnet.FAMILY.name: {"B1": ("layer3",), "B2": ("layer2", "layer3")},
+    densenet.FAMILY.name: {"B1": ("layer3", "bn"), "B2": ("layer2", "transition2", "layer3", "bn")},
+    wrn.FAMILY.name: {"B1": ("layer3", "bn"), "B2": ("layer2", "layer3", "bn")},
+}
+FAMILIES = (imagenet_resnet.FAMILY, cifar_resnet.FAMILY, densenet.FAMILY, wrn.FAMILY)
+
+
+def load_official(path: str | Path, arch: str, num_classes: int | None = None) -> BranchedModel:
+    """The network in a checkpoint of the released code, with the branches that it holds.
+
+    The same images give the same logits: its forward's (B0, B1, B2) are ours, stacked. Its heads pool 7x7 maps, ours
+    whole ones, which is the same at 224 pixels.
+
+    Args:
+        path: what its scripts saved, a state dict or a checkpoint with one under ``state_dict``, with or without the
+            ``module.`` of DataParallel. Nothing in it is executed.
+        arch: our name of its architecture, such as ``resnet18``, ``resnet32``, ``wrn-28-10`` or ``densenet-40-12``.
+        num_classes: K, to be certain; ``None`` takes the file's.
+
+    Raises:
+        ValueError: no such file or no checkpoint, code in it, an architecture that the released code does not have, or
+            the weights of another; says what is missing and what is left over.
+    """
+    family = _family(arch)
+    state = _read(Path(path))
+    if "fc.weight" not in state:
+        raise UserError(f"{path} has no fc.weight, as every checkpoint of the released code has: it is none of them")
+    classes = len(state["fc.weight"])
+    if num_classes not in (None, classes):
+        raise UserError(f"{path} holds a network of {classes} classes, not {num_classes}: leave num_classes out")
+    branches = tuple(sorted({f"B{head[1]}" for name in state if (head := HEAD.search(name))}))
+    known = family.branches(arch)
+    if not set(branches) <= set(known):
+        raise UserError(
+            f"{path} has branches {', '.join(branches)}, and {arch} has {', '.join(known)}: another network"
+        )
+    model = family.build(arch, classes, branches)
+    own = model.state_dict()
+    theirs = {released_name(name, PARTS[family.name]): name for name in own}
+    # BatchNorm counted no batches before torch 0.4.1, and the count changes nothing where momentum is a number
+    kept = {name for name in theirs if name.endswith("num_batches_tracked") and name not in state}
+    _refuse_another_network({name: own[ours] for name, ours in theirs.items()}, state, kept, str(path), arch)
+    model.load_state_dict({ours: own[ours] if name in kept else state[name] for name, ours in theirs.items()})
+    return model
+
+
+def released_name(name: str, parts: dict[str, tuple[str, ...]]) -> str:
+    """What the released code calls our parameter ``name``: ``branches.B2.stages.0`` is ``layer3_head2`` or the like."""
+    if name.startswith("trunk."):
+        return name.removeprefix("trunk.")
+    _, branch, part, rest = name.split(".", 3)
+    if part == "stages":
+        number, rest = rest.split(".", 1)
+        part = parts[branch][int(number)]
+    return f"{part}_head{branch[1:]}.{rest}"
+
+
+def _family(arch: str) -> Family:
+    for family in FAMILIES:
+        if re.fullmatch(family.pattern, arch):
+            return family
+    known = "; ".join(family.rule for family in FAMILIES)
+    raise UserError(f"the released code has no {arch!r} (known: {known})")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, on the CPU, without ``module.``."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        # torch's own message would advise to load it with its code
+        raise UserError(f"{path} is no whole checkpoint, or holds code: it was not loaded") from error
+    state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
+    named = isinstance(state, dict) and state and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"{path} holds no tensors by name, itself or under state_dict: it is no checkpoint of a network"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -1,0 +1,261 @@
+"""A network's blocks and stages, read off its run: a stage begins where the resolution drops.
+
+Legend: B batch, C channels, H height, W width, N tokens.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fastdhm.errors import UserError
+from fastdhm.models.trace import Call, Trace
+
+DROP = 1.5  # a side that shrinks by less, as under a convolution without padding, is the same stage
+SEVERAL = 3.0  # what shrinks its sides by more holds more than one stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece of the network between two values that all data passes through: a module, a function, or neither."""
+
+    start: int
+    end: int
+    module: str | None = None
+    function: Call | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps that belong together. One of no ``kind`` holds no weights: pooling, or a last norm and activation."""
+
+    steps: tuple[Step, ...]
+    kind: type[nn.Module] | None
+
+    @property
+    def start(self) -> int:
+        return self.steps[0].start
+
+    @property
+    def end(self) -> int:
+        return self.steps[-1].end
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What :func:`find_layout` reads off a run: the stages' blocks, up to the last feature map, and the classifier."""
+
+    trace: Trace
+    stages: tuple[tuple[Block, ...], ...]
+    end: int
+    """The last value with a resolution: what the network pools."""
+    classifier: str | None
+
+    @property
+    def num_classes(self) -> int:
+        return self.trace.shapes[self.trace.output][1]
+
+    def repeated(self) -> list[Block]:
+        """The blocks of the kind that the network has most of: those that an index counts."""
+        blocks = [block for stage in self.stages for block in stage if block.kind]
+        most = Counter(block.kind for block in blocks).most_common(1)
+        return [block for block in blocks if most and block.kind is most[0][0]]
+
+
+def channels_first(shape: tuple[int, ...], images: tuple[int, ...]) -> bool:
+    """Whether ``shape`` is [B, C, H, W] rather than [B, H, W, C]: its sides are in proportion to the images'."""
+    aspect = images[2] / images[3]
+    _, first, second, third = shape
+    return abs(math.log(second / third / aspect)) <= abs(math.log(first / second / aspect))
+
+
+def resolution(shape: tuple[int, ...], images: tuple[int, ...]) -> tuple[int, int] | None:
+    """Height and width of a feature map; ``None`` for anything else, tokens too."""
+    if len(shape) != 4:
+        return None
+    return shape[2:] if channels_first(shape, images) else shape[1:3]
+
+
+def _shrinks(trace: Trace, start: int, end: int) -> float:
+    """How many times shorter the sides of a feature map are at ``end``; 1 where either is none."""
+    before, after = (resolution(trace.shapes[value], trace.shapes[0]) for value in (start, end))
+    return math.sqrt(math.prod(before) / math.prod(after)) if before and after else 1.0
+
+
+def _chain(trace: Trace, start: int, end: int, within: Call | None) -> list[Step]:
+    """The largest modules (other than ``within`` itself) and the functions that lead from one value to another."""
+    cuts = [value for value in trace.cuts if start <= value <= end]
+    leading: dict[int, Call] = {}  # by the value they start from, the one that leads farthest
+    for call in trace.inside(within):
+        if call.module and len(call.inputs) == 1 and call.inputs[0] in cuts and call.output in cuts:
+            best = leading.get(call.inputs[0])
+            if call.output > (best.output if best else call.inputs[0]):  # one that returns what it takes leads nowhere
+                leading[call.inputs[0]] = call
+    steps, value = [], start
+    while value != end:
+        call = leading.get(value)
+        if call:
+            steps.append(Step(value, call.output, module=call.module))
+        else:
+            after = cuts[cuts.index(value) + 1]
+            function = trace.functions[trace.created[after]]
+            tensors = [leaf for leaf in tree_leaves((function.args, function.kwargs)) if isinstance(leaf, Tensor)]
+            lone = function.inputs == (value,) and len(tensors) == 1
+            steps.append(Step(value, after, function=function if lone else None))
+        value = steps[-1].end
+    return steps
+
+
+def _call(trace: Trace, step: Step) -> Call:
+    return next(c for c in trace.modules if (c.module, c.inputs, c.output) == (step.module, (step.start,), step.end))
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """More than a norm has, which scales channels one by one."""
+    return any(parameter.ndim >= 2 for parameter in module.parameters())
+
+
+def _composed(model: nn.Module, step: Step) -> bool:
+    """A module of modules, with weights: not one layer."""
+    if step.module is None:
+        return False
+    module = model.get_submodule(step.module)
+    return next(module.children(), None) is not None and _has_weights(module)
+
+
+def _skipping(model: nn.Module, trace: Trace) -> set[type[nn.Module]]:
+    """The classes of modules with a skip connection or parallel paths in any run: blocks, not rows of them."""
+    classes: set[type[nn.Module]] = set()
+    cuts = set(trace.cuts)
+    for call in trace.modules:
+        kind = type(model.get_submodule(call.module))
+        spans = call.module and len(call.inputs) == 1 and call.inputs[0] in cuts and call.output in cuts
+        if spans and kind not in classes and not issubclass(kind, nn.Sequential):
+            steps = _chain(trace, call.inputs[0], call.output, call)
+            if any(step.module is None and step.function is None for step in steps):
+                classes.add(kind)
+    return classes
+
+
+def _opens(model: nn.Module, trace: Trace, step: Step, steps: list[Step]) -> bool:
+    """Whether a module without skip connection is a row of blocks rather than a block, judged by the steps inside it.
+
+    It is where it spans several stages, where one kind of module follows itself in it, or where it is a ``Sequential``
+    of more than single layers (a convolution with its norm and activation is one block).
+    """
+    if _shrinks(trace, step.start, step.end) >= SEVERAL:
+        return True
+    composed = [_composed(model, inner) for inner in steps]
+    modules = [model.get_submodule(s.module) if c else None for s, c in zip(steps, composed, strict=True)]
+    if isinstance(model.get_submodule(step.module), nn.Sequential):
+        return any(composed)
+    if any(before and type(before) is type(after) for before, after in pairwise(modules)):
+        return True
+    rows = [list(module.children()) for module in modules if type(module) is nn.Sequential]
+    return any(len({type(block) for block in row}) == 1 and next(row[0].children(), None) for row in rows)
+
+
+def _holds(model: nn.Module, trace: Trace, step: Step, steps: list[Step], blocks: set[type[nn.Module]]) -> bool:
+    """Whether a module spans several stages, or holds a row of blocks beside what else it joins (a ViT's encoder)."""
+    inner = [model.get_submodule(step.module) for step in steps if step.module]
+    rows = [list(module.children()) for module in inner if type(module) is nn.Sequential]
+    rows += [[module for module in inner if type(module) in blocks]]
+    alike = any(len(row) > 1 and {type(block) for block in row} <= blocks for row in rows)
+    return alike or _shrinks(trace, step.start, step.end) >= SEVERAL
+
+
+def _unfold(model: nn.Module, trace: Trace, steps: list[Step], blocks: set[type[nn.Module]]) -> list[Step]:
+    """The steps with every row of blocks replaced by its blocks; a module of one of the classes ``blocks`` is one."""
+    unfolded = []
+    for step in steps:
+        if _composed(model, step):
+            inner = _chain(trace, step.start, step.end, _call(trace, step))
+            whole = type(model.get_submodule(step.module)) in blocks and not _holds(model, trace, step, inner, blocks)
+            if not whole and _opens(model, trace, step, inner):
+                unfolded += _unfold(model, trace, inner, blocks)
+                continue
+        unfolded.append(step)
+    return unfolded
+
+
+def _blocks(model: nn.Module, trace: Trace, steps: list[Step]) -> list[Block]:
+    """Group single layers: a convolution begins a block, and the norm and activation after it are of that block."""
+    blocks: list[list[Step]] = []
+    kinds: list[type[nn.Module] | None] = []
+    open_block = False
+    for step in steps:
+        module = model.get_submodule(step.module) if step.module else None
+        gap = step.module is None and step.function is None
+        weights = gap or (module is not None and _has_weights(module))
+        if open_block and not weights and _shrinks(trace, step.start, step.end) < DROP:
+            blocks[-1].append(step)
+            continue
+        blocks.append([step])
+        kinds.append((type(module) if module is not None else nn.Module) if weights else None)
+        open_block = weights and not gap and not _composed(model, step)
+    return [Block(tuple(steps), kind) for steps, kind in zip(blocks, kinds, strict=True)]
+
+
+def _stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
+    """Blocks between drops of the resolution. Pooling alone is no stage: it goes with what follows, or the last."""
+    stages: list[list[Block]] = [[]]
+    for block in blocks:
+        if _shrinks(trace, block.start, block.end) >= DROP and any(b.kind for b in stages[-1]):
+            stages.append([])
+        stages[-1].append(block)
+    if len(stages) > 1 and not any(block.kind for block in stages[-1]):
+        pooling = stages.pop()
+        stages[-1] += pooling
+    return [stage for stage in stages if stage]
+
+
+def find_classifier(model: nn.Module, trace: Trace) -> Call | None:
+    """The last linear layer, or 1x1 convolution, that gives as many channels as there are logits."""
+    num_classes = trace.shapes[trace.output][1]
+    for call in reversed(trace.modules):
+        layer = model.get_submodule(call.module)
+        wide = layer.out_features if isinstance(layer, nn.Linear) else getattr(layer, "out_channels", None)
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and wide == num_classes and call.output is not None:
+            return call
+    return None
+
+
+def find_layout(model: nn.Module, trace: Trace) -> Layout:
+    """Read the stages off a run of ``model``.
+
+    Raises:
+        ValueError: there is no feature map to pool, or it has shrunk to one pixel before the pooling.
+    """
+    images = trace.shapes[0]
+    classifier = find_classifier(model, trace)
+    bound = classifier.inputs[0] if classifier and len(classifier.inputs) == 1 else trace.output
+    maps = [value for value in trace.cuts if 0 < value <= bound and _pixels(trace.shapes[value], images) > 1]
+    if not maps:
+        raise UserError(
+            f"{type(model).__name__} has no feature map that all its data passes through: give branches=, a mapping of "
+            "a branch's name to (name of the module to fork at, the branch)"
+        )
+    _refuse_one_pixel(model, trace, maps[-1], bound)
+    steps = _unfold(model, trace, _chain(trace, 0, maps[-1], None), _skipping(model, trace))
+    stages = _stages(trace, _blocks(model, trace, steps))
+    return Layout(trace, tuple(map(tuple, stages)), maps[-1], classifier.module if classifier else None)
+
+
+def _pixels(shape: tuple[int, ...], images: tuple[int, ...]) -> int:
+    """How many places a feature map or a row of tokens has; 0 for anything else."""
+    return math.prod(resolution(shape, images) or (shape[1:2] if len(shape) == 3 else (0,)))
+
+
+def _refuse_one_pixel(model: nn.Module, trace: Trace, end: int, bound: int) -> None:
+    """``ValueError`` if layers with weights, not pooling, halve the feature map to one pixel: the images are small."""
+    size = resolution(trace.shapes[end], trace.shapes[0])
+    after = _chain(trace, end, trace.output, None)[0] if size and max(size) <= 2 else None
+    if after and after.module and after.end <= bound and _has_weights(model.get_submodule(after.module)):
+        H, W = trace.shapes[0][2:]
+        raise UserError(
+            f"on images of {H}x{W} pixels the feature map of {type(model).__name__} is one pixel after {after.module}, "
+            f"so nothing is left to pool: give a larger input_size, such as {2 * H}"
+        )

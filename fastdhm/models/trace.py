@@ -1,0 +1,212 @@
+"""What a network does with one small batch: which modules and functions run, and which values all data passes through.
+
+Legend: B batch, C channels, H height, W width, N tokens.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from fastdhm.errors import UserError
+
+BATCH = 2  # BatchNorm refuses to train on one image
+
+
+@dataclass
+class Call:
+    """One run of a module, or of a function (``module`` is ``None``). Values are numbered in the order of creation."""
+
+    module: str | None
+    inputs: tuple[int, ...]
+    depth: int = 0
+    """How many modules it runs in."""
+    output: int | None = None
+    """``None`` where it returned anything but one tensor."""
+    function: Callable | None = None
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+
+
+@dataclass
+class Trace:
+    """A network's run. ``cuts`` are the values that all data passes through, in order, each created by function
+    ``created[value]`` (-1 for the images)."""
+
+    shapes: list[tuple[int, ...]]
+    objects: list[int]
+    """Identity of the tensor that holds a value: a function that works in place makes a new value in the old tensor."""
+    created: list[int]
+    functions: list[Call]
+    modules: list[Call]
+    cuts: list[int]
+    output: int
+
+    def runs(self, module: str) -> int:
+        """How often the module ran."""
+        return sum(call.module == module for call in self.modules)
+
+    def inside(self, call: Call | None) -> list[Call]:
+        """The modules that ran in a module, or all."""
+        if call is None:
+            return self.modules
+        first = next(i for i, other in enumerate(self.modules) if other is call) + 1
+        return list(takewhile(lambda other: other.depth > call.depth, self.modules[first:]))
+
+
+class _Recorder(TorchFunctionMode):
+    """Numbers every tensor that comes from the images, by the function that makes it."""
+
+    def __init__(self, images_BCHW: Tensor):
+        super().__init__()
+        self.values: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # so that no identity is given twice
+        self.shapes, self.objects, self.created = [], [], []
+        self.functions: list[Call] = []
+        self.modules: list[Call] = []
+        self.open: list[Call] = []
+        self.add(images_BCHW, -1)
+
+    def add(self, tensor: Tensor, function: int) -> int:
+        value = self.values[id(tensor)] = len(self.shapes)
+        self.shapes.append(tuple(tensor.shape))
+        self.alive.append(tensor)
+        self.objects.append(id(tensor))
+        self.created.append(function)
+        return value
+
+    def known(self, tree: object) -> tuple[int, ...]:
+        found = [self.values[id(leaf)] for leaf in tree_leaves(tree) if id(leaf) in self.values]
+        return tuple(dict.fromkeys(found))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        call = Call(None, self.known((args, kwargs)), function=func, args=args, kwargs=kwargs)
+        out = func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if call.inputs and tensors:
+            self.record(call, tensors)
+        return out
+
+    def record(self, call: Call, tensors: list[Tensor]) -> None:
+        made = [self.add(tensor, len(self.functions)) for tensor in tensors]
+        call.output = made[0] if len(made) == 1 else None
+        self.functions.append(call)
+
+    def enter(self, name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.open.append(Call(name, self.known((args, kwargs)), depth=len(self.open)))
+            self.modules.append(self.open[-1])
+
+        return hook
+
+    def leave(self, module: nn.Module, args: tuple, output: object) -> None:
+        call = self.open.pop()
+        if isinstance(output, Tensor):
+            if id(output) not in self.values and call.inputs:  # made by what torch does not show, such as a custom op
+                self.record(Call(None, call.inputs), [output])
+            call.output = self.values.get(id(output))
+
+
+def _cuts(recorder: _Recorder) -> Iterator[int]:
+    """Values after whose creation no older one is used: whatever the network goes on to do, it does with these."""
+    last_use = list(recorder.created)
+    for position, call in enumerate(recorder.functions):
+        for value in call.inputs:
+            last_use[value] = position
+    reach = -1
+    made: dict[int, list[int]] = {}
+    for value, position in enumerate(recorder.created):
+        made.setdefault(position, []).append(value)
+    for position in range(-1, len(recorder.functions)):
+        if len(made[position]) == 1 and reach <= position:
+            yield made[position][0]
+        reach = max(reach, *(last_use[value] for value in made[position]))
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy without data: the same shapes, no memory, nothing computed."""
+    tensors = [*module.parameters(), *module.buffers()]
+    memo: dict[int, object] = {}
+    for tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Module, Tensor], object]) -> object:
+    """``run(copy, images)`` on a copy without data, or on a whole copy where the network needs data to run.
+
+    The network itself, its statistics and the random numbers stay as they are. ``UserError`` if neither runs.
+    """
+    try:
+        like = next(model.parameters(), torch.empty(0))
+        copies = [lambda: (on_meta(model), "meta"), lambda: (copy.deepcopy(model), like.device)]
+        for make in copies:
+            network, device = make()
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    return run(network, torch.zeros(BATCH, *size_CHW, device=device, dtype=like.dtype))
+            except UserError:
+                raise
+            except Exception as failed:  # whatever a network's own forward may raise
+                error = failed
+    except UserError:
+        raise
+    except Exception as failed:  # copy.deepcopy raises what a network's parts do
+        raise UserError(f"{type(model).__name__} cannot be copied ({failed}); attach works on a copy of it") from failed
+    C, H, W = size_CHW
+    raise UserError(
+        f"{type(model).__name__} does not run on images of {C} channels and {H}x{W} pixels: {_first_line(error)}. "
+        "Give input_size=(channels, height, width) as it takes them"
+    ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+
+
+def trace(model: nn.Module, size_CHW: tuple[int, int, int]) -> Trace:
+    """Run a copy of ``model`` on images of that size and record what happens.
+
+    Raises:
+        ValueError: it does not run, or returns anything but logits [B, K], in training or in evaluation.
+    """
+    name = type(model).__name__
+
+    def run(network: nn.Module, images_BCHW: Tensor) -> Trace:
+        if images_BCHW.is_meta:
+            _check_logits(name, "training", network.train()(images_BCHW))
+        network.eval()
+        recorder = _Recorder(images_BCHW)
+        for path, module in network.named_modules():
+            module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True)
+            module.register_forward_hook(recorder.leave)
+        with recorder:
+            logits_BK = network(images_BCHW)
+        _check_logits(name, "evaluation", logits_BK)
+        output = recorder.values[id(logits_BK)]
+        cuts = [value for value in _cuts(recorder) if recorder.created[value] <= recorder.created[output]]
+        return Trace(
+            recorder.shapes, recorder.objects, recorder.created, recorder.functions, recorder.modules, cuts, output
+        )
+
+    return probe(model, size_CHW, run)
+
+
+def _check_logits(name: str, mode: str, output: object) -> None:
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"{name} returns a {type(output).__name__} in {mode}, and must return one tensor of logits: switch its "
+            "further outputs off (aux_logits=False, for example), or wrap it in a module that picks the logits"
+        )
+    if output.ndim != 2 or len(output) != BATCH:
+        raise UserError(
+            f"{name} gives {tuple(output.shape)} for {BATCH} images in {mode}, and must give logits [B, K]: a row for "
+            "each image, a column for each class"
+        )

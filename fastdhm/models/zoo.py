@@ -1,0 +1,80 @@
+"""Any classifier of torchvision or timm by name, with the branches that :func:`attach` grows from it."""
+
+from difflib import get_close_matches
+
+import torch
+import torchvision
+from torch import nn
+
+from fastdhm.errors import UserError
+from fastdhm.models.attach import attach
+from fastdhm.models.branched import BranchedModel
+from fastdhm.models.family import Family
+
+BRANCHES = ("B1", "B2", "B3")  # most networks have stages for as many; building says where there are fewer
+AUXILIARY = ("googlenet", "inception_v3")  # further classifiers, which in training would come beside the logits
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("timm is not installed: pip install timm, or take a network of torchvision") from error
+    return timm
+
+
+def _split(arch: str) -> tuple[str, str]:
+    """Library and name; ``UserError``, with the nearest names, if the library has none such."""
+    library, name = arch.split(":", 1)
+    if library == "timm":
+        timm = _timm()
+        known, exists = timm.list_models(), timm.is_model(name)
+    else:
+        known = torchvision.models.list_models(module=torchvision.models)
+        exists = name in known
+    if not exists:
+        nearest = get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"; the nearest: {', '.join(f'{library}:{near}' for near in nearest)}" if nearest else ""
+        raise UserError(f"{library} has no network {name!r}{hint}")
+    return library, name
+
+
+def _create(library: str, name: str, num_classes: int) -> nn.Module:
+    if library == "timm":
+        return _timm().create_model(name, num_classes=num_classes)
+    given = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
+
+
+def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:
+    """The network after the colon as the trunk, randomly initialised by its library, with the named branches.
+
+    Raises:
+        ValueError: the library is not installed or has no such network, or the network not the stages for a branch.
+    """
+    library, name = _split(arch)
+    device = torch.get_default_device()
+    try:
+        trunk = _create(library, name, num_classes)
+    except NotImplementedError:  # some compute their sizes with tensors, which the meta device does not hold
+        with torch.device("cpu"):
+            trunk = _create(library, name, num_classes).to(device)
+    size = getattr(trunk, "default_cfg", {}).get("input_size", (3, 224, 224))  # timm's networks say theirs
+    return attach(trunk, branches=branches, input_size=tuple(size), verbose=False)
+
+
+def _branches(arch: str) -> tuple[str, ...]:
+    _split(arch)
+    return BRANCHES
+
+
+FAMILY = Family(
+    name="any of torchvision or timm",
+    pattern="(torchvision|timm):.+",
+    rule="torchvision:NAME or timm:NAME",
+    examples=("torchvision:convnext_tiny", "torchvision:mobilenet_v2", "timm:convnext_tiny"),
+    image_size=(224, 224),
+    num_classes=1000,
+    branches=_branches,
+    build=build,
+)

@@ -1,0 +1,103 @@
+"""What moves the weights, and what stands still."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastdhm import models
+from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
+
+MAKERS = {
+    "sgd": lambda model, decay, all_of_it: make_sgd(model, 0.1, 0.9, False, decay, all_of_it),
+    "amsgrad": lambda model, decay, all_of_it: make_amsgrad(model, 0.1, (0.9, 0.999), decay, all_of_it),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_norm_and_bias_can_be_spared_the_decay(kind):
+    model = models.build("resnet8", 10)
+    (everything,) = MAKERS[kind](model, 1e-4, True).param_groups
+    assert everything["weight_decay"] == 1e-4 and everything["fused"]
+    decayed, spared = MAKERS[kind](model, 1e-4, False).param_groups
+    assert spared["weight_decay"] == 0 and {p.ndim for p in spared["params"]} == {1}
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert len(decayed["params"]) + len(spared["params"]) == len(everything["params"])
+
+
+def test_momentum_from_zeros_is_momentum_from_nothing():
+    """The buffers that the optimizer starts with change no first step."""
+    networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [
+        make_sgd(networks[0], 0.1, 0.9, True, 1e-2, True),
+        torch.optim.SGD(networks[1].parameters(), 0.1, 0.9, weight_decay=1e-2, nesterov=True, fused=True),
+    ]
+    for _ in range(3):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            network(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=0, atol=0)
+
+
+def test_amsgrad_is_its_definition_also_for_a_tensor_that_starts_late():
+    """Bias-corrected Adam over the largest second moment so far, the decay in the gradient; shapes channels-last."""
+    lr, (beta1, beta2), decay, late = 0.01, (0.9, 0.99), 0.1, 2
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 2, 3, bias=False))
+    model.to(memory_format=torch.channels_last)
+    weights = [p.detach().clone().double() for p in model.parameters()]
+    moments = [[torch.zeros_like(w) for _ in range(3)] for w in weights]
+    optimizer = make_amsgrad(model, lr, (beta1, beta2), decay, True)
+    for step in range(1, 7):
+        for i, parameter in enumerate(model.parameters()):
+            since = step - late * i  # the second has no gradient in the first two steps
+            # gradients that fall, so that the largest second moment and the current one differ
+            parameter.grad = torch.randn(parameter.shape, generator=generator) / step**2 if since > 0 else None
+            if since <= 0:
+                continue
+            parameter.grad = parameter.grad.contiguous(memory_format=torch.channels_last)
+            grad = parameter.grad.double() + decay * weights[i]
+            first, second, largest = moments[i]
+            first.lerp_(grad, 1 - beta1)
+            second.lerp_(grad.square(), 1 - beta2)
+            torch.maximum(largest, second, out=largest)
+            size = (largest / (1 - beta2**since)).sqrt() + 1e-8
+            weights[i] -= lr * first / (1 - beta1**since) / size
+        optimizer.step()
+    for parameter, expected in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def small():
+    torch.manual_seed(0)
+    trunk = nn.Sequential()
+    trunk.add_module("body", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)))
+    trunk.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    trunk.add_module("fc", nn.Linear(4, 5))
+    branch = models.Branch([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)], 4, 5)
+    return models.BranchedModel(trunk, {"B1": branch}, {"B1": "body"})
+
+
+def train_a_step(model):
+    """The names of what moved, weights and statistics, in a step with decay and two old momenta."""
+    optimizer = make_sgd(model, 0.1, 0.9, False, 0.1, True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_what_is_frozen_stands_still_in_weights_and_statistics_and_moves_again_after():
+    model = small()
+    everything = set(model.state_dict())
+    frozen = {name for name in everything if name.startswith("trunk.body.")}
+    parameters = {name for name, _ in model.named_parameters()}
+    freeze(model, frozen & parameters)
+    assert train_a_step(model) == everything - frozen
+    body = model.trunk.body
+    assert not body.training and not body[2].training and model.branches["B1"].training and model.trunk.fc.training
+    assert body[0].weight.grad is None
+    freeze(model, ())
+    assert train_a_step(model) == everything
+    assert all(module.training for module in model.modules())

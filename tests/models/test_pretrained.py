@@ -1,0 +1,205 @@
+"""Pre-trained trunks: from files, from torchvision's cache, without a network, and weights of another architecture."""
+
+import urllib.error
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fastdhm import models
+
+FILE = "resnet18-f37072fd.pth"  # as torchvision names its ImageNet weights of resnet18
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    torch.manual_seed(5)
+    return models.build("resnet8", 10, ()).trunk
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return models.build("resnet8", 7)
+
+
+def save(network, path):
+    state = network.state_dict()
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["trunk.pth", "trunk.pt", "trunk.safetensors"])
+def test_a_file_with_other_classes_gives_all_but_the_classifier(trunk, model, tmp_path, name):
+    before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    pretrained = models.load_pretrained(model, "resnet8", save(trunk, tmp_path / name))
+    for n, tensor in model.state_dict().items():
+        new = not n.startswith("trunk.") or n.startswith("trunk.fc.")
+        assert torch.equal(tensor, before[n] if new else trunk.state_dict()[n.removeprefix("trunk.")]), n
+        if n in pretrained.new or n in pretrained.loaded:
+            assert (n in pretrained.new) == new, n
+    assert sorted(pretrained.new + pretrained.loaded) == sorted(n for n, _ in model.named_parameters())
+    assert pretrained.source == str(tmp_path / name)
+
+
+def test_a_file_with_as_many_classes_gives_the_classifier_too(trunk, tmp_path):
+    model = models.build("resnet8", 10, ("B2",))
+    pretrained = models.load_pretrained(model, "resnet8", str(save(trunk, tmp_path / "trunk.pth")))
+    assert torch.equal(model.trunk.fc.weight, trunk.fc.weight)
+    assert pretrained.new == tuple(f"branches.{n}" for n, _ in model.branches.named_parameters())
+
+
+def test_a_file_without_a_classifier_or_batch_counts_is_enough(trunk, model, tmp_path):
+    state = {n: t for n, t in trunk.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
+    torch.save(state, tmp_path / "features.pth")
+    pretrained = models.load_pretrained(model, "resnet8", tmp_path / "features.pth")
+    assert torch.equal(model.trunk.layer3[0].bn2.running_var, trunk.layer3[0].bn2.running_var)
+    assert [n for n in pretrained.new if n.startswith("trunk.")] == ["trunk.fc.weight", "trunk.fc.bias"]
+
+
+@pytest.mark.parametrize("arch", ["mobilenet", "wrn-10-1", "densenet-10-4"])
+def test_any_family_loads_its_own_stripped_network(arch, tmp_path):
+    network = models.build(arch, 10).strip()
+    model = models.build(arch, 3)
+    pretrained = models.load_pretrained(model, arch, save(network, tmp_path / "network.safetensors"))
+    assert torch.equal(next(model.trunk.parameters()), next(network.parameters()))
+    last = "classifier" if arch == "mobilenet" else "fc"
+    assert [n for n in pretrained.new if n.startswith("trunk.")] == [f"trunk.{last}.weight", f"trunk.{last}.bias"]
+
+
+def test_weights_of_another_network_are_refused_and_nothing_changes(model, tmp_path):
+    before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    other = save(models.build("resnet14", 1000, ()).trunk, tmp_path / "resnet14.pth")
+    with pytest.raises(
+        ValueError, match=r"another network than resnet8: tensors 36 unknown \(layer1.1.conv1.weight.*\.\.\."
+    ):
+        models.load_pretrained(model, "resnet8", other)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+
+
+def test_each_kind_of_difference_is_counted_and_named(trunk, model, tmp_path):
+    state = trunk.state_dict()
+    del state["conv1.weight"]
+    state |= {"head.weight": torch.zeros(3), "bn1.bias": torch.zeros(5)}
+    torch.save(state, tmp_path / "wrong.pth")
+    message = (
+        r"1 missing \(conv1.weight\); 1 unknown \(head.weight\); 1 of another shape \(bn1.bias \(5,\) instead of \(16"
+    )
+    with pytest.raises(ValueError, match=message):
+        models.load_pretrained(model, "resnet8", tmp_path / "wrong.pth")
+
+
+def test_a_classifier_of_other_features_is_another_network(trunk, model, tmp_path):
+    torch.save(trunk.state_dict() | {"fc.weight": torch.zeros(10, 9)}, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match=r"of another shape \(fc.weight \(10, 9\) instead of \(7, 64\)"):
+        models.load_pretrained(model, "resnet8", tmp_path / "wrong.pth")
+
+
+class Hostile:
+    def __reduce__(self):
+        return pytest.fail, ("code in the file ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"", "no whole weights file"),
+        (b"not weights", "no whole weights file"),
+        ({"a": Hostile()}, "holds code: it was not loaded"),
+        ({"epoch": 3, "state_dict": {}}, "no tensors by name but epoch, state_dict: save a network's state_dict"),
+        ({}, "no tensors by name: save"),
+        (torch.zeros(3), "no tensors by name"),
+    ],
+    ids=["absent", "empty", "text", "code", "checkpoint", "nothing", "tensor"],
+)  # fmt: skip
+def test_files_that_are_no_weights_are_refused(model, tmp_path, content, message):
+    path = tmp_path / "file.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        models.load_pretrained(model, "resnet8", path)
+
+
+def test_a_broken_safetensors_file_is_refused(model, tmp_path):
+    (tmp_path / "file.safetensors").write_bytes(b"12345678")
+    with pytest.raises(ValueError, match="no whole weights file"):
+        models.load_pretrained(model, "resnet8", tmp_path / "file.safetensors")
+
+
+class TestTorchvision:
+    @pytest.fixture
+    def trunk(self):
+        return models.build("resnet18", 1000, ()).trunk
+
+    @pytest.fixture
+    def model(self):
+        return models.build("resnet18", 7, ())
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        (tmp_path / "checkpoints").mkdir()
+        return tmp_path / "checkpoints"
+
+    def test_weights_put_into_the_cache_by_hand_are_taken(self, trunk, model, cache, monkeypatch):
+        monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **kwargs: pytest.fail("downloaded"))
+        save(trunk, cache / FILE)
+        pretrained = models.load_pretrained(model, "resnet18")
+        assert torch.equal(model.trunk.conv1.weight, trunk.conv1.weight)
+        assert pretrained.source == "ResNet18_Weights.IMAGENET1K_V1"
+
+    def test_weights_are_downloaded_once_with_progress_and_checked(self, trunk, model, cache, monkeypatch):
+        calls = []
+
+        def download(url, path, hash_prefix, progress):
+            calls.append((hash_prefix, progress))
+            torch.save(trunk.state_dict(), path)
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+        for _ in range(2):
+            models.load_pretrained(model, "resnet18")
+        assert calls == [("f37072fd", True)]
+        assert torch.equal(model.trunk.conv1.weight, trunk.conv1.weight)
+
+    @pytest.mark.parametrize("error", [urllib.error.URLError("no route to host"), RuntimeError("invalid hash value")])
+    def test_without_a_network_it_says_what_to_put_where(self, model, cache, monkeypatch, error):
+        def download(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+        with pytest.raises(
+            ValueError, match=f"could not be downloaded .*Download https.*{FILE} elsewhere and.*{cache / FILE}"
+        ):
+            models.load_pretrained(model, "resnet18")
+
+    def test_a_broken_file_in_the_cache_is_named(self, model, cache):
+        (cache / FILE).write_bytes(b"half a download")
+        with pytest.raises(ValueError, match=f"{cache / FILE} is no whole weights file"):
+            models.load_pretrained(model, "resnet18")
+
+    def test_unknown_weights_are_refused(self, model):
+        with pytest.raises(ValueError, match="unknown weights of resnet18 'IMAGENET1K_V3'.*known: IMAGENET1K_V1"):
+            models.load_pretrained(model, "resnet18", weights="IMAGENET1K_V3")
+        with pytest.raises(ValueError, match="no pre-trained weights are known for wrn-10-1.*resnet152.*give a file"):
+            models.load_pretrained(models.build("wrn-10-1", 5), "wrn-10-1")
+
+
+def test_the_lists_freeze_the_old_and_train_the_new(trunk, model, tmp_path):
+    """The phase that trains new layers alone, with nothing else than the two lists."""
+    pretrained = models.load_pretrained(model, "resnet8", save(trunk, tmp_path / "trunk.pth"))
+    parameters = dict(model.named_parameters())
+    for name in pretrained.loaded:
+        parameters[name].requires_grad_(False)
+    frozen = {name.rpartition(".")[0] for name in pretrained.loaded}
+    for name, module in model.train().named_modules():
+        if isinstance(module, nn.BatchNorm2d) and name in frozen:
+            module.eval()
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert {name for name, parameter in parameters.items() if parameter.grad is not None} == set(pretrained.new)
+    buffers = trunk.state_dict()
+    for name, buffer in model.trunk.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
