@@ -141,7 +141,7 @@ class TrainConfig:
     temperature: float = 1.0
     """Temperature of the mimicking terms."""
     label_smoothing: float = 0.0
-    """Label smoothing of the cross-entropies, in [0, 1]."""
+    """Label smoothing of the cross-entropies, in [0, 1)."""
     mimic_warmup: float = 0.0
     """Epochs over which the mimicking weights rise from 0; short runs stall without it, the paper's long do not."""
 
@@ -179,7 +179,8 @@ class TrainConfig:
         for name in ("momentum", "dropout"):
             self._check(name, "in [0, 1)", lambda value: 0 <= value < 1)
         self._check("betas", "two numbers in [0, 1)", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b))
-        for name in ("label_smoothing", "progressive", "keep_prob"):
+        self._check("label_smoothing", "in [0, 1)", lambda value: 0 <= value < 1)
+        for name in ("progressive", "keep_prob"):
             self._check(name, "in [0, 1]", lambda value: 0 <= value <= 1)
         self._check("crop_ratio", "at most 1", lambda value: value <= 1)
         self._check("mean", "three numbers in [0, 1]", lambda value: all(0 <= v <= 1 for v in value))

@@ -28,6 +28,7 @@ from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.timer import Timer
 from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking
+from fastdhm.ops.mimic_loss import use_fused
 
 SCHEDULE = ("lr", "epochs", "schedule", "milestones", "gamma", "warmup_epochs", "warmup_lr", "warmup")
 
@@ -232,6 +233,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
+    use_fused(config.impl, device.type)  # now, and not in the first step
     dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder") and folder:

@@ -99,7 +99,7 @@ def mimic_loss(
     _validate(logits_MBK, target_B, weights_MM)
     _validate_settings(temperature, label_smoothing, ignore_index)
     weights_MM = weights_MM.detach()
-    if not _use_fused(impl, logits_MBK.device.type):
+    if not use_fused(impl, logits_MBK.device.type):
         if logits_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the C++ form does it itself
             check_values(logits_MBK, target_B, weights_MM, ignore_index)
         return mimic_loss_eager(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index)
@@ -169,8 +169,8 @@ def _check_weights(weights_MM: Tensor) -> None:
         raise UserError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
 
 
-def _use_fused(impl: str, device: str) -> bool:
-    """Whether the fused op does it; ``ValueError`` if ``impl`` asks for one that cannot run here."""
+def use_fused(impl: str, device: str) -> bool:
+    """Whether the fused op does it on that type of device; ``ValueError`` if ``impl`` asks for one that cannot."""
     if impl == "eager":
         return False
     if impl == "auto":
