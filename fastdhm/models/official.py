@@ -15,7 +15,7 @@ from fastdhm.errors import UserError
 from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, wrn
 from fastdhm.models.branched import BranchedModel
 from fastdhm.models.family import Family
-from fastdhm.models.pretrained import _refuse_another_network
+from fastdhm.models.pretrained import refuse_another_network
 
 HEAD = re.compile(r"_head(\d+)\.")
 # family -> branch -> what the released code calls its parts, in the order of ours (`stages.0`, `stages.1`, ...)
@@ -66,7 +66,7 @@ def load_official(path: str | Path, arch: str, num_classes: int | None = None) -
     theirs = {released_name(name, PARTS[family.name]): name for name in own}
     # BatchNorm counted no batches before torch 0.4.1, and the count changes nothing where momentum is a number
     kept = {name for name in theirs if name.endswith("num_batches_tracked") and name not in state}
-    _refuse_another_network({name: own[ours] for name, ours in theirs.items()}, state, kept, str(path), arch)
+    refuse_another_network({name: own[ours] for name, ours in theirs.items()}, state, kept, str(path), arch)
     model.load_state_dict({ours: own[ours] if name in kept else state[name] for name, ours in theirs.items()})
     return model
 

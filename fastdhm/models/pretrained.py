@@ -54,7 +54,7 @@ def load_pretrained(
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     # BatchNorm counted no batches before torch 0.4.1, and the count changes nothing where momentum is a number
     kept = dropped | {name for name in own if name.endswith("num_batches_tracked") and name not in state}
-    _refuse_another_network(own, state, kept, source, arch)
+    refuse_another_network(own, state, kept, source, arch)
     trunk.load_state_dict({name: own[name] if name in kept else state[name] for name in own})
     new = tuple(n for n, _ in model.named_parameters() if not n.startswith("trunk.") or n[len("trunk.") :] in dropped)
     return Pretrained(source, tuple(n for n, _ in model.named_parameters() if n not in new), new)
@@ -109,7 +109,7 @@ def _other_classifier(trunk: nn.Module, state: dict[str, Tensor]) -> set[str]:
     return set(own) if same_inputs and any(own[n].shape != given[n].shape for n in own) else set()
 
 
-def _refuse_another_network(
+def refuse_another_network(
     own: dict[str, Tensor], state: dict[str, Tensor], kept: set[str], source: str, arch: str
 ) -> None:
     missing = [name for name in own if name not in state and name not in kept]
