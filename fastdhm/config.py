@@ -16,10 +16,12 @@ def _is_distribution(probabilities: dict[str, float]) -> bool:
     return all(0 <= p <= 1 for p in values) and abs(math.fsum(values) - 1) <= 1e-6
 
 
+MAX_SIDE = 8192  # pixels; a batch of larger images fits into no memory
+
+
 def _is_image_size(size: int | tuple[int, int]) -> bool:
-    if isinstance(size, int):
-        return size >= 1
-    return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
+    sides = (size, size) if isinstance(size, int) else size
+    return len(sides) == 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
 
 
 def default_data_dir() -> str:
@@ -172,7 +174,7 @@ class TrainConfig:
             self._check(name, "a finite number above 0", lambda value: 0 < value < math.inf)
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "mimic_warmup"):
             self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
-        self._check("image_size", "1 or more, or two of those as [HEIGHT,WIDTH]", _is_image_size)
+        self._check("image_size", f"1 to {MAX_SIDE}, or two of those as [HEIGHT,WIDTH]", _is_image_size)
         for name in ("workers", "pad", "freeze_epochs"):
             self._check(name, "0 or more", lambda value: value >= 0)
         self._check("seed", "in [0, 2**63)", lambda value: 0 <= value < 2**63)
@@ -197,6 +199,7 @@ class TrainConfig:
         unused = self.optimizer != "amsgrad"
         self._check("betas", "left out: only amsgrad uses it", lambda b: not unused or tuple(b) == (0.9, 0.999))
         fresh = self.weights is None
+        self._check("freeze_epochs", f"below epochs ({self.epochs})", lambda n: n == 0 or n < self.epochs)
         self._check("freeze_epochs", "0 without weights: nothing is pre-trained", lambda n: n == 0 or not fresh)
 
     def _check(self, name: str, rule: str, holds) -> None:

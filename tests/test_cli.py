@@ -141,7 +141,7 @@ def test_dashes_and_underscores():
         ("--accumulate 3", "accumulate is 3: must be a divisor of batch_size"),
         ("--crop middle", "crop"),
         ("--image-size 256x128", r"image_size is 256x128: must be a whole number or \[HEIGHT,WIDTH\];"),
-        ("--image-size [0,8]", r"image_size is \(0, 8\): must be 1 or more"),
+        ("--image-size [0,8]", r"image_size is \(0, 8\): must be 1 to 8192"),
         ("--image-size [8,8,8]", "image_size is .*must be a whole number or"),
         ("--max-steps many", "max_steps is many: must be a whole number or null"),
         ("--optimizer adam", "optimizer is adam: must be one of"),

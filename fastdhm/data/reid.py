@@ -185,6 +185,12 @@ def check_reid(data: ReidData) -> None:
             f"data set '{name}': {junk:,} queries are junk (identity -1), which only a gallery has: are "
             f"'{FOLDERS['query']}' and '{FOLDERS['gallery']}' swapped?"
         )
+    strangers = int((data.query.ids_N == DISTRACTOR).sum())
+    if strangers:
+        raise UserError(
+            f"data set '{name}': {strangers:,} queries are distractors (identity 0), which are different people and "
+            "only a gallery has: remove them"
+        )
     unmatched = int((~_has_match(data)).sum())
     if len(data.query) > len(data.gallery) or 2 * unmatched > len(data.query):
         raise UserError(

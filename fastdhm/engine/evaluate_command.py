@@ -87,6 +87,8 @@ def _rank_people(
 ) -> dict[str, Any]:
     if per_query and not per_query.parent.is_dir():  # found now and not after all the work
         raise UserError(f"--per-query {per_query}: {per_query.parent} is no folder")
+    if per_query and per_query.is_dir():
+        raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
     ranked = rank_people(network, config, how, console)
     if as_json:
         print(json.dumps(ranked.record()))

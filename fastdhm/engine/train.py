@@ -22,7 +22,7 @@ from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, pri
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
-from fastdhm.engine.run import IMAGENET, Run, make_compute, make_step, open_data
+from fastdhm.engine.run import IMAGENET, Run, make_compute, make_step, open_data, open_to_judge
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.timer import Timer
@@ -126,6 +126,9 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         checkpoint.refuse_existing(run_dir, config)
         if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
             raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
+    if is_reid(config.dataset):  # read what is judged at the end now: a bad file there must not cost a whole training
+        for split in open_to_judge(config, console, "query", "gallery"):
+            split.close()
     data = open_data(config, console)
     try:
         return _train(config, run_dir, data, console)

@@ -42,6 +42,8 @@ def tensor_of(values) -> Tensor:
     """A tensor over the same memory as an array's, which may be read-only: nothing here writes to what is given."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        if isinstance(values, np.ndarray) and any(stride < 0 for stride in values.strides):
+            values = values.copy()  # torch has no such strides
         return torch.as_tensor(values).detach()
 
 

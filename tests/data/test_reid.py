@@ -166,3 +166,11 @@ def test_drawn_people_differ_in_what_their_pictures_share(drawn):
     distance = ((colours[0][:, None] - colours[1]) ** 2).sum(2)
     nearest = gallery.ids_N[gallery.cams_N == 1][distance.argmin(1)]
     assert (nearest == query.ids_N[query.cams_N == 1]).mean() >= 0.75
+
+
+def test_distractors_are_no_queries(tmp_path):
+    root = write(tmp_path / "set", MARKET)
+    some = next((root / "query").iterdir())
+    some.rename(some.with_name(f"0000{some.name[4:]}"))
+    with pytest.raises(UserError, match=r"1 queries are distractors \(identity 0\)"):
+        load_reid(f"reid-folder:{root}", tmp_path)

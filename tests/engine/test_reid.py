@@ -17,6 +17,7 @@ from fastdhm import models
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.data import reid_synthetic
+from fastdhm.data.loaders import pick_kind
 from fastdhm.data.reid_synthetic import picture
 from fastdhm.engine.checkpoint import load_checkpoint
 from fastdhm.engine.record import read_log
@@ -283,8 +284,12 @@ def plain_run(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--metric cosin", "did you mean 'cosine'"), ("--per-query /nowhere/q.csv", "/nowhere is no folder")],
-    ids=["metric", "folder"],
+    [
+        ("--metric cosin", "did you mean 'cosine'"),
+        ("--per-query /nowhere/q.csv", "/nowhere is no folder"),
+        ("--per-query /", "is a folder"),
+    ],
+    ids=["metric", "folder", "no file"],
 )
 def test_a_mistake_is_found_before_the_work(finished, capsys, flags, message):
     assert main(["eval", str(finished), *flags.split()]) == 2
@@ -359,3 +364,20 @@ def test_unreadable_images_can_be_left_out_of_the_embeddings(finished, pictures,
     assert main(argv) == 0
     embeddings, names = load_features(tmp_path / "e.npy")
     assert len(embeddings) == 3 and names == ["a.png", "more/b.png", "more/c.jpg"]
+
+
+@pytest.mark.skipif(pick_kind("auto")[0] != "ffcv", reason="FFCV is not installed; torch's loader reads files when due")
+def test_a_bad_query_is_found_before_the_training(tmp_path, capsys):
+    root = tmp_path / "set"
+    for folder, people in {"bounding_box_train": (2, 3), "bounding_box_test": (4, 5), "query": (4, 5)}.items():
+        (root / folder).mkdir(parents=True)
+        for identity in people:
+            for camera in (1, 2):
+                name = f"{identity:04}_c{camera}s1_000001_00.jpg"
+                Image.new("RGB", (16, 32), (50 * identity, 90 * camera, 0)).save(root / folder / name)
+    (root / "query" / "0005_c1s1_000001_00.jpg").write_bytes(b"no image")
+    flags = ["--dataset", f"reid-folder:{root}", "--loader", "ffcv", "--workers", "1", "--batch-size", "4"]
+    flags += ["--arch", "resnet8", "--weights", "null", "--freeze-epochs", "0"]
+    assert main(command(tmp_path / "run", *flags)) == 2
+    assert "0005_c1s1_000001_00.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
