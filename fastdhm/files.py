@@ -2,9 +2,12 @@
 
 import errno
 import os
+import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastdhm.errors import UserError
 
@@ -41,3 +44,20 @@ def out_of_space(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     text = str(error)
     return "No space left" in text or "file write failed" in text or "unexpected pos" in text
+
+
+def load_without_code(path: Path, what: str) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU; executes nothing in it.
+
+    Raises:
+        ValueError: cut short, or no such file at all, or one that would execute code; calls it a ``what``.
+    """
+    import torch  # here, as importing this file is to cost nothing
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        # torch's own message would advise to load it with its code
+        raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error

@@ -16,7 +16,7 @@ ALLOWED = {
     "files": {"errors"},
     "methods": {"errors", "ops"},
     "ops": {"errors", "ops", "kernels", "_C"},
-    "models": {"errors", "models"},
+    "models": {"errors", "files", "models"},
     "data": {"errors", "files", "ops", "data"},
     "reid": {"errors", "files", "ops", "reid"},
     "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "reid", "engine"},

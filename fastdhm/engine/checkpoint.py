@@ -6,8 +6,6 @@ resuming needs), ``network.safetensors`` (the plain network) and ``curves.png``.
 
 import dataclasses
 import json
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import load_without_code, replacing
 
 FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
@@ -56,13 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        # torch's own message would advise to load it with its code
-        raise UserError(f"{path} is no whole checkpoint, or holds code: it was not loaded") from error
+    checkpoint = load_without_code(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not {"format", "config", "classes", "model"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of fastdhm")
     if checkpoint["format"] != FORMAT:

@@ -3,15 +3,13 @@
 Legend: H number of a branch, counted as ours are: 1 is the one nearest the top.
 """
 
-import pickle
 import re
-import warnings
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
+from fastdhm.files import load_without_code
 from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, wrn
 from fastdhm.models.branched import BranchedModel
 from fastdhm.models.family import Family
@@ -94,13 +92,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint, on the CPU, without ``module.``."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: there is no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        # torch's own message would advise to load it with its code
-        raise UserError(f"{path} is no whole checkpoint, or holds code: it was not loaded") from error
+    saved = load_without_code(path, "checkpoint")
     state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
     named = isinstance(state, dict) and state and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(value, Tensor) for value in state.values()):

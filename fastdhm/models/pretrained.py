@@ -1,7 +1,5 @@
 """Trunks that were trained before: torchvision's ImageNet weights, or those in a file."""
 
-import pickle
-import warnings
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fastdhm.errors import UserError, unknown
+from fastdhm.files import load_without_code
 from fastdhm.models.branched import BranchedModel
 from fastdhm.models.imagenet_resnet import LAYOUTS
 
@@ -83,15 +82,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, on the CPU."""
     if not path.is_file():
         raise UserError(f"no weights at {path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
-        # torch's own message would advise to load it with its code
-        raise UserError(f"{path} is no whole weights file, or holds code: it was not loaded") from error
+        except (ValueError, OSError, SafetensorError) as error:
+            raise UserError(f"{path} is no whole weights file, or holds code: it was not loaded") from error
+    state = load_without_code(path, "weights file")
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = f" but {_some(list(map(str, state)))}" if isinstance(state, dict) and state else ""
         raise UserError(f"{path} holds no tensors by name{found}: save a network's state_dict() alone")

@@ -98,9 +98,10 @@ def test_the_log_has_every_term_by_name(finished):
     assert {"val_error/B0", "val_top5_error/B2", "train_error/B1"} <= epochs[0].keys()
 
 
-def test_dhm_learns_on_drawn_images(finished):
-    """Ten classes: one that has learnt nothing is wrong on 90%, within 3.4 in 80 images; three seeds gave 60 to 75."""
-    assert read_log(finished)[-1]["val_error/B0"] < 79
+def test_dhm_learns_on_drawn_images(tmp_path):
+    """Ten classes: a network that has learnt nothing is wrong 90% of the time. Two epochs end near the bound."""
+    assert main(command(tmp_path / "run", "--epochs", "5")) == 0
+    assert read_log(tmp_path / "run")[-1]["val_error/B0"] < 60
 
 
 def test_the_stripped_network_is_the_trunk_under_its_own_names(finished):
