@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
-from fastdhm.cli import main, resolve_training
+from fastdhm.cli import COMMANDS, main
+from fastdhm.cli.train import resolve_training
 from fastdhm.config import TrainConfig
 from fastdhm.engine.checkpoint import read_config, write_config
 
@@ -169,10 +172,52 @@ def test_a_mistake_is_one_line_without_a_traceback(flags, message, capsys, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["data", "--help"]], ids=str)
-def test_help(argv, capsys):
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]], ids=str)
+def test_help_lists_every_command(argv, capsys):
     assert main(argv) == 0
-    assert "fastdhm train" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert not [name for name, does in COMMANDS.items() if not re.search(f"^  fastdhm {name} .*{does}$", text, re.M)]
+
+
+@pytest.mark.parametrize("argv", [["data"], ["data", "--help"]], ids=str)
+def test_a_groups_help_lists_its_commands(argv, capsys):
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "fastdhm data build" in text and "fastdhm data info" in text
+    assert "fastdhm embed" not in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_its_flags_are(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*name.split(), "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: fastdhm {name} ")
+
+
+def test_help_is_immediate_and_a_command_loads_no_other():
+    """What only computing needs is imported after parsing; the program counts every module loaded until then."""
+    program = (
+        "import sys\nfrom fastdhm.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('loaded:', *sys.modules)"
+    )
+
+    def loaded(*argv):
+        run = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True)
+        return set(run.stdout.rpartition("loaded: ")[2].split())
+
+    assert not {"torch", "jsonargparse", "fastdhm.cli.parser"} & loaded("--help")
+    command = loaded("data", "info", "--help")
+    assert {name for name in command if name.startswith("fastdhm.cli.")} == {"fastdhm.cli.data", "fastdhm.cli.parser"}
+    assert not {"torch", "numpy", "rich", "fastdhm.data"} & command
+
+
+def test_python_runs_the_package_as_the_command():
+    run = subprocess.run([sys.executable, "-m", "fastdhm", "trian"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "did you mean 'train'" in run.stderr
 
 
 @pytest.mark.parametrize(("argv", "message"), [(["trian"], "'train'"), (["data", "biuld"], "'build'")], ids=str)

@@ -20,7 +20,8 @@ ALLOWED = {
     "data": {"errors", "files", "ops", "data"},
     "reid": {"errors", "files", "ops", "reid"},
     "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "reid", "engine"},
-    "cli": {"errors", "config", "recipes", "engine", "data", "benchmarks", "__version__"},
+    "cli": {"errors", "config", "recipes", "models", "engine", "data", "benchmarks", "cli", "__version__"},
+    "__main__": {"cli"},
     "kernels": set(),
     "benchmarks": {
         "kernels",
@@ -63,6 +64,13 @@ def test_imports_run_one_way(path):
         return
     used = {name.split(".")[1] for name in imports(path) if name.startswith("fastdhm.")}
     assert used <= ALLOWED[package], f"{package} may not import {used - ALLOWED[package]}"
+
+
+def test_every_command_has_its_file_and_every_file_its_command():
+    from fastdhm.cli import COMMANDS
+
+    files = {path.stem for path in (ROOT / "fastdhm" / "cli").glob("*.py")} - {"__init__", "parser"}
+    assert files == {name.split()[0].replace("-", "_") for name in COMMANDS}
 
 
 @pytest.mark.parametrize("library", DOORS)

@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line(flags, message, tmp_path, capsys):
 
 def test_unknown_benchmark(capsys):
     assert main(["bench", "los"]) == 2
-    assert "unknown benchmark 'los'; did you mean 'loss'?" in one_line(capsys)
+    assert "unknown bench command 'los'; did you mean 'loss'?" in one_line(capsys)
 
 
 def test_shape_survives_its_label():

@@ -1,0 +1,79 @@
+"""The command line: finds a command's file, calls it, prints a user's mistake without a traceback.
+
+A command is a line in :data:`COMMANDS` and a file here of its first word's name (dashes are underscores), which has
+``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
+imported, and it imports what computes after parsing, so that a mistake is told at once.
+"""
+
+import sys
+from importlib import import_module
+
+from fastdhm import __version__
+from fastdhm.errors import UserError, unknown
+
+COMMANDS = {
+    "train": "train a network; alone, DHM on Fashion-MNIST",
+    "eval": "test error of a run, a checkpoint or a stripped network; mAP and ranks on people",
+    "embed": "what a run's network makes of each image in a folder, for a search index",
+    "data build": "write a data set as .beton files, every image checked",
+    "data verify": "check .beton files against their manifests",
+    "data info": "say what .beton files hold",
+    "bench loss": "time the mimicking loss against its peers, checked first",
+    "bench mask": "the same for the branch mask",
+    "bench reid": "the same for the ranking of a gallery",
+}
+
+
+def usage(group: str = "") -> str:
+    """The commands and what each does; those of one ``group`` alone, such as ``data``."""
+    shown = {name: does for name, does in COMMANDS.items() if not group or name.split()[0] == group}
+    width = max(map(len, shown))
+    lines = [f"  fastdhm {name:{width}}   {does}" for name, does in shown.items()]
+    return "\n".join(
+        [
+            f"fastdhm {__version__}: train convolutional networks with Dynamic Hierarchical Mimicking",
+            "",
+            *lines,
+            "",
+            "`fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print_config` shows a run without "
+            "starting it.",
+        ]
+    )
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return not argv or argv[0] in ("-h", "--help")
+
+
+def _dispatch(name: str, argv: list[str]) -> int:
+    """Run the command ``name ARGV``; in a group, such as ``data``, the first of ``argv`` is checked too."""
+    firsts = list(dict.fromkeys(command.split()[0] for command in COMMANDS))
+    if name not in firsts:
+        raise unknown("command", name, firsts)
+    verbs = [command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")]
+    if verbs and _asks_for_help(argv):
+        print(usage(name))
+        return 0
+    if verbs and argv[0] not in verbs:
+        raise unknown(f"{name} command", argv[0], verbs)
+    return import_module(f"fastdhm.cli.{name.replace('-', '_')}").run(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 a benchmark's check failed, 2 a user's mistake, 128 + N stopped
+    by signal N."""
+    argv = sys.argv[1:] if argv is None else argv
+    if _asks_for_help(argv):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return _dispatch(argv[0], argv[1:])
+    except (UserError, OSError) as error:
+        print(f"fastdhm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastdhm: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,65 @@
+"""Flags, help texts and one-line messages; every command's file builds its flags with this."""
+
+import argparse
+import re
+from difflib import get_close_matches
+
+import jsonargparse
+
+from fastdhm.errors import UserError
+
+# how the parser names types -> how a person does
+PLAIN_TYPES = {
+    "<class 'float'>": "a number",
+    "<class 'int'>": "a whole number",
+    "<class 'NoneType'>": "null",
+    "<class 'str'>": "text",
+    "tuple[int, int]": "[HEIGHT,WIDTH]",  # the image size alone is such a pair
+    "tuple[str, ...]": "[NAME,...]",
+    "dict[str, float]": "{NAME: NUMBER}",
+    "typing.Literal": "one of ",
+}
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Flags spelt with dashes (``--batch-size``), underscores accepted; a mistake is one clear line."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(prog=f"fastdhm {command}", description=description, formatter_class=argparse.HelpFormatter)
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(f"{self._plain(' '.join(str(message).split()))}; `{self.prog} --help` lists the flags")
+
+    def _plain(self, message: str) -> str:
+        """The parser's message in the user's terms: flags and values, not Python types."""
+        wrong = re.search(r'Parser key "(\w+)":.*?Expected a (.+?)\. Got value: (.+?)( -|$)', message)
+        union = re.search(
+            r'key "(\w+)": Does not validate .*?Subtypes: \[(.+)\] Errors: .* Given value: (.+)$', message
+        )
+        if wrong or union:
+            key, expected, value = (union or wrong).groups()[:3]
+            for python, plain in PLAIN_TYPES.items():
+                expected = expected.replace(python, plain)
+            return f"{key} is {value}: must be {expected.replace(', ', ' or ') if union else expected}"
+        flag = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
+        return f"{message}; did you mean {near[0]}?" if near else message
+
+    def parse(self, argv: list[str], defaults: bool = True) -> dict:
+        """The values given in ``argv``, with ``defaults`` those of the flags not given as well."""
+        self._spell_with_dashes()
+        try:
+            values = self.parse_args(argv, defaults=defaults).as_dict()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config is not a text file: {error}") from error
+        return {name: value for name, value in values.items() if name not in ("config", "print_config")}
+
+    def _spell_with_dashes(self) -> None:
+        """Show ``--batch-size`` for ``--batch_size`` in the help, and accept both."""
+        for action in self._actions:
+            if action.option_strings and "_" in action.option_strings[0]:
+                dashed = action.option_strings[0].replace("_", "-")
+                action.option_strings[:] = [dashed]
+                self._option_string_actions[dashed] = action

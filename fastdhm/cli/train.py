@@ -1,0 +1,71 @@
+"""``fastdhm train``: a recipe, a file and flags become the config of a run."""
+
+import dataclasses
+from pathlib import Path
+
+from fastdhm.cli.parser import Parser
+from fastdhm.config import TrainConfig
+from fastdhm.errors import UserError
+from fastdhm.recipes import recipe
+
+
+def _parser() -> Parser:
+    """The parser of ``fastdhm train``: a flag for every value of :class:`TrainConfig`."""
+    parser = Parser(
+        "train",
+        "Train a network. Flags override --config, which overrides the recipe of the data set; --print_config shows "
+        "the values that come out.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the values below")
+    parser.add_argument("--resume", metavar="RUN", default=None, help="go on with the run in this folder, bit for bit")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
+    """The config of ``fastdhm train ARGV`` (recipe, then --config, then flags), and whether it resumes a run."""
+    parser = _parser()
+    flags = [a for a in argv if not a.startswith(("--print_config", "--print-config"))]
+    given = parser.parse(flags, defaults=False)
+    resume = given.pop("resume", None)
+    if resume is None:
+        base = TrainConfig()
+        base = recipe(given.get("dataset", base.dataset), given.get("arch"), given.get("method", base.method))
+    else:
+        base = _resumed(Path(resume), given)
+    parser.set_defaults(base)
+    values = parser.parse(flags)
+    values.pop("resume", None)
+    try:
+        config = TrainConfig(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if flags != argv:
+        parser.parse(argv)  # prints the config and exits
+    return config, resume is not None
+
+
+def _resumed(run_dir: Path, given: dict) -> dict:
+    """The values of a run to go on with; ``ValueError`` if ``given`` would change what it learns."""
+    from fastdhm.engine.checkpoint import RESUMABLE, differing, read_config
+
+    config = dataclasses.replace(read_config(run_dir), run_dir=str(run_dir), max_steps=None)
+    try:
+        changed = differing(config, dataclasses.replace(config, **given))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if changed:
+        raise UserError(
+            f"--resume goes on with the config in {run_dir}; this would change it ({', '.join(changed)}). "
+            f"Only {', '.join(RESUMABLE)} can be set anew; for anything else start a new run"
+        )
+    return dataclasses.asdict(config)
+
+
+def run(argv: list[str]) -> int:
+    """``fastdhm train``; returns the exit status."""
+    config, resume = resolve_training(argv)
+    from fastdhm.engine.train import train as run_training
+
+    outcome = run_training(config, resume=resume)
+    return 128 + outcome.signal if outcome.signal else 0
