@@ -25,6 +25,7 @@ from fastdhm.engine.device import autocast, pick_device, pick_precision, pick_wo
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
+from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
 from fastdhm.ops.mimic_loss import mimic_loss
@@ -90,6 +91,7 @@ class Run:
         self.side = min(height_width(config.image_size))  # the short side of a whole image
         self.sums = TrainingSums(model.branch_names, self.device)
         self.at = Position()
+        self.trained = Stopwatch()
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
         self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
         self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
@@ -154,6 +156,7 @@ class Run:
             "rng": rng,
             "sums": self.sums.vectors,
             "position": asdict(self.at),
+            "train_seconds": self.trained.seconds,
             "pretrained": list(self.pretrained),
         }
 
@@ -171,6 +174,7 @@ class Run:
         self.scaler.load_state_dict(saved["scaler"])
         self.sums.vectors.copy_(saved["sums"])
         self.at = Position(**saved["position"])
+        self.trained.before = saved.get("train_seconds", 0.0)
         self.pretrained = tuple(saved.get("pretrained", ()))
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:

@@ -1,4 +1,4 @@
-"""Wall-clock of a run: throughput between log points, and when the next checkpoint is due."""
+"""Wall-clock of a run: its training time over all its processes, throughput, and when a checkpoint is due."""
 
 import time
 
@@ -27,3 +27,23 @@ class Timer:
     def saved(self) -> None:
         """Note that a checkpoint was written."""
         self.last_save = time.monotonic()
+
+
+class Stopwatch:
+    """Seconds that a run has trained, over every process that worked on it; what lies between two does not count."""
+
+    def __init__(self) -> None:
+        self.before, self.since = 0.0, None
+
+    @property
+    def seconds(self) -> float:
+        """The time so far; the device may be behind by the steps that it has not finished."""
+        return self.before + (time.monotonic() - self.since if self.since is not None else 0.0)
+
+    def start(self) -> None:
+        """Go on; nothing changes if it runs already."""
+        self.before, self.since = self.seconds, time.monotonic()
+
+    def stop(self) -> None:
+        """Stand still."""
+        self.before, self.since = self.seconds, None

@@ -51,6 +51,7 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
         run.begin_epoch()
+        run.trained.start()
         with data.train.epoch(at.epoch, start_batch=at.batch) as batches:
             for batch in batches:
                 now = at.epoch + at.batch / len(data.train)
@@ -86,8 +87,10 @@ def finish_epoch(
     """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is."""
     config, at = run.config, run.at
     whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
+    scalars = run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
+    run.trained.stop()
+    scalars["train_seconds"] = run.trained.seconds
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
-    scalars = run.sums.read().scalars(run.model.branch_names)
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
     side = image_side(progress, run.side, config.progressive)

@@ -60,7 +60,7 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 
 def rows_without_times(run_dir: Path) -> list[dict]:
-    timed = ("images_per_s", "val_seconds")
+    timed = ("images_per_s", "train_seconds", "val_seconds")
     return [{name: value for name, value in row.items() if name not in timed} for row in read_log(run_dir)]
 
 
@@ -131,6 +131,8 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
     assert rows_without_times(run_dir) == rows_without_times(finished)
+    seconds = [row["train_seconds"] for row in read_log(run_dir) if row["kind"] == "epoch"]
+    assert 0 < seconds[0] < seconds[1] == load_checkpoint(run_dir / "last.pt")["train_seconds"]
     resumed, whole = (load_file(folder / "network.safetensors") for folder in (run_dir, finished))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
