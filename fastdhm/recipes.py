@@ -35,6 +35,14 @@ def recipe(dataset: str, arch: str | None, method: str) -> dict[str, Any]:
     return {"dataset": dataset, "arch": arch, "method": method, **values}
 
 
+def official(dataset: str | None, arch: str) -> dict[str, Any]:
+    """The config values of a checkpoint that the authors' released code trained on ``dataset`` (``None``: imagenet, or
+    cifar100 for the networks of small images). Its script normalises CIFAR-100 by CIFAR-10's values."""
+    dataset = dataset or ("imagenet" if arch in IMAGENET_ARCHS else "cifar100")
+    values = recipe(dataset, arch, "dhm") | {"precision": "float32", "keep": "last"}
+    return values | CIFAR10 if dataset == "cifar100" else values
+
+
 def _cifar(arch: str, method: str) -> dict[str, Any]:
     """CIFAR-100 (Table 1). CIFAR-10, which the paper has no row for, takes the same."""
     values = {

@@ -43,6 +43,10 @@ class Parser(jsonargparse.ArgumentParser):
             for python, plain in PLAIN_TYPES.items():
                 expected = expected.replace(python, plain)
             return f"{key} is {value}: must be {expected.replace(', ', ' or ') if union else expected}"
+        needed = re.match(r"the following arguments are required: (.+)", message)
+        if needed:
+            flags = {action.dest: (action.option_strings or [action.dest.upper()])[0] for action in self._actions}
+            return f"give {' and '.join(flags.get(name, name) for name in needed[1].split(', '))}"
         flag = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
         return f"{message}; did you mean {near[0]}?" if near else message

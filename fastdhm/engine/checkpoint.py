@@ -99,6 +99,11 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
     return state, config_from(metadata, path), classes
 
 
+def numbered_classes(num_classes: int) -> tuple[str, ...]:
+    """Names for the classes of a network whose file does not say them."""
+    return tuple(f"class {number}" for number in range(num_classes))
+
+
 def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
     """``ValueError`` if ``run_dir`` holds a run already, or anything else."""
     if (run_dir / "config.yaml").exists():

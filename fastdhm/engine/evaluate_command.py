@@ -65,7 +65,8 @@ def evaluate_path(
         )
     (val,) = open_to_judge(config, console, "val")
     try:
-        if tuple(val.classes) != classes:
+        unnamed = classes == checkpoint.numbered_classes(len(val.classes))
+        if tuple(val.classes) != classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
         results = {}
         for network in networks:

@@ -163,6 +163,11 @@ class Run:
     def restore(self, path: Path) -> None:
         """Take up the state that a checkpoint holds."""
         saved = checkpoint.load_checkpoint(path)
+        if "optimizer" not in saved:
+            raise UserError(
+                f"{path} holds a network alone, of which a run cannot go on: begin one from the network.safetensors "
+                "beside it (--weights)"
+            )
         if saved["classes"] != list(self.classes):
             raise UserError(f"{path} was trained on other classes than {self.config.dataset} has now")
         checkpoint.load_weights(self.model, saved["model"], path, self.config.arch)

@@ -80,6 +80,11 @@ def released_name(name: str, parts: dict[str, tuple[str, ...]]) -> str:
     return f"{part}_head{branch[1:]}.{rest}"
 
 
+def released_modules(arch: str, branch: str) -> tuple[str, ...]:
+    """The modules of the released code that hold a branch of ``arch``: ``("layer4_head1", "fc_head1")`` for B1."""
+    return tuple(f"{part}_head{branch[1:]}" for part in (*PARTS[_family(arch).name][branch], "fc"))
+
+
 def _family(arch: str) -> Family:
     for family in FAMILIES:
         if re.fullmatch(family.pattern, arch):

@@ -1,0 +1,78 @@
+"""``fastdhm import-official``: a checkpoint of the authors' released code becomes a run directory of ours."""
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdhm import models
+from fastdhm.config import TrainConfig
+from fastdhm.data.crops import height_width
+from fastdhm.data.sources import DATASETS, unknown_dataset
+from fastdhm.engine import checkpoint
+from fastdhm.engine.display import print_plan
+from fastdhm.engine.train import settle
+from fastdhm.errors import UserError
+from fastdhm.models.official import released_modules
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # of the data sets that the released code trains on
+
+
+def import_official(file: Path, config: TrainConfig, console: Console | None = None) -> Path:
+    """Write what ``file`` holds to ``config.run_dir``, for ``eval``, ``embed`` and ``train --weights``; say what it is.
+
+    The folder holds ``config.yaml``, ``last.pt`` (the network with its branches, and nothing to train on with) and
+    ``network.safetensors`` (the plain network). The file names no classes, so they are numbered.
+
+    Args:
+        config: architecture, data set, image size and normalisation, and where to write. Branches and method are the
+            file's: without branches it is a baseline, with them dhm, though dsl leaves the same behind.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: as ``models.load_official``, a number of classes that the data set does not have, or a folder that
+            holds something.
+    """
+    console = console or Console()
+    if config.dataset.partition(":")[0] not in {name.partition(":")[0] for name in DATASETS}:
+        raise unknown_dataset(config.dataset)
+    model = models.load_official(file, config.arch)
+    branches = model.branch_names[1:]
+    K = model.trunk.fc.out_features
+    if CLASSES.get(config.dataset, K) != K:
+        raise UserError(
+            f"{file} tells {K} classes apart, and {config.dataset} has {CLASSES[config.dataset]}: name the data set "
+            "that it was trained on by --dataset"
+        )
+    method = {"method": "dhm", "branches": branches} if branches else {"method": "baseline", "branches": None}
+    config = settle(dataclasses.replace(config, **method))
+    run_dir, classes = Path(config.run_dir), checkpoint.numbered_classes(K)
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(f"--out {run_dir} is there and not empty: choose another folder")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_checkpoint(run_dir / "last.pt", config, classes, {"model": model.state_dict()})
+    checkpoint.save_network(run_dir / "network.safetensors", model.strip(), config, classes)
+    checkpoint.write_config(run_dir, config)
+    _tell(console, file, config, model, K)
+    return run_dir
+
+
+def _tell(console: Console, file: Path, config: TrainConfig, model: models.BranchedModel, num_classes: int) -> None:
+    table = Table(title=f"{file.name}: {config.arch}, {num_classes} classes", title_justify="left")
+    for column in ("branch", "from", "tensors", "parameters"):
+        table.add_column(column, justify="right" if column in ("tensors", "parameters") else "left")
+    for name, part in {"B0": model.trunk, **model.branches}.items():
+        modules = ", ".join(released_modules(config.arch, name)) if name != "B0" else "the trunk"
+        table.add_row(name, modules, f"{len(part.state_dict())}", f"{sum(p.numel() for p in part.parameters()):,}")
+    console.print(table)
+    height, width = height_width(config.image_size)
+    scale = "; ".join(", ".join(f"{value:g}" for value in values) for values in (config.mean, config.std))
+    print_plan(console, {
+        "images": f"{height}x{width} pixels, mean and deviation {scale}, as {config.dataset}",
+        "classes": f"the file does not name them: numbered 0 to {num_classes - 1}",
+        "network": f"{Path(config.run_dir) / 'network.safetensors'} (B0, without the branches)",
+        "check": f"fastdhm eval {config.run_dir}",
+    })  # fmt: skip
