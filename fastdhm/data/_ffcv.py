@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -42,6 +43,12 @@ def _load() -> tuple[SimpleNamespace | None, str | None]:
 
 
 def _parts() -> SimpleNamespace:
+    import numba
+
+    if len(os.sched_getaffinity(0)) == 1:
+        # TBB, numba's first choice, has no thread of its own on one processor: what the loader's thread left to it is
+        # never done, and the process waits for that at its end, for ever.
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     import ffcv.fields.rgb_image
     import ffcv.libffcv
     import ffcv.loader.epoch_iterator
@@ -50,7 +57,6 @@ def _parts() -> SimpleNamespace:
     import ffcv.pipeline.pipeline_spec
     import ffcv.transforms
     import ffcv.types
-    import numba
 
     numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)  # importing FFCV sets this to 1 too
     return SimpleNamespace(

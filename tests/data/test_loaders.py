@@ -1,5 +1,7 @@
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -291,6 +293,28 @@ def test_ffcv_takes_any_number_of_workers(ffcv, make):
     one = read(make("ffcv", workers=1), 0)
     for workers in (0, 1000):
         assert_same(one, read(make("ffcv", workers=workers), 0))
+
+
+ON_ONE_PROCESSOR = """
+import os, sys
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+from pathlib import Path
+from fastdhm.data.loaders import LoaderOptions, build_loader
+
+options = LoaderOptions(batch_size=8, image_size=32, workers=1)
+loader = build_loader("ffcv", options, beton=Path(sys.argv[1]))
+with loader.epoch(0) as batches:
+    print(sum(len(batch.target_B) for batch in batches))
+"""
+
+
+def test_ffcv_ends_with_the_process_on_one_processor(ffcv, tmp_path):
+    """What its thread leaves to others, of which one processor has none, is not waited for at the process's end."""
+    path = tmp_path / "b" / "train.beton"
+    build(SyntheticSource("train", 16), path, ImageSettings(), workers=1, progress=False)
+    program = [sys.executable, "-c", ON_ONE_PROCESSOR, str(path)]
+    run = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.strip()) == (0, "16"), run.stderr
 
 
 def test_cut_short_file_is_refused_before_ffcv_opens_it(ffcv, tmp_path):
