@@ -72,8 +72,9 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights, the order of the images and their augmentation."""
 
-    loader: Literal["auto", "ffcv", "torch"] = "auto"
-    """Who feeds the images; auto: ffcv where it is installed, else torch."""
+    loader: Literal["auto", "resident", "ffcv", "torch"] = "auto"
+    """Who feeds the images: resident (holds all on the device; for images that need no resizing), ffcv or torch; auto:
+    resident up to 2 GiB and a quarter of the memory, else ffcv where it is installed, else torch."""
     workers: int | None = None
     """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core beside a GPU, fewer on a CPU."""
     skip_bad: bool = False

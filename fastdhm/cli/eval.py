@@ -14,7 +14,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
     parser.add_argument("--data_dir", type=str | None, default=None, help="data folder (default: the run's)")
-    parser.add_argument("--loader", type=str | None, default=None, help="ffcv or torch (default: the run's)")
+    parser.add_argument("--loader", type=str | None, default=None, help="resident, ffcv or torch (default: the run's)")
     parser.add_argument("--workers", type=int | None, default=None, help="loader threads or processes")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,10 +17,9 @@ from fastdhm.errors import UserError
 if TYPE_CHECKING:
     from fastdhm.data.beton import ImageSettings
     from fastdhm.data.crops import Crop, ImageSize
-    from fastdhm.data.loaders import Loader, LoaderOptions
+    from fastdhm.data.loaders import Kind, Loader, LoaderOptions
     from fastdhm.data.sources import Source
 
-Kind = Literal["ffcv", "torch"]
 Say = Callable[[str], None]
 
 
@@ -61,7 +61,7 @@ def open_loaders(
     dataset: str,
     data_dir: Path,
     *,
-    loader: Literal["auto", "ffcv", "torch"] = "auto",
+    loader: Kind | Literal["auto"] = "auto",
     batch_size: int,
     eval_batch_size: int,
     image_size: ImageSize,
@@ -69,6 +69,7 @@ def open_loaders(
     crop_ratio: float,
     seed: int,
     workers: int | None = None,
+    device: str = "cpu",
     settings: ImageSettings | None = None,
     skip_bad: bool = False,
     hold_out: bool = False,
@@ -78,8 +79,12 @@ def open_loaders(
 
     ``image_size`` is a square's side or (height, width). ``crop`` is training's; validation takes the whole image where
     training stretches it, else the centre with sides ``crop_ratio`` of the largest that fits. Where the images are gone
-    but their ``.beton`` files are there and whole, the ffcv loader runs on those. ``workers`` (default: one per core)
-    are the loaders'; what is built before is built on every core.
+    but their ``.beton`` files are there and whole, it runs on those. ``workers`` (default: one per core) are the
+    loaders'; what is built before is built on every core.
+
+    ``loader``: ``resident`` holds all images on ``device``, ``ffcv`` reads ``.beton`` files, ``torch`` the images
+    themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
+    ffcv where it is installed.
 
     A re-identification set trains on all its training pictures, as published results do, and its validation pictures
     are some of them; with ``hold_out`` they are kept out of training, to compare settings by.
@@ -88,7 +93,7 @@ def open_loaders(
     from fastdhm.data.loaders import LoaderOptions
     from fastdhm.data.sources import is_reid
 
-    common = {"image_size": image_size, "crop_ratio": crop_ratio, "seed": seed, "workers": workers}
+    common = {"image_size": image_size, "crop_ratio": crop_ratio, "seed": seed, "workers": workers, "device": device}
     train = LoaderOptions(batch_size=batch_size, crop=crop, shuffle=True, drop_last=True, **common)
     val = LoaderOptions(batch_size=eval_batch_size, crop=evaluation_crop(crop), **common)
     if hold_out and not is_reid(dataset):
@@ -108,12 +113,13 @@ def open_splits(
     data_dir: Path,
     splits: Sequence[str] = ("val",),
     *,
-    loader: Literal["auto", "ffcv", "torch"] = "auto",
+    loader: Kind | Literal["auto"] = "auto",
     batch_size: int,
     image_size: ImageSize,
     crop: Crop,
     crop_ratio: float = 1.0,
     workers: int | None = None,
+    device: str = "cpu",
     settings: ImageSettings | None = None,
     skip_bad: bool = False,
     say: Say = print,
@@ -131,8 +137,9 @@ def open_splits(
         if split not in split_names(dataset):
             raise unknown(f"split of data set '{dataset}'", split, split_names(dataset))
     options = LoaderOptions(
-        batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio, workers=workers
-    )
+        batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio,
+        workers=workers, device=device,
+    )  # fmt: skip
     return _open(dataset, data_dir, dict.fromkeys(splits, options), loader, settings, skip_bad, say)
 
 
@@ -158,7 +165,10 @@ def open_pictures(
     options = LoaderOptions(
         batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio, workers=workers
     )
-    source = _checked(PictureSource(folder), skip_bad, say)
+    source = PictureSource(folder)
+    if source.note:
+        say(source.note)
+    source = _checked(source, skip_bad, say)
     return LoadedSplit(build_loader("torch", options, source=source), source, "torch")
 
 
@@ -173,61 +183,102 @@ def _open(
 ) -> list[LoadedSplit]:
     from fastdhm.data.beton import ImageSettings
     from fastdhm.data.loaders import build_loader, pick_kind
+    from fastdhm.data.resident_loader import CannotHold
 
-    kind, reason = pick_kind(loader)
+    picked = None if loader == "auto" else pick_kind(loader)  # a mistake is found before anything is read
+    settings = settings or ImageSettings.for_dataset(dataset)
+    loaded = _load(dataset, data_dir, tuple(splits), settings if loader != "torch" else None, say)
+    files = _Files(dataset, data_dir, loaded, settings, skip_bad, say)
+    if loader in ("auto", "resident"):
+        try:
+            return _open_resident(files, splits, asked=loader == "resident")
+        except CannotHold as error:
+            if loader == "resident":
+                raise UserError(
+                    f"loader 'resident' cannot hold the images of {dataset}: {error}. Choose auto, ffcv or torch"
+                ) from error
+    kind, reason = picked or pick_kind("auto")  # this imports FFCV, which takes seconds
     if loader == "auto" and kind == "torch":
         say(f"loading with torch: {reason}")
-    if kind == "ffcv":
-        settings = settings or ImageSettings.for_dataset(dataset)
-        sources, betons = _prepare_betons(dataset, data_dir, tuple(splits), settings, skip_bad, say)
+    if kind == "ffcv" or None in loaded.values():
+        sources, betons = files.built
     else:
-        sources, betons = _prepare_sources(dataset, data_dir, tuple(splits), skip_bad, say), [None] * len(splits)
+        sources, betons = [_checked(source, skip_bad, say) for source in loaded.values()], [None] * len(splits)
     return [
         LoadedSplit(build_loader(kind, options, source=source, beton=beton), source, kind)
         for options, source, beton in zip(splits.values(), sources, betons, strict=True)
     ]
 
 
-def _prepare_betons(
-    dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings, skip_bad: bool, say: Say
-) -> tuple[list[Source], list[Path]]:
-    """The ``.beton`` of each split, and a source of just what is in it."""
-    from fastdhm.data.beton import beton_path, ensure, read_manifest
-    from fastdhm.data.beton_source import BetonSource
+def _open_resident(files: _Files, splits: dict[str, LoaderOptions], asked: bool) -> list[LoadedSplit]:
+    """Everything held in memory; ``CannotHold`` if that cannot be, as soon as it is known."""
+    from torch import device
+
+    from fastdhm.data.loaders import build_loader
+    from fastdhm.data.resident_loader import check_beton, check_room, check_source
+
+    options, sources = list(splits.values()), list(files.loaded.values())
+    room = {"device": device(options[0].device), "asked": asked}
+    pairs = zip(sources, options, strict=True)
+    check_room(sum(check_source(source, option) for source, option in pairs if source is not None), **room)
+    betons = [None] * len(sources)
+    if not all(hasattr(source, "pixels") for source in sources):
+        sources, betons = files.built
+        check_room(sum(check_beton(*pair) for pair in zip(betons, options, strict=True)), **room)
+    return [
+        LoadedSplit(build_loader("resident", option, source=source, beton=beton), source, "resident")
+        for option, source, beton in zip(options, sources, betons, strict=True)
+    ]
+
+
+def _load(
+    dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings | None, say: Say
+) -> dict[str, Source | None]:
+    """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings."""
+    from fastdhm.data.beton import beton_path
     from fastdhm.data.sources import load_splits
 
     try:
         loaded = load_splits(dataset, data_dir, splits)
     except UserError as error:
-        if not all(beton_path(data_dir, dataset, split, settings).exists() for split in splits):
+        if settings is None or not all(beton_path(data_dir, dataset, split, settings).exists() for split in splits):
             raise
         say(f"using the .beton files alone: {error}")
-        loaded = dict.fromkeys(splits)
-    options = {"workers": default_workers(), "skip_bad": skip_bad, "say": say}
-    sources, betons = [], []
-    for split, source in loaded.items():
-        _say_note(source, say)
-        betons.append(ensure(source, data_dir, dataset, split, settings, **options))
-        whole = source is not None and not read_manifest(betons[-1]).skipped
-        sources.append(source if whole else BetonSource(betons[-1]))
-    return sources, betons
+        return dict.fromkeys(splits)
+    for source in loaded.values():
+        if source.note:
+            say(source.note)
+    return loaded
 
 
-def _prepare_sources(dataset: str, data_dir: Path, splits: Sequence[str], skip_bad: bool, say: Say) -> list[Source]:
-    from fastdhm.data.sources import load_splits
+@dataclass
+class _Files:
+    """The ``.beton`` files of some splits: where they come from, and how they are built."""
 
-    loaded = load_splits(dataset, data_dir, splits)
-    return [_checked(source, skip_bad, say) for source in loaded.values()]
+    dataset: str
+    data_dir: Path
+    loaded: dict[str, Source | None]
+    settings: ImageSettings
+    skip_bad: bool
+    say: Say
+
+    @cached_property
+    def built(self) -> tuple[list[Source], list[Path]]:
+        """The file of each split, built now if need be, and a source of just what is in it."""
+        from fastdhm.data.beton import ensure, read_manifest
+        from fastdhm.data.beton_source import BetonSource
+
+        options = {"workers": default_workers(), "skip_bad": self.skip_bad, "say": self.say}
+        sources, betons = [], []
+        for split, source in self.loaded.items():
+            betons.append(ensure(source, self.data_dir, self.dataset, split, self.settings, **options))
+            whole = source is not None and not read_manifest(betons[-1]).skipped
+            sources.append(source if whole else BetonSource(betons[-1]))
+        return sources, betons
 
 
 def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
     """``source``, with ``skip_bad`` without the images that do not decode."""
     from fastdhm.data.readable import readable_only
 
-    _say_note(source, say)
     return readable_only(source, default_workers(), say) if skip_bad else source
-
-
-def _say_note(source: Source | None, say: Say) -> None:
-    if source is not None and source.note:
-        say(source.note)

@@ -55,7 +55,8 @@ def write_images(
                     written.bad[i] = image
                 elif skip_bad or not written.bad:
                     height, width, data = image
-                    writer.add(settings.mode, height, width, data, int(source.target_N[i]))
+                    mode = "raw" if settings.stores_raw(height, width) else "jpg"
+                    writer.add(mode, height, width, data, int(source.target_N[i]))
                     written.min_side = min(written.min_side, height, width)
                     written.max_side = max(written.max_side, height, width)
             advance(len(images))
@@ -84,7 +85,7 @@ class Encoder:
 
     def _as_they_are(self) -> bool:
         limit = self.settings.max_resolution
-        in_memory = hasattr(self.source, "pixels") and self.settings.mode == "raw"
+        in_memory = hasattr(self.source, "pixels") and self.settings.stores_raw(*self.source.size_HW)
         return in_memory and (limit is None or max(self.source.size_HW) <= limit)
 
     def _encode_or_reason(self, i: int) -> tuple[int, int, bytes] | str:
@@ -104,9 +105,10 @@ def encode(image: Image, settings: ImageSettings) -> tuple[int, int, bytes]:
     """
     image = shrink(image, settings.max_resolution)
     width, height = image.size
-    if max(width, height) > MAX_SIDE or (settings.mode == "raw" and 3 * width * height > PAGE_BYTES):
+    raw = settings.stores_raw(height, width)
+    if max(width, height) > MAX_SIDE or (raw and 3 * width * height > PAGE_BYTES):
         raise ValueError(f"{width} x {height} pixels are too many to store; give a maximum resolution")
-    if settings.mode == "raw":
+    if raw:
         return height, width, image.tobytes()
     buffer = io.BytesIO()
     try:

@@ -44,6 +44,10 @@ class ArraySource:
     def size_HW(self) -> tuple[int, int]:
         return self.image_NHWC.shape[1], self.image_NHWC.shape[2]
 
+    @property
+    def channels(self) -> int:
+        return self.image_NHWC.shape[3]
+
     def pixels(self, index_B: np.ndarray) -> np.ndarray:
         """``uint8 [B, H, W, 3]``, a copy."""
         image_BHWC = self.image_NHWC[index_B]

@@ -30,6 +30,8 @@ from fastdhm.errors import UserError
 from fastdhm.files import replacing
 
 MANIFEST_VERSION = 1
+MODES = ("raw", "jpg", "smart")
+SMART_PIXELS = 96 * 96  # in JPEG such an image would lose more of what is in it than of its bytes
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,15 @@ class ImageSettings:
 
     max_resolution: int | None = None
     """Longer side in pixels above which an image is shrunk; None keeps every size."""
-    mode: Literal["raw", "jpg"] = "raw"
-    """Plain pixels, which load fastest, or JPEG, which is some ten times smaller."""
+    mode: Literal["raw", "jpg", "smart"] = "raw"
+    """Plain pixels, which load fastest; JPEG, which is some ten times smaller; or, smart, plain pixels for images of up
+    to 96 x 96 pixels and JPEG for larger ones."""
     quality: int = 90
     """Of the JPEG, 1 to 100."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("raw", "jpg"):
-            raise UserError(f"image mode '{self.mode}' is not known; choose raw or jpg")
+        if self.mode not in MODES:
+            raise UserError(f"image mode '{self.mode}' is not known; choose {', '.join(MODES)}")
         if self.max_resolution is not None and self.max_resolution < 1:
             raise UserError(f"maximum resolution {self.max_resolution} is not a positive number of pixels")
         if not 1 <= self.quality <= 100:
@@ -61,13 +64,17 @@ class ImageSettings:
         if is_reid(dataset):
             return cls(max_resolution=512)
         if dataset == "imagenet" or dataset.startswith("folder:"):
-            return cls(max_resolution=500, mode="jpg", quality=90)
+            return cls(max_resolution=500, mode="smart", quality=90)
         return cls()
+
+    def stores_raw(self, height: int, width: int) -> bool:
+        """Whether an image of that size becomes plain pixels."""
+        return self.mode == "raw" or (self.mode == "smart" and height * width <= SMART_PIXELS)
 
     @property
     def tag(self) -> str:
         """A short name for a folder: ``raw``, ``jpg90-500px``."""
-        mode = self.mode if self.mode == "raw" else f"jpg{self.quality}"
+        mode = self.mode if self.mode == "raw" else f"{self.mode}{self.quality}"
         return mode if self.max_resolution is None else f"{mode}-{self.max_resolution}px"
 
 

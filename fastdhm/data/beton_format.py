@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,17 @@ def read_index(path: Path) -> Index:
     if not (inside & (start_N == index.sample_N["f0"]["data_ptr"])).all():
         raise UserError(f"{path} is damaged: it points outside itself")
     return index
+
+
+def read_images(path: Path, index: Index) -> np.ndarray:
+    """All images, ``uint8 [N, H, W, 3]``, of a file that holds plain pixels of one size."""
+    image_N = index.sample_N["f0"]
+    image_NHWC = np.empty((len(image_N), int(image_N["height"][0]), int(image_N["width"][0]), 3), np.uint8)
+    # Between the starts of two pages the images lie one behind the other, in order.
+    starts = np.flatnonzero(np.diff(image_N["data_ptr"], prepend=0) != image_NHWC[0].nbytes).tolist()
+    with open(path, "rb") as file:
+        for start, end in pairwise([*starts, len(image_N)]):
+            file.seek(int(image_N["data_ptr"][start]))
+            if file.readinto(image_NHWC[start:end].data) != image_NHWC[start:end].nbytes:
+                raise UserError(f"{path} is cut short")
+    return image_NHWC

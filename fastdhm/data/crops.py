@@ -1,6 +1,6 @@
 """The order of an epoch and the crop box of each of its samples: pure functions of (seed, epoch, sample index).
 
-Both loaders take their boxes from here, in numpy, so that a box cannot depend on the loader, on a worker, or on how a
+All loaders take their boxes from here, in numpy, so that a box cannot depend on the loader, on a worker, or on how a
 compiler rounds. Legend: N samples, B batch.
 """
 
@@ -18,6 +18,7 @@ ImageSize = int | tuple[int, int]  # pixels: the side of a square, or (height, w
 Crop = Literal["pad", "scale", "shift", "center", "enlarge", "whole"]
 CROPS: tuple[Crop, ...] = ("pad", "scale", "shift", "center", "enlarge", "whole")
 STRETCHING: tuple[Crop, ...] = ("enlarge", "whole")  # they fit the image to the output's shape, whatever its own
+RESIZING: tuple[Crop, ...] = ("scale", "enlarge")  # the size of what they cut is drawn
 SCALE = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10

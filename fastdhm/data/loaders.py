@@ -1,9 +1,10 @@
-"""Batches of an epoch, in an order and with crops that depend only on (seed, epoch): one interface, two loaders.
+"""Batches of an epoch, in an order and with crops that depend only on (seed, epoch): one interface, three loaders.
 
-``ffcv`` reads a ``.beton``; ``torch`` reads the images themselves. They give the same samples in the same batches with
-the same crop boxes, and the same bytes where a box needs no resizing; where it does, FFCV averages areas (OpenCV) and
-torch uses its antialiased bilinear filter. The crops that stretch the image are resized by that filter in both, and
-differ by at most one level of 255. Legend: N samples, B batch, H height, W width, C channels.
+``ffcv`` reads a ``.beton``; ``torch`` reads the images themselves; ``resident`` holds them all in memory. They give the
+same samples in the same batches with the same crop boxes, and the same bytes where a box needs no resizing; where it
+does, FFCV averages areas (OpenCV) and torch uses its antialiased bilinear filter. The crops that stretch the image are
+resized by that filter in both, and differ by at most one level of 255. ``resident`` takes only what needs no resizing.
+Legend: N samples, B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+
 from fastdhm.data._ffcv import HOW_TO_GET, why_not
 from fastdhm.data._pool import default_workers
-from fastdhm.data.crops import CROPS, Crop, ImageSize, crop_boxes, epoch_order, height_width
+from fastdhm.data.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from fastdhm.data.sources import Source
 
-__all__ = ["Batch", "Loader", "LoaderOptions", "build_loader", "default_workers", "epoch_order", "pick_kind"]
+Kind = Literal["resident", "ffcv", "torch"]
+
+__all__ = ["Batch", "Kind", "Loader", "LoaderOptions", "build_loader", "default_workers", "epoch_order", "pick_kind"]
 
 
 @dataclass
 class Batch:
-    """One batch in host memory, the reader's to keep."""
+    """One batch, the reader's to keep: in host memory, or where a resident loader holds the images."""
 
     image_BHWC: torch.Tensor  # uint8
     target_B: torch.Tensor  # int64
@@ -56,12 +60,12 @@ class Loader(Protocol):
         """Give everything back; the loader is not used again."""
 
 
-def pick_kind(kind: str) -> tuple[Literal["ffcv", "torch"], str]:
-    """The loader to use for ``auto``, ``ffcv`` or ``torch``, and why."""
-    if kind == "torch":
-        return "torch", "asked for"
+def pick_kind(kind: str) -> tuple[Kind, str]:
+    """The loader to use for ``kind``, and why; ``auto`` here is for images that cannot be resident."""
+    if kind in ("torch", "resident"):
+        return kind, "asked for"
     if kind not in ("auto", "ffcv"):
-        raise UserError(f"unknown loader '{kind}'; known: auto, ffcv, torch")
+        raise UserError(f"unknown loader '{kind}'; known: auto, resident, ffcv, torch")
     reason = why_not()
     if reason is None:
         return "ffcv", "asked for" if kind == "ffcv" else "FFCV is installed"
@@ -85,6 +89,8 @@ class LoaderOptions:
     drop_last: bool = False
     workers: int | None = None
     """Threads (ffcv) or processes (torch); None: one per core."""
+    device: str = "cpu"
+    """Where a resident loader holds the images; the others' batches are in host memory."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -104,6 +110,13 @@ class LoaderOptions:
     @property
     def num_workers(self) -> int:
         return default_workers() if self.workers is None else self.workers
+
+    def keeps_pixels(self, size_HW: tuple[int, int]) -> bool:
+        """Whether images of that size are cut and never resized."""
+        if self.crop in RESIZING:
+            return False
+        height_B, width_B = (np.array([side]) for side in size_HW)
+        return tuple(self.boxes(height_B, width_B, np.zeros(1, np.int64), 0)[0, 2:]) == self.size_HW
 
     def num_batches(self, num_samples: int) -> int:
         """Batches an epoch; refuses the batch size that would leave none."""
@@ -131,9 +144,13 @@ class LoaderOptions:
 
 
 def build_loader(
-    kind: Literal["ffcv", "torch"], options: LoaderOptions, *, source: Source | None = None, beton: Path | None = None
+    kind: Kind, options: LoaderOptions, *, source: Source | None = None, beton: Path | None = None
 ) -> Loader:
-    """A loader from the file ``beton`` (``ffcv``), or from ``source`` (``torch``)."""
+    """A loader from the file ``beton`` (``ffcv``), from ``source`` (``torch``), or from either (``resident``)."""
+    if kind == "resident":
+        from fastdhm.data.resident_loader import hold
+
+        return hold(source, beton, options)
     if kind == "ffcv":
         from fastdhm.data.ffcv_loader import FfcvLoader
 

@@ -74,9 +74,8 @@ class _Samples(Dataset):
 
     def __init__(self, source: Source, options: LoaderOptions) -> None:
         self.source, self.options = source, options
-        crop = options.crop
-        whole = crop in ("pad", "whole") or (crop in ("center", "shift") and options.crop_ratio == 1)
-        self.is_plain_array = whole and getattr(source, "size_HW", None) == options.size_HW
+        size_HW = getattr(source, "size_HW", None)
+        self.is_plain_array = size_HW == options.size_HW and options.keeps_pixels(size_HW)
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str:
         epoch, index_B = item

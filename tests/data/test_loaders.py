@@ -18,6 +18,7 @@ from fastdhm.data.sources import load_sources
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.errors import UserError
 
+ALL_KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch", "resident"], indirect=True)
 KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch"], indirect=True)
 SYNTHETIC = "synthetic:203"
 OPTIONS = {
@@ -71,7 +72,7 @@ def assert_same(batches, others):
         assert torch.equal(batch.image_BHWC, other.image_BHWC)
 
 
-@KINDS
+@ALL_KINDS
 def test_batches_hold_the_right_samples(make, build_raw, kind):
     source, _ = build_raw(SYNTHETIC)
     loader = make(kind)
@@ -88,20 +89,20 @@ def test_batches_hold_the_right_samples(make, build_raw, kind):
     assert len(index.unique()) == len(index)
 
 
-@KINDS
+@ALL_KINDS
 def test_validation_keeps_order_and_the_last_partial_batch(make, kind):
     batches = read(make(kind, crop="center", shuffle=False, drop_last=False), 0)
     assert [len(batch.target_B) for batch in batches] == [32] * 6 + [11]
     assert torch.equal(torch.cat([batch.index_B for batch in batches]), torch.arange(203))
 
 
-@KINDS
+@ALL_KINDS
 def test_batch_of_one_keeps_its_dimension(make, kind):
     batch = read(make(kind, batch_size=101, crop="center", shuffle=False, drop_last=False), 0)[-1]
     assert (batch.image_BHWC.shape, batch.target_B.shape, batch.index_B.shape) == ((1, 32, 32, 3), (1,), (1,))
 
 
-@KINDS
+@ALL_KINDS
 def test_epochs_and_seeds_differ_and_repeat(make, kind):
     loader = make(kind)
     first, second = read(loader, 0), read(loader, 1)
@@ -118,7 +119,7 @@ def test_worker_count_does_not_matter(make, photo_root, kind, crop):
     assert_same(one, two)
 
 
-@KINDS
+@ALL_KINDS
 @pytest.mark.parametrize("start", [0, 1, 4, 6])
 def test_start_batch_goes_on_where_the_epoch_was_left(make, kind, start):
     assert_same(read(make(kind), 3)[start:], read(make(kind), 3, start))
@@ -130,7 +131,7 @@ def test_start_batch_with_crops(make, photo_root, kind):
     assert_same(read(make(kind, **options), 3)[2:], read(make(kind, **options), 3, 2))
 
 
-@KINDS
+@ALL_KINDS
 def test_start_batch_outside_the_epoch(make, kind):
     with pytest.raises(ValueError, match="start_batch 7"):
         read(make(kind), 0, 7)
@@ -196,7 +197,7 @@ def test_odd_images_load(make, odd_root, kind, crop):
     assert batches[0].image_BHWC.shape == (28, 20, 20, 3)
 
 
-@KINDS
+@ALL_KINDS
 def test_global_generators_are_left_alone(make, kind):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
     read(make(kind), 0)
@@ -205,7 +206,7 @@ def test_global_generators_are_left_alone(make, kind):
     assert np.array_equal(numpy_state, np.random.get_state()[1])
 
 
-@KINDS
+@ALL_KINDS
 def test_batches_are_the_readers_to_keep(make, kind):
     loader = make(kind, batch_size=8)
     with loader.epoch(0) as batches:
@@ -213,7 +214,7 @@ def test_batches_are_the_readers_to_keep(make, kind):
     assert all(torch.equal(batch.image_BHWC, copy) for batch, copy in copies)
 
 
-@KINDS
+@ALL_KINDS
 def test_two_loaders_at_once_do_not_disturb_each_other(make, kind):
     train, val = make(kind, workers=2), make(kind, workers=2, crop="center", shuffle=False, drop_last=False)
     alone = read(train, 0), read(val, 0)
@@ -326,7 +327,7 @@ def test_cut_short_file_is_refused_before_ffcv_opens_it(ffcv, tmp_path):
         build_loader("ffcv", LoaderOptions(**OPTIONS), beton=path)
 
 
-@KINDS
+@ALL_KINDS
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -351,7 +352,7 @@ def test_absent_ffcv_is_said(monkeypatch):
     assert pick_kind("torch")[0] == "torch"
     with pytest.raises(UserError, match=r"apt-get install libopencv-dev .*fastdhm\[ffcv\]"):
         pick_kind("ffcv")
-    with pytest.raises(UserError, match="known: auto, ffcv, torch"):
+    with pytest.raises(UserError, match="known: auto, resident, ffcv, torch"):
         pick_kind("dali")
 
 
@@ -368,14 +369,15 @@ def test_failed_import_keeps_its_reason_and_torchs_threads(monkeypatch):
     assert torch.get_num_threads() == before
 
 
-@KINDS
+@ALL_KINDS
 def test_open_loaders(tmp_path, kind):
     said = []
-    data = open_loaders("synthetic:64", tmp_path, loader=kind, say=said.append, **OPEN)
+    options = {**OPEN, "crop": "pad", "image_size": 32} if kind == "resident" else OPEN
+    data = open_loaders("synthetic:64", tmp_path, loader=kind, say=said.append, **options)
     assert (data.kind, len(data.classes), len(data.train), len(data.val)) == (kind, 10, 9, 3)
     assert [len(batch.target_B) for batch in read(data.val, 0)] == [7, 7, 2]
     assert len(said) == (2 if kind == "ffcv" else 0)
-    open_loaders("synthetic:64", tmp_path, loader=kind, say=said.append, **OPEN)
+    open_loaders("synthetic:64", tmp_path, loader=kind, say=said.append, **options)
     assert len(said) == (2 if kind == "ffcv" else 0)
 
 

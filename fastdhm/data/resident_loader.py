@@ -1,0 +1,146 @@
+"""The loader for sets that fit in memory: all images lie on the device, and a batch is one gather of them.
+
+No thread, no worker process, nothing compiled. It holds images that need no resizing: of one size, of which a box of
+the output's size is cut, or all. Legend: N samples, B batch, H height, W width, C channels (1 or 3, as stored).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastdhm.data.beton_format import MODES, read_images, read_index
+from fastdhm.data.crops import RESIZING
+from fastdhm.data.loaders import Batch, LoaderOptions
+from fastdhm.data.sources import Source
+from fastdhm.errors import UserError
+
+COMFORTABLE_BYTES = 2 << 30  # more than that is held only where it is asked for
+COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory
+PEEKED = 16  # images of a folder whose size is looked at before anything is built
+CHUNK = 1024  # images drawn at a time
+
+
+class CannotHold(UserError):
+    """The images are not such that this loader can hold them, or too many."""
+
+
+class ResidentLoader:
+    """See ``loaders.Loader``; its batches lie on ``options.device``."""
+
+    def __init__(self, image_NHWC: torch.Tensor, target_N: np.ndarray, options: LoaderOptions) -> None:
+        self.num_samples = len(image_NHWC)
+        self._batches, self._options = options.num_batches(self.num_samples), options
+        if options.crop != "shift":  # the box is the same for all, in every epoch
+            top, left, height, width = _box(image_NHWC.shape[1:3], options)
+            image_NHWC = image_NHWC[:, top : top + height, left : left + width].contiguous()
+        self._image_NHWC = image_NHWC.to(options.device)
+        self._target_N = torch.from_numpy(target_N).to(options.device)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    @contextmanager
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
+        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
+        order = torch.from_numpy(np.concatenate([*batches, np.empty(0, np.int64)])).to(self._options.device)
+        device_batches = order.split([len(index_B) for index_B in batches])
+        yield (self._batch(*pair, epoch) for pair in zip(batches, device_batches, strict=True))
+
+    def _batch(self, host_index_B: np.ndarray, index_B: torch.Tensor, epoch: int) -> Batch:
+        image_NHWC = self._image_NHWC
+        if image_NHWC.shape[1:3] == self._options.size_HW:
+            image_BHWC = image_NHWC.index_select(0, index_B)
+        else:
+            image_BHWC = self._windows(host_index_B, index_B, epoch)
+        if image_BHWC.shape[3] == 1:
+            image_BHWC = image_BHWC.expand(-1, -1, -1, 3).contiguous()
+        return Batch(image_BHWC, self._target_N.index_select(0, index_B), index_B.clone())
+
+    def _windows(self, host_index_B: np.ndarray, index_B: torch.Tensor, epoch: int) -> torch.Tensor:
+        (height, width), size_HW = self._options.size_HW, self._image_NHWC.shape[1:3]
+        height_B, width_B = (np.full(len(host_index_B), side) for side in size_HW)
+        box_B4 = torch.from_numpy(self._options.boxes(height_B, width_B, host_index_B, epoch)).to(index_B.device)
+        window_NTLCHW = self._image_NHWC.unfold(1, height, 1).unfold(2, width, 1)  # a view of every window at once
+        return window_NTLCHW.permute(0, 1, 2, 4, 5, 3)[index_B, box_B4[:, 0], box_B4[:, 1]]
+
+    def close(self) -> None:
+        self._image_NHWC = self._target_N = None
+
+
+def check_source(source: Source, options: LoaderOptions) -> int:
+    """The bytes that the images of ``source`` will take; of a folder's only a few are looked at.
+
+    Raises:
+        CannotHold: images that have to be resized, or are of several sizes.
+    """
+    if options.crop in RESIZING:
+        raise CannotHold(f"crop '{options.crop}' resizes each image anew")
+    sizes = {source.size_HW} if hasattr(source, "pixels") else _some_sizes(source)
+    height, width = _only_size(sizes, options) if sizes else (0, 0)
+    return len(source) * height * width * getattr(source, "channels", 3)
+
+
+def check_beton(path: Path, options: LoaderOptions) -> int:
+    """The same of the images in a ``.beton`` file, every one of which is looked at."""
+    image_N = read_index(path).sample_N["f0"]
+    if (image_N["mode"] != MODES["raw"]).any():
+        raise CannotHold("they are stored as JPEG")
+    height, width = _only_size(set(zip(image_N["height"].tolist(), image_N["width"].tolist(), strict=True)), options)
+    return len(image_N) * height * width * 3
+
+
+def check_room(needed_bytes: int, device: torch.device, *, asked: bool) -> None:
+    """``CannotHold`` if the images take more memory than is comfortable; where it was ``asked`` for, than is wise."""
+    if device.type == "cuda":
+        memory_bytes = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = LARGEST_SHARE * memory_bytes if asked else min(COMFORTABLE_BYTES, COMFORTABLE_SHARE * memory_bytes)
+    if needed_bytes > limit:
+        raise CannotHold(
+            f"they take {needed_bytes / 2**30:.1f} GiB of memory, where {limit / 2**30:.1f} GiB is the limit"
+        )
+
+
+def hold(source: Source, beton: Path | None, options: LoaderOptions) -> ResidentLoader:
+    """The loader of what has been checked: the images of ``source``, or where there is one those in its ``beton``."""
+    if beton is not None:
+        return ResidentLoader(torch.from_numpy(read_images(beton, read_index(beton))), source.target_N, options)
+    image_NHWC = getattr(source, "image_NHWC", None)
+    if image_NHWC is None:
+        parts = (range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK))
+        image_NHWC = np.concatenate([source.pixels(np.array(part)) for part in parts])
+    image_NHWC = np.require(image_NHWC, requirements="W")  # torch warns of what it could write to and must not
+    return ResidentLoader(torch.from_numpy(image_NHWC), source.target_N, options)
+
+
+def _some_sizes(source: Source) -> set[tuple[int, int]]:
+    sizes = set()
+    for i in range(0, len(source), max(1, len(source) // PEEKED)):
+        try:
+            width, height = source.image(i).size
+            sizes.add((height, width))
+        except UserError:  # a bad file, which the build will name with all others
+            continue
+    return sizes
+
+
+def _only_size(sizes: Iterable[tuple[int, int]], options: LoaderOptions) -> tuple[int, int]:
+    if len(sizes) > 1:
+        raise CannotHold("they are not all of one size")
+    (size_HW,) = sizes
+    if not options.keeps_pixels(size_HW):
+        height, width = options.size_HW
+        raise CannotHold(f"of {size_HW[0]} x {size_HW[1]} pixels, they have to be resized to {height} x {width}")
+    return size_HW
+
+
+def _box(size_HW: tuple[int, int], options: LoaderOptions) -> list[int]:
+    height_B, width_B = (np.array([side]) for side in size_HW)
+    return options.boxes(height_B, width_B, np.zeros(1, np.int64), 0)[0].tolist()
