@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "mimic_loss.h"
 #include "philox.h"
+#include "simd.h"
 
 namespace py = pybind11;
 
@@ -19,6 +19,12 @@ TORCH_LIBRARY(fastdhm, m) {
   m.def(
       "match_ranks(Tensor distances, Tensor query, Tensor gallery, Tensor left_query, Tensor left_gallery, "
       "Tensor junk, int top_k) -> (Tensor ranks, Tensor nearest, int wrong_row)");
+  m.def(
+      "batch_norm_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu) -> "
+      "(Tensor y, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor? y, Tensor weight, Tensor mean, Tensor variance, "
+      "float eps, bool need_residual) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 }
 
 namespace {
@@ -73,10 +79,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ ops of fastdhm, reached as torch.ops.fastdhm.*";
   m.def("build_info", &build_info,
         "How the extension was built: compiler, C++ standard, torch, CUDA; and this CPU's features.");
-  m.def("mimic_loss_simds", &fastdhm::mimic_loss_simds,
-        "Instruction sets that mimic_loss can use here, the fastest last.");
-  m.def("mimic_loss_simd", &fastdhm::mimic_loss_simd, "The one it uses, or none.");
-  m.def("set_mimic_loss_simd", &fastdhm::set_mimic_loss_simd, py::arg("name"),
-        "Have mimic_loss use another one, to test it.");
+  m.def("simds", &fastdhm::simd_names, "Instruction sets that the CPU ops can use here, the fastest last.");
+  m.def("simd", &fastdhm::simd_name, "The one they use, or none.");
+  m.def("set_simd", &fastdhm::set_simd, py::arg("name"), "Have them use another one, to test it.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

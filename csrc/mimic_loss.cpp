@@ -10,42 +10,27 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "mimic_loss_exact.h"
+#include "simd.h"
 
 namespace fastdhm {
 namespace {
 
-// What this processor has, the fastest last.
-std::vector<const MimicLossSimd*> available_simds() {
-  std::vector<const MimicLossSimd*> codes;
+// The code for an instruction set, or null.
+const MimicLossSimd* vector_code(Simd simd) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    codes.push_back(&kMimicLossAvx2);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      codes.push_back(&kMimicLossAvx512);
-    }
-  }
+  if (simd == Simd::avx512) return &kMimicLossAvx512;
+  if (simd == Simd::avx2) return &kMimicLossAvx2;
 #endif
-  return codes;
+  return nullptr;
 }
-
-const MimicLossSimd* fastest_simd() {
-  const auto codes = available_simds();
-  return codes.empty() ? nullptr : codes.back();
-}
-
-std::atomic<const MimicLossSimd*> simd{fastest_simd()};
 
 MimicLossRows simd_rows(const MimicLossSimd* code, at::ScalarType dtype) {
   if (code == nullptr) return nullptr;
@@ -151,7 +136,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
   // The sums of a group of rows do not depend on which thread makes them: any number of threads gives the same bits.
   const int64_t group = std::max<int64_t>(4, 2048 / K), groups = (B + group - 1) / group;
   std::vector<double> sums(groups * A * A);
-  const MimicLossSimd* code = simd.load();
+  const MimicLossSimd* code = vector_code(simd());
   const MimicLossRows fast = A > 0 ? simd_rows(code, dtype) : nullptr, exact = exact_rows(dtype);
   const int64_t row_bytes = K * grad.element_size();
   const int64_t grain = std::max<int64_t>(1, 16384 / (group * std::max<int64_t>(A, 1) * K));
@@ -202,23 +187,6 @@ void scale_cpu(at::Tensor& grad, const at::Tensor& factor) {
 }
 
 }  // namespace
-
-std::vector<std::string> mimic_loss_simds() {
-  std::vector<std::string> names;
-  for (const MimicLossSimd* code : available_simds()) names.emplace_back(code->name);
-  return names;
-}
-
-std::string mimic_loss_simd() { return simd.load() == nullptr ? "none" : simd.load()->name; }
-
-void set_mimic_loss_simd(const std::string& name) {
-  const MimicLossSimd* wanted = nullptr;
-  for (const MimicLossSimd* code : available_simds()) {
-    if (name == code->name) wanted = code;
-  }
-  TORCH_CHECK_VALUE(wanted != nullptr || name == "none", "this processor or build has no '", name, "'");
-  simd = wanted;
-}
 
 TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("mimic_loss", &mimic_loss_cpu);

@@ -5,9 +5,7 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
-#include <string>
 #include <type_traits>
-#include <vector>
 
 namespace fastdhm {
 
@@ -38,14 +36,9 @@ using MimicLossRows = void (*)(const MimicLossWork& work, int64_t begin, int64_t
 // Float code of one instruction set. Exact for finite logits; where a sum comes out as NaN or infinite, these rows are
 // to be done again by `mimic_loss_rows_exact`, which means the reference's result for any logits.
 struct MimicLossSimd {
-  const char* name;
   int64_t (*scratch_floats)(const MimicLossWork& work);  // that a thread needs
   MimicLossRows float32, bfloat16, float16;
 };
 extern const MimicLossSimd kMimicLossAvx2, kMimicLossAvx512;
-
-std::vector<std::string> mimic_loss_simds();  // of this processor, the fastest last
-std::string mimic_loss_simd();                // the one in use, or "none"
-void set_mimic_loss_simd(const std::string& name);
 
 }  // namespace fastdhm

@@ -21,8 +21,9 @@ from fastdhm.data.loaders import Batch
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.checkpoint import Position
-from fastdhm.engine.device import autocast, pick_device, pick_precision, pick_workers
+from fastdhm.engine.device import autocast, keep_freed_memory, pick_device, pick_precision, pick_workers
 from fastdhm.engine.evaluate import count_correct
+from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
@@ -72,6 +73,11 @@ class Run:
         self.precision = pick_precision(config.precision, self.device)
         model = build_model(config, len(classes))
         self.model = model.to(self.device, memory_format=torch.channels_last)
+        # what a training step runs; torch.compile fuses for itself, and starts from the model
+        self.forward = model
+        if self.device.type == "cpu" and config.impl != "eager" and config.compile != "on":
+            keep_freed_memory()
+            self.forward = FusedForward(model)
         everything = model.branch_names[1:]
         structural = config.sampler == "structural"
         self.branch_sets = methods.branch_sets(config.branch_sets, everything) if structural else {everything: 1.0}
@@ -194,7 +200,7 @@ class Run:
 
 
 def make_compute(
-    model: nn.Module,
+    forward: Callable[[Tensor, tuple[str, ...] | None], Tensor],
     temperature: float,
     label_smoothing: float,
     compiled: bool,
@@ -204,14 +210,14 @@ def make_compute(
     """The differentiable part of a step.
 
     ``(image_BCHW, target_B, weights_AA, active) -> loss, terms_AA, correct_A`` of B0 and the ``active`` side branches
-    (``None``: all). ``variants`` is how many networks this comes to in a run: sets of branches, times two where a part
-    is frozen for a time.
+    (``None``: all), whose logits ``forward`` gives: a model, or what stands for it. ``variants`` is how many networks
+    this comes to in a run: sets of branches, times two where a part is frozen for a time.
     """
 
     def compute(
         image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logits_ABK = model(image_BCHW, active)
+        logits_ABK = forward(image_BCHW, active)
         loss, terms_AA = mimic_loss(
             logits_ABK, target_B, weights_AA, temperature=temperature, label_smoothing=label_smoothing, impl=impl
         )

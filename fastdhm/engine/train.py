@@ -20,6 +20,7 @@ from fastdhm.engine import checkpoint
 from fastdhm.engine.device import pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
+from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, make_compute, make_step, open_data, open_to_judge
@@ -46,7 +47,7 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
     config, at, timer = run.config, run.at, Timer(run.at.step)
     variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
     options = (config.temperature, config.label_smoothing, config.compile == "on", config.impl, variants)
-    step = make_step(run, make_compute(run.model, *options))
+    step = make_step(run, make_compute(run.forward, *options))
     schedule = {name: getattr(config, name) for name in SCHEDULE}
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
@@ -183,6 +184,7 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
     steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     threads = f"{torch.get_num_threads()} threads"
+    fused = f", {run.forward.describe(run.model.branch_names[1:])}" if isinstance(run.forward, FusedForward) else ""
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
@@ -190,7 +192,7 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
         "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader",
         "network": f"{config.arch}, parameters: {sizes}{begun}",
         "method": f"{method_name(config)}, {steps}{start}",
-        "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}",
+        "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}{fused}",
         "run": str(run.dir),
     }
 

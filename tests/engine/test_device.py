@@ -16,7 +16,8 @@ def model():
 
 @pytest.mark.parametrize(("steps", "compiled"), [(10, False), (100_000, True)])
 def test_auto_compiles_only_what_repays_it(model, steps, compiled):
-    assert choices.pick_compile("auto", CPU, steps, model) == compiled
+    assert choices.pick_compile("auto", torch.device("cuda"), steps, model) == compiled
+    assert not choices.pick_compile("auto", CPU, steps, model)  # its norms are fused without
     assert choices.pick_compile("on", CPU, steps, model)
     assert not choices.pick_compile("off", CPU, steps, model)
 
@@ -24,7 +25,7 @@ def test_auto_compiles_only_what_repays_it(model, steps, compiled):
 def test_very_deep_networks_are_not_compiled_by_themselves():
     with torch.device("meta"):
         deep = models.build("resnet1202", 10)
-    assert not choices.pick_compile("auto", CPU, 100_000, deep)
+    assert not choices.pick_compile("auto", torch.device("cuda"), 100_000, deep)
 
 
 def test_without_a_compiler_auto_does_without_and_on_says_so(model, monkeypatch):

@@ -16,14 +16,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 OP = torch.ops.fastdhm.mimic_loss
 
 
-@pytest.fixture(params=["none", *(_extension.require("tests").mimic_loss_simds() if _extension.available() else ())])
+@pytest.fixture(params=["none", *(_extension.require("tests").simds() if _extension.available() else ())])
 def simd(request):
     """One instruction set after the other."""
     module = _extension.require("tests")
-    best = module.mimic_loss_simd()
-    module.set_mimic_loss_simd(request.param)
+    best = module.simd()
+    module.set_simd(request.param)
     yield request.param
-    module.set_mimic_loss_simd(best)
+    module.set_simd(best)
 
 
 def case(M: int, B: int, K: int, dtype: torch.dtype = torch.float32, size: float = 3.0) -> tuple[Tensor, Tensor]:

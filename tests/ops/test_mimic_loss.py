@@ -16,7 +16,7 @@ from fastdhm.ops import _extension
 from fastdhm.ops.mimic_loss import MimicLoss, check_values
 from fastdhm.ops.mimic_loss import mimic_loss as public_mimic_loss
 
-SIMDS = ["none", *_extension.require("tests").mimic_loss_simds()] if _extension.available() else []
+SIMDS = ["none", *_extension.require("tests").simds()] if _extension.available() else []
 FORMS = ["eager", *(f"cpp-{simd}" for simd in SIMDS)]
 
 
@@ -28,10 +28,10 @@ def mimic_loss(request, monkeypatch):
         yield functools.partial(public_mimic_loss, impl=impl)
         return
     module = _extension.require("tests")
-    best = module.mimic_loss_simd()
-    module.set_mimic_loss_simd(simd)
+    best = module.simd()
+    module.set_simd(simd)
     yield functools.partial(public_mimic_loss, impl=impl)
-    module.set_mimic_loss_simd(best)
+    module.set_simd(best)
 
 
 def case(M, B, K, seed=0, dtype=torch.float64):

@@ -1,0 +1,213 @@
+// The CPU form of fastdhm::batch_norm_act and its gradient. Legend: R rows (a row is one pixel of one image), C channels.
+#include "batch_norm_act.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/BFloat16.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "simd.h"
+
+namespace fastdhm {
+namespace {
+
+// One number at a time: the exact form for double, and for the rest where no vector code fits.
+template <class Scalar>
+struct One {
+  using S = Scalar;
+  using F = Scalar;
+  static constexpr int64_t kWidth = 1;
+
+  static F all(S x) { return x; }
+  static F fma(F a, F b, F c) { return a * b + c; }
+  static F max(F a, F b) { return a > b ? a : b; }
+  static F where_above_0(F y, F x) { return y <= 0 ? 0 : x; }
+  template <class T>
+  static F load(const T* p) {
+    return static_cast<F>(*p);
+  }
+  template <class T>
+  static F load_first(const T* p, int64_t, S) {
+    return static_cast<F>(*p);
+  }
+  template <class T>
+  static void store(T* p, F x) {
+    *p = static_cast<T>(x);
+  }
+  template <class T>
+  static void store_first(T* p, F x, int64_t) {
+    *p = static_cast<T>(x);
+  }
+};
+
+}  // namespace
+}  // namespace fastdhm
+
+#include "batch_norm_act_simd.h"
+
+namespace fastdhm {
+namespace {
+
+BatchNormActCode<double> double_code() { return BatchNormActRows<One<double>, double>::code(); }
+
+BatchNormActCode<float> float_code(at::ScalarType dtype) {
+  const bool narrow = dtype == at::kBFloat16;
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (simd() == Simd::avx512) return narrow ? kBatchNormActAvx512.bfloat16 : kBatchNormActAvx512.float32;
+  if (simd() == Simd::avx2) return narrow ? kBatchNormActAvx2.bfloat16 : kBatchNormActAvx2.float32;
+#endif
+  return narrow ? BatchNormActRows<One<float>, c10::BFloat16>::code() : BatchNormActRows<One<float>, float>::code();
+}
+
+void check_channels_last(const at::Tensor& tensor, const char* name, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(tensor.sizes() == x.sizes() && tensor.scalar_type() == x.scalar_type() &&
+                        tensor.is_contiguous(at::MemoryFormat::ChannelsLast),
+                    name, " must be ", x.dtype(), " ", x.sizes(), " in channels-last order, got ", tensor.dtype(), " ",
+                    tensor.sizes());
+}
+
+void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> vectors) {
+  const at::ScalarType dtype = x.scalar_type(), own = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK_VALUE(x.dim() == 4 && (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble),
+                    "x must be float32, bfloat16 or float64 [B, C, H, W], got ", x.dtype(), " ", x.sizes());
+  check_channels_last(x, "x", x);
+  TORCH_CHECK_VALUE(x.numel() > 0, "x has no elements: there is nothing to take a mean of");
+  for (const at::Tensor* vector : vectors) {
+    TORCH_CHECK_VALUE(vector->sizes() == at::IntArrayRef{x.size(1)} && vector->scalar_type() == own &&
+                          vector->is_contiguous(),
+                      "vectors must be contiguous ", own, " [", x.size(1), "], got ", vector->dtype(), " ",
+                      vector->sizes());
+  }
+}
+
+template <class S>
+const S* read(const at::Tensor& vector) {
+  return vector.const_data_ptr<S>();
+}
+
+const void* data(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+// Rows split into groups whose number depends on nothing but the shape, so that any number of threads gives the same
+// bits; body(first row, last row, sums of the group [2, C]) is called for each. Returns the total, [2, C].
+template <class Body>
+std::vector<double> sums_over_rows(int64_t R, int64_t C, const Body& body) {
+  const int64_t groups = std::clamp<int64_t>(std::min(R * C / 65536, R / 128), 1, 256);
+  std::vector<double> sums(groups * 2 * C);
+  at::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
+    for (int64_t g = first; g < last; ++g) body(R * g / groups, R * (g + 1) / groups, sums.data() + g * 2 * C);
+  });
+  for (int64_t i = 2 * C; i < static_cast<int64_t>(sums.size()); ++i) sums[i % (2 * C)] += sums[i];
+  sums.resize(2 * C);
+  return sums;
+}
+
+template <class Body>
+void for_rows(int64_t R, int64_t C, const Body& body) {
+  at::parallel_for(0, R, std::max<int64_t>(1, 32768 / C), body);
+}
+
+template <class S>
+std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>& code, const at::Tensor& x,
+                                                       const at::Tensor& weight, const at::Tensor& bias,
+                                                       const void* residual, double eps, bool relu) {
+  const int64_t C = x.size(1), R = x.numel() / C;
+  at::Tensor y = at::empty_like(x), mean = at::empty_like(weight), variance = at::empty_like(weight);
+  const void* from = x.const_data_ptr();
+  std::vector<S> pivot(C), scale(C), shift(C);
+  // The first row is near enough to the mean that squares of differences from it lose nothing.
+  for (int64_t c = 0; c < C; ++c) {
+    pivot[c] = x.scalar_type() == at::kBFloat16 ? static_cast<S>(static_cast<const c10::BFloat16*>(from)[c])
+                                                : static_cast<const S*>(from)[c];
+  }
+  const std::vector<double> sums = sums_over_rows(R, C, [&](int64_t begin, int64_t end, double* sum) {
+    code.moments(from, pivot.data(), begin, end, C, sum);
+  });
+  for (int64_t c = 0; c < C; ++c) {
+    const double offset = sums[c] / R;
+    const double var = std::max(sums[C + c] / R - offset * offset, 0.0);  // NaN stays NaN
+    const double scaled = read<S>(weight)[c] / std::sqrt(var + eps), middle = pivot[c] + offset;
+    mean.mutable_data_ptr<S>()[c] = static_cast<S>(middle);
+    variance.mutable_data_ptr<S>()[c] = static_cast<S>(var);
+    scale[c] = static_cast<S>(scaled);
+    shift[c] = static_cast<S>(read<S>(bias)[c] - middle * scaled);
+  }
+  for_rows(R, C, [&](int64_t begin, int64_t end) {
+    code.forward(from, residual, y.mutable_data_ptr(), scale.data(), shift.data(), relu, begin, end, C);
+  });
+  return {y, mean, variance};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_cpu(const at::Tensor& x, const at::Tensor& weight,
+                                                                  const at::Tensor& bias,
+                                                                  const std::optional<at::Tensor>& residual, double eps,
+                                                                  bool relu) {
+  check(x, {&weight, &bias});
+  if (residual.has_value()) check_channels_last(*residual, "residual", x);
+  return x.scalar_type() == at::kDouble
+             ? forward<double>(double_code(), x, weight, bias, data(residual), eps, relu)
+             : forward<float>(float_code(x.scalar_type()), x, weight, bias, data(residual), eps, relu);
+}
+
+template <class S>
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const BatchNormActCode<S>& code,
+                                                                    const at::Tensor& grad_y, const at::Tensor& x,
+                                                                    const void* y, const at::Tensor& weight,
+                                                                    const at::Tensor& mean, const at::Tensor& variance,
+                                                                    double eps, bool need_residual) {
+  const int64_t C = x.size(1), R = x.numel() / C;
+  at::Tensor grad_x = at::empty_like(x), grad_weight = at::empty_like(weight), grad_bias = at::empty_like(weight);
+  // Where the gradient is masked, what the residual gets is written once and read in place of grad_y and y.
+  at::Tensor masked = need_residual ? at::empty_like(x) : at::empty({0}, x.options());
+  const void *from = grad_y.const_data_ptr(), *inputs = x.const_data_ptr();
+  void* keep = need_residual ? masked.mutable_data_ptr() : nullptr;
+  const std::vector<double> sums = sums_over_rows(R, C, [&](int64_t begin, int64_t end, double* sum) {
+    code.backward_sums(from, y, inputs, read<S>(mean), keep, begin, end, C, sum);
+  });
+  std::vector<S> a(C), b(C), shift(C);
+  for (int64_t c = 0; c < C; ++c) {
+    const double inverse = 1 / std::sqrt(static_cast<double>(read<S>(variance)[c]) + eps);
+    const double factor = read<S>(weight)[c] * inverse;
+    a[c] = static_cast<S>(factor);
+    b[c] = static_cast<S>(-factor * inverse * inverse * sums[C + c] / R);
+    shift[c] = static_cast<S>(-factor * sums[c] / R);
+    grad_weight.mutable_data_ptr<S>()[c] = static_cast<S>(sums[C + c] * inverse);
+    grad_bias.mutable_data_ptr<S>()[c] = static_cast<S>(sums[c]);
+  }
+  for_rows(R, C, [&](int64_t begin, int64_t end) {
+    code.backward(need_residual ? keep : from, need_residual ? nullptr : y, inputs, read<S>(mean), a.data(), b.data(),
+                  shift.data(), grad_x.mutable_data_ptr(), begin, end, C);
+  });
+  return {grad_x, grad_weight, grad_bias, masked};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward_cpu(
+    const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& y, const at::Tensor& weight,
+    const at::Tensor& mean, const at::Tensor& variance, double eps, bool need_residual) {
+  check(x, {&weight, &mean, &variance});
+  check_channels_last(grad_y, "grad_y", x);
+  if (y.has_value()) check_channels_last(*y, "y", x);
+  TORCH_CHECK_VALUE(y.has_value() || !need_residual, "without y the residual's gradient is grad_y itself");
+  return x.scalar_type() == at::kDouble
+             ? backward<double>(double_code(), grad_y, x, data(y), weight, mean, variance, eps, need_residual)
+             : backward<float>(float_code(x.scalar_type()), grad_y, x, data(y), weight, mean, variance, eps,
+                               need_residual);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
+  m.impl("batch_norm_act", &batch_norm_act_cpu);
+  m.impl("batch_norm_act_backward", &batch_norm_act_backward_cpu);
+}
+
+}  // namespace fastdhm

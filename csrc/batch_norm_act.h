@@ -1,0 +1,33 @@
+// What the CPU forms of fastdhm::batch_norm_act share. Legend: R rows (a row is one pixel of one image), C channels.
+//
+// All tensors of activations are [R, C], channels adjacent; all vectors are [C]. With relu y is max(0, .), so that the
+// sign of y says where the gradient goes on.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdhm {
+
+// Code for activations of one type; S, the type of the sums' inputs and of the vectors, is float, or double for double.
+template <class S>
+struct BatchNormActCode {
+  // Add to sums[0, c] and sums[1, c] the sum and the sum of squares of x - pivot over rows [begin, end).
+  void (*moments)(const void* x, const S* pivot, int64_t begin, int64_t end, int64_t C, double* sums);
+  // y = x * scale + shift (+ residual) (then relu)
+  void (*forward)(const void* x, const void* residual, void* y, const S* scale, const S* shift, bool relu,
+                  int64_t begin, int64_t end, int64_t C);
+  // With g = grad_y where y is above 0 (everywhere if y is null), add to sums the sums of g and of g * (x - mean), and
+  // write g to `masked` unless that is null.
+  void (*backward_sums)(const void* grad_y, const void* y, const void* x, const S* mean, void* masked, int64_t begin,
+                        int64_t end, int64_t C, double* sums);
+  // grad_x = a * g + b * (x - mean) + c
+  void (*backward)(const void* grad_y, const void* y, const void* x, const S* mean, const S* a, const S* b, const S* c,
+                   void* grad_x, int64_t begin, int64_t end, int64_t C);
+};
+
+struct BatchNormActSimd {
+  BatchNormActCode<float> float32, bfloat16;
+};
+extern const BatchNormActSimd kBatchNormActAvx2, kBatchNormActAvx512;
+
+}  // namespace fastdhm

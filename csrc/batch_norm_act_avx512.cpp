@@ -1,0 +1,15 @@
+// Batch norm, residual and relu in AVX-512; called only where the processor has it.
+#include "batch_norm_act.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include "avx512.h"
+#include "batch_norm_act_simd.h"
+
+namespace fastdhm {
+constexpr BatchNormActSimd kBatchNormActAvx512 = {BatchNormActRows<Avx512, float>::code(),
+                                          BatchNormActRows<Avx512, BFloat16>::code()};
+}  // namespace fastdhm
+
+#include "vector_end.h"
+#endif

@@ -1,0 +1,239 @@
+"""Batch norm, residual and activation as one op, in every form that runs here, against torch's own operations.
+
+Legend: B batch, C channels, H height, W width.
+"""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastdhm.ops import _extension
+from fastdhm.ops.batch_norm_act import batch_norm_act
+
+pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
+SIMDS = ["none", *_extension.require("tests").simds()] if _extension.available() else []
+# channels below, at and between the widths of vectors and the runs of one, two and four of them; one row, many groups
+SHAPES = [(2, 1, 1, 1), (3, 7, 5, 3), (2, 16, 9, 9), (2, 33, 4, 7), (5, 64, 3, 3), (1, 100, 2, 2), (2, 1031, 3, 1)]
+SUMS = 2e-6  # relative; up to 128 numbers are added in float32 before double takes over
+LARGE = (16, 24, 40, 31)  # rows enough for several groups of sums
+
+
+@pytest.fixture(params=SIMDS)
+def simd(request):
+    module = _extension.require("tests")
+    best = module.simd()
+    module.set_simd(request.param)
+    yield request.param
+    module.set_simd(best)
+
+
+def case(shape, dtype, *, residual=True, seed=0, mean=0.5):
+    """Inputs by name, those that get a gradient as leaves, and the gradient of the result."""
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    values = {
+        "x": (2 * draw(*shape) + mean).to(dtype), "running_mean": draw(shape[1]).to(own),
+        "running_var": draw(shape[1]).to(own).abs(), "weight": (draw(shape[1]) + 1).to(own),
+        "bias": draw(shape[1]).to(own), "residual": draw(*shape).to(dtype) if residual else None,
+    }  # fmt: skip
+    values = {
+        name: None
+        if value is None
+        else value.contiguous(memory_format=torch.channels_last)
+        if value.ndim == 4
+        else value
+        for name, value in values.items()
+    }
+    return values, draw(*shape).to(dtype)
+
+
+def run(values, grad_y, **options):
+    """The result, the running statistics and all gradients, by name, as float64."""
+    values = {name: None if value is None else value.clone() for name, value in values.items()}
+    leaves = {n: v.requires_grad_() for n, v in values.items() if v is not None and not n.startswith("running")}
+    y = batch_norm_act(*values.values(), **options)
+    y.backward(grad_y)
+    results = {"y": y.detach(), "running_mean": values["running_mean"], "running_var": values["running_var"]}
+    results |= {f"grad_{name}": leaf.grad for name, leaf in leaves.items()}
+    return {name: result.double() for name, result in results.items()}
+
+
+def error(got, exact):
+    return {name: float((got[name] - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)) for name in exact}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, LARGE], ids=str)
+@pytest.mark.parametrize(("residual", "relu"), list(itertools.product([True, False], repeat=2)))
+def test_float64_is_exact(shape, residual, relu):
+    values, grad_y = case(shape, torch.float64, residual=residual)
+    got = run(values, grad_y, relu=relu, impl="cpp")
+    exact = run(values, grad_y, relu=relu, impl="eager")
+    for name in exact:
+        torch.testing.assert_close(
+            got[name], exact[name], rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[1:], LARGE], ids=str)
+@pytest.mark.parametrize(("residual", "relu"), list(itertools.product([True, False], repeat=2)))
+def test_low_precision_loses_no_more_than_eager(simd, dtype, shape, residual, relu):
+    """Against float64 on the same numbers: at most twice what torch's operations lose, each of which rounds."""
+    values, grad_y = case(shape, dtype, residual=residual)
+    wide = {n: None if v is None else v.double() for n, v in values.items()}
+    exact = run(wide, grad_y.double(), relu=relu, impl="eager")
+    lost = error(run(values, grad_y, relu=relu, impl="eager"), exact)
+    for name, loss in error(run(values, grad_y, relu=relu, impl="cpp"), exact).items():
+        assert loss <= 2 * lost[name] + SUMS, name
+
+
+def test_a_mean_far_from_zero_costs_no_accuracy(simd):
+    values, grad_y = case(LARGE, torch.float32, mean=3000.0)
+    exact = run({n: v.double() for n, v in values.items()}, grad_y.double(), impl="eager")
+    lost = error(run(values, grad_y, impl="eager"), exact)
+    for name, loss in error(run(values, grad_y, impl="cpp"), exact).items():
+        assert loss <= 2 * lost[name] + SUMS, name
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    shape=st.tuples(st.integers(2, 5), st.integers(1, 70), st.integers(2, 6), st.integers(2, 6)),
+    residual=st.booleans(), relu=st.booleans(), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_any_shape(simd, shape, residual, relu, seed):
+    values, grad_y = case(shape, torch.float32, residual=residual, seed=seed)
+    exact = run(
+        {n: None if v is None else v.double() for n, v in values.items()}, grad_y.double(), relu=relu, impl="eager"
+    )
+    for name, loss in error(run(values, grad_y, relu=relu, impl="cpp"), exact).items():
+        assert loss <= 2e-5, name
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: x.contiguous(), lambda x: x.transpose(2, 3), lambda x: x[:, :, ::2, 1:],
+    lambda x: x[:1].expand(4, -1, -1, -1),
+], ids=["nchw", "transposed", "sliced", "expanded"])  # fmt: skip
+def test_strides(make):
+    generator = torch.Generator().manual_seed(0)
+    x, residual, grad_y = (make(torch.randn(4, 5, 6, 6, generator=generator, dtype=torch.float64)) for _ in range(3))
+    vectors = [torch.rand(5, generator=generator, dtype=torch.float64) for _ in range(4)]
+    results = []
+    for impl in ("cpp", "eager"):
+        leaves = [x.detach().requires_grad_(), residual.detach().requires_grad_()]
+        y = batch_norm_act(leaves[0], *[v.clone() for v in vectors], leaves[1], impl=impl)
+        results.append([y, *torch.autograd.grad(y, leaves, grad_y)])
+    for got, exact in zip(*results, strict=True):
+        torch.testing.assert_close(got, exact)
+
+
+def test_gradcheck():
+    values, _ = case((3, 5, 2, 3), torch.float64, seed=3)
+    leaves = [values[name].requires_grad_() for name in ("x", "weight", "bias", "residual")]
+
+    def op(x, weight, bias, residual):
+        running = values["running_mean"].clone(), values["running_var"].clone()
+        return batch_norm_act(x, *running, weight, bias, residual, impl="cpp")
+
+    assert torch.autograd.gradcheck(op, leaves)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_opcheck(residual, relu):
+    values, _ = case((3, 18, 2, 3), torch.float32, residual=residual)
+    args = [None if values[n] is None else values[n].requires_grad_() for n in ("x", "weight", "bias", "residual")]
+    torch.library.opcheck(torch.ops.fastdhm.batch_norm_act, (*args, 1e-5, relu))
+    y, mean, var = (t.detach() for t in torch.ops.fastdhm.batch_norm_act(*args, 1e-5, relu))
+    x, weight = args[0].detach(), args[1].detach()
+    given = (torch.randn_like(y), x, y if relu else None, weight, mean, var, 1e-5, residual and relu)
+    torch.library.opcheck(torch.ops.fastdhm.batch_norm_act_backward, given)
+
+
+def test_any_number_of_threads_gives_the_same_bits(simd):
+    values, grad_y = case(LARGE, torch.bfloat16)
+    results = []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        results.append(run(values, grad_y, impl="cpp"))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows(simd, value):
+    values, grad_y = case((2, 20, 3, 3), torch.bfloat16, residual=False)
+    values["x"][1, 4, 0, 2] = value
+    got = run(values, grad_y, impl="cpp")
+    bad_C = torch.arange(20) == 4
+    assert torch.equal(got["y"].isnan().all(0).all(1).all(1), bad_C)
+    assert torch.equal(~got["running_var"].isfinite(), bad_C)
+    assert torch.equal(~got["grad_x"].isfinite().all(0).all(1).all(1), bad_C)
+
+
+def test_gradients_are_those_that_are_asked_for():
+    values, grad_y = case((2, 4, 3, 3), torch.float32)
+    weight = values["weight"].requires_grad_()
+    y = batch_norm_act(*values.values(), impl="cpp")
+    y.backward(grad_y)
+    assert weight.grad is not None
+    assert values["x"].grad is None
+    with torch.no_grad():
+        assert not batch_norm_act(*values.values(), impl="cpp").requires_grad
+
+
+def test_a_result_changed_in_place_is_noticed():
+    values, grad_y = case((2, 4, 3, 3), torch.float32)
+    values["x"].requires_grad_()
+    y = batch_norm_act(*values.values(), impl="cpp")
+    with torch.no_grad():
+        y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(grad_y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"x": torch.zeros(2, 4, 3, 3, dtype=torch.float16)},
+            "x is torch.float16.*must be float32, bfloat16 or float64",
+        ),
+        ({"x": torch.zeros(2, 4)}, r"x is torch.float32 \(2, 4\)"),
+        ({"x": torch.zeros(1, 4, 1, 1), "residual": None}, r"x is \(1, 4, 1, 1\).*more than one value per channel"),
+        ({"weight": torch.ones(4, dtype=torch.float64)}, "weight is torch.float64, must be torch.float32"),
+        ({"residual": torch.zeros(2, 4, 3, 1)}, "residual is torch.float32 .*must be like x"),
+    ],
+)
+def test_what_cpp_cannot_take_is_refused(change, message):
+    values = case((2, 4, 3, 3), torch.float32)[0] | change
+    with pytest.raises(ValueError, match=message):
+        batch_norm_act(*values.values(), impl="cpp")
+
+
+def test_auto_does_the_rest_by_eager():
+    values, grad_y = case((2, 4, 3, 3), torch.float32)
+    values["residual"] = values["residual"][:, :, :, :1]  # broadcast
+    auto, eager = (run(values, grad_y, impl=impl) for impl in ("auto", "eager"))
+    assert all(torch.equal(auto[name], eager[name]) for name in eager)
+    with pytest.raises(ValueError, match="impl is 'triton', must be one of auto, eager, cpp"):
+        batch_norm_act(*values.values(), impl="triton")
+
+
+@pytest.mark.parametrize("given", [
+    {"x": torch.zeros(2, 4, 3, 3, dtype=torch.float64)}, {"x": torch.zeros(2, 4, 3, 3)[:, :, ::2]},
+    {"x": torch.zeros(0, 4, 3, 3)}, {"weight": torch.zeros(3)}, {"bias": torch.zeros(8)[::2]},
+    {"residual": torch.zeros(2, 4, 3, 2)},
+])  # fmt: skip
+def test_the_raw_op_reads_nothing_out_of_bounds(given):
+    names = ("x", "weight", "bias", "residual")
+    values = case((2, 4, 3, 3), torch.float32)[0] | given
+    with pytest.raises(ValueError, match="must be|no elements"):
+        torch.ops.fastdhm.batch_norm_act(*(values[name] for name in names), 1e-5, True)
