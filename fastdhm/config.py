@@ -151,7 +151,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
     impl: Literal["auto", "eager", "cpp", "triton"] = "auto"
-    """How the loss, and on a CPU the batch norms with their activations, are computed: plain torch (eager), C++ on a CPU
+    """How the loss, and on a CPU the norms with their activations, are computed: plain torch (eager), C++ on a CPU
     (cpp), a kernel on a GPU (triton); auto: the fastest that is there."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type; auto: bfloat16 where the device computes in it, else float16 on CUDA, else float32."""

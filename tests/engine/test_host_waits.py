@@ -133,7 +133,18 @@ def command(tmp_path, *flags):
 
 RECIPES = {
     "plain": [],
-    "everything": "--accumulate 2 --clip-grad 1 --label-smoothing 0.1 --mimic-warmup 1 --progressive 0.5".split(),
+    "everything": [
+        "--accumulate",
+        "2",
+        "--clip-grad",
+        "1",
+        "--label-smoothing",
+        "0.1",
+        "--mimic-warmup",
+        "1",
+        "--progressive",
+        "0.5",
+    ],
     "bernoulli": ["--sampler", "bernoulli", "--sample-every", "step"],
     "structural": ["--sampler", "structural"],
     "amsgrad": ["--optimizer", "amsgrad", "--nesterov", "false"],
