@@ -1,0 +1,141 @@
+"""``fastdhm bench norm``: batch norm, residual and relu in training on a CPU, against their peers.
+
+Legend: B batch, C channels, H height, W width.
+
+Peers: ``fused`` (``impl="cpp"``), ``eager`` (batch norm, sum and relu of torch, one after the other), ``compiled``
+(torch.compile of them), and ``copies``, the limit: a copy of one activation for every two times that an activation has
+to be read or written. That is eleven times: forward reads x for its mean, then x and the residual, and writes y;
+backward reads x, y and the gradient, writes the residual's, then reads x and that again and writes that of x.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.errors import unknown
+from fastdhm.ops import _extension
+from fastdhm.ops.batch_norm_act import batch_norm_act, batch_norm_act_eager
+
+Shape = tuple[int, int, int, int]
+# The stages of ResNet-32 and its wide branch at batch 128, and two of ResNet-50 at 224 pixels and batch 32.
+GRID = ((128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8), (128, 128, 8, 8), (32, 256, 56, 56), (32, 2048, 7, 7))
+QUICK = ((4, 16, 8, 8),)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOUCHES = 11
+MARKS = {
+    "eager over fused": ("eager", "fused"),
+    "compiled over fused": ("compiled", "fused"),
+    "fused over the copies": ("fused", "copies"),
+}
+
+
+def bench(
+    *,
+    dtype: str = "bfloat16",
+    threads: int | None = None,
+    rounds: int = 30,
+    compiled: str = "auto",
+    quick: bool = False,
+    out: Path = Path("bench"),
+    as_json: bool = False,
+) -> int:
+    """Measure, print and write all of it; returns the exit status, 1 if a peer gave a wrong result.
+
+    Args:
+        dtype: of the activations: bfloat16 or float32.
+        threads: of torch (None: as many as it has).
+        rounds: samples of each peer.
+        compiled: whether ``torch.compile`` takes part: on, off, or auto: where there is a compiler, not in a quick run.
+        quick: a smoke run: one small shape, few rounds, no compiling.
+        out: folder for JSON, CSV and the plot.
+        as_json: print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: a value that cannot be, no C++ extension, or a folder that cannot be written to.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    if compiled not in ("on", "off", "auto"):
+        raise unknown("compiled", compiled, ("on", "off", "auto"))
+    _extension.require("bench norm")
+    harness.check_counts(rounds=rounds, threads=threads)
+    report.check_folder(out)
+    compiling = compiled == "on" or (compiled == "auto" and not quick and shutil.which("g++") is not None)
+    console, rounds = Console(stderr=as_json), min(rounds, 3) if quick else rounds
+    with harness.threads(threads):
+        about = machine.describe(torch.device("cpu"))
+        report.print_machine(console, about)
+        comparisons = [
+            _compare(shape, DTYPES[dtype], rounds, compiling, console) for shape in (QUICK if quick else GRID)
+        ]
+    marks = [mark for comparison in comparisons for mark in _marks(comparison)]
+    report.plot_bars(out / "norm.png", comparisons, f"Batch norm, residual and relu, {dtype}, {about['cpu']}")
+    settings = {"dtype": dtype, "rounds": rounds, "compiled": compiling, "quick": quick}
+    return report.conclude(
+        "norm", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
+    )
+
+
+def peers(shape: Shape, dtype: torch.dtype, compiling: bool) -> list[Peer]:
+    """The fused op and what it is held against, on the same numbers, all checked against float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual, grad_y = (
+        torch.randn(shape, generator=generator).to(dtype, memory_format=torch.channels_last) for _ in range(3)
+    )
+    grad_y = grad_y + 1  # or sums over it would be small, and what bfloat16 rounds across 0 large beside them
+    C = shape[1]
+    vectors = [torch.rand(C, generator=generator) + 0.5, torch.randn(C, generator=generator)]
+    expected = _once(
+        batch_norm_act_eager, x.double(), residual.double(), grad_y.double(), [v.double() for v in vectors]
+    )
+    check = harness.agrees_with(expected)
+    rules = {
+        "fused": lambda x, mean, var, w, b, r, momentum, eps, relu: batch_norm_act(
+            x, mean, var, w, b, r, momentum=momentum, eps=eps, relu=relu, impl="cpp"
+        ),
+        "eager": batch_norm_act_eager,
+    }
+    if compiling:
+        rules["compiled"] = torch.compile(batch_norm_act_eager, dynamic=False)
+    found = [
+        Peer(name=name, run=lambda rule=rule: _once(rule, x, residual, grad_y, vectors), check=check)
+        for name, rule in rules.items()
+    ]
+    return [*found, Peer(name="copies", run=lambda: _copies(x), check=lambda _: None)]
+
+
+def _once(rule, x: Tensor, residual: Tensor, grad_y: Tensor, vectors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A pass forward and backward; every result with a row an image, in the type whose rounding it bears."""
+    weight, bias = (vector.detach().requires_grad_() for vector in vectors)
+    x, residual = x.detach().requires_grad_(), residual.detach().requires_grad_()
+    y = rule(x, torch.zeros_like(weight), torch.ones_like(weight), weight, bias, residual, 0.1, 1e-5, True)
+    grads = torch.autograd.grad(y, (x, residual, weight, bias), grad_y)
+    results = dict(zip(("y", "grad_x", "grad_residual", "grad_weight", "grad_bias"), (y, *grads), strict=True))
+    return {name: (r.detach().flatten(1) if r.ndim > 1 else r).to(x.dtype) for name, r in results.items()}
+
+
+def _copies(x: Tensor) -> dict[str, Tensor]:
+    to = torch.empty_like(x)
+    for _ in range(TOUCHES // 2):
+        to.copy_(x)
+    to[: len(x) // 2].copy_(x[: len(x) // 2])  # the half that is left of an odd number
+    return {"copy": to}
+
+
+def _compare(shape: Shape, dtype: torch.dtype, rounds: int, compiling: bool, console: Console) -> Comparison:
+    label = "x".join(map(str, shape))
+    found = peers(shape, dtype, compiling)
+    comparison = harness.measure(label, found, device=torch.device("cpu"), rounds=rounds, max_seconds=20)
+    report.print_comparison(console, comparison)
+    return comparison
+
+
+def _marks(comparison: Comparison) -> list[report.Mark]:
+    ratios = {name: comparison.ratio(*pair) for name, pair in MARKS.items()}
+    return [report.Mark(name=name, where=comparison.label, value=ratio) for name, ratio in ratios.items() if ratio]
