@@ -43,7 +43,7 @@ def build(arch: str, num_classes: int, branches: Iterable[str] | None = None, *,
     branches = DEFAULT_BRANCHES if branches is None else tuple(sorted(set(branches)))
     check(arch, branches, dropout=dropout)
     if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
+        raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
     given = {"dropout": dropout} if dropout else {}
     return family_of(arch).build(arch, num_classes, branches, **given)
 
@@ -87,12 +87,18 @@ def inventory(
         image_size: height and width in pixels, or the side of a square; ``None`` for the paper's.
 
     Raises:
-        ValueError: as :func:`build`.
+        ValueError: as :func:`build`, or a size that the network does not run at.
     """
     family = family_of(arch)
     num_classes = family.num_classes if num_classes is None else num_classes
     image_size = family.image_size if image_size is None else image_size
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise UserError(f"image_size is {image_size}: must be 1 or more pixels")
     with torch.device("meta"):
         model = build(arch, num_classes, branches)
-    return Inventory((height, width), num_classes, measure(model, (height, width)))
+    try:
+        return Inventory((height, width), num_classes, measure(model, (height, width)))
+    except (RuntimeError, AssertionError, ValueError) as error:  # whatever the network itself says to such a size
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(f"{arch} does not run on images of {height}x{width} pixels: {first}") from error

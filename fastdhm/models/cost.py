@@ -3,11 +3,14 @@
 Legend: M branches, B batch, C channels, H height, W width.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 
 from fastdhm.models.branched import BranchedModel
 
@@ -51,6 +54,13 @@ class _Counter:
         self.macs += sums.numel() * module.weight[0].numel()
 
 
+class _WithoutNorms(TorchFunctionMode):
+    """Batch norms, which keep the shape, give back what they get: on the meta device they take most of the time."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+
+
 def measure(model: BranchedModel, image_size: tuple[int, int]) -> dict[str, Cost]:
     """The cost of a model's trunk ("B0") and branches, for images of that height and width.
 
@@ -67,8 +77,9 @@ def measure(model: BranchedModel, image_size: tuple[int, int]) -> dict[str, Cost
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, *image_size, device=next(model.parameters()).device))
+        device = next(model.parameters()).device
+        with torch.no_grad(), _WithoutNorms() if device.type == "meta" else nullcontext():
+            model(torch.zeros(1, 3, *image_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()

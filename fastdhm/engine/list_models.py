@@ -1,0 +1,85 @@
+"""``fastdhm models``: networks by family, what each part of them costs, and how to name others."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fastdhm import models
+
+WIDTH = 100  # columns at most
+
+
+def list_models(
+    names: Sequence[str] = (),
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    branches: Sequence[str] | None = None,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Print what the networks of these ``names`` cost (none: those of the paper), a table a family as it is counted.
+
+    The other arguments are those of ``models.inventory``.
+
+    Raises:
+        ValueError: as ``models.inventory``.
+    """
+    console = console or Console()
+    for name in names:  # a wrong one is told before anything is counted
+        models.check(name, branches)
+    asked = list(dict.fromkeys(names)) or list(_listed())
+    costs = ((name, models.inventory(name, num_classes, image_size, branches)) for name in asked)
+    if as_json:
+        print(json.dumps({name: asdict(cost) | {"step_ratio": cost.step_ratio} for name, cost in costs}))
+        return
+    for (family, _, _), rows in groupby(costs, lambda row: _group(*row)):
+        _print_family(console, family, list(rows))
+    notes = ["MACs: multiply-adds for one image. step: those of a DHM step over those of the baseline's."]
+    if not names:
+        notes.append("Other depths and networks by name: fastdhm models resnet56 wrn-22-4 torchvision:vgg16_bn")
+    console.print("\n".join(notes), soft_wrap=True)
+
+
+def _listed() -> Iterator[str]:
+    """The examples of all families, without those of a library that is not installed."""
+    has_timm = importlib.util.find_spec("timm") is not None
+    for family in models.FAMILIES:
+        yield from (name for name in family.examples if has_timm or not name.startswith("timm:"))
+
+
+def _group(name: str, cost: models.Inventory) -> tuple[models.Family, tuple[int, int], int]:
+    return models.family_of(name), cost.image_size, cost.num_classes
+
+
+def _print_family(console: Console, family: models.Family, rows: list[tuple[str, models.Inventory]]) -> None:
+    cost = rows[0][1]
+    size = "{}x{}".format(*cost.image_size)
+    table = Table(
+        title=f"[bold]{family.name}[/], {size} pixels, {cost.num_classes:,} classes; names: {family.rule}",
+        title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=0, width=min(console.width, WIDTH),
+    )  # fmt: skip
+    table.add_column("network", no_wrap=True, ratio=1)
+    for branch in cost.branches:
+        table.add_column(f"{branch}\nparams", justify="right", no_wrap=True)
+        table.add_column("\nMACs", justify="right", no_wrap=True)
+    table.add_column("\nstep", justify="right", no_wrap=True)
+    for name, cost in rows:
+        cells = [short(number) for part in cost.branches.values() for number in (part.params, part.macs)]
+        table.add_row(name, *cells, f"{cost.step_ratio:.2f}x")
+    console.print(table, highlight=False)
+
+
+def short(number: int) -> str:
+    """Three digits and a unit: ``11.7M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            value = number / size
+            return f"{value:.{max(0, 3 - len(str(int(value + 0.0005 * value))))}f}{unit}"
+    return str(number)
