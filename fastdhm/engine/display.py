@@ -14,6 +14,7 @@ from rich.table import Table
 
 PLAIN_LINE_SECONDS = 15
 WIDE = 100  # columns
+WAIT_SHOWN = 0.03  # of the time
 
 
 class TrainingDisplay:
@@ -55,6 +56,8 @@ class TrainingDisplay:
         errors = {name.split("/")[1]: value for name, value in scalars.items() if name.startswith("train_error/")}
         accuracy = " ".join(f"{name} {100 - error:.1f}" for name, error in errors.items())
         numbers = f"loss {scalars['loss']:.3f} acc {accuracy} {scalars['images_per_s']:.0f} img/s"
+        if scalars["data_wait"] >= WAIT_SHOWN:
+            numbers += f" [yellow]data wait {scalars['data_wait']:.0%}[/]"
         self.progress.update(self.task, numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
             self.last_line = time.monotonic()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdhm.data.ahead import copied_ahead
 from fastdhm.data.loaders import Loader
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine.device import autocast
@@ -70,17 +71,18 @@ def evaluate(
     sums_3M = torch.zeros(3, 1, dtype=torch.float64, device=device)
     try:
         with loader.epoch(0) as batches:
-            for batch in batches:
+            for batch in copied_ahead(batches, device):
                 if should_stop():
                     raise Interrupted
-                image_BCHW = shrink(transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0), side)
-                target_B = batch.target_B.to(device)
+                image_BCHW = shrink(transform(batch.image_BHWC, batch.index_B, 0), side)
                 with autocast(device, precision):
                     logits = model(image_BCHW)
                 logits_MBK = (logits if logits.ndim == 3 else logits[None]).float()
-                ce_MB = F.cross_entropy(logits_MBK.flatten(0, 1), target_B.repeat(len(logits_MBK)), reduction="none")
+                ce_MB = F.cross_entropy(
+                    logits_MBK.flatten(0, 1), batch.target_B.repeat(len(logits_MBK)), reduction="none"
+                )
                 ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
-                correct_2M = [count_correct(logits_MBK, target_B, k) for k in (1, 5)]
+                correct_2M = [count_correct(logits_MBK, batch.target_B, k) for k in (1, 5)]
                 sums_3M = sums_3M + torch.stack([*correct_2M, ce_M])
     finally:
         model.train(was_training)

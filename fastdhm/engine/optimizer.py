@@ -1,5 +1,7 @@
 """What moves the weights, and which of them stand still while new layers catch up with pre-trained ones."""
 
+import functools
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -14,7 +16,7 @@ def make_sgd(
     A branch that sits a step out has no gradient, and SGD leaves it alone: no decay, and its momentum stays for later.
     """
     groups = _groups(model, weight_decay, decay_norm_bias)
-    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    sgd = _without_compiler(torch.optim.SGD)(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
         # The fused step fails where some of its tensors have a buffer and others have not, such as those of a branch
         # that was out until now. From zeros the first step is what it is from nothing.
@@ -31,7 +33,19 @@ def make_amsgrad(
     begin with its first gradient, so that a layer which was frozen till then starts with the right bias correction.
     """
     groups = _groups(model, weight_decay, decay_norm_bias)
-    return torch.optim.Adam(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
+    return _without_compiler(torch.optim.Adam)(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
+
+
+@functools.cache
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer, whose methods do not import torch's compiler.
+
+    torch wraps them in what imports it when they are first called, to keep them out of a compiled function. That takes
+    as long as all of torch's other imports together, and optimizers are not called in compiled functions here.
+    """
+    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
 
 
 def _groups(model: nn.Module, weight_decay: float, decay_norm_bias: bool) -> list[dict]:

@@ -6,12 +6,12 @@ Legend: M branches, A those that a step computes.
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from fastdhm.errors import UserError
 from fastdhm.files import replacing
@@ -150,14 +150,23 @@ class Log:
 
     def __init__(self, run_dir: Path, step: int, epoch: int):
         self.path = run_dir / "log.jsonl"
-        rows = [r for r in read_log(run_dir) if (r["step"] <= step if r["kind"] == "step" else r["epoch"] <= epoch)]
+        by_step = ("startup", "step")
+        rows = [r for r in read_log(run_dir) if (r["step"] <= step if r["kind"] in by_step else r["epoch"] <= epoch)]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
-        self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self.folder, self.first_step = run_dir / "tensorboard", step + 1
+        self.folder.mkdir(exist_ok=True)
+
+    @cached_property
+    def tensorboard(self):
+        """TensorBoard's writer, begun with the first row: the first step does not wait for its import."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder), purge_step=self.first_step)
 
     def write(self, kind: str, *, step: int, **scalars: Any) -> None:
-        """Add a row of ``kind`` ("step" or "epoch")."""
+        """Add a row of ``kind`` ("startup", "step" or "epoch")."""
         self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -165,7 +174,8 @@ class Log:
     def close(self) -> None:
         """Flush and close both."""
         self.file.close()
-        self.tensorboard.close()
+        if "tensorboard" in vars(self):  # nothing was written otherwise
+            self.tensorboard.close()
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:

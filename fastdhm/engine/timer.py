@@ -1,24 +1,60 @@
-"""Wall-clock of a run: its training time over all its processes, throughput, and when a checkpoint is due."""
+"""Wall-clock of a run: its training time over all its processes, start-up, throughput, the wait for data, and when a
+checkpoint is due."""
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fastdhm.data.ahead import copied_ahead
+from fastdhm.data.loaders import Batch, Loader
+
+
+def process_seconds() -> float:
+    """How long this process has been there, its imports too, to a hundredth."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # since boot: see proc(5)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Timer:
     """Starts with the first step."""
 
     def __init__(self, step: int):
-        self.last_save = time.monotonic()
+        self.first_step, self.last_save = step + 1, time.monotonic()
         self.restart(step)
 
     def restart(self, step: int) -> None:
         """Begin an interval after ``step``; what went before (a validation, say) is not training time."""
-        self.step, self.time = step, time.monotonic()
+        self.step, self.time, self.waited = step, time.monotonic(), 0.0
 
-    def rate(self, images_per_step: int, step: int) -> float:
-        """Images per second since the interval began; begins the next."""
-        before, since = self.step, self.time
+    @contextmanager
+    def feed(self, loader: Loader, epoch: int, start_batch: int, device: torch.device) -> Iterator[Iterator[Batch]]:
+        """The batches of ``loader.epoch``, on ``device``; what each is waited for counts, the first's start-up too."""
+        asked = time.monotonic()
+        with loader.epoch(epoch, start_batch=start_batch) as batches:
+            self.waited += time.monotonic() - asked
+            yield self._waits(copied_ahead(batches, device))
+
+    def _waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def interval(self, images_per_step: int, step: int) -> dict[str, float]:
+        """``images_per_s``, ``data_wait`` (the share of the time, in [0, 1], in which the loop waited for a batch) and
+        ``process_seconds`` of the interval that ends here; begins the next."""
+        before, since, waited = self.step, self.time, self.waited
         self.restart(step)
-        return images_per_step * (step - before) / (self.time - since)
+        seconds = self.time - since
+        rate = images_per_step * (step - before) / seconds
+        return {"images_per_s": rate, "data_wait": waited / seconds, "process_seconds": process_seconds()}
 
     def minutes_since_save(self) -> float:
         """Minutes since the last checkpoint."""

@@ -26,7 +26,7 @@ from fastdhm.engine.reid import HowToRank, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, make_compute, make_step, open_data, open_to_judge
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
-from fastdhm.engine.timer import Timer
+from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import use_fused
@@ -53,7 +53,7 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
         run.begin_epoch()
         run.trained.start()
-        with data.train.epoch(at.epoch, start_batch=at.batch) as batches:
+        with timer.feed(data.train, at.epoch, at.batch, run.device) as batches:
             for batch in batches:
                 now = at.epoch + at.batch / len(data.train)
                 lr, scale = learning_rate(now, **schedule), mimic_scale(now, config.mimic_warmup)
@@ -66,9 +66,11 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
                 at.batch, at.step = at.batch + 1, at.step + 1
                 run.sums.add(at.step, len(target_B), *values, weights_AA, active)
                 display.advance(at.step, at.epoch, config.epochs)
+                if at.step == timer.first_step:
+                    log.write("startup", step=at.step, epoch=now, startup_seconds=process_seconds())
                 if at.step % config.log_every == 0:
                     scalars = run.sums.read_interval().scalars(run.model.branch_names)
-                    scalars |= {"lr": lr, "mimic_scale": scale, "images_per_s": timer.rate(config.batch_size, at.step)}
+                    scalars |= {"lr": lr, "mimic_scale": scale, **timer.interval(config.batch_size, at.step)}
                     log.write("step", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
                     display.show(at.step, at.epoch, scalars)
                 if timer.minutes_since_save() >= config.save_minutes:

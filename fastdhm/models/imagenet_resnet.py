@@ -1,27 +1,33 @@
-"""torchvision's ImageNet ResNets, untouched, with the side branches of Table 9."""
+"""torchvision's ImageNet ResNets, untouched, with the side branches of Table 9.
+
+torchvision is imported where one is built: that takes as long as importing torch, and most networks go without.
+"""
+
+from typing import TYPE_CHECKING
 
 from torch import nn
-from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastdhm.models.branched import Branch, BranchedModel
 from fastdhm.models.family import Family, init_convolutions
 
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
 # arch: block class and blocks per stage of the side branches (Table 9); the trunks' own numbers are torchvision's.
 # B1 leaves after conv4_x (1024 channels), B2 after conv3_x (256, 512), B3 after conv2_x (128, 256, 512).
 LAYOUTS = {
-    "resnet18": (BasicBlock, {"B1": (2,), "B2": (1, 2), "B3": (1, 1, 2)}),
-    "resnet34": (BasicBlock, {"B1": (3,), "B2": (3, 2)}),
-    "resnet50": (Bottleneck, {"B1": (3,), "B2": (3, 2)}),
-    "resnet101": (Bottleneck, {"B1": (3,), "B2": (12, 2)}),
-    "resnet152": (Bottleneck, {"B1": (3,), "B2": (18, 2)}),
+    "resnet18": ("BasicBlock", {"B1": (2,), "B2": (1, 2), "B3": (1, 1, 2)}),
+    "resnet34": ("BasicBlock", {"B1": (3,), "B2": (3, 2)}),
+    "resnet50": ("Bottleneck", {"B1": (3,), "B2": (3, 2)}),
+    "resnet101": ("Bottleneck", {"B1": (3,), "B2": (12, 2)}),
+    "resnet152": ("Bottleneck", {"B1": (3,), "B2": (18, 2)}),
 }
 TAPS = {"B1": "layer3", "B2": "layer2", "B3": "layer1"}
 PLANES = {"B1": (1024,), "B2": (256, 512), "B3": (128, 256, 512)}
 FORK_PLANES = {"B1": 256, "B2": 128, "B3": 64}
 
 
-def _stage(block: type[BasicBlock | Bottleneck], in_channels: int, planes: int, blocks: int) -> nn.Sequential:
+def _stage(block: "type[BasicBlock | Bottleneck]", in_channels: int, planes: int, blocks: int) -> nn.Sequential:
     """A stage as torchvision lays it out: the first block halves the resolution and projects its shortcut."""
     channels = planes * block.expansion
     shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm2d(channels))
@@ -30,7 +36,9 @@ def _stage(block: type[BasicBlock | Bottleneck], in_channels: int, planes: int, 
 
 
 def _branch(arch: str, name: str, num_classes: int) -> Branch:
-    block, layout = LAYOUTS[arch]
+    from torchvision.models import resnet
+
+    block, layout = getattr(resnet, LAYOUTS[arch][0]), LAYOUTS[arch][1]
     planes = (FORK_PLANES[name], *PLANES[name])
     stages = [
         _stage(block, before * block.expansion, after, blocks)
@@ -43,6 +51,8 @@ def _branch(arch: str, name: str, num_classes: int) -> Branch:
 
 def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:
     """torchvision's ``arch`` as the trunk, randomly initialised, with the named branches (Table 9)."""
+    from torchvision.models import resnet
+
     trunk = getattr(resnet, arch)(num_classes=num_classes)
     return BranchedModel(trunk, {name: _branch(arch, name, num_classes) for name in branches}, TAPS)
 

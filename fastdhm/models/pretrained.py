@@ -8,7 +8,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from fastdhm.errors import UserError, unknown
 from fastdhm.files import load_without_code
@@ -62,6 +61,8 @@ def load_pretrained(
 def _torchvision_weights(arch: str, weights: str) -> tuple[str, dict[str, Tensor]]:
     if arch not in LAYOUTS:
         raise UserError(f"no pre-trained weights are known for {arch} (only for {', '.join(LAYOUTS)}): give a file")
+    from torchvision.models import get_model_weights
+
     choices = get_model_weights(arch)
     if weights not in choices.__members__:
         raise unknown(f"weights of {arch}", weights, choices.__members__)

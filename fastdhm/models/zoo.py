@@ -3,7 +3,6 @@
 from difflib import get_close_matches
 
 import torch
-import torchvision
 from torch import nn
 
 from fastdhm.errors import UserError
@@ -23,6 +22,12 @@ def _timm():
     return timm
 
 
+def _torchvision():
+    import torchvision  # as slow to import as torch
+
+    return torchvision.models
+
+
 def _split(arch: str) -> tuple[str, str]:
     """Library and name; ``UserError``, with the nearest names, if the library has none such."""
     library, name = arch.split(":", 1)
@@ -30,7 +35,7 @@ def _split(arch: str) -> tuple[str, str]:
         timm = _timm()
         known, exists = timm.list_models(), timm.is_model(name)
     else:
-        known = torchvision.models.list_models(module=torchvision.models)
+        known = _torchvision().list_models(module=_torchvision())
         exists = name in known
     if not exists:
         nearest = get_close_matches(name, known, n=3, cutoff=0.5)
@@ -43,7 +48,7 @@ def _create(library: str, name: str, num_classes: int) -> nn.Module:
     if library == "timm":
         return _timm().create_model(name, num_classes=num_classes)
     given = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
+    return _torchvision().get_model(name, weights=None, num_classes=num_classes, **given)
 
 
 def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:

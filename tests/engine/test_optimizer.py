@@ -101,3 +101,29 @@ def test_what_is_frozen_stands_still_in_weights_and_statistics_and_moves_again_a
     freeze(model, ())
     assert train_a_step(model) == everything
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["sgd", "amsgrad"])
+def test_without_torchs_wrappers_the_bits_are_the_same(name):
+    """Ours are torch's optimizers less what keeps them out of compiled functions."""
+    kinds = {"sgd": torch.optim.SGD, "amsgrad": torch.optim.Adam}
+    options = {"sgd": {"momentum": 0.9, "nesterov": True}, "amsgrad": {"amsgrad": True}}[name]
+    models = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        if ours and name == "sgd":
+            optimizer = make_sgd(model, 0.1, 0.9, True, 0.01, True)
+        elif ours:
+            optimizer = make_amsgrad(model, 0.1, (0.9, 0.999), 0.01, True)
+        else:
+            optimizer = kinds[name](model.parameters(), lr=0.1, weight_decay=0.01, fused=True, **options)
+        assert isinstance(optimizer, kinds[name])
+        for _ in range(3):
+            model(torch.randn(4, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert all(p.grad is None and p.requires_grad for p in model.parameters())
+        models.append(model)
+    assert torch.equal(models[0].weight, models[1].weight)

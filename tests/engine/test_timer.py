@@ -1,9 +1,14 @@
-"""What counts as training time."""
+"""What counts as training time, and what as waiting for data."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import pytest
+import torch
 
 from fastdhm.engine import timer
-from fastdhm.engine.timer import Stopwatch
+from fastdhm.engine.timer import Stopwatch, Timer, process_seconds
 
 
 @pytest.fixture
@@ -37,3 +42,38 @@ def test_a_stopwatch_goes_on_from_what_a_checkpoint_says(clock):
     clock[0] += 2
     watch.stop()
     assert watch.seconds == 62
+
+
+def test_the_wait_for_data_is_a_share_of_the_interval(clock):
+    class Slow:
+        @contextmanager
+        def epoch(self, epoch, start_batch):
+            clock[0] += 1  # starting workers, say
+            yield self.batches(start_batch)
+
+        def batches(self, start_batch):
+            for batch in range(start_batch, 4):
+                clock[0] += 2
+                yield batch
+
+    watch, seen = Timer(10), []
+    with watch.feed(Slow(), 0, 1, torch.device("cpu")) as batches:
+        for batch in batches:
+            seen.append(batch)
+            clock[0] += 8  # the step
+            if batch == 2:
+                first = watch.interval(16, 12)
+    last = watch.interval(16, 13)
+    assert seen == [1, 2, 3]
+    assert (first["images_per_s"], first["data_wait"]) == (2 * 16 / 21, 5 / 21)
+    assert (last["images_per_s"], last["data_wait"]) == (16 / 10, 2 / 10)
+
+
+def test_process_seconds_count_from_the_command(tmp_path):
+    """It is compared with the clock of the process that starts it."""
+    program = "import time; from fastdhm.engine.timer import process_seconds; print(process_seconds(), time.time())"
+    began = timer.time.time()
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, ended = map(float, answer.stdout.split())
+    assert seconds == pytest.approx(ended - began, abs=0.5)
+    assert process_seconds() > seconds
