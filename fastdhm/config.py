@@ -50,7 +50,10 @@ class TrainConfig:
     freeze_epochs: int = 0
     """Epochs at the start that train only what is new beside these weights: branches and classifier."""
     branches: tuple[str, ...] | None = None
-    """Side branches to grow, such as [B1,B2,B3]; null: the paper's, B1 and B2. The baseline has none."""
+    """Side branches to grow, such as B1,B2,B3; null: the paper's, B1 and B2. The baseline has none."""
+    only_branch: str | None = None
+    """Train this branch alone, by the baseline: the trunk up to its fork and the branch are the whole network. B0 is
+    the trunk itself; null: the method decides."""
     direction: Literal["both", "top-down", "bottom-up"] = "both"
     """Who mimics whom in dhm: all each other, or only the shallower branch the deeper (top-down), or the reverse."""
 
@@ -64,6 +67,13 @@ class TrainConfig:
     branch_sets: dict[str, float] | None = None
     """Distribution that structural draws from, such as {B1+B2: 0.5, B1: 0.25, none: 0.25}; null: every set of side
     branches, the empty one too, is equally likely."""
+
+    corrupt_labels: float = 0.0
+    """Share of the training labels to corrupt, in [0, 1]: each is with this probability replaced by a class drawn
+    uniformly from all, so that one in as many as there are classes stays right. The same labels for the whole run;
+    those of validation stay true."""
+    corrupt_seed: int = 0
+    """Seed of which labels are corrupt, and into what."""
 
     run_dir: str | None = None
     """Folder for everything the run writes; null: a new one under runs/."""
@@ -143,6 +153,10 @@ class TrainConfig:
 
     temperature: float = 1.0
     """Temperature of the mimicking terms."""
+    ce_weight: float = 1.0
+    """Weight of each side branch's cross-entropy, beside the main branch's 1 (lambda of Eq. 8)."""
+    mimic_weight: float = 1.0
+    """Weight of each mimicking term (mu of Eq. 9)."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropies, in [0, 1)."""
     mimic_warmup: float = 0.0
@@ -161,7 +175,8 @@ class TrainConfig:
     eval_every: int = 1
     """Epochs between validations; the last epoch always has one."""
     keep: Literal["last", "best"] = "last"
-    """Whose weights the stripped network gets: the last epoch's, or those with the lowest validation error of B0."""
+    """Whose weights the stripped network gets: the last epoch's, or those with the lowest validation error of B0
+    (or of the branch that is trained alone)."""
     log_every: int = 50
     """Steps between log points, the only times the host waits for the device."""
     save_minutes: float = 5.0
@@ -173,17 +188,18 @@ class TrainConfig:
             self._check(name, "1 or more", lambda value: value >= 1)
         for name in ("lr", "temperature", "gamma", "clip_grad", "crop_ratio", "save_minutes"):
             self._check(name, "a finite number above 0", lambda value: 0 < value < math.inf)
-        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "mimic_warmup"):
+        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "ce_weight", "mimic_weight", "mimic_warmup"):
             self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
         self._check("image_size", f"1 to {MAX_SIDE}, or two of those as [HEIGHT,WIDTH]", _is_image_size)
         for name in ("workers", "pad", "freeze_epochs"):
             self._check(name, "0 or more", lambda value: value >= 0)
-        self._check("seed", "in [0, 2**63)", lambda value: 0 <= value < 2**63)
+        for name in ("seed", "corrupt_seed"):
+            self._check(name, "in [0, 2**63)", lambda value: 0 <= value < 2**63)
         for name in ("momentum", "dropout"):
             self._check(name, "in [0, 1)", lambda value: 0 <= value < 1)
         self._check("betas", "two numbers in [0, 1)", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b))
         self._check("label_smoothing", "in [0, 1)", lambda value: 0 <= value < 1)
-        for name in ("progressive", "keep_prob"):
+        for name in ("progressive", "keep_prob", "corrupt_labels"):
             self._check(name, "in [0, 1]", lambda value: 0 <= value <= 1)
         self._check("crop_ratio", "at most 1", lambda value: value <= 1)
         self._check("mean", "three numbers in [0, 1]", lambda value: all(0 <= v <= 1 for v in value))
@@ -195,11 +211,18 @@ class TrainConfig:
         self._check("sample_every", "null: the binary sampler does not draw", lambda _: sampler != "binary")
         self._check("keep_prob", "left out: only bernoulli uses it", lambda p: p == 0.5 or sampler == "bernoulli")
         self._check("branch_sets", "left out: only structural uses it", lambda _: sampler == "structural")
+        true_labels = self.corrupt_labels == 0
+        self._check("corrupt_seed", "left out: corrupt_labels is 0", lambda seed: seed == 0 or not true_labels)
+        baseline, fresh = self.method == "baseline", self.weights is None
+        self._check(
+            "only_branch", f"left out with {self.method}: only baseline trains a single one", lambda _: baseline
+        )
+        whole = f"B0 or left out: the weights ({self.weights}) are of a whole trunk"
+        self._check("only_branch", whole, lambda name: name == "B0" or fresh)
         self._check("nesterov", "false when momentum is 0", lambda value: not value or self.momentum > 0)
         self._check("nesterov", "false: only sgd has it", lambda value: not value or self.optimizer == "sgd")
         unused = self.optimizer != "amsgrad"
         self._check("betas", "left out: only amsgrad uses it", lambda b: not unused or tuple(b) == (0.9, 0.999))
-        fresh = self.weights is None
         self._check("freeze_epochs", f"below epochs ({self.epochs})", lambda n: n == 0 or n < self.epochs)
         self._check("freeze_epochs", "0 without weights: nothing is pre-trained", lambda n: n == 0 or not fresh)
 

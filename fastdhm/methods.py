@@ -24,31 +24,40 @@ NO_BRANCH = "none"
 TOLERANCE = 1e-6  # by which probabilities written as decimals may miss a sum of 1
 
 
-def weight_matrix(method: str, num_branches: int, direction: str = "both") -> Tensor:
+def weight_matrix(
+    method: str, num_branches: int, direction: str = "both", ce_weight: float = 1.0, mimic_weight: float = 1.0
+) -> Tensor:
     """The weights of ``loss = sum(W * terms)`` (Eq. 1-9): ``W[p, q]`` for teacher p and student q, float32 ``[M, M]``.
 
     ``baseline`` trains the main branch alone, ``dsl`` every branch on the labels, ``dhm`` every branch on the labels
     and on other branches (4.3.1): on all of them (``both``), on the deeper ones (``top-down``: W[p, q] = 1 for p <= q)
     or on the shallower ones (``bottom-up``, its transpose).
 
+    ``ce_weight`` is lambda, the weight of the side branches' cross-entropies (Eq. 8; the main branch's is 1), and
+    ``mimic_weight`` is mu, that of the mimicking terms (Eq. 9). Both are 1 in the paper's experiments.
+
     Raises:
-        ValueError: an unknown method or direction, a direction that the method does not have, or no branch.
+        ValueError: an unknown method or direction, a direction or weight that the method does not have, a weight that
+            is negative or not finite, or no branch.
     """
-    check(method, direction)
+    check(method, direction, ce_weight=ce_weight, mimic_weight=mimic_weight)
     if num_branches < 1:
         raise ValueError(f"num_branches is {num_branches}: a network has at least its main branch")
     if method == "baseline":
         weights_MM = torch.zeros(num_branches, num_branches)
         weights_MM[0, 0] = 1
         return weights_MM
+    ce_MM = torch.diag(torch.tensor([1.0, *[ce_weight] * (num_branches - 1)]))
     if method == "dsl":
-        return torch.eye(num_branches)
-    weights_MM = torch.ones(num_branches, num_branches)
-    return {"both": weights_MM, "top-down": weights_MM.triu(), "bottom-up": weights_MM.tril()}[direction]
+        return ce_MM
+    mimic_MM = mimic_weight * (1 - torch.eye(num_branches))
+    return ce_MM + {"both": mimic_MM, "top-down": mimic_MM.triu(), "bottom-up": mimic_MM.tril()}[direction]
 
 
-def check(method: str, direction: str = "both", sampler: str = "binary") -> None:
-    """``ValueError`` if one of the three is not known, or if the method has nothing that the others apply to."""
+def check(
+    method: str, direction: str = "both", sampler: str = "binary", ce_weight: float = 1.0, mimic_weight: float = 1.0
+) -> None:
+    """``ValueError`` if one of these is not known or out of range, or if the method has nothing that it applies to."""
     for kind, value, known in (
         ("method", method, METHODS),
         ("direction", direction, DIRECTIONS),
@@ -56,9 +65,15 @@ def check(method: str, direction: str = "both", sampler: str = "binary") -> None
     ):
         if value not in known:
             raise unknown(kind, value, known)
-    for kind, value, usual in (("direction", direction, "both"), ("sampler", sampler, "binary")):
+    for kind, value in (("ce_weight", ce_weight), ("mimic_weight", mimic_weight)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"{kind} is {value}: must be a finite number, 0 or more")
+    mimicking = (("direction", direction, "both"), ("sampler", sampler, "binary"), ("mimic_weight", mimic_weight, 1))
+    for kind, value, usual in mimicking:
         if method != "dhm" and value != usual:
             raise UserError(f"{kind} is {value}: {method} has no mimicking, set the method to dhm or leave {kind} out")
+    if method == "baseline" and ce_weight != 1:
+        raise UserError(f"ce_weight is {ce_weight}: the baseline has no side branches, set the method or leave it out")
 
 
 def scale_mimicking(weights_MM: Tensor, scale: float | Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 import argparse
 import re
+import types
+import typing
+from collections.abc import Iterator
 from difflib import get_close_matches
 
 import jsonargparse
@@ -55,10 +58,25 @@ class Parser(jsonargparse.ArgumentParser):
         """The values given in ``argv``, with ``defaults`` those of the flags not given as well."""
         self._spell_with_dashes()
         try:
-            values = self.parse_args(argv, defaults=defaults).as_dict()
+            values = self.parse_args(list(self._bracketed(argv)), defaults=defaults).as_dict()
         except UnicodeDecodeError as error:
             raise UserError(f"--config is not a text file: {error}") from error
         return {name: value for name, value in values.items() if name not in ("config", "print_config")}
+
+    def _bracketed(self, argv: list[str]) -> Iterator[str]:
+        """``--branches B1,B2`` as ``--branches [B1,B2]``, for the flags that take a list and nothing else."""
+        before = ""
+        for argument in argv:
+            flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+            plain = value and value[0] not in "[(-" and value not in ("null", "None")
+            yield f"{flag * bool(equals)}{equals}[{value}]" if plain and self._is_list(flag) else argument
+            before = argument
+
+    def _is_list(self, flag: str) -> bool:
+        hint = getattr(self._option_string_actions.get(flag), "_typehint", None)
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = set(typing.get_args(hint) if union else [hint]) - {types.NoneType}
+        return {typing.get_origin(kind) for kind in kinds} == {tuple}
 
     def _spell_with_dashes(self) -> None:
         """Show ``--batch-size`` for ``--batch_size`` in the help, and accept both."""

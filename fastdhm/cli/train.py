@@ -30,7 +30,8 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     resume = given.pop("resume", None)
     if resume is None:
         base = TrainConfig()
-        base = recipe(given.get("dataset", base.dataset), given.get("arch"), given.get("method", base.method))
+        usual = "baseline" if given.get("only_branch") else base.method  # nothing else trains a branch alone
+        base = recipe(given.get("dataset", base.dataset), given.get("arch"), given.get("method", usual))
     else:
         base = _resumed(Path(resume), given)
     parser.set_defaults(base)

@@ -15,6 +15,8 @@ from fastdhm.data._pool import default_workers
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fastdhm.data.beton import ImageSettings
     from fastdhm.data.crops import Crop, ImageSize
     from fastdhm.data.loaders import Kind, Loader, LoaderOptions
@@ -31,6 +33,8 @@ class LoadedData:
     val: Loader
     classes: tuple[str, ...]
     kind: Kind
+    target_N: np.ndarray
+    """The training labels by sample index, int64."""
 
     def close(self) -> None:
         """Close both loaders."""
@@ -105,7 +109,8 @@ def open_loaders(
             f"{dataset}: the {opened[1].loader.num_samples:,} validation pictures are training pictures too; their "
             "error says whether training works, not how good it is"
         )
-    return LoadedData(opened[0].loader, opened[1].loader, opened[0].classes, opened[0].kind)
+    train, val = opened
+    return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N)
 
 
 def open_splits(

@@ -90,12 +90,13 @@ def print_report(
     console: Console, rows: list[dict[str, Any]], names: tuple[str, ...], num_classes: int, judged_on: str
 ) -> None:
     """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``."""
-    validated = [row for row in rows if row["kind"] == "epoch" and "val_error/B0" in row]
+    main = f"val_error/{names[0]}"
+    validated = [row for row in rows if row["kind"] == "epoch" and main in row]
     if not validated:
         return
     last = validated[-1]
     whole = [row for row in validated if row["val_side"] == last["val_side"]]  # not those on smaller images
-    best = min(whole, key=lambda row: row["val_error/B0"])
+    best = min(whole, key=lambda row: row[main])
     table = Table(title=f"{judged_on} error after {last['epoch']:g} epochs", title_justify="left")
     for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
@@ -103,7 +104,7 @@ def print_report(
         cells = [last[f"val_error/{name}"], last[f"val_top5_error/{name}"], best[f"val_error/{name}"]]
         if num_classes <= 5:
             cells[1] = math.nan  # the five likeliest are all there are
-        table.add_row(name, *(f"{cell:.2f}" for cell in cells), style="bold" if name == "B0" else "")
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells), style="bold" if name == names[0] else "")
     console.print(table)
 
 

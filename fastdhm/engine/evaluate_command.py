@@ -20,7 +20,7 @@ from fastdhm.engine import checkpoint
 from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
-from fastdhm.engine.run import build_model, open_to_judge
+from fastdhm.engine.run import build_model, build_plain, open_to_judge
 from fastdhm.errors import UserError
 
 
@@ -116,7 +116,7 @@ def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
         raise UserError(f"{path} is not there: name a run directory, a checkpoint (.pt) or a network (.safetensors)")
     if path.suffix == ".safetensors":
         state, config, classes = checkpoint.load_network(path)
-        network = models.build(config.arch, len(classes), branches=()).strip()
+        network = build_plain(config, len(classes))
         checkpoint.load_weights(network, state, path, config.arch)
         return [network], config, classes
     saved = checkpoint.load_checkpoint(path)

@@ -3,12 +3,13 @@
 Legend: M branches, A those that a step computes, S = M - 1 side branches, B batch, K classes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
+from fastdhm.data.corrupt import corrupt_targets
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
 from fastdhm.data.transforms import DeviceTransform, shrink
@@ -58,9 +60,16 @@ def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[L
 
 
 def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
-    """The network of a run, randomly initialised; the baseline's has no branches."""
+    """The network of a run, randomly initialised; the baseline's has no branches, or is one alone."""
+    if config.only_branch is not None:
+        return models.build_alone(config.arch, num_classes, config.only_branch, dropout=config.dropout)
     branches = () if config.method == "baseline" else config.branches
     return models.build(config.arch, num_classes, branches, dropout=config.dropout)
+
+
+def build_plain(config: TrainConfig, num_classes: int) -> nn.Module:
+    """The network that a run leaves behind when it is stripped, randomly initialised."""
+    return build_model(dataclasses.replace(config, method="baseline"), num_classes).strip()
 
 
 class Run:
@@ -81,11 +90,14 @@ class Run:
         everything = model.branch_names[1:]
         structural = config.sampler == "structural"
         self.branch_sets = methods.branch_sets(config.branch_sets, everything) if structural else {everything: 1.0}
+        strengths = (config.direction, config.ce_weight, config.mimic_weight)
         self.weights = {  # fewer branches have the same weights among each other: a smaller matrix of the same method
-            active: methods.weight_matrix(config.method, 1 + len(active), config.direction).to(self.device)
+            active: methods.weight_matrix(config.method, 1 + len(active), *strengths).to(self.device)
             for active in self.branch_sets
         }
         self.keep_S = torch.full((len(everything),), config.keep_prob, device=self.device)
+        self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
+        self.changed_labels = 0
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         decay = (config.weight_decay, config.decay_norm_bias)
         self.optimizer = (
@@ -115,6 +127,17 @@ class Run:
                     "set --freeze-epochs 0"
                 )
         self.pretrained = found.loaded
+
+    def corrupt_labels(self, target_N: np.ndarray) -> None:
+        """Learn, in place of ``target_N``, from labels of which the share that the config says is random (App. E).
+
+        They lie on the device as a table by sample index, whichever loader brings the images.
+        """
+        share, seed = self.config.corrupt_labels, self.config.corrupt_seed
+        if share:
+            label_N = corrupt_targets(target_N, len(self.classes), share, seed)
+            self.label_N = torch.from_numpy(label_N).to(self.device)
+            self.changed_labels = int((label_N != target_N).sum())
 
     def begin_epoch(self) -> None:
         """Set what trains in this epoch: everything, or in the first ``freeze_epochs`` only what is new."""
@@ -148,7 +171,9 @@ class Run:
         """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""
         index_B = batch.index_B.to(self.device, non_blocking=True)
         image_BCHW = self.train_transform(batch.image_BHWC.to(self.device, non_blocking=True), index_B, epoch)
-        return shrink(image_BCHW, side), batch.target_B.to(self.device, non_blocking=True)
+        given = self.label_N is None
+        target_B = batch.target_B.to(self.device, non_blocking=True) if given else self.label_N[index_B]
+        return shrink(image_BCHW, side), target_B
 
     def state(self) -> dict[str, Any]:
         """All that a bit-for-bit continuation needs."""
@@ -161,7 +186,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "rng": rng,
             "sums": self.sums.vectors,
-            "position": asdict(self.at),
+            "position": dataclasses.asdict(self.at),
             "train_seconds": self.trained.seconds,
             "pretrained": list(self.pretrained),
         }

@@ -107,9 +107,10 @@ def finish_epoch(
         scalars |= {"val_side": side, "val_seconds": time.monotonic() - started}
         display.show_epoch(at.epoch, config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
-    best = scalars.get("val_side") == run.side and scalars["val_error/B0"] < at.best_error
+    main = f"val_error/{run.model.main}"
+    best = scalars.get("val_side") == run.side and scalars[main] < at.best_error
     if best:
-        at.best_error, at.best_epoch = scalars["val_error/B0"], at.epoch
+        at.best_error, at.best_epoch = scalars[main], at.epoch
     if whole:
         at.epoch, at.batch = at.epoch + 1, 0
         run.sums.reset()
@@ -144,6 +145,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
 
 def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Console) -> Outcome:
     run = Run(config, run_dir, data.classes)
+    run.corrupt_labels(data.target_N)
     total_steps = min(config.epochs * len(data.train), config.max_steps or 1 << 62)
     compiled = pick_compile(config.compile, run.device, total_steps, run.model)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
@@ -180,18 +182,20 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
 def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
     """What the run is going to do, for a person to read before it starts."""
     config, at = run.config, run.at
-    branches = {"B0": run.model.trunk, **run.model.branches}
+    branches = dict(zip(run.model.branch_names, (run.model.trunk, *run.model.branches.values()), strict=True))
     sizes = ", ".join(f"{name} {sum(p.numel() for p in branch.parameters()):,}" for name, branch in branches.items())
     train, val = f"{data.train.num_samples:,} training", f"{data.val.num_samples:,} validation images"
     steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
+    corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
     threads = f"{torch.get_num_threads()} threads"
     fused = f", {run.forward.describe(run.model.branch_names[1:])}" if isinstance(run.forward, FusedForward) else ""
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
     return {
-        "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader",
+        "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
+        + corrupt * (config.corrupt_labels > 0),
         "network": f"{config.arch}, parameters: {sizes}{begun}",
         "method": f"{method_name(config)}, {steps}{start}",
         "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}{fused}",
@@ -201,7 +205,10 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
 
 def method_name(config: TrainConfig) -> str:
     """The method with what is unusual about it: ``dhm, top-down, bernoulli 0.5 every epoch``."""
-    words = [config.method, *([config.direction] if config.direction != "both" else [])]
+    words = [config.method, *([f"{config.only_branch} alone"] if config.only_branch else [])]
+    words += [config.direction] if config.direction != "both" else []
+    for name in ("ce_weight", "mimic_weight", "temperature"):
+        words += [f"{name} {getattr(config, name):g}"] if getattr(config, name) != 1 else []
     if config.sampler != "binary":
         prob = f" {config.keep_prob:g}" if config.sampler == "bernoulli" else ""
         words.append(f"{config.sampler}{prob} every {config.sample_every or methods.SAMPLERS[config.sampler]}")
@@ -221,11 +228,13 @@ def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
     network = run.model.strip()
     checkpoint.save_network(run.dir / "network.safetensors", network, run.config, run.classes)
     rows = read_log(run.dir)
-    title = f"{run.config.arch}, {run.config.method}, {run.config.dataset}"
+    title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
     plot_curves(rows, run.dir / "curves.png", title, judged_on(run.config))
     print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config))
+    main = run.model.main
+    what = "B0" if main == "B0" else f"{main} with the trunk up to its fork"
     print_plan(console, {
-        "network": f"{run.dir / 'network.safetensors'} (B0 of the {run.config.keep} epoch, without the branches)",
+        "network": f"{run.dir / 'network.safetensors'} ({what} of the {run.config.keep} epoch, without other branches)",
         "curves": str(run.dir / "curves.png"),
         "check": f"fastdhm eval {run.dir}",
     })  # fmt: skip
@@ -238,7 +247,9 @@ def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
 def settle(config: TrainConfig) -> TrainConfig:
     """Check the names and replace what is left open by what this machine has."""
     models.check(config.arch, config.branches, dropout=config.dropout)
-    methods.check(config.method, config.direction, config.sampler)
+    if config.only_branch not in (None, "B0"):
+        models.check(config.arch, (config.only_branch,))
+    methods.check(config.method, config.direction, config.sampler, config.ce_weight, config.mimic_weight)
     if config.sampler == "structural":
         methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
     device = pick_device(config.device)
@@ -252,7 +263,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     if weights not in (None, IMAGENET):
         weights = str(Path(weights).expanduser().absolute())
     short = dataset.rpartition("/")[2].replace(":", "-")
-    name = f"{short}-{config.arch}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    method = config.method + (f"-{config.only_branch}" if config.only_branch else "")
+    name = f"{short}-{config.arch}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(
         config,
         dataset=dataset,

@@ -8,6 +8,7 @@ import torch
 
 from fastdhm.errors import UserError, unknown
 from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, mobilenet, wrn, zoo
+from fastdhm.models.alone import AloneBranch, alone
 from fastdhm.models.attach import AttachedModel, attach
 from fastdhm.models.branched import Branch, BranchedModel
 from fastdhm.models.cost import Cost, Inventory, measure
@@ -16,8 +17,9 @@ from fastdhm.models.official import load_official
 from fastdhm.models.pretrained import Pretrained, load_pretrained
 
 __all__ = [
-    "DEFAULT_BRANCHES", "FAMILIES", "AttachedModel", "Branch", "BranchedModel", "Cost", "Family", "Inventory",
-    "Pretrained", "attach", "build", "check", "family_of", "inventory", "load_official", "load_pretrained", "measure",
+    "DEFAULT_BRANCHES", "FAMILIES", "AloneBranch", "AttachedModel", "Branch", "BranchedModel", "Cost", "Family",
+    "Inventory", "Pretrained", "alone", "attach", "build", "build_alone", "check", "family_of", "inventory",
+    "load_official", "load_pretrained", "measure",
 ]  # fmt: skip
 
 # torchvision's ResNets come first: 50 and 152 would fit the small ones' pattern too.
@@ -46,6 +48,16 @@ def build(arch: str, num_classes: int, branches: Iterable[str] | None = None, *,
         raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
     given = {"dropout": dropout} if dropout else {}
     return family_of(arch).build(arch, num_classes, branches, **given)
+
+
+def build_alone(arch: str, num_classes: int, branch: str, *, dropout: float = 0.0) -> BranchedModel:
+    """Branch ``branch`` of ``arch`` as a network of its own (Table 5), randomly initialised; "B0" is the plain network.
+
+    Its model has one classifier, called ``branch``: see :func:`alone`. Raises as :func:`build`.
+    """
+    model = build(arch, num_classes, () if branch == "B0" else (branch,), dropout=dropout)
+    size = getattr(model.trunk, "default_cfg", {}).get("input_size", (3, *family_of(arch).image_size))
+    return alone(model, branch, tuple(size))
 
 
 def family_of(arch: str) -> Family:

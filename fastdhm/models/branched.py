@@ -42,11 +42,12 @@ class BranchedModel(nn.Module):
         trunk: the plain network, images to logits, under its own parameter names.
         branches: name ("B1", "B2", ...) -> module from the tapped feature map to logits.
         taps: name -> the trunk module whose output the branch takes.
+        main: what to call the trunk's logits, where it is not the main branch but a side branch trained alone.
     """
 
-    def __init__(self, trunk: nn.Module, branches: Mapping[str, nn.Module], taps: Mapping[str, str]):
+    def __init__(self, trunk: nn.Module, branches: Mapping[str, nn.Module], taps: Mapping[str, str], main: str = "B0"):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.main = trunk, main
         self.branches = nn.ModuleDict(branches)
         self.taps = {name: taps[name] for name in branches}
         self._features: dict[str, Tensor] = {}
@@ -58,7 +59,7 @@ class BranchedModel(nn.Module):
     @property
     def branch_names(self) -> tuple[str, ...]:
         """The names along the first axis of the logits: ``("B0", "B1", ...)``."""
-        return ("B0", *self.branches)
+        return (self.main, *self.branches)
 
     def forward(self, x: Tensor, active: Iterable[str] | None = None) -> Tensor:
         """Logits of the trunk and of the ``active`` branches (default: all), stacked: ``[1 + len(active), B, K]``.
