@@ -13,11 +13,7 @@ from fastdhm.models.trace import probe
 
 
 class _Reached(Exception):
-    """The fork is reached; ``feature`` is the output of the module there."""
-
-    def __init__(self, feature: Tensor):
-        super().__init__()
-        self.feature = feature
+    """The fork is reached; ``args`` holds the output of the module there. Of this form torch.compile follows it."""
 
 
 def _leave(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -47,7 +43,7 @@ class AloneBranch(nn.Module):
         try:
             self.trunk(image_BCHW)
         except _Reached as reached:
-            feature = reached.feature
+            (feature,) = reached.args
         return self.branch(feature)
 
 
