@@ -43,13 +43,18 @@ def _load() -> tuple[SimpleNamespace | None, str | None]:
 
 
 def _parts() -> SimpleNamespace:
-    import numba
+    import numba.typed
 
     if len(os.sched_getaffinity(0)) == 1:
         # TBB, numba's first choice, has no thread of its own on one processor: what the loader's thread left to it is
         # never done, and the process waits for that at its end, for ever.
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    import ffcv.fields.rgb_image
+    # FFCV keeps two numbers in a compiled dictionary; to compile it is more than half of the import's time.
+    compiled, numba.typed.Dict = numba.typed.Dict, dict
+    try:
+        import ffcv.fields.rgb_image
+    finally:
+        numba.typed.Dict = compiled
     import ffcv.libffcv
     import ffcv.loader.epoch_iterator
     import ffcv.pipeline.allocation_query

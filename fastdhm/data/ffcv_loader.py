@@ -2,7 +2,7 @@
 
 - A worker thread's exception is raised to the reader; in FFCV the reader waits for ever.
 - Leaving an epoch early ends and joins its thread; in FFCV it stays, with its buffers.
-- Batches are copies; in FFCV they are views of a ring buffer that the next batches overwrite.
+- A batch is decoded into memory of its own; in FFCV it is a view of a ring buffer that the next batches overwrite.
 - Order and crops come from (seed, epoch, sample index); FFCV's crops come from numba's unseeded generator.
 - The file is checked before it is opened; FFCV follows any pointer in it.
 - ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
@@ -33,6 +33,7 @@ from fastdhm.data.loaders import Batch, LoaderOptions
 
 BATCHES_AHEAD = 3
 POLL_S = 0.5
+BOXES_AT_ONCE = 4096  # drawn for a few images only, numpy's calls cost ten times as much as the arithmetic
 
 # numba's threading layers are not all safe to enter from two threads at once, as happens when validation starts while
 # training batches are still being made; one pipeline alone keeps every processor busy anyway.
@@ -47,7 +48,7 @@ class FfcvLoader:
         self._batches, self._options = options.num_batches(self.num_samples), options
         ffcv = load()
         self._threads = max(1, min(options.num_workers, default_workers(), ffcv.numba.config.NUMBA_NUM_THREADS))
-        decoder = _crop_decoder()(options.size_HW, stretching=options.crop in STRETCHING)
+        decoder = _crop_decoder()(options.size_HW, self._threads, stretching=options.crop in STRETCHING)
         torch_threads = torch.get_num_threads()
         try:
             self._ffcv = ffcv.Loader(
@@ -57,7 +58,7 @@ class FfcvLoader:
                 os_cache=True,
                 seed=0,  # unused, but None would draw from numpy's global generator
                 drop_last=False,  # the batches are ours, see epoch()
-                batches_ahead=1,  # for the ring buffer; finished copies wait in our own queue
+                batches_ahead=1,  # for the ring buffer, which stays empty; finished batches wait in our own queue
                 pipelines={"image": ffcv.PipelineSpec("image", decoder, [ffcv.ToTensor()]), "label": None},
             )
         finally:
@@ -73,7 +74,9 @@ class FfcvLoader:
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
         batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
-        running = _epoch_class()(self._ffcv, self._threads, batches, functools.partial(self._jobs, epoch))
+        running = _epoch_class()(
+            self._ffcv, self._threads, self._options.size_HW, batches, functools.partial(self._jobs, epoch)
+        )
         self._running.append(running)
         try:
             yield (self._batch(*answer) for answer in running.answers())
@@ -105,9 +108,9 @@ def _crop_decoder() -> type:
     class CropDecoder(ffcv.Operation):
         """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch, and stretches bilinearly."""
 
-        def __init__(self, size_HW: tuple[int, int], stretching: bool) -> None:
+        def __init__(self, size_HW: tuple[int, int], workers: int, stretching: bool) -> None:
             super().__init__()
-            self.size_HW, self.stretching = size_HW, stretching
+            self.size_HW, self.workers, self.stretching = size_HW, workers, stretching
 
         def declare_state_and_memory(self, previous_state):
             shape, dtype = (*self.size_HW, 3), np.dtype("u1")
@@ -115,22 +118,28 @@ def _crop_decoder() -> type:
 
         def generate_code(self):
             threads = ffcv.Compiler.get_iterator()  # numba's prange, or range for one thread
-            read = self.memory_read
+            workers, read = self.workers, self.memory_read
+            is_jpg = self.metadata["mode"] == ffcv.JPG
+            areas = self.metadata["height"].astype(np.int64) * self.metadata["width"]
+            scratch_bytes = 3 * int(areas[is_jpg].max(initial=0))
             jit, jpg = ffcv.Compiler.compile, ffcv.JPG
             imdecode = jit(ffcv.imdecode)
             resample = make_resample(jit) if self.stretching else make_average(jit, ffcv.resize_crop)
 
             def decode(job_B5, image_BHWC, metadata, storage_state):
-                for b in threads(len(job_B5)):
-                    field = metadata[job_B5[b, 0]]
-                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
-                    data = read(field["data_ptr"], storage_state)
-                    if field["mode"] == jpg:
-                        pixels = np.empty((height, width, 3), np.uint8)
-                        imdecode(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                    else:
-                        pixels = data.reshape(height, width, 3)
-                    resample(pixels, job_B5[b, 1], job_B5[b, 2], job_B5[b, 3], job_B5[b, 4], image_BHWC[b])
+                for worker in threads(workers):
+                    # One place for all its decoded images: it stays in the processor's cache.
+                    scratch = np.empty(scratch_bytes, np.uint8)
+                    for b in range(worker, len(job_B5), workers):
+                        field = metadata[job_B5[b, 0]]
+                        height, width = np.uint32(field["height"]), np.uint32(field["width"])
+                        data = read(field["data_ptr"], storage_state)
+                        if field["mode"] == jpg:
+                            pixels = scratch[: np.int64(3) * height * width].reshape(height, width, 3)
+                            imdecode(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                        else:
+                            pixels = data.reshape(height, width, 3)
+                        resample(pixels, job_B5[b, 1], job_B5[b, 2], job_B5[b, 3], job_B5[b, 4], image_BHWC[b])
                 return image_BHWC[: len(job_B5)]
 
             decode.is_parallel = True
@@ -144,32 +153,38 @@ def _epoch_class() -> type:
     ffcv = load()
 
     class Epoch(ffcv.EpochIterator):
-        """FFCV's thread, with its own loop: it copies, it reports what goes wrong, and it can be stopped."""
+        """FFCV's thread, with its own loop: each batch has its own memory, what goes wrong is reported, and it can be
+        stopped."""
 
-        def __init__(self, loader, threads: int, batches: list[np.ndarray], jobs) -> None:
-            self._threads, self._batches, self._jobs = threads, batches, jobs
+        def __init__(self, loader, threads: int, size_HW: tuple[int, int], batches: list[np.ndarray], jobs) -> None:
+            self._threads, self._size_HW, self._batches, self._jobs = threads, size_HW, batches, jobs
             self._answers: queue.Queue = queue.Queue(BATCHES_AHEAD)
             super().__init__(loader, [])  # starts the thread
 
         def run(self) -> None:
             try:
                 ffcv.numba.set_num_threads(self._threads)  # numba's own, per thread; torch's stays alone
-                for number, index_B in enumerate(self._batches):
-                    if not self._put((index_B, self._make(number, index_B))):
-                        return
+                step = max(1, BOXES_AT_ONCE // self.loader.batch_size)
+                for start in range(0, len(self._batches), step):
+                    some = self._batches[start : start + step]
+                    jobs = np.split(
+                        self._jobs(np.concatenate(some)), np.cumsum([len(index_B) for index_B in some])[:-1]
+                    )
+                    for index_B, job_B5 in zip(some, jobs, strict=True):
+                        if not self._put((index_B, self._make(job_B5))):
+                            return
                 self._put(None)
             except BaseException as error:  # whatever it is belongs to the reader
                 self._put(error)
 
-        def _make(self, number: int, index_B: np.ndarray) -> torch.Tensor:
-            jobs = self._jobs(index_B)
-            with _PIPELINE_LOCK:
-                (view_BHWC,) = self.run_pipeline(number, jobs, number % (self.loader.batches_ahead + 2), None)
+        def _make(self, job_B5: np.ndarray) -> torch.Tensor:
             # In page-locked memory the copy to the device can overlap with computing.
-            image_BHWC = torch.empty(view_BHWC.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-            # numpy's copy is one memcpy; torch's would start a second team of OpenMP threads beside the training
-            # step's.
-            image_BHWC.numpy()[:] = view_BHWC.numpy()
+            shape = (len(job_B5), *self._size_HW, 3)
+            image_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            buffers = self.memory_allocations["operation"]  # by operation; only the decoder has one
+            buffers |= {name: image_BHWC.numpy()[None] for name, buffer in buffers.items() if buffer is not None}
+            with _PIPELINE_LOCK:
+                self.run_pipeline(0, job_B5, 0, None)
             return image_BHWC
 
         def _put(self, answer) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdhm.data import _ffcv, open_loaders
+from fastdhm.data import _ffcv, ffcv_loader, open_loaders
 from fastdhm.data.beton import ImageSettings, build
 from fastdhm.data.crops import crop_boxes
 from fastdhm.data.ffcv_loader import _epoch_class
@@ -243,7 +243,8 @@ def test_leaving_early_leaves_nothing_running(make, photo_root, kind):
     assert set(multiprocessing.active_children()) <= processes
 
 
-def test_ffcv_thread_error_reaches_the_reader(ffcv, make):
+def test_ffcv_thread_error_reaches_the_reader(ffcv, make, monkeypatch):
+    monkeypatch.setattr(ffcv_loader, "BOXES_AT_ONCE", 1)
     loader = make("ffcv")
     jobs = loader._jobs
 
@@ -260,6 +261,13 @@ def test_ffcv_thread_error_reaches_the_reader(ffcv, make):
     assert time.monotonic() - started < 10
     loader._jobs = jobs
     assert len(read(loader, 0)) == 6
+
+
+def test_ffcv_boxes_are_the_same_however_many_are_drawn_at_once(ffcv, make, photo_root, monkeypatch):
+    options = {"dataset": f"folder:{photo_root}", "batch_size": 5, "crop": "scale", "drop_last": False}
+    all_at_once = read(make("ffcv", **options), 3)
+    monkeypatch.setattr(ffcv_loader, "BOXES_AT_ONCE", 10)
+    assert_same(all_at_once, read(make("ffcv", **options), 3))
 
 
 def test_ffcv_thread_that_vanishes_is_noticed(ffcv, make, monkeypatch):
