@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import resource
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -92,3 +93,16 @@ def keep_freed_memory() -> None:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to ``dtype``; float32 is no autocast."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def restart_peak(device: torch.device) -> None:
+    """Begin to measure :func:`peak_mib`; nothing on a CPU, where the process's peak is of its whole life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory in use so far, in MiB: on a GPU by tensors, on a CPU by the whole process (resident)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB

@@ -87,9 +87,15 @@ def print_plan(console: Console, lines: dict[str, str]) -> None:
 
 
 def print_report(
-    console: Console, rows: list[dict[str, Any]], names: tuple[str, ...], num_classes: int, judged_on: str
+    console: Console,
+    rows: list[dict[str, Any]],
+    names: tuple[str, ...],
+    num_classes: int,
+    judged_on: str,
+    measured: str,
 ) -> None:
-    """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``."""
+    """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``; below it, the
+    most memory that training took, of what ``measured`` says."""
     main = f"val_error/{names[0]}"
     validated = [row for row in rows if row["kind"] == "epoch" and main in row]
     if not validated:
@@ -105,6 +111,10 @@ def print_report(
         if num_classes <= 5:
             cells[1] = math.nan  # the five likeliest are all there are
         table.add_row(name, *(f"{cell:.2f}" for cell in cells), style="bold" if name == names[0] else "")
+    peaks = [row["peak_mib"] for row in rows if "peak_mib" in row]
+    if peaks:
+        table.caption = f"peak memory {max(peaks):,.0f} MiB ({measured})"
+        table.caption_justify = "left"
     console.print(table)
 
 

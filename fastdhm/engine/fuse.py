@@ -4,6 +4,7 @@ The network is traced by torch.fx into straight-line code over the same paramete
 changes. On a GPU torch.compile does this and more; on a CPU this needs no compiler and no waiting, and is faster.
 """
 
+import itertools
 import operator
 import random
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
 
 from fastdhm.models import BranchedModel
+from fastdhm.models.recompute import recomputed
 from fastdhm.ops.batch_norm_act import batch_norm_act, why_not
 
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -78,7 +81,7 @@ class FusedForward:
             random.setstate(drawn[1])
             self.reason = "its forward draws random numbers that a trace would freeze"
             return chosen
-        return fuse(chosen, graph)
+        return recompute_groups(fuse(chosen, graph))
 
 
 class _Chosen(nn.Module):
@@ -94,7 +97,14 @@ class _Chosen(nn.Module):
 
 class _Tracer(fx.Tracer):
     """Traces hooks too, by which the branches get their features: torch.fx leaves out those of the modules it enters
-    not."""
+    not. A node of modules that are computed again in the backward pass knows its ``group`` of them."""
+
+    group: nn.Module | None = None
+
+    def create_node(self, *args, **kwargs):
+        node = super().create_node(*args, **kwargs)
+        node.meta["group"] = self.group
+        return node
 
     def call_module(self, module, forward, args, kwargs):
         output = super().call_module(module, forward, args, kwargs)
@@ -114,6 +124,7 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         holder[name] = NormAct(parts[norm.target], relu=_is_relu(replaced[-1], parts))
         with graph.inserting_before(replaced[-1]):
             call = graph.call_module(name, (norm.args[0], *([] if residual is None else [residual])))
+            call.meta["group"] = norm.meta["group"]
         replaced[-1].replace_all_uses_with(call)
         for node in reversed(replaced):
             graph.erase_node(node)
@@ -123,6 +134,32 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         elif node.op == "get_attr":
             holder[node.target] = operator.attrgetter(node.target)(root)
     return fx.GraphModule(holder, graph)
+
+
+class _Recomputed(nn.Module):
+    """A part of a traced network whose activations are not kept."""
+
+    def __init__(self, part: fx.GraphModule):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return recomputed(self.part, *args)
+
+
+def recompute_groups(traced: fx.GraphModule) -> fx.GraphModule:
+    """``traced`` with each group that its nodes know as a part of its own, computed again in the backward pass."""
+    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+    if not any(node.meta["group"] for node in nodes):
+        return traced
+    runs = [(group, list(members)) for group, members in itertools.groupby(nodes, lambda node: node.meta["group"])]
+    number_of = {node: number for number, (_, members) in enumerate(runs) for node in members}
+    split = split_module(traced, traced, number_of.__getitem__, keep_original_order=True)
+    for number, (group, _) in enumerate(runs):
+        part = getattr(split, f"submod_{number}", None)  # none where it would hold nothing but parameters
+        if group is not None and part is not None:
+            setattr(split, f"submod_{number}", _Recomputed(part))
+    return split
 
 
 def _is_norm(node: fx.Node, parts: dict[str, nn.Module]) -> bool:

@@ -23,7 +23,14 @@ from fastdhm.data.loaders import Batch
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.checkpoint import Position
-from fastdhm.engine.device import autocast, keep_freed_memory, pick_device, pick_precision, pick_workers
+from fastdhm.engine.device import (
+    autocast,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    pick_workers,
+    restart_peak,
+)  # fmt: skip
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
@@ -81,6 +88,8 @@ class Run:
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
         model = build_model(config, len(classes))
+        if config.activation_checkpointing:
+            models.checkpoint_activations(model)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         # what a training step runs; torch.compile fuses for itself, and starts from the model
         self.forward = model
@@ -142,6 +151,7 @@ class Run:
     def begin_epoch(self) -> None:
         """Set what trains in this epoch: everything, or in the first ``freeze_epochs`` only what is new."""
         freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
+        restart_peak(self.device)  # what a validation took is no step's
 
     def out_of_steps(self) -> bool:
         """Whether ``max_steps`` is reached."""

@@ -17,7 +17,7 @@ from fastdhm.config import TrainConfig, default_data_dir
 from fastdhm.data import LoadedData
 from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import pick_compile, pick_device, pick_precision
+from fastdhm.engine.device import peak_mib, pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
@@ -71,6 +71,7 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
                 if at.step % config.log_every == 0:
                     scalars = run.sums.read_interval().scalars(run.model.branch_names)
                     scalars |= {"lr": lr, "mimic_scale": scale, **timer.interval(config.batch_size, at.step)}
+                    scalars["peak_mib"] = peak_mib(run.device)
                     log.write("step", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
                     display.show(at.step, at.epoch, scalars)
                 if timer.minutes_since_save() >= config.save_minutes:
@@ -92,7 +93,7 @@ def finish_epoch(
     whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
     scalars = run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
     run.trained.stop()
-    scalars["train_seconds"] = run.trained.seconds
+    scalars |= {"train_seconds": run.trained.seconds, "peak_mib": peak_mib(run.device)}
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
@@ -230,7 +231,8 @@ def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
     rows = read_log(run.dir)
     title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
     plot_curves(rows, run.dir / "curves.png", title, judged_on(run.config))
-    print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config))
+    measured = "tensors of a step on the GPU" if run.device.type == "cuda" else "the process, resident"
+    print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config), measured)
     main = run.model.main
     what = "B0" if main == "B0" else f"{main} with the trunk up to its fork"
     print_plan(console, {

@@ -15,11 +15,12 @@ from fastdhm.models.cost import Cost, Inventory, measure
 from fastdhm.models.family import Family
 from fastdhm.models.official import load_official
 from fastdhm.models.pretrained import Pretrained, load_pretrained
+from fastdhm.models.recompute import checkpoint_activations
 
 __all__ = [
     "DEFAULT_BRANCHES", "FAMILIES", "AloneBranch", "AttachedModel", "Branch", "BranchedModel", "Cost", "Family",
-    "Inventory", "Pretrained", "alone", "attach", "build", "build_alone", "check", "family_of", "inventory",
-    "load_official", "load_pretrained", "measure",
+    "Inventory", "Pretrained", "alone", "attach", "build", "build_alone", "check", "checkpoint_activations",
+    "family_of", "inventory", "load_official", "load_pretrained", "measure",
 ]  # fmt: skip
 
 # torchvision's ResNets come first: 50 and 152 would fit the small ones' pattern too.

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fastdhm.errors import unknown
+from fastdhm.models.recompute import Recomputing, keep_activations
 
 
 class _Capture:
-    """A forward hook that keeps a module's output under a name."""
+    """A forward hook that keeps a module's output under a name; that of a recomputation is nobody's input."""
 
     def __init__(self, features: dict[str, Tensor], tap: str):
         self.features, self.tap = features, tap
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.features[self.tap] = output
+        if not Recomputing.active:
+            self.features[self.tap] = output
 
 
 class Branch(nn.Sequential):
@@ -83,4 +85,5 @@ class BranchedModel(nn.Module):
         trunk = copy.deepcopy(self.trunk)
         for tap, hook in self._hooks.items():
             trunk.get_submodule(tap)._forward_hooks.pop(hook.id)
+        keep_activations(trunk)
         return trunk

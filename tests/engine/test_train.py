@@ -60,7 +60,7 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 
 def rows_without_times(run_dir: Path) -> list[dict]:
-    timed = ("images_per_s", "data_wait", "process_seconds", "train_seconds", "val_seconds")
+    timed = ("images_per_s", "data_wait", "process_seconds", "train_seconds", "val_seconds", "peak_mib")
     rows = [row for row in read_log(run_dir) if row["kind"] != "startup"]  # one a process
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
@@ -97,6 +97,7 @@ def test_the_log_has_every_term_by_name(finished):
     terms = {f"ce/B{m}" for m in range(3)} | {f"mimic/B{p}->B{q}" for p in range(3) for q in range(3) if p != q}
     assert terms <= steps[0].keys()
     assert {"val_error/B0", "val_top5_error/B2", "train_error/B1"} <= epochs[0].keys()
+    assert all(100 < row["peak_mib"] < 1e6 for row in [*steps, *epochs])
 
 
 def test_dhm_learns_on_drawn_images(tmp_path):
@@ -136,6 +137,14 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
     assert 0 < seconds[0] < seconds[1] == load_checkpoint(run_dir / "last.pt")["train_seconds"]
     resumed, whole = (load_file(folder / "network.safetensors") for folder in (run_dir, finished))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_activations_computed_again_change_no_bit_and_can_be_chosen_at_a_resume(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    assert main(command(run_dir, "--epochs", "2", "--log-every", "1", "--max-steps", "7")) == 0
+    assert main(["train", "--resume", str(run_dir), "--activation-checkpointing", "true"]) == 0
+    assert_same_state(run_dir / "last.pt", finished / "last.pt")
+    assert rows_without_times(run_dir) == rows_without_times(finished)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, tmp_path):
