@@ -173,7 +173,11 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type; auto: bfloat16 where the device computes in it, else float16 on CUDA, else float32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the step; auto: where the run is long enough to repay it."""
+    """torch.compile the step, beside the run, which takes it up when it is ready; auto: on a GPU, where the run is
+    long enough to repay it."""
+    deterministic: bool = False
+    """Two runs of this config on one machine agree in every bit: only algorithms that sum in a fixed order, and a step
+    that is compiled, if at all, before the first of them."""
 
     eval_every: int = 1
     """Epochs between validations; the last epoch always has one."""

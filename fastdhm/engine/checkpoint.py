@@ -36,6 +36,7 @@ class Position:
     step: int = 0
     best_error: float = float("inf")
     best_epoch: int = -1
+    compiled_at: int | None = None  # the step after which the compiled one took over
 
 
 def save_checkpoint(path: Path, config: TrainConfig, classes: tuple[str, ...], state: dict[str, Any]) -> None:

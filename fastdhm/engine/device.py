@@ -5,17 +5,20 @@ import math
 import os
 import resource
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+import torch.utils.deterministic as memory
 
 from fastdhm.data.loaders import default_workers
 from fastdhm.errors import UserError
 
-# Compiling costs about a minute and gains a few tenths of a step: on a GPU it repays itself after hundreds of steps. On
-# a CPU the fused norms gain as much from the first step on. Very deep networks compile for longer than that.
+# Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
+# stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
 STEPS_THAT_REPAY_COMPILING = {"cpu": math.inf, "cuda": 1000}
+# Tracing takes time with depth, and more than in proportion (ResNet-20 and -56: 5 and 33 s on a busy core).
 MAX_CONVOLUTIONS_TO_COMPILE = 200
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # As the kernel names them: x86 and Arm processors that multiply bfloat16 matrices.
@@ -58,16 +61,51 @@ def pick_own_precision(name: str, device: torch.device) -> torch.dtype:
     return pick_precision("float32" if (name, device.type) == ("float16", "cpu") else name, device)
 
 
-def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Module) -> bool:
-    """Whether to compile: ``auto`` counts the steps, so that a resumed run decides as the first one did."""
+def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Module) -> tuple[bool, str]:
+    """Whether to compile, and in parentheses why ``auto`` does not.
+
+    It counts the steps and looks at no clock, so that a resumed run decides as the first one did.
+    """
     compiler = os.environ.get("CXX", "g++")
     can_compile = shutil.which(compiler) is not None
     if name == "on" and not can_compile:
         raise UserError(f"compile is on, but there is no C++ compiler ({compiler}): install g++, or set --compile off")
-    if name != "auto" or not can_compile:
-        return name == "on"
+    if name != "auto":
+        return name == "on", ""
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    return steps >= STEPS_THAT_REPAY_COMPILING[device.type] and convolutions <= MAX_CONVOLUTIONS_TO_COMPILE
+    reasons = {
+        "no faster on a CPU": STEPS_THAT_REPAY_COMPILING[device.type] == math.inf,
+        f"there is no C++ compiler, {compiler}": not can_compile,
+        f"takes too long for {convolutions:,} convolutions": convolutions > MAX_CONVOLUTIONS_TO_COMPILE,
+        f"{steps:,} steps do not repay it": steps < STEPS_THAT_REPAY_COMPILING[device.type],
+    }
+    why_not = next((reason for reason, holds in reasons.items() if holds), None)
+    return why_not is None, f" ({why_not})" if why_not else ""
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Inside, torch takes only algorithms that give the same bits every time.
+
+    Raises:
+        ValueError: an operation has no such algorithm on this device.
+    """
+    import torch._inductor.config as inductor
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it; read at the first use of cuBLAS
+    before = torch.get_deterministic_debug_mode(), inductor.deterministic, memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # finds reads of what nobody wrote, for a pass over all memory
+    inductor.deterministic = True  # or it chooses between kernels by timing them
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise UserError(f"deterministic is true, but {str(error).split(',')[0]}: set --deterministic false") from error
+    finally:
+        mode, inductor.deterministic, memory.fill_uninitialized_memory = before
+        torch.set_deterministic_debug_mode(mode)
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:

@@ -91,9 +91,9 @@ class Run:
         if config.activation_checkpointing:
             models.checkpoint_activations(model)
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        # what a training step runs; torch.compile fuses for itself, and starts from the model
+        # what a training step runs that is not compiled: torch.compile fuses for itself, and starts from the model
         self.forward = model
-        if self.device.type == "cpu" and config.impl != "eager" and config.compile != "on":
+        if self.device.type == "cpu" and config.impl != "eager":
             keep_freed_memory()
             self.forward = FusedForward(model)
         everything = model.branch_names[1:]

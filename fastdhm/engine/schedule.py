@@ -49,3 +49,9 @@ def image_side(progress: float, side: int, progressive: float) -> int:
         return side
     factor = 0.5 if progress < 0.6 * progressive else 0.75
     return max(2, 2 * round(side * factor / 2))
+
+
+def image_sides(begin: float, end: float, side: int, progressive: float) -> list[int]:
+    """The values that :func:`image_side` takes from the share ``begin`` of the run up to ``end``, in order."""
+    times = [begin, *(time for time in (0.6 * progressive, progressive) if begin < time < end)]
+    return list(dict.fromkeys(image_side(time, side, progressive) for time in times))

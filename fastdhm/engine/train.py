@@ -6,6 +6,7 @@ Legend: A the branches that a step computes, B batch.
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from fastdhm.config import TrainConfig, default_data_dir
 from fastdhm.data import LoadedData
 from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
-from fastdhm.engine.device import peak_mib, pick_compile, pick_device, pick_precision
+from fastdhm.engine.compiling import SwitchingCompute, when_compiled
+from fastdhm.engine.device import deterministic, peak_mib, pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
-from fastdhm.engine.run import IMAGENET, Run, make_compute, make_step, open_data, open_to_judge
+from fastdhm.engine.run import IMAGENET, Run, make_step, open_data, open_to_judge
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.timer import Timer, process_seconds
@@ -42,12 +44,17 @@ class Outcome:
     signal: int | None = None
 
 
-def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Callable[[], int | None]) -> None:
+def fit(
+    run: Run,
+    data: LoadedData,
+    compute: SwitchingCompute,
+    log: Log,
+    display: TrainingDisplay,
+    stop: Callable[[], int | None],
+) -> None:
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
-    variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
-    options = (config.temperature, config.label_smoothing, config.compile == "on", config.impl, variants)
-    step = make_step(run, make_compute(run.forward, *options))
+    step = make_step(run, compute)
     schedule = {name: getattr(config, name) for name in SCHEDULE}
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
@@ -58,6 +65,7 @@ def fit(run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Ca
                 now = at.epoch + at.batch / len(data.train)
                 lr, scale = learning_rate(now, **schedule), mimic_scale(now, config.mimic_warmup)
                 run.set_learning_rate(lr)
+                compute.swap_if_ready()
                 side = image_side(now / config.epochs, run.side, config.progressive)
                 image_BCHW, target_B = run.to_device(batch, at.epoch, side)
                 active, weights_AA = run.sample()
@@ -139,7 +147,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             split.close()
     data = open_data(config, console)
     try:
-        return _train(config, run_dir, data, console)
+        with deterministic() if config.deterministic else nullcontext():
+            return _train(config, run_dir, data, console)
     finally:
         data.close()
 
@@ -148,7 +157,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     run = Run(config, run_dir, data.classes)
     run.corrupt_labels(data.target_N)
     total_steps = min(config.epochs * len(data.train), config.max_steps or 1 << 62)
-    compiled = pick_compile(config.compile, run.device, total_steps, run.model)
+    compiled, why_not = pick_compile(config.compile, run.device, total_steps, run.model)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     if (run_dir / "last.pt").exists():
         run.restore(run_dir / "last.pt")
@@ -158,12 +167,12 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         run_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.write_config(run_dir, config)
         run.save()
-    print_plan(console, plan(run, data, total_steps))
+    print_plan(console, plan(run, data, total_steps, why_not))
     display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config))
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
-        with stop_signals() as stop, display:
-            fit(run, data, log, display, stop)
+        with stop_signals() as stop, display, SwitchingCompute(run, log, display.print) as compute:
+            fit(run, data, compute, log, display, stop)
             run.save()
         if not stop() or run.at.epoch == config.epochs:
             finish(run, log, run.at.epoch + run.at.batch / len(data.train), console)
@@ -180,7 +189,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     return Outcome(run_dir, stop())
 
 
-def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
+def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) -> dict[str, str]:
     """What the run is going to do, for a person to read before it starts."""
     config, at = run.config, run.at
     branches = dict(zip(run.model.branch_names, (run.model.trunk, *run.model.branches.values()), strict=True))
@@ -189,8 +198,11 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
     steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
-    threads = f"{torch.get_num_threads()} threads"
-    fused = f", {run.forward.describe(run.model.branch_names[1:])}" if isinstance(run.forward, FusedForward) else ""
+    machine = [config.device, f"{torch.get_num_threads()} threads", config.precision]
+    machine.append(f"compile {config.compile}{when_compiled(run) or why_not_compiled}")
+    if isinstance(run.forward, FusedForward):
+        machine.append(run.forward.describe(run.model.branch_names[1:]))
+    machine += ["deterministic"] if config.deterministic else []
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
@@ -199,7 +211,7 @@ def plan(run: Run, data: LoadedData, total_steps: int) -> dict[str, str]:
         + corrupt * (config.corrupt_labels > 0),
         "network": f"{config.arch}, parameters: {sizes}{begun}",
         "method": f"{method_name(config)}, {steps}{start}",
-        "machine": f"{config.device}, {threads}, {config.precision}, compile {config.compile}{fused}",
+        "machine": ", ".join(machine),
         "run": str(run.dir),
     }
 

@@ -14,23 +14,32 @@ def model():
     return models.build("resnet8", 10)
 
 
-@pytest.mark.parametrize(("steps", "compiled"), [(10, False), (100_000, True)])
-def test_auto_compiles_only_what_repays_it(model, steps, compiled):
-    assert choices.pick_compile("auto", torch.device("cuda"), steps, model) == compiled
-    assert not choices.pick_compile("auto", CPU, steps, model)  # its norms are fused without
-    assert choices.pick_compile("on", CPU, steps, model)
-    assert not choices.pick_compile("off", CPU, steps, model)
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "why_not"),
+    [(CPU, 100_000, "no faster on a CPU"), (CUDA, 10, "10 steps do not repay it"), (CUDA, 100_000, None)],
+)
+def test_auto_compiles_only_what_repays_it(model, device, steps, why_not):
+    assert choices.pick_compile("auto", device, steps, model) == (not why_not, f" ({why_not})" if why_not else "")
+    assert choices.pick_compile("on", device, steps, model) == (True, "")
+    assert choices.pick_compile("off", device, steps, model) == (False, "")
 
 
 def test_very_deep_networks_are_not_compiled_by_themselves():
     with torch.device("meta"):
         deep = models.build("resnet1202", 10)
-    assert not choices.pick_compile("auto", torch.device("cuda"), 100_000, deep)
+    compiled, why_not = choices.pick_compile("auto", CUDA, 100_000, deep)
+    assert not compiled and "takes too long for 2,001 convolutions" in why_not
 
 
 def test_without_a_compiler_auto_does_without_and_on_says_so(model, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not choices.pick_compile("auto", CPU, 100_000, model)
+    assert choices.pick_compile("auto", CUDA, 100_000, model) == (
+        False,
+        " (there is no C++ compiler, no-such-compiler)",
+    )
     with pytest.raises(ValueError, match="no C\\+\\+ compiler \\(no-such-compiler\\).*--compile off"):
         choices.pick_compile("on", CPU, 10, model)
 

@@ -1,0 +1,204 @@
+"""The compiled step of a run: made ready beside it in a second process, taken up between two steps.
+
+Compiling takes from half a minute to minutes, and a run does not wait for it. It trains uncompiled while a child
+process builds the same network and compiles the same step, which fills the caches that torch keeps on disk
+(``/tmp/torchinductor_USER``, or ``$TORCHINDUCTOR_CACHE_DIR``). Then the run compiles its own step out of them, in
+seconds.
+
+When that is, the clock decides, and a compiled step rounds otherwise than an uncompiled one. So the run writes a
+checkpoint at the change, and a resumed run that was compiled is so from its first step on: it continues bit for bit. A
+deterministic run compiles before its first step, or not at all.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdhm.config import TrainConfig
+from fastdhm.data.crops import height_width
+from fastdhm.data.loaders import Batch
+from fastdhm.engine import checkpoint
+from fastdhm.engine.device import autocast
+from fastdhm.engine.record import Log
+from fastdhm.engine.run import Run, make_compute
+from fastdhm.engine.schedule import image_sides
+
+# Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
+STEPS_ALONE = 2
+ROOM_FOR_THE_RUN = 1 << 30  # bytes of a GPU's free memory that the child leaves
+NICE = 10  # of the child on a CPU, where it competes with the step
+
+
+class SwitchingCompute:
+    """The differentiable part of a run's step, as :func:`make_compute` has it: uncompiled, then compiled.
+
+    Use it as a context: leaving it ends the child.
+    """
+
+    def __init__(self, run: Run, log: Log, say: Callable[[str], None]):
+        self.run, self.log, self.say = run, log, say
+        self.child: Child | None = None
+        self.first_step = run.at.step
+        config = run.config
+        at_once = config.deterministic or run.at.compiled_at is not None
+        self.waiting = config.compile == "on" and not at_once
+        if config.compile == "on" and run.at.compiled_at is None and at_once:
+            run.at.compiled_at = run.at.step
+        self.current = computes(run, compiled=config.compile == "on" and at_once)
+
+    def __call__(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        return self.current(*args)
+
+    def swap_if_ready(self) -> None:
+        """Between two steps: start the child, look whether it has ended, go over to the compiled step if well."""
+        if not self.waiting:
+            return
+        run = self.run
+        if self.child is None:
+            if run.at.step >= self.first_step + STEPS_ALONE:
+                self.child = Child(run)
+            return
+        ended = self.child.ended()
+        if ended is None:
+            return
+        self.waiting = False
+        if ended != 0:
+            self.say(f"the step stays uncompiled: compiling it failed, {self.child.output} says why")
+            return
+        self.child.output.unlink()
+        run.at.compiled_at = run.at.step
+        run.save()  # whatever ends the run from here on, a resumed one is compiled where this one was
+        self.log.write("compile", step=run.at.step, swap_step=run.at.step, ahead_seconds=self.child.lasted)
+        self.current = computes(run, compiled=True)
+
+    def __enter__(self) -> "SwitchingCompute":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is not None:
+            self.child.close()
+
+
+def when_compiled(run: Run) -> str:
+    """For a person, in parentheses: when the compiled step comes; nothing where none does."""
+    if run.config.compile == "off":
+        return ""
+    if run.at.compiled_at is not None and run.at.step > run.at.compiled_at:
+        return f" (since step {run.at.compiled_at})"
+    return " (before the first step)" if run.config.deterministic else " (beside the run, which takes it up when ready)"
+
+
+def computes(run: Run, compiled: bool) -> Callable:
+    """:func:`make_compute` with a run's settings."""
+    config = run.config
+    variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
+    forward = run.model if compiled else run.forward
+    return make_compute(forward, config.temperature, config.label_smoothing, compiled, config.impl, variants)
+
+
+class Child:
+    """The process that compiles a run's step; it ends with the run, however that ends."""
+
+    COMMAND = (sys.executable, "-m", "fastdhm.engine.compiling")
+
+    def __init__(self, run: Run):
+        self.started, self.lasted = time.monotonic(), None
+        self.output = run.dir / "compile.log"
+        task = {
+            "config": asdict(run.config),
+            "run_dir": str(run.dir),
+            "classes": len(run.classes),
+            "pretrained": run.pretrained,
+            "epoch": run.at.epoch,
+            "threads": torch.get_num_threads(),  # compiled code has the number in it
+        }
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(
+                self.COMMAND,
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.process.stdin.write(json.dumps(task).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def ended(self) -> int | None:
+        """Its exit status, ``None`` while it works."""
+        status = self.process.poll()
+        if status is not None and self.lasted is None:
+            self.lasted = time.monotonic() - self.started
+        return status
+
+    def close(self) -> None:
+        """End it, and the compilers that it started."""
+        if self.ended() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.output.unlink(missing_ok=True)
+        self.process.stdin.close()
+
+
+def end_with_parent() -> None:
+    """End this process and its children when the parent's end of standard input closes, be it by a SIGKILL."""
+
+    def wait() -> None:
+        os.read(0, 1)  # and not sys.stdin, whose lock is missed when the interpreter ends
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def compile_ahead(task: dict[str, Any]) -> None:
+    """Compile all that a run will compute from its epoch on, on noise: each size and set of branches, frozen or not."""
+    config = checkpoint.config_from(task["config"], Path(task["run_dir"]))
+    torch.set_num_threads(task["threads"])
+    run = Run(config, Path(task["run_dir"]), tuple(map(str, range(task["classes"]))))
+    run.pretrained = tuple(task["pretrained"])
+    if run.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(run.device)
+        torch.cuda.set_per_process_memory_fraction(max(0, free - ROOM_FOR_THE_RUN) / total, run.device)
+    else:
+        os.nice(NICE)
+    compute = computes(run, compiled=True)
+    stages = variants(config, task["epoch"], run.side)
+    for (epoch, side), active in itertools.product(stages, run.branch_sets):
+        run.at.epoch = epoch
+        run.begin_epoch()
+        image_BCHW, target_B = (part.chunk(config.accumulate)[0] for part in run.to_device(random_batch(run), 0, side))
+        with autocast(run.device, run.precision):
+            loss, *_ = compute(image_BCHW, target_B, run.weights[active], active)
+        run.scaler.scale(loss / config.accumulate).backward()
+        run.optimizer.zero_grad()
+
+
+def variants(config: TrainConfig, epoch: int, side: int) -> Iterator[tuple[int, int]]:
+    """What the step is compiled for, as (an epoch that has it, side of the images), in the order of the run."""
+    thawed = max(epoch, config.freeze_epochs)
+    for begin, end in ((epoch, thawed), (thawed, config.epochs)):
+        if begin < end:
+            for part in image_sides(begin / config.epochs, end / config.epochs, side, config.progressive):
+                yield begin, part
+
+
+def random_batch(run: Run) -> Batch:
+    """A batch of noise, as the loader would give it."""
+    config = run.config
+    height, width = height_width(config.image_size)
+    image_BHWC = torch.randint(256, (config.batch_size, height, width, 3), dtype=torch.uint8)
+    index_B = torch.arange(config.batch_size)
+    return Batch(image_BHWC, index_B % len(run.classes), index_B)
+
+
+if __name__ == "__main__":
+    task = json.loads(sys.stdin.buffer.readline())
+    end_with_parent()
+    compile_ahead(task)
