@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdhm.cli import main
 from fastdhm.engine import evaluate, record, run, train
+from fastdhm.engine.fuse import FusedForward
 from fastdhm.ops import branch_mask, mimic_loss
 
 aten = torch.ops.aten
@@ -116,6 +117,7 @@ def events(monkeypatch):
     allow(train, "evaluate")  # waits as often as it likes
     allow(branch_mask, "_check")  # these two read values on a CPU only
     allow(mimic_loss, "check_values")
+    allow(FusedForward, "_trace")  # once for each set of branches, and on a CPU only
     for module in (record, run, evaluate):
         monkeypatch.setattr(module, "to_host", counted_to_host)
     monkeypatch.setattr(record.TrainingSums, "add", counted_add)
