@@ -91,11 +91,8 @@ def test_the_compiled_step_takes_over_and_a_resume_is_compiled_from_there_on(tmp
     assert main(["train", "--resume", str(cut)]) == 0
     assert ReadyAt.started == 2, "the resumed run has nothing to wait for"
     assert agree(weights(cut), weights(whole))
-    rows = [
-        [{k: v for k, v in row.items() if k not in ("images_per_s", "val_seconds", "train_seconds")} for row in log]
-        for log in (read_log(cut), read_log(whole))
-    ]
-    assert rows[0] == rows[1]
+    kinds = [[(row["kind"], row["step"], row.get("loss")) for row in read_log(run_dir)] for run_dir in (cut, whole)]
+    assert [row for row in kinds[0] if row[0] != "startup"] == [row for row in kinds[1] if row[0] != "startup"]
 
 
 def test_a_deterministic_run_never_changes_over(tmp_path, quick_compiler, monkeypatch):
