@@ -92,6 +92,9 @@ class TrainConfig:
     hold_out: bool = False
     """Keep the validation images of a re-identification set out of training, to compare settings by. Published results
     train on all."""
+    subset: int | None = None
+    """Train on this many of the training images, as many of each class as there are; which ones is fixed, whatever the
+    seed. null: all."""
     image_size: int | tuple[int, int] = 32
     """What the network sees, in pixels: a number for squares, or [HEIGHT,WIDTH]."""
     crop: Literal["pad", "scale", "shift", "center", "enlarge", "whole"] = "pad"
@@ -190,7 +193,7 @@ class TrainConfig:
     """Minutes between checkpoints inside an epoch; every epoch ends with one."""
 
     def __post_init__(self) -> None:
-        at_least_one = "epochs max_steps batch_size accumulate eval_batch_size eval_every log_every"
+        at_least_one = "epochs max_steps subset batch_size accumulate eval_batch_size eval_every log_every"
         for name in at_least_one.split():
             self._check(name, "1 or more", lambda value: value >= 1)
         for name in ("lr", "temperature", "gamma", "clip_grad", "crop_ratio", "save_minutes"):

@@ -20,7 +20,8 @@ ALLOWED = {
     "data": {"errors", "files", "ops", "data"},
     "reid": {"errors", "files", "ops", "reid"},
     "engine": {"errors", "files", "config", "ops", "methods", "models", "data", "reid", "engine"},
-    "cli": {"errors", "config", "recipes", "models", "engine", "data", "benchmarks", "cli", "__version__"},
+    "compare": {"errors", "files", "config", "recipes", "methods", "models", "data", "engine", "compare"},
+    "cli": {"errors", "config", "recipes", "models", "engine", "compare", "data", "benchmarks", "cli", "__version__"},
     "__main__": {"cli"},
     "kernels": set(),
     "benchmarks": {

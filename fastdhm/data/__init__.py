@@ -77,6 +77,7 @@ def open_loaders(
     settings: ImageSettings | None = None,
     skip_bad: bool = False,
     hold_out: bool = False,
+    subset: int | None = None,
     say: Say = print,
 ) -> LoadedData:
     """Both loaders of ``dataset``, with whatever has to be built first, which ``say`` reports.
@@ -90,6 +91,8 @@ def open_loaders(
     themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
     ffcv where it is installed.
 
+    ``subset`` trains on that many images, the same for every seed: see ``subset.balanced_subset``.
+
     A re-identification set trains on all its training pictures, as published results do, and its validation pictures
     are some of them; with ``hold_out`` they are kept out of training, to compare settings by.
     """
@@ -98,7 +101,7 @@ def open_loaders(
     from fastdhm.data.sources import is_reid
 
     common = {"image_size": image_size, "crop_ratio": crop_ratio, "seed": seed, "workers": workers, "device": device}
-    train = LoaderOptions(batch_size=batch_size, crop=crop, shuffle=True, drop_last=True, **common)
+    train = LoaderOptions(batch_size=batch_size, crop=crop, shuffle=True, drop_last=True, subset=subset, **common)
     val = LoaderOptions(batch_size=eval_batch_size, crop=evaluation_crop(crop), **common)
     if hold_out and not is_reid(dataset):
         raise UserError(f"data set '{dataset}' has validation images of its own: only re-identification sets hold out")

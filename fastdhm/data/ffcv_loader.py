@@ -44,7 +44,7 @@ class FfcvLoader:
     """See ``loaders.Loader``. Workers are numba's threads, inside this process."""
 
     def __init__(self, beton: Path, options: LoaderOptions) -> None:
-        self.num_samples = check(beton).count
+        self.num_samples = options.count(check(beton).count)
         self._batches, self._options = options.num_batches(self.num_samples), options
         ffcv = load()
         self._threads = max(1, min(options.num_workers, default_workers(), ffcv.numba.config.NUMBA_NUM_THREADS))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -20,6 +20,7 @@ import numpy as np
 from fastdhm.data._ffcv import HOW_TO_GET, why_not
 from fastdhm.data._pool import default_workers
 from fastdhm.data.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
+from fastdhm.data.subset import balanced_subset
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class LoaderOptions:
     """Threads (ffcv) or processes (torch); None: one per core."""
     device: str = "cpu"
     """Where a resident loader holds the images; the others' batches are in host memory."""
+    subset: int | None = None
+    """Give this many of the samples, see ``subset.balanced_subset``; None: all."""
+    samples_S: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Which those are, in rising order: :func:`build_loader` fills it in."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -118,8 +123,12 @@ class LoaderOptions:
         height_B, width_B = (np.array([side]) for side in size_HW)
         return tuple(self.boxes(height_B, width_B, np.zeros(1, np.int64), 0)[0, 2:]) == self.size_HW
 
+    def count(self, num_samples: int) -> int:
+        """How many of ``num_samples`` an epoch has."""
+        return num_samples if self.samples_S is None else len(self.samples_S)
+
     def num_batches(self, num_samples: int) -> int:
-        """Batches an epoch; refuses the batch size that would leave none."""
+        """Batches an epoch of ``num_samples``; refuses the batch size that would leave none."""
         if self.drop_last and self.batch_size > num_samples:
             raise UserError(
                 f"batch size {self.batch_size} is larger than the {num_samples} training images, which leaves no "
@@ -128,11 +137,16 @@ class LoaderOptions:
         return num_samples // self.batch_size if self.drop_last else -(-num_samples // self.batch_size)
 
     def epoch_batches(self, num_samples: int, epoch: int, start_batch: int) -> list[np.ndarray]:
-        """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``."""
+        """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``.
+
+        ``num_samples`` is how many an epoch has, as :meth:`count` gives it.
+        """
         batches = self.num_batches(num_samples)
         if not 0 <= start_batch <= batches:
             raise ValueError(f"start_batch {start_batch} is outside the epoch's {batches} batches")
         order_N = epoch_order(num_samples, epoch, self.seed, self.shuffle)
+        if self.samples_S is not None:
+            order_N = self.samples_S[order_N]
         return [order_N[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start_batch, batches)]
 
     def boxes(self, height_B: np.ndarray, width_B: np.ndarray, index_B: np.ndarray, epoch: int) -> np.ndarray:
@@ -147,6 +161,9 @@ def build_loader(
     kind: Kind, options: LoaderOptions, *, source: Source | None = None, beton: Path | None = None
 ) -> Loader:
     """A loader from the file ``beton`` (``ffcv``), from ``source`` (``torch``), or from either (``resident``)."""
+    if options.subset is not None:
+        samples_S = balanced_subset(source.target_N, len(source.classes), options.subset)
+        options = replace(options, samples_S=samples_S)
     if kind == "resident":
         from fastdhm.data.resident_loader import hold
 

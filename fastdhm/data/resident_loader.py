@@ -34,7 +34,7 @@ class ResidentLoader:
     """See ``loaders.Loader``; its batches lie on ``options.device``."""
 
     def __init__(self, image_NHWC: torch.Tensor, target_N: np.ndarray, options: LoaderOptions) -> None:
-        self.num_samples = len(image_NHWC)
+        self.num_samples = options.count(len(image_NHWC))
         self._batches, self._options = options.num_batches(self.num_samples), options
         if options.crop != "shift":  # the box is the same for all, in every epoch
             top, left, height, width = _box(image_NHWC.shape[1:3], options)

@@ -23,7 +23,7 @@ class TorchLoader:
     """See ``loaders.Loader``. Workers are processes, forked for each epoch and gone with it; 0 loads in this one."""
 
     def __init__(self, source: Source, options: LoaderOptions) -> None:
-        self.num_samples = len(source)
+        self.num_samples = options.count(len(source))
         self._batches = options.num_batches(self.num_samples)
         self._options, self._samples = options, _Samples(source, options)
         # Cutting batches out of an array costs less than sending them between processes.

@@ -50,7 +50,8 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
         config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
         crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad, hold_out=config.hold_out,
-        workers=pick_workers(config.workers, pick_device(config.device)), device=str(pick_device(config.device)),
+        subset=config.subset, workers=pick_workers(config.workers, pick_device(config.device)),
+        device=str(pick_device(config.device)),
         say=lambda text: console.print(text, soft_wrap=True, highlight=False),
     )  # fmt: skip
 

@@ -1,0 +1,174 @@
+"""``fastdhm compare``: flags become the runs of a comparison, or the go-ahead for one that is there."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastdhm.cli.parser import Parser
+from fastdhm.config import TrainConfig
+from fastdhm.errors import UserError
+
+OWN = (
+    "out", "resume", "methods", "variants", "seeds", "table", "rows", "reference", "score", "confidence", "dry_run",
+    "report_only",
+)  # fmt: skip
+LAYING_OUT = ("methods", "variants", "table", "rows")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "compare",
+        "Train several methods with several seeds, one run after the other, and compare them: mean and spread of every "
+        "branch, differences paired by seed with a confidence interval, curves, error against training time. Stop it "
+        "or kill it at any moment and call it again: what is finished is kept, a run cut short goes on bit for bit. "
+        "Every flag of `fastdhm train` sets a value of all runs; --config, a YAML file, too.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the values below")
+    parser.add_argument("--out", type=str | None, default=None, help="folder (default: runs/compare-...)")
+    parser.add_argument("--resume", metavar="DIR", type=str | None, default=None, help="go on with this folder's runs")
+    parser.add_argument(
+        "--methods", type=str | None, default=None,
+        help="what to compare: METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:..., separated by commas, with "
+        "any field below, such as baseline,dsl,dhm,dhm:direction=top-down,branches=B1+B2 (default: baseline,dsl,dhm)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variants", metavar="FILE", type=str | None, default=None,
+        help="the same as YAML: for each NAME its values, such as {method: dhm, branches: [B1]}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=str | None, default=None,
+        help="how many, or a list such as 0,4,7 (default: 3; with --table as many as the paper has)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--table", type=str | None, default=None,
+        help="the runs of a table of the paper: 1, 2, 3, 4, 5, directions, corrupt, dropout, bernoulli. --epochs then "
+        "scales the recipe's milestones, warm-up, frozen epochs and mimicking ramp in proportion, and gives a shorter "
+        "run that has no ramp one of a tenth of its epochs; --dataset brings its own image size and augmentation; "
+        "whatever is not the paper's setting is said in every result",
+    )  # fmt: skip
+    parser.add_argument("--rows", type=str | None, default=None, help="only these rows of the table, by commas")
+    parser.add_argument("--reference", type=str | None, default=None, help="compare the others with this (baseline)")
+    parser.add_argument(
+        "--score", type=str, default="auto",
+        help="of each run the last epoch, or the best by B0's validation error; auto: as --keep",
+    )  # fmt: skip
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
+    parser.add_argument("--dry_run", action="store_true", help="print the runs and how far each is; do nothing")
+    parser.add_argument("--report_only", action="store_true", help="write the results of what is there; train nothing")
+    parser.add_class_arguments(TrainConfig, skip={"run_dir", "seed", "method"})
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """``fastdhm compare``; returns the exit status."""
+    parser = _parser()
+    if any(word.partition("=")[0] == "--seed" for word in argv):  # it would pass as an abbreviation
+        raise UserError("seed is given: a comparison has several, as in --seeds 3 (seeds 0, 1, 2) or --seeds [3]")
+    given = parser.parse(argv, defaults=False)
+    own = {name: given.pop(name) for name in OWN if given.get(name) is not None}
+    from rich.console import Console
+
+    from fastdhm.compare.runner import HowToReport, compare, dry_run, report
+
+    how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
+    there = own.get("resume") or (own.get("out") if own.get("report_only") else None)
+    comparison = _there(Path(there), own, given) if there else _asked_for(parser, own, given)
+    folder = Path(there or own.get("out") or Path("runs") / _folder_name(comparison))
+    if own.get("report_only"):
+        return report(comparison, folder, how, Console())
+    if own.get("dry_run"):
+        dry_run(comparison, folder, Console())
+        return 0
+    return compare(comparison, folder, how, Console())
+
+
+def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
+    """The comparison in ``folder``, with more seeds if asked for, and with what a resumed run may set anew."""
+    from fastdhm.compare.arms import parse_seeds
+    from fastdhm.compare.directory import read_settings
+    from fastdhm.engine.checkpoint import RESUMABLE
+
+    fixed = [name for name in (*given, *own) if name in LAYING_OUT or (name in given and name not in RESUMABLE)]
+    if fixed:
+        raise UserError(
+            f"--resume goes on with the runs in {folder} as they were asked for: leave {fixed[0]} out. "
+            f"Only seeds, reference, score, confidence, {', '.join(RESUMABLE)} can be given"
+        )
+    comparison = read_settings(folder)
+    arms = tuple(dataclasses.replace(a, config=dataclasses.replace(a.config, **given)) for a in comparison.arms)
+    seeds = parse_seeds(own["seeds"]) if "seeds" in own else comparison.seeds
+    reference = own.get("reference", comparison.reference)
+    return dataclasses.replace(comparison, arms=arms, seeds=seeds, reference=reference)
+
+
+def _asked_for(parser: Parser, own: dict[str, Any], given: dict[str, Any]):
+    """The comparison that the flags ask for."""
+    from fastdhm.compare.arms import parse_seeds
+    from fastdhm.compare.plan import compare_methods, reproduce_table
+
+    seeds = parse_seeds(own["seeds"]) if "seeds" in own else None
+    if "table" in own:
+        other = [name for name in ("methods", "variants", "reference") if name in own]
+        if other:
+            raise UserError(f"{other[0]} and table are given: a table has its own methods, leave one out")
+        rows = tuple(row.strip() for row in own.get("rows", "").split(",") if row.strip())
+        return reproduce_table(own["table"], given, seeds, rows)
+    if "rows" in own:
+        raise UserError("rows is given without table: only a table has rows")
+    if "variants" in own and "methods" in own:
+        raise UserError("methods and variants are given: one of them says what to compare")
+    variants = _from_file(parser, Path(own["variants"])) if "variants" in own else _from_text(parser, own)
+    return compare_methods(variants, seeds or (0, 1, 2), given, own.get("reference"))
+
+
+def _from_text(parser: Parser, own: dict[str, Any]):
+    from fastdhm.compare.arms import Variant, split_methods
+
+    variants = []
+    for variant in split_methods(own.get("methods", "baseline,dsl,dhm")):
+        flags = [word for name, text in variant.changes.items() for word in (f"--{name}", _as_list(name, text))]
+        variants.append(Variant(variant.name, variant.method, parser.parse(flags, defaults=False)))
+    return variants
+
+
+def _as_list(name: str, text: str) -> str:
+    """``B1+B2`` as the list that a value with several parts is."""
+    several = "tuple" in str(TrainConfig.__annotations__[name])
+    return f"[{text.replace('+', ',')}]" if several and not text.startswith("[") else text
+
+
+def _from_file(parser: Parser, path: Path):
+    from fastdhm.compare.arms import Variant, check_variants
+
+    rule = "a YAML file with the values of each name, such as `deep: {method: dhm, branches: [B1]}`"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"variants is {path}: must be {rule} ({error})") from error
+    if not isinstance(values, dict) or not all(isinstance(v, dict) and "method" in v for v in values.values()):
+        raise UserError(f"variants is {path}: must be {rule}")
+    variants = []
+    for name, changes in values.items():
+        method = str(changes.pop("method"))
+        flags = [word for key, value in changes.items() for word in (f"--{key}", _as_text(value))]
+        variants.append(Variant(str(name), method, parser.parse(flags, defaults=False)))
+    check_variants(variants)
+    return variants
+
+
+def _as_text(value: Any) -> str:
+    """A value of a file as it would stand behind its flag."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _folder_name(comparison) -> str:
+    """The same for the same arguments, so that calling again goes on."""
+    from fastdhm.compare.plan import dataset_name
+
+    if comparison.table:
+        return f"compare-table-{comparison.table}"
+    config = comparison.arms[0].config
+    return f"compare-{dataset_name(config.dataset)}-{config.arch}".replace("/", "-").replace(":", "-")

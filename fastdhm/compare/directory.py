@@ -1,0 +1,114 @@
+"""The folder of a comparison: its settings, which a later call must agree with, and where its runs lie."""
+
+import dataclasses
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastdhm.compare.arms import Arm, Place, changed
+from fastdhm.compare.plan import Comparison
+from fastdhm.engine.checkpoint import config_from
+from fastdhm.errors import UserError
+from fastdhm.files import replacing
+
+FORMAT = 1
+SETTINGS, RUNS, LOCK = "compare.yaml", "runs", ".lock"
+
+
+def run_folder(folder: Path, arm: Arm, seed: int) -> Path:
+    """Where a run lies."""
+    return folder / RUNS / arm.run_name(seed)
+
+
+def write_settings(folder: Path, comparison: Comparison) -> None:
+    """Write ``compare.yaml``."""
+    values = _plain(dataclasses.asdict(comparison) | {"format": FORMAT})
+    with replacing(folder / SETTINGS) as path:
+        path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def read_settings(folder: Path) -> Comparison:
+    """The comparison in ``folder``; ``ValueError`` if there is none, or one that this version does not read."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise UserError(f"{folder} is not a comparison of fastdhm: it holds no {SETTINGS}")
+    try:
+        values = yaml.safe_load(path.read_text())
+        if values.pop("format") != FORMAT:
+            raise UserError(f"{path} has another format than this fastdhm reads ({FORMAT})")
+        arms = tuple(_arm(arm, path) for arm in values.pop("arms"))
+        lists = {name: tuple(values.pop(name)) for name in ("metrics", "seeds", "notes")}
+        return Comparison(arms=arms, **lists, **values)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold the settings of a comparison: {error}") from error
+
+
+def _arm(values: dict[str, Any], path: Path) -> Arm:
+    config = config_from(values.pop("config"), path)
+    places = tuple(Place(**place) for place in values.pop("places"))
+    paper = {branch: tuple((mean, std) for mean, std in numbers) for branch, numbers in values.pop("paper").items()}
+    return Arm(config=config, places=places, paper=paper, **values)
+
+
+def check_settings(folder: Path, new: Comparison) -> None:
+    """Refuse a folder that holds anything else; a comparison there may be given more methods and seeds.
+
+    Raises:
+        ValueError: a folder of something else, or a comparison whose settings differ; each difference is named.
+    """
+    if not (folder / SETTINGS).exists():
+        others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if (folder.exists() and not folder.is_dir()) or not set(others) <= {RUNS, LOCK, f"{SETTINGS}.tmp"}:
+            raise UserError(f"{folder} is there and is not a comparison of fastdhm: choose another --out")
+        return
+    differences = settings_differences(read_settings(folder), new)
+    if differences:
+        raise UserError(
+            f"{folder} holds a comparison with other settings ({'; '.join(differences)}): go on with that one by "
+            f"`fastdhm compare --resume {folder}`, or choose another --out"
+        )
+
+
+def settings_differences(old: Comparison, new: Comparison) -> list[str]:
+    """What ``new`` changes or leaves out of ``old``; more arms and seeds are no difference."""
+    differences = [] if old.table == new.table else [f"table: {old.table} -> {new.table}"]
+    arms = {arm.name: arm for arm in new.arms}
+    gone = [arm.name for arm in old.arms if arm.name not in arms]
+    if gone:
+        differences.append(f"methods without {', '.join(gone)}, which is in there")
+    lost = [str(seed) for seed in old.seeds if seed not in new.seeds]
+    if lost:
+        differences.append(f"seeds without {', '.join(lost)}, which are in there")
+    found: dict[str, list[str]] = {}
+    for arm in old.arms:
+        for difference in changed(arm.config, arms[arm.name].config) if arm.name in arms else ():
+            found.setdefault(difference, []).append(arm.name)
+    everywhere = len(old.arms) - len(gone)
+    return differences + [
+        text if len(names) == everywhere else f"{text} of {', '.join(names)}" for text, names in found.items()
+    ]
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; ``ValueError`` if another comparison is at work in it. A kill lets go of it."""
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a killed run's loader processes would hold it
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UserError(f"another `fastdhm compare` is at work in {folder}: wait for it, or stop it") from error
+        yield
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,209 @@
+"""Which runs a comparison is made of: from the user's methods, or from a table of the paper, shrunk as asked."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fastdhm.compare.arms import Arm, Variant, changed, folder_name, make_config
+from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
+from fastdhm.config import TrainConfig
+from fastdhm.data.sources import is_reid
+from fastdhm.errors import UserError, unknown
+from fastdhm.recipes import recipe
+
+# What follows the images when a table is made on another data set; the rest of the recipe stays the paper's.
+OF_THE_DATA = ("image_size", "mean", "std", "crop", "crop_ratio", "pad", "flip")
+RAMP = 0.1  # of a shrunk run's epochs; PAPER.md's short runs had a tenth or so, and stalled without
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is trained, and how it is laid out."""
+
+    title: str
+    table: str | None
+    metrics: tuple[str, ...]
+    """The first is the one that is compared; B0 has them all."""
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    reference: str | None
+    """Name of the arm that the others of its group are compared with; ``None``: the baseline, else the first."""
+    notes: tuple[str, ...]
+    """What has to be said wherever the result is shown: in what it is not the paper's setting."""
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(arm.group for arm in self.arms))
+
+    def members(self, group: str) -> list[Arm]:
+        """The arms of a group."""
+        return [arm for arm in self.arms if arm.group == group]
+
+    def reference_of(self, group: str) -> Arm:
+        """The arm that the others of ``group`` are compared with."""
+        arms = self.members(group)
+        if self.reference is not None:
+            arms = [arm for arm in arms if self.reference in (arm.name, arm.label, arm.config.method)] or arms
+        return next((arm for arm in arms if arm.name.endswith("baseline")), arms[0])
+
+
+def compare_methods(
+    variants: list[Variant], seeds: tuple[int, ...], given: dict[str, Any], reference: str | None = None
+) -> Comparison:
+    """A comparison of ``variants`` on one data set and network; ``given`` are the values set for all runs."""
+    arms = []
+    for variant in variants:
+        values = given | {"method": variant.method} | variant.changes
+        dataset = values.get("dataset", TrainConfig().dataset)
+        config = make_config(recipe(dataset, values.get("arch"), variant.method) | values)
+        arms.append(Arm(name=folder_name(variant.name), label=variant.name, config=config))
+    if reference is not None and reference not in {name for arm in arms for name in (arm.name, arm.label)}:
+        raise unknown("reference", reference, [arm.label for arm in arms])
+    first = arms[0].config
+    metrics = PEOPLE if is_reid(first.dataset) else ERRORS if first.dataset == "imagenet" else ERROR
+    arms, notes = _beside_the_paper(arms, metrics)
+    size = f", {first.subset:,} training images" if first.subset else ""
+    title = f"{dataset_name(first.dataset)}, {first.arch}, {first.epochs} epochs{size}"
+    return Comparison(
+        title=title, table=None, metrics=metrics, arms=tuple(arms), seeds=seeds, reference=reference,
+        notes=(*notes, *_warnings(arms)),
+    )  # fmt: skip
+
+
+def _beside_the_paper(arms: list[Arm], metrics: tuple[str, ...]) -> tuple[list[Arm], list[str]]:
+    """The arms with the paper's numbers where it has a run like them, and what is different about that run."""
+    entries = {arm.name: known(arm.config, metrics) for arm in arms}
+    arms = [dataclasses.replace(arm, paper=e.paper) if (e := entries[arm.name]) else arm for arm in arms]
+    notes = _differences({arm: entry for arm in arms if (entry := entries[arm.name])}.items())
+    return arms, notes
+
+
+def _differences(pairs: Iterable[tuple[Arm, Entry]]) -> list[str]:
+    """In what runs are not the paper's, each difference once, with the arms if not all have it."""
+    pairs = list(pairs)
+    found: dict[str, list[str]] = {}
+    for arm, entry in pairs:
+        for difference in changed(entry.config, arm.config):
+            found.setdefault(difference, []).append(arm.name)
+    if not found:
+        return []
+    lines = [text if len(names) == len(pairs) else f"{text} ({', '.join(names)})" for text, names in found.items()]
+    return ["not the paper's setting, so its numbers are no target for these: " + "; ".join(lines)]
+
+
+def _warnings(arms: list[Arm]) -> list[str]:
+    """What makes any result doubtful."""
+    config = arms[0].config
+    if config.schedule == "step" and config.milestones and config.milestones[0] >= config.epochs:
+        return [
+            f"the learning rate never falls: the first milestone is epoch {config.milestones[0]:g}, and the runs have "
+            f"{config.epochs} epochs"
+        ]
+    return []
+
+
+def reproduce_table(
+    name: str, given: dict[str, Any], seeds: tuple[int, ...] | None = None, rows: tuple[str, ...] = ()
+) -> Comparison:
+    """A table of the paper, or its ``rows``; ``given`` shrinks or changes its runs, see :func:`shrink`.
+
+    Raises:
+        ValueError: an unknown table or row, or a given value that the table itself sets for each run.
+    """
+    if name not in TABLES:
+        raise unknown("table", name, TABLES)
+    table = TABLES[name]
+    own = {field for entry in table.entries for field in entry.changes} & given.keys()
+    if own:
+        raise UserError(f"{sorted(own)[0]} is given, and table {name} itself sets it for its runs: leave it out")
+    arms, origins = [], []
+    for entry in _picked(table, name, rows):
+        arm = _arm(table, entry, given)
+        if arm.name not in {other.name for other in arms}:  # as with --arch, which makes several rows one
+            arms, origins = [*arms, arm], [*origins, entry]
+    arms, notes = _table_notes(arms, origins)
+    title = table.title + (" (shrunk or changed: see notes)" if notes else "")
+    seeds = seeds or tuple(range(table.seeds))
+    if len(seeds) != table.seeds:
+        paper = f"the paper has {table.seeds}" if table.seeds > 1 else "the paper does not say how many it has"
+        notes.append(f"{len(seeds)} runs of each; {paper}")
+    return Comparison(
+        title=title, table=name, metrics=table.metrics, arms=tuple(arms), seeds=seeds, reference=None,
+        notes=(*notes, *_warnings(arms)),
+    )  # fmt: skip
+
+
+def _picked(table: Table, name: str, rows: tuple[str, ...]) -> list[Entry]:
+    known_rows = list(dict.fromkeys(place.row for entry in table.entries for place in entry.places))
+    for row in rows:
+        if row not in known_rows:
+            raise unknown(f"row of table {name}", row, known_rows)
+    return [e for e in table.entries if not rows or any(place.row in rows for place in e.places)]
+
+
+def _arm(table: Table, entry: Entry, given: dict[str, Any]) -> Arm:
+    values = shrink(entry, given)
+    config = make_config(values)
+    several = {
+        field: len({getattr(other, field) for other in table.entries}) > 1 for field in ("dataset", "arch")
+    }  # fmt: skip
+    shown = {"dataset": dataset_name(config.dataset), "arch": config.arch}
+    prefix = [shown[field] for field in ("dataset", "arch") if several[field]]
+    rates = [f"{config.corrupt_labels:g}"] if len({e.changes.get("corrupt_labels") for e in table.entries}) > 1 else []
+    places = tuple(
+        dataclasses.replace(
+            place, row=place.row.replace(entry.arch, config.arch).replace(entry.dataset, shown["dataset"])
+        )
+        for place in entry.places
+    )
+    return Arm(
+        name=folder_name("-".join([*prefix, *rates, entry.name])),
+        label=entry.label,
+        group=", ".join([*prefix, *(f"{float(rate):.0%} random labels" for rate in rates)]),
+        config=config,
+        places=places,
+    )
+
+
+def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a table's run with what the user gave for all.
+
+    Another data set brings its own image size, normalisation and augmentation, the rest of the recipe stays. Other
+    epochs scale the recipe's milestones, warm-up, frozen epochs and mimicking ramp in proportion; a run made shorter
+    that has no such ramp gets one of a tenth of its epochs, without which short runs stall. What is given stands.
+    """
+    dataset, arch = given.get("dataset", entry.dataset), given.get("arch", entry.arch)
+    values = recipe(entry.dataset, arch, entry.method)
+    if dataset != entry.dataset:
+        there = recipe(dataset, arch, entry.method)
+        values |= {"dataset": dataset} | {name: there[name] for name in OF_THE_DATA if name in there}
+    epochs = given.get("epochs", values["epochs"])
+    factor = epochs / values["epochs"]
+    if factor != 1:
+        scaled = {name: round(values[name] * factor, 4) for name in ("warmup_epochs", "mimic_warmup") if name in values}
+        if factor < 1 and not scaled.get("mimic_warmup"):
+            scaled["mimic_warmup"] = round(RAMP * epochs, 4)
+        frozen = min(round(values.get("freeze_epochs", 0) * factor), epochs - 1)
+        scaled["milestones"] = tuple(round(at * factor, 4) for at in values.get("milestones", ()))
+        values |= scaled | {"epochs": epochs, "freeze_epochs": frozen}
+    return values | entry.changes | given
+
+
+def _table_notes(arms: list[Arm], origins: list[Entry]) -> tuple[list[Arm], list[str]]:
+    """The arms with the paper's numbers, where data set and network are the paper's, and what is different."""
+    same = [(arm.config.dataset, arm.config.arch) == (e.dataset, e.arch) for arm, e in zip(arms, origins, strict=True)]
+    arms = [
+        dataclasses.replace(arm, paper=entry.paper) if fits else arm
+        for arm, entry, fits in zip(arms, origins, same, strict=True)
+    ]
+    notes = _differences(zip(arms, origins, strict=True))
+    if not all(same):
+        notes.append("the paper's numbers are left out where data set or network are not the paper's")
+    return arms, notes
+
+
+def dataset_name(dataset: str) -> str:
+    """A data set in short: the last folder of a path."""
+    kind, _, path = dataset.partition(":")
+    return path.rstrip("/").rpartition("/")[2] or kind if kind.endswith("folder") else dataset.replace(":", "-")

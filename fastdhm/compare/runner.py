@@ -1,0 +1,212 @@
+"""Making the runs of a comparison one after the other, and its results after each; may be killed and called again."""
+
+import dataclasses
+import math
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from fastdhm.compare.arms import Arm
+from fastdhm.compare.directory import check_settings, only_one, run_folder, write_settings
+from fastdhm.compare.plan import Comparison
+from fastdhm.compare.report import print_results, write_results
+from fastdhm.compare.results import Results
+from fastdhm.compare.runs import RunState, read_run, record_failure
+from fastdhm.config import TrainConfig
+from fastdhm.engine.checkpoint import RESUMABLE, read_config
+from fastdhm.engine.record import NonFiniteLoss
+from fastdhm.engine.run import open_data
+from fastdhm.engine.train import settle, train
+from fastdhm.errors import UserError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToReport:
+    """What of the runs is reported."""
+
+    score: Literal["auto", "last", "best"] = "auto"
+    """Of each run the last epoch, or that with the lowest validation error of B0; auto: as the runs' ``keep``."""
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.score not in ("auto", "last", "best"):
+            raise unknown("score", self.score, ("auto", "last", "best"))
+        if not 0 < self.confidence < 1:
+            raise UserError(f"confidence is {self.confidence}: must be above 0 and below 1, such as 0.95")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made, or one that is there."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    config: TrainConfig
+    state: RunState
+
+
+def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
+    """Make every run of ``comparison`` that is not finished, in ``folder``; the exit status, 128 + N if stopped by
+    signal N, 1 if a run failed.
+
+    Raises:
+        ValueError: anything the user can mend: a folder of something else or with other settings, or what
+            ``fastdhm train`` refuses, before anything is trained.
+    """
+    comparison = settled(comparison)
+    check_settings(folder, comparison)
+    jobs = find_jobs(comparison, folder)
+    if any(job.state.status in ("missing", "begun") for job in jobs) and not any(job.state.rows for job in jobs):
+        _check_data(comparison, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder):
+        write_settings(folder, comparison)
+        try:
+            number = _make_runs(comparison, folder, how, console)
+        except KeyboardInterrupt:  # between two runs
+            number = signal.SIGINT
+    if number:
+        console.print(f"stopped; go on with: fastdhm compare --resume {folder}", soft_wrap=True, highlight=False)
+        return 128 + number
+    results = collect(comparison, folder, how)
+    print_results(console, results)
+    console.print(f"all of it is in {folder}, in words in README.md", soft_wrap=True, highlight=False)
+    return 1 if results.failed else 0
+
+
+def settled(comparison: Comparison) -> Comparison:
+    """The comparison with names checked and paths absolute; what a machine decides (device, loader) stays open."""
+    arms = []
+    for arm in comparison.arms:
+        config = settle(arm.config)
+        free = {name: getattr(arm.config, name) for name in RESUMABLE if name != "data_dir"}
+        arms.append(dataclasses.replace(arm, config=dataclasses.replace(config, run_dir=None, seed=0, **free)))
+    return dataclasses.replace(comparison, arms=tuple(arms))
+
+
+def find_jobs(comparison: Comparison, folder: Path) -> list[Job]:
+    """Every run, one seed after the other, so that a comparison cut short has pairs; ``ValueError`` if one that is
+    there has other settings.
+    """
+    jobs = []
+    for seed in comparison.seeds:
+        for arm in comparison.arms:
+            path = run_folder(folder, arm, seed)
+            config = dataclasses.replace(arm.config, seed=seed, run_dir=str(path))
+            jobs.append(Job(arm, seed, path, config, read_run(path, arm, seed, config)))
+    return jobs
+
+
+def collect(comparison: Comparison, folder: Path, how: HowToReport) -> Results:
+    """What the runs have come to so far."""
+    states = tuple(job.state for job in find_jobs(comparison, folder))
+    keep = comparison.arms[0].config.keep
+    return Results(comparison, states, keep if how.score == "auto" else how.score, how.confidence)
+
+
+def report(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
+    """Write and print the results of what is there, training nothing."""
+    results = collect(settled(comparison), folder, how)
+    write_results(folder, results)
+    print_results(console, results)
+    return 1 if results.failed else 0
+
+
+def dry_run(comparison: Comparison, folder: Path, console: Console) -> None:
+    """Print the runs that would be made, and how far each is; writes nothing."""
+    comparison = settled(comparison)
+    check_settings(folder, comparison)
+    jobs = find_jobs(comparison, folder)
+    console.print(f"{comparison.title}: {len(jobs)} runs in {folder}", soft_wrap=True, highlight=False, markup=False)
+    for note in comparison.notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+    width = max(len(job.folder.name) for job in jobs)
+    for job in jobs:
+        config, state = job.config, job.state
+        status = {"missing": "to do", "failed": f"failed: {state.failure}"}.get(state.status, state.status)
+        if state.status == "begun":
+            status = f"begun, {state.epochs:g} of {config.epochs} epochs"
+        what = f"{config.dataset}, {config.arch}, {config.method}, {config.epochs} epochs"
+        console.print(f"  {job.folder.name:{width}}  {status}  ({what})", soft_wrap=True, highlight=False, markup=False)
+    done = sum(job.state.status in ("finished", "failed") for job in jobs)
+    left = time_left(jobs)
+    console.print(f"{done} of {len(jobs)} are done{f', {left} left' if left else ''}", highlight=False)
+
+
+def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int | None:
+    """Train what is not done, the results written after each run; the number of the signal that stopped it."""
+    jobs = find_jobs(comparison, folder)
+    write_results(folder, collect(comparison, folder, how))
+    for index, job in enumerate(jobs):
+        if job.state.status in ("finished", "failed"):
+            continue
+        left = time_left(find_jobs(comparison, folder))
+        console.rule(
+            f"run {index + 1} of {len(jobs)}: {job.arm.label}, seed {job.seed}" + (f", {left} left" if left else "")
+        )
+        number = _make_run(job, console)
+        if number:
+            return number
+        write_results(folder, collect(comparison, folder, how))
+    return None
+
+
+def _make_run(job: Job, console: Console) -> int | None:
+    """Begin a run or go on with it; the number of the signal that stopped it. A loss that breaks is noted as the
+    run's failure."""
+    resume = (job.folder / "config.yaml").exists()
+    config = _as_before(job.config, read_config(job.folder)) if resume else job.config
+    if not resume and job.folder.is_dir():
+        for leftover in job.folder.glob("*.tmp"):  # of a run killed before its config was whole
+            leftover.unlink()
+    try:
+        return train(config, resume=resume, console=console).signal
+    except NonFiniteLoss as error:
+        record_failure(job.folder, str(error))
+        console.print(f"failed: {error}", style="red", soft_wrap=True, markup=False)
+        return None
+
+
+def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """``config`` with what was settled by the machine when the run began, where nothing else is asked for now."""
+    usual = TrainConfig()
+    kept: dict[str, Any] = {
+        name: getattr(before, name)
+        for name in RESUMABLE
+        if name != "max_steps" and getattr(config, name) == getattr(usual, name)
+    }
+    return dataclasses.replace(config, **kept)
+
+
+def _check_data(comparison: Comparison, console: Console) -> None:
+    """Open each arm's images once, before anything is written: a wrong path or batch size is told now."""
+    seen = set()
+    for arm in comparison.arms:
+        config = settle(dataclasses.replace(arm.config, run_dir=None))
+        key = (config.dataset, config.batch_size, config.image_size, config.crop, config.subset, config.hold_out)
+        if key not in seen:
+            open_data(config, console).close()
+            seen.add(key)
+
+
+def time_left(jobs: list[Job]) -> str | None:
+    """How long the runs that are not done take, from those that are: each as its arm's, else as the slowest known."""
+    seconds: dict[str, float] = {}
+    for job in jobs:
+        if job.state.status == "finished" and job.state.train_seconds is not None:
+            seconds[job.arm.name] = job.state.train_seconds + job.state.val_seconds
+    if not seconds:
+        return None
+    slowest = max(seconds.values())
+    left = sum(
+        seconds.get(job.arm.name, slowest) * (1 - min(1.0, job.state.epochs / job.config.epochs))
+        for job in jobs
+        if job.state.status in ("missing", "begun")
+    )
+    unknown = any(job.arm.name not in seconds for job in jobs if job.state.status in ("missing", "begun"))
+    hours, minutes = divmod(math.ceil(left / 60), 60)
+    return ("very roughly " if unknown else "about ") + (f"{hours} h {minutes} min" if hours else f"{minutes} min")

@@ -1,0 +1,109 @@
+"""What a run of a comparison has come to, read from its folder; nothing here computes on a device."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastdhm.compare.arms import Arm
+from fastdhm.config import TrainConfig
+from fastdhm.engine.checkpoint import RESUMABLE, differing, read_config
+from fastdhm.engine.record import read_log
+from fastdhm.errors import UserError
+from fastdhm.files import replacing
+
+FAILURE = "failed.json"
+Status = Literal["missing", "begun", "finished", "failed"]
+# a score -> what the log calls it
+LOGGED = {
+    "top1_error": "val_error",
+    "top5_error": "val_top5_error",
+    "cross_entropy": "val_ce",
+    "train_error": "train_error",
+}
+PEOPLE = ("map_percent", "rank1_percent", "rank5_percent")  # of the stripped network on a re-identification set
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run: where it stands, and its log."""
+
+    arm: str
+    seed: int
+    status: Status
+    rows: tuple[dict[str, Any], ...] = ()
+    epochs: float = 0.0
+    """Epochs that are whole and logged."""
+    failure: str | None = None
+
+    @property
+    def epoch_rows(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["kind"] == "epoch"]
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """The epochs that were validated, on images of the final size: a progressive run begins with smaller ones."""
+        rows = [row for row in self.epoch_rows if "val_error/B0" in row]
+        return [row for row in rows if row["val_side"] == rows[-1]["val_side"]]
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Time in training; ``None`` for a log of before it was kept."""
+        return next((row.get("train_seconds") for row in reversed(self.epoch_rows)), None)
+
+    @property
+    def val_seconds(self) -> float:
+        """Time in validation."""
+        return sum(row.get("val_seconds", 0.0) for row in self.epoch_rows)
+
+    def scores(self, which: Literal["last", "best"]) -> dict[str, dict[str, float]]:
+        """Branch -> score -> value, of the last validated epoch or of that with B0's lowest error."""
+        if not self.validations:
+            return {}
+        last, best = self.validations[-1], min(self.validations, key=lambda row: row["val_error/B0"])
+        row = last if which == "last" else best
+        names = sorted(key.partition("/")[2] for key in row if key.startswith("val_error/"))
+        scores = {
+            name: {score: row[f"{key}/{name}"] for score, key in LOGGED.items() if f"{key}/{name}" in row}
+            for name in names
+        }
+        for values in scores.values():
+            values["accuracy"] = 100 - values["top1_error"]
+        ranked = [row for row in self.rows if row["kind"] == "reid"]
+        if ranked:
+            scores["B0"] |= {score: ranked[-1][score] for score in PEOPLE}
+        return scores
+
+    def best_epoch(self) -> float | None:
+        """The epoch with B0's lowest error."""
+        return min(self.validations, key=lambda row: row["val_error/B0"])["epoch"] if self.validations else None
+
+
+def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunState:
+    """The state of the run in ``folder``.
+
+    Raises:
+        ValueError: it holds a run of another config than ``expected`` in what decides what is learnt.
+    """
+    if not (folder / "config.yaml").exists():
+        return RunState(arm.name, seed, "missing")
+    other = differing(read_config(folder), expected, free=("run_dir", *RESUMABLE))
+    if other:
+        raise UserError(
+            f"{folder} holds a run with other settings ({', '.join(other)}): move it away, or compare in another folder"
+        )
+    rows = tuple(read_log(folder))
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    at = epochs[-1] if epochs else {"epoch": 0.0, "step": 0}
+    if (folder / FAILURE).exists():
+        failure = json.loads((folder / FAILURE).read_text())["message"]
+        return RunState(arm.name, seed, "failed", rows, at["epoch"], failure)
+    whole = at["epoch"] >= expected.epochs or at["step"] >= (expected.max_steps or 1 << 62)
+    done = whole and (folder / "network.safetensors").exists()
+    return RunState(arm.name, seed, "finished" if done else "begun", rows, at["epoch"])
+
+
+def record_failure(folder: Path, message: str) -> None:
+    """Note in a run's folder that it cannot be finished, and why."""
+    with replacing(folder / FAILURE) as path:
+        path.write_text(json.dumps({"message": message}) + "\n")

@@ -1,0 +1,47 @@
+"""Means, spreads and intervals, against values worked out by hand and by scipy's own paired test."""
+
+import math
+
+import pytest
+from scipy.stats import ttest_rel
+
+from fastdhm.compare.statistics import Difference, Summary, paired_difference, summarize
+
+
+def test_mean_and_sample_standard_deviation():
+    assert summarize([2.0, 4.0, 9.0]) == Summary(3, 5.0, math.sqrt(13))  # (9 + 1 + 16) / 2
+    assert summarize([7.5]) == Summary(1, 7.5, None)
+    assert summarize([]) is None
+
+
+def test_an_interval_by_hand():
+    """Differences -1, -2, -3: mean -2, standard error 1 / sqrt(3), t(0.975, 2) = 4.302653."""
+    found = paired_difference({0: 9.0, 1: 8.0, 2: 7.0}, {0: 10.0, 1: 10.0, 2: 10.0})
+    half = 4.302652729911275 / math.sqrt(3)
+    assert (found.n, found.mean) == (3, -2.0)
+    assert (found.low, found.high) == pytest.approx((-2 - half, -2 + half), rel=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_the_interval_is_that_of_a_paired_t_test(confidence):
+    ours, reference = [23.5, 23.7, 24.4, 22.9, 23.1], [24.8, 24.5, 24.6, 24.9, 24.2]
+    found = paired_difference(dict(enumerate(ours)), dict(enumerate(reference)), confidence)
+    theirs = ttest_rel(ours, reference)
+    interval = theirs.confidence_interval(confidence)
+    assert (found.low, found.high, found.p_value) == pytest.approx((interval.low, interval.high, theirs.pvalue))
+
+
+def test_only_seeds_that_both_have_are_paired():
+    found = paired_difference({0: 1.0, 1: 2.0, 5: 99.0}, {1: 1.0, 0: 0.5, 7: -99.0})
+    assert (found.n, found.mean) == (2, 0.75)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_one_pair_has_no_interval():
+    assert paired_difference({3: 1.0}, {3: 2.0}) == Difference(1, -1.0, None, None, None)
+
+
+@pytest.mark.parametrize(("shift", "p_value"), [(0.0, 1.0), (2.0, 0.0)])
+def test_differences_without_spread(shift, p_value):
+    found = paired_difference({0: 1.0 + shift, 1: 2.0 + shift}, {0: 1.0, 1: 2.0})
+    assert found == Difference(2, shift, shift, shift, p_value)
