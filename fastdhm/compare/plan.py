@@ -14,7 +14,9 @@ from fastdhm.recipes import recipe
 
 # What follows the images when a table is made on another data set; the rest of the recipe stays the paper's.
 OF_THE_DATA = ("image_size", "mean", "std", "crop", "crop_ratio", "pad", "flip")
-RAMP = 0.1  # of a shrunk run's epochs; PAPER.md's short runs had a tenth or so, and stalled without
+# What is about mimicking: given for all runs, it means those that mimic.
+OF_DHM = ("direction", "sampler", "sample_every", "keep_prob", "branch_sets")
+RAMP = 0.1  # of a shrunk run's epochs: short runs were seen to stall without, and to go well with about that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,12 @@ class Comparison:
         """The arms of a group."""
         return [arm for arm in self.arms if arm.group == group]
 
-    def reference_of(self, group: str) -> Arm:
-        """The arm that the others of ``group`` are compared with."""
+    def reference_of(self, group: str, branch: str = "B0") -> Arm:
+        """The arm that others of ``group`` are compared with; in a side branch that of this branch alone, if any."""
         arms = self.members(group)
+        alone = [arm for arm in arms if branch != "B0" and arm.config.only_branch == branch]
+        if alone and self.reference is None:
+            return alone[0]
         if self.reference is not None:
             arms = [arm for arm in arms if self.reference in (arm.name, arm.label, arm.config.method)] or arms
         return next((arm for arm in arms if arm.name.endswith("baseline")), arms[0])
@@ -54,7 +59,8 @@ def compare_methods(
     """A comparison of ``variants`` on one data set and network; ``given`` are the values set for all runs."""
     arms = []
     for variant in variants:
-        values = given | {"method": variant.method} | variant.changes
+        for_all = given if variant.method == "dhm" else {n: v for n, v in given.items() if n not in OF_DHM}
+        values = for_all | {"method": variant.method} | variant.changes
         dataset = values.get("dataset", TrainConfig().dataset)
         config = make_config(recipe(dataset, values.get("arch"), variant.method) | values)
         arms.append(Arm(name=folder_name(variant.name), label=variant.name, config=config))
@@ -75,7 +81,7 @@ def _beside_the_paper(arms: list[Arm], metrics: tuple[str, ...]) -> tuple[list[A
     """The arms with the paper's numbers where it has a run like them, and what is different about that run."""
     entries = {arm.name: known(arm.config, metrics) for arm in arms}
     arms = [dataclasses.replace(arm, paper=e.paper) if (e := entries[arm.name]) else arm for arm in arms]
-    notes = _differences({arm: entry for arm in arms if (entry := entries[arm.name])}.items())
+    notes = _differences((arm, entry) for arm in arms if (entry := entries[arm.name]))
     return arms, notes
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdhm.compare.arms import Arm, Published
+from fastdhm.compare.plots import plot_results
 from fastdhm.compare.results import Results
 from fastdhm.compare.statistics import Difference, Summary
 from fastdhm.engine.checkpoint import RESUMABLE
@@ -26,6 +27,14 @@ METRICS = {
     "rank1_percent": "rank-1, %",
 }
 NOTHING = "-"
+CURVES = """![Training and validation error over the epochs](curves.png)
+
+Lines are means over the finished seeds, bands their range. Training error is that of an epoch's own, augmented images
+while they are learnt."""
+WALLCLOCK = """![Validation error over training time](wallclock.png)
+
+Training time is that of the steps, over all processes that worked on a run, compiling and loading included, validation
+and the time between processes not."""
 CSV_COLUMNS = (
     "group", "arm", "label", "branch", "metric", "n", "mean", "std", "paper_mean", "paper_std",
     "reference", "pairs", "difference", "low", "high", "p_value",
@@ -35,7 +44,8 @@ Grid = list[list[str]]  # rows of text, the header first
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Write all that is said of the runs so far: ``results.json``, ``table.md``, ``table.csv``, ``README.md``."""
+    """Write all that is said of the runs so far: tables, JSON, pictures, and a README of them."""
+    plot_results(folder, results)
     _write(folder / "results.json", json.dumps(record(results), indent=2, ensure_ascii=False) + "\n")
     _write(folder / "table.md", tables_markdown(results))
     _write(folder / "README.md", readme(results))
@@ -138,7 +148,7 @@ def difference_table(results: Results) -> Grid:
 
 def time_table(results: Results) -> Grid:
     """Minutes of training, over the reference's, and of validation."""
-    grid = [[*_group_head(results), "method", "n", "training, min", f"over {_reference(results)}'s", "validation, min"]]
+    grid = [[*_group_head(results), "method", "n", "training, min", "over the reference's", "validation, min"]]
     for arm in results.comparison.arms:
         ours = results.train_seconds(arm)
         theirs = results.train_seconds(results.comparison.reference_of(arm.group))
@@ -150,8 +160,8 @@ def time_table(results: Results) -> Grid:
 
 def _reference(results: Results) -> str:
     """What differences and ratios are taken from, in every group."""
-    groups = results.comparison.groups
-    return " or ".join(dict.fromkeys(results.comparison.reference_of(group).label for group in groups))
+    pairs = [(group, branch) for group in results.comparison.groups for branch in results.branches]
+    return " or ".join(dict.fromkeys(results.comparison.reference_of(*pair).label for pair in pairs))
 
 
 def _minutes(seconds: Summary | None) -> Summary | None:
@@ -237,6 +247,10 @@ def readme(results: Results) -> str:
     common, own = settings(comparison.arms)
     seeds = ", ".join(map(str, comparison.seeds))
     parts = [f"# {comparison.title}", tables_markdown(results).rstrip()]
+    if any(state.status == "finished" for state in results.states):
+        parts.append(CURVES)
+    if any(results.train_seconds(arm) for arm in comparison.arms):
+        parts.append(WALLCLOCK)
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")
     parts += ["Beside that:\n\n" + "\n".join(f"- {label}: `{_flow(values)}`" for label, values in own.items())]
     parts.append(
@@ -320,6 +334,7 @@ def record(results: Results) -> dict[str, Any]:
                 "last": state.scores("last"),
                 "best": state.scores("best"),
                 "best_epoch": state.best_epoch(),
+                "machine": state.machine,
                 "failure": state.failure,
             }
             for state in results.states
@@ -337,6 +352,6 @@ def _summary_record(results: Results, arm: Arm, branch: str, metric: str) -> dic
         "metric": metric,
         **dataclasses.asdict(results.summary(arm, branch, metric)),
         "paper": results.published(arm, branch, metric),
-        "reference": results.comparison.reference_of(arm.group).name,
+        "reference": results.comparison.reference_of(arm.group, branch).name,
         "difference": difference and dataclasses.asdict(difference),
     }

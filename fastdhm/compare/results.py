@@ -58,7 +58,7 @@ class Results:
 
     def difference(self, arm: Arm, branch: str, metric: str) -> Difference | None:
         """An arm minus the reference of its group, paired by seed; ``None`` for the reference itself."""
-        reference = self.comparison.reference_of(arm.group)
+        reference = self.comparison.reference_of(arm.group, branch)
         if arm.name == reference.name:
             return None
         ours, theirs = (self.values(one, branch, metric) for one in (arm, reference))

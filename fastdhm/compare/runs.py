@@ -35,6 +35,8 @@ class RunState:
     epochs: float = 0.0
     """Epochs that are whole and logged."""
     failure: str | None = None
+    machine: str = ""
+    """What it was trained on last: device and precision."""
 
     @property
     def epoch_rows(self) -> list[dict[str, Any]]:
@@ -43,8 +45,19 @@ class RunState:
     @property
     def validations(self) -> list[dict[str, Any]]:
         """The epochs that were validated, on images of the final size: a progressive run begins with smaller ones."""
-        rows = [row for row in self.epoch_rows if "val_error/B0" in row]
+        rows = [row for row in self.epoch_rows if "val_side" in row]
         return [row for row in rows if row["val_side"] == rows[-1]["val_side"]]
+
+    @property
+    def main_branch(self) -> str:
+        """B0; the branch itself where one was trained alone."""
+        names = {key.partition("/")[2] for row in self.validations[-1:] for key in row if key.startswith("val_error/")}
+        return min(names, default="B0")
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The validated epoch with the main branch's lowest error."""
+        return min(self.validations, key=lambda row: row[f"val_error/{self.main_branch}"])
 
     @property
     def train_seconds(self) -> float | None:
@@ -60,8 +73,7 @@ class RunState:
         """Branch -> score -> value, of the last validated epoch or of that with B0's lowest error."""
         if not self.validations:
             return {}
-        last, best = self.validations[-1], min(self.validations, key=lambda row: row["val_error/B0"])
-        row = last if which == "last" else best
+        row = self.validations[-1] if which == "last" else self.best
         names = sorted(key.partition("/")[2] for key in row if key.startswith("val_error/"))
         scores = {
             name: {score: row[f"{key}/{name}"] for score, key in LOGGED.items() if f"{key}/{name}" in row}
@@ -75,8 +87,8 @@ class RunState:
         return scores
 
     def best_epoch(self) -> float | None:
-        """The epoch with B0's lowest error."""
-        return min(self.validations, key=lambda row: row["val_error/B0"])["epoch"] if self.validations else None
+        """When B0's error was lowest."""
+        return self.best["epoch"] if self.validations else None
 
 
 def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunState:
@@ -87,7 +99,8 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     """
     if not (folder / "config.yaml").exists():
         return RunState(arm.name, seed, "missing")
-    other = differing(read_config(folder), expected, free=("run_dir", *RESUMABLE))
+    config = read_config(folder)
+    other = differing(config, expected, free=("run_dir", *RESUMABLE))
     if other:
         raise UserError(
             f"{folder} holds a run with other settings ({', '.join(other)}): move it away, or compare in another folder"
@@ -98,9 +111,12 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     if (folder / FAILURE).exists():
         failure = json.loads((folder / FAILURE).read_text())["message"]
         return RunState(arm.name, seed, "failed", rows, at["epoch"], failure)
+    if at["step"] > (expected.max_steps or 1 << 62):
+        raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
     whole = at["epoch"] >= expected.epochs or at["step"] >= (expected.max_steps or 1 << 62)
     done = whole and (folder / "network.safetensors").exists()
-    return RunState(arm.name, seed, "finished" if done else "begun", rows, at["epoch"])
+    status, machine = "finished" if done else "begun", f"{config.device}, {config.precision}"
+    return RunState(arm.name, seed, status, rows, at["epoch"], machine=machine)
 
 
 def record_failure(folder: Path, message: str) -> None:

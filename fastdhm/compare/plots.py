@@ -1,0 +1,148 @@
+"""Pictures of a comparison: training and validation curves as in Figures 2 and 3 of the paper, and error over time.
+
+A line is the mean over the finished seeds, the band around it their range, as in the paper's Figure 3.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fastdhm.compare.arms import Arm
+from fastdhm.compare.results import Results
+from fastdhm.compare.runs import RunState
+from fastdhm.files import replacing
+
+Row = dict[str, Any]
+Curve = list[tuple[float, float, float, float]]  # x, mean, lowest, highest
+Y_LABEL = "top-1 error of B0, %"
+
+
+def plot_results(folder: Path, results: Results) -> None:
+    """Write ``curves.png``, and ``wallclock.png`` where the logs have times; nothing before a run is finished."""
+    if not any(state.status == "finished" for state in results.states):
+        return
+    plot_curves(folder / "curves.png", results)
+    if any(results.train_seconds(arm) for arm in results.comparison.arms):
+        plot_wallclock(folder / "wallclock.png", results)
+
+
+def plot_curves(path: Path, results: Results) -> None:
+    """Training error (of each epoch's augmented images, while they are learnt) and validation error over the epochs."""
+    groups = results.comparison.groups
+    figure, axes = _figure(results, rows=len(groups), columns=2)
+    for group, (train, val) in zip(groups, axes, strict=True):
+        for colour, arm in _coloured(results, group):
+            runs = results.of(arm, "finished")
+            branch = runs[0].main_branch
+            label = f"{arm.label} (n = {len(runs)})" + (f", {branch}" if branch != "B0" else "")
+            _draw(train, curve(runs, _epochs, f"train_error/{branch}"), colour, label)
+            _draw(val, curve(runs, _validations, f"val_error/{branch}"), colour, label)
+        for axis, what in ((train, "training"), (val, "validation")):
+            _finish(axis, f"{group}: {what}" if group else what, "epoch")
+        train.set_ylabel(Y_LABEL)
+    _save(figure, path)
+
+
+def plot_wallclock(path: Path, results: Results) -> None:
+    """Validation error over the time spent training: seconds of steps, without validation and stops."""
+    groups = results.comparison.groups
+    columns = min(2, len(groups))
+    figure, axes = _figure(results, rows=-(-len(groups) // columns), columns=columns)
+    places = [axis for row in axes for axis in row]
+    longest = max(found.mean for arm in results.comparison.arms if (found := results.train_seconds(arm)))
+    unit, name = (3600, "hours") if longest > 2 * 3600 else (60, "minutes") if longest > 120 else (1, "seconds")
+    for group, axis in zip(groups, places, strict=False):
+        for colour, arm in _coloured(results, group):
+            runs = [run for run in results.of(arm, "finished") if run.train_seconds is not None]
+            if not runs:
+                continue
+            branch = runs[0].main_branch
+            points = curve(runs, _validations, f"val_error/{branch}", lambda row: row.get("train_seconds", 0.0) / unit)
+            _draw(axis, points, colour, f"{arm.label} (n = {len(runs)})")
+        _finish(axis, group, f"training time, {name} ({machine(results, group)})")
+        axis.set_ylabel(f"validation {Y_LABEL}")
+    for axis in places[len(groups) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def curve(
+    runs: list[RunState],
+    rows_of: Callable[[RunState], Iterable[Row]],
+    key: str,
+    x_of: Callable[[Row], float] = lambda row: row["epoch"],
+) -> Curve:
+    """Mean and range over the runs at every epoch that all of them have; ``x_of`` too is a mean."""
+    by_epoch: dict[float, list[Row]] = {}
+    for run in runs:
+        for row in rows_of(run):
+            if key in row:
+                by_epoch.setdefault(row["epoch"], []).append(row)
+    points = []
+    for _, rows in sorted(by_epoch.items()):
+        if len(rows) == len(runs):
+            values = [row[key] for row in rows]
+            points.append((fmean(x_of(row) for row in rows), fmean(values), min(values), max(values)))
+    return points
+
+
+def _epochs(run: RunState) -> list[Row]:
+    return run.epoch_rows
+
+
+def _validations(run: RunState) -> list[Row]:
+    return run.validations
+
+
+def machine(results: Results, group: str) -> str:
+    """What the group's runs were trained on."""
+    names = {run.machine for arm in results.comparison.members(group) for run in results.of(arm, "finished")}
+    return " or ".join(sorted(names))
+
+
+def _coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
+    """The arms with something to draw; an arm's colour is its own, whether the others have finished or not."""
+    arms = results.comparison.members(group)
+    return [(f"C{i % 10}", arm) for i, arm in enumerate(arms) if results.of(arm, "finished")]
+
+
+def _figure(results: Results, rows: int, columns: int):
+    import textwrap
+
+    from matplotlib.figure import Figure  # slow to load, and only plots need it
+
+    width = 5.5 * columns
+    figure = Figure(figsize=(width, 3.8 * rows + 0.6), layout="constrained")
+    words = [results.comparison.title, "lines: mean over seeds; bands: their range"]
+    if not results.complete:
+        done = sum(state.status in ("finished", "failed") for state in results.states)
+        words.append(f"not complete: {done} of {len(results.states)} runs")
+    lines = [results.comparison.title, "; ".join(words[1:]), *results.comparison.notes]
+    per_line = round(width * 15)
+    figure.suptitle("\n".join(part for line in lines for part in textwrap.wrap(line, per_line)), fontsize=9)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _draw(axis, points: Curve, colour: str, label: str) -> None:
+    if not points:
+        return
+    x, mean, low, high = zip(*points, strict=True)
+    axis.plot(x, mean, color=colour, lw=1.5, marker="o" if len(x) < 4 else None, ms=3, label=label)
+    axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def _finish(axis, title: str, x_label: str) -> None:
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(x_label)
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlim(0, None)
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def _save(figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

@@ -1,0 +1,161 @@
+"""Which runs a comparison needs: the paper's tables whole and shrunk, and what is said of the difference."""
+
+import pytest
+
+from fastdhm.compare.arms import Variant
+from fastdhm.compare.paper import TABLES
+from fastdhm.compare.plan import compare_methods, dataset_name, reproduce_table
+from fastdhm.errors import UserError
+
+METHODS = [Variant(method, method, {}) for method in ("baseline", "dsl", "dhm")]
+
+
+def configs(comparison):
+    return {arm.name: arm.config for arm in comparison.arms}
+
+
+def test_table_1_is_seven_networks_by_three_methods_and_five_seeds():
+    table = reproduce_table("1", {})
+    assert len(table.arms) == 21 and table.seeds == (0, 1, 2, 3, 4) and not table.notes
+    assert len(table.groups) == 7 and table.reference_of("wrn-28-10").name == "wrn-28-10-baseline"
+    made = configs(table)
+    assert made["resnet32-dhm"].epochs == 164 and made["densenet-100-12-dsl"].epochs == 300
+    assert {config.dataset for config in made.values()} == {"cifar100"}
+    dhm = next(arm for arm in table.arms if arm.name == "resnet110-dhm")
+    assert dhm.paper == {"B0": ((26.312, 0.603),)}
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "seeds", "metrics"),
+    [
+        ("2", 12, 1, ("top1_error", "top5_error")),
+        ("3", 12, 1, ("map_percent", "rank1_percent")),
+        ("4", 5, 1, ("top1_error", "top5_error")),
+        ("5", 4, 1, ("top1_error", "top5_error")),
+        ("directions", 5, 1, ("top1_error",)),
+        ("corrupt", 4, 5, ("accuracy",)),
+        ("dropout", 2, 5, ("top1_error",)),
+        ("bernoulli", 4, 5, ("top1_error",)),
+    ],
+)
+def test_every_table_expands(name, arms, seeds, metrics):
+    table = reproduce_table(name, {})
+    assert (len(table.arms), len(table.seeds), table.metrics) == (arms, seeds, metrics)
+    assert not table.notes, "the paper's own runs are said not to be the paper's"
+    for arm in table.arms:
+        assert all(len(numbers) == len(metrics) for numbers in arm.paper.values())
+        assert all(place.branch in arm.paper for place in arm.places)
+
+
+def test_the_ablations_set_what_they_are_about():
+    branches = [arm.config.branches for arm in reproduce_table("4", {}).arms[1:]]
+    assert branches == [("B1",), ("B2",), ("B1", "B2"), ("B1", "B2", "B3")]
+    assert {arm.config.only_branch for arm in reproduce_table("5", {}).arms} == {None, "B1", "B2"}
+    assert {arm.config.corrupt_labels for arm in reproduce_table("corrupt", {}).arms} == {0.2, 0.5}
+    assert {arm.config.dropout for arm in reproduce_table("dropout", {}).arms} == {0.3}
+    assert configs(reproduce_table("bernoulli", {}))["dhm-bernoulli"].sampler == "bernoulli"
+    ways = {arm.config.direction for arm in reproduce_table("directions", {}).arms if arm.config.method == "dhm"}
+    assert ways == {"both", "top-down", "bottom-up"}
+    assert {arm.config.dataset for arm in reproduce_table("3", {}).arms} == {"market1501", "dukemtmc"}
+
+
+def test_side_branches_of_table_5_are_compared_with_themselves_alone():
+    table = reproduce_table("5", {})
+    assert [table.reference_of("", branch).name for branch in ("B0", "B1", "B2")] == ["baseline", "only-B1", "only-B2"]
+
+
+def test_fewer_epochs_scale_the_recipe_and_bring_a_ramp():
+    made = configs(reproduce_table("1", {"epochs": 41}, rows=("resnet110",)))["resnet110-dhm"]
+    assert (made.epochs, made.milestones, made.warmup_epochs, made.mimic_warmup) == (41, (20.25, 30.5), 0.25, 4.1)
+    people = configs(reproduce_table("3", {"epochs": 12}))["market1501-resnet50-dhm"]
+    assert (people.freeze_epochs, people.milestones) == (2, (4.0, 8.0))
+    single = configs(reproduce_table("3", {"epochs": 1}))["market1501-resnet50-dhm"]
+    assert single.freeze_epochs == 0
+
+
+def test_what_is_given_is_not_scaled():
+    given = {"epochs": 16, "milestones": (4.0, 12.0), "mimic_warmup": 0.5}
+    made = configs(reproduce_table("1", given, rows=("resnet32",)))["resnet32-dhm"]
+    assert (made.milestones, made.mimic_warmup) == ((4.0, 12.0), 0.5)
+
+
+def test_a_shrunk_table_says_so_in_title_and_words():
+    table = reproduce_table("1", {"epochs": 16, "subset": 5000}, (0,), ("resnet32",))
+    assert "shrunk" in table.title
+    said = " ".join(table.notes)
+    for words in ("epochs: 164 -> 16", "subset: None -> 5000", "mimic_warmup: 0.0 -> 1.6", "the paper has 5"):
+        assert words in said
+    assert table.arms[0].paper, "the paper's number still stands beside, with the note"
+
+
+def test_another_data_set_brings_its_images_and_loses_the_papers_numbers():
+    table = reproduce_table("1", {"dataset": "fashion-mnist", "arch": "resnet20"}, (0, 1))
+    assert [arm.label for arm in table.arms] == ["baseline", "DSL", "DHM"], "seven networks became one"
+    config = table.arms[0].config
+    assert (config.image_size, config.flip, config.lr, config.batch_size, config.epochs) == (28, False, 0.1, 128, 164)
+    assert not any(arm.paper for arm in table.arms)
+    assert "numbers are left out" in " ".join(table.notes)
+    assert table.arms[0].places[0].row == "resnet20"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "rows", "message"),
+    [
+        ("9", {}, (), "unknown table '9'"),
+        ("1", {}, ("resnet33",), "unknown row of table 1 'resnet33'; did you mean 'resnet32'"),
+        ("4", {"branches": ("B1",)}, (), "branches is given, and table 4 itself sets it"),
+        ("1", {"epochs": 0}, (), "epochs is 0"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(name, given, rows, message):
+    with pytest.raises(UserError, match=message):
+        reproduce_table(name, given, rows=rows)
+
+
+def test_a_plain_comparison_takes_the_recipe_and_the_papers_numbers():
+    comparison = compare_methods(METHODS, (0,), {"dataset": "cifar100", "arch": "resnet32"})
+    assert [arm.paper["B0"][0][0] for arm in comparison.arms] == [30.306, 30.174, 27.404]
+    assert not comparison.notes
+    imagenet = compare_methods(METHODS, (0,), {"dataset": "imagenet", "arch": "resnet18"})
+    assert imagenet.metrics == ("top1_error", "top5_error") and imagenet.arms[2].paper["B0"][1] == (9.940, None)
+
+
+def test_a_plain_comparison_with_a_changed_recipe_says_so():
+    given = {"dataset": "cifar100", "arch": "resnet32", "epochs": 16}
+    notes = " ".join(compare_methods(METHODS, (0,), given).notes)
+    assert "epochs: 164 -> 16" in notes and "learning rate never falls: the first milestone is epoch 81" in notes
+
+
+def test_variants_of_the_paper_are_known_as_such():
+    sampled = Variant("coin", "dhm", {"sampler": "bernoulli"})
+    half = Variant("half", "dhm", {"sampler": "bernoulli", "keep_prob": 0.25})
+    comparison = compare_methods([*METHODS, sampled, half], (0,), {"dataset": "cifar100", "arch": "resnet32"})
+    assert comparison.arms[3].paper == {"B0": ((27.002, 0.316),)} and not comparison.arms[4].paper
+
+
+def test_what_only_dhm_has_is_given_to_dhm_alone():
+    made = configs(compare_methods(METHODS, (0,), {"dataset": "synthetic", "direction": "top-down"}))
+    assert [made[name].direction for name in ("baseline", "dsl", "dhm")] == ["both", "both", "top-down"]
+
+
+def test_the_reference_is_the_baseline_else_the_first_else_the_one_asked_for():
+    given = {"dataset": "synthetic"}
+    assert compare_methods(METHODS[::-1], (0,), given).reference_of("").name == "baseline"
+    assert compare_methods(METHODS[1:], (0,), given).reference_of("").name == "dsl"
+    assert compare_methods(METHODS, (0,), given, "dhm").reference_of("").name == "dhm"
+    with pytest.raises(UserError, match="unknown reference 'dhn'"):
+        compare_methods(METHODS, (0,), given, "dhn")
+
+
+def test_every_row_of_the_tables_has_a_number_of_the_paper():
+    for name, table in TABLES.items():
+        for entry in table.entries:
+            assert entry.paper and entry.config.epochs > 1, name
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("folder:/data/glyphs100/", "glyphs100"), ("reid-folder:/a/b", "b"), ("synthetic:40", "synthetic-40")],
+)
+def test_a_data_set_in_short(dataset, name):
+    assert dataset_name(dataset) == name
