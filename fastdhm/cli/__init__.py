@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "test error of a run, a checkpoint or a stripped network; mAP and ranks on people",
     "embed": "what a run's network makes of each image in a folder, for a search index",
     "models": "networks by name: parameters, multiply-adds, and what a step with branches costs",
+    "diagnose": "what mimicking does to kernels and gradients, of runs beside each other",
     "import-official": "make a run directory of a checkpoint of the authors' released code",
     "data build": "write a data set as .beton files, every image checked",
     "data verify": "check .beton files against their manifests",
