@@ -38,12 +38,14 @@ clean: ## remove the set-up and what was built; runs/ and data stay
 
 .PHONY: bench bench-gpu
 
-bench: setup ## the loss and the mask against their peers, on this machine's best device; results in bench/
+bench: setup ## the loss, the mask and whole steps against their peers, on this machine's best device; results in bench/
 	$(BIN)/fastdhm bench loss --sweep
 	$(BIN)/fastdhm bench mask
+	$(BIN)/fastdhm bench step --arch resnet32 --arch resnet50
 
 bench-gpu: setup ## all that needs a GPU: the benchmarks and the tests marked gpu; says so where there is none
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	    $(BIN)/fastdhm bench loss --device cuda --sweep && $(BIN)/fastdhm bench mask --device cuda \
+	    && $(BIN)/fastdhm bench step --device cuda --compile auto --arch resnet32 --arch resnet50 \
 	    && $(BIN)/python -m pytest -m gpu; \
 	else echo "bench-gpu: NOT RUN: torch sees no CUDA device here"; fi

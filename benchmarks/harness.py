@@ -112,7 +112,7 @@ def measure(
     """
     clock = clock or (cuda_seconds if device.type == "cuda" else cpu_seconds)
     _free_a_large_block()
-    results = {peer.name: Result(failure=_failure(peer)) for peer in peers}
+    results = {peer.name: Result(failure=failure(lambda peer=peer: peer.check(peer.run()))) for peer in peers}
     right = [peer for peer in peers if results[peer.name].failure is None]
     for peer in right:
         results[peer.name].peak_bytes = peak_bytes(peer.run, device)
@@ -254,10 +254,10 @@ def threads(number: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _failure(peer: Peer) -> str | None:
-    """What is wrong with the peer: it raises, or its result is not right."""
+def failure(judge: Callable[[], str | None]) -> str | None:
+    """What ``judge`` finds wrong, or that it raises."""
     try:
-        return peer.check(peer.run())
+        return judge()
     except Exception as error:  # a peer that breaks must not take the others' numbers with it
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

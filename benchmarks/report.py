@@ -82,6 +82,15 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         console.print(f"{name}: WRONG, so not timed: {reason}", style="red", markup=False)
 
 
+def print_rows(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column names its rows."""
+    console.print(f"\n{title}", highlight=False, markup=False)
+    table = _table(left=columns[:1], right=columns[1:])
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
 def print_marks(console: Console, marks: Sequence[Mark]) -> None:
     """The numbers that answer the benchmark's questions."""
     table = _table(left=["mark", "where"], right=["value", "quartiles"])
@@ -101,10 +110,15 @@ def conclude(
     folder: Path,
     console: Console,
     as_json: bool,
+    answer: dict[str, object] | None = None,
 ) -> int:
-    """Print the marks, write ``folder/name.json`` and ``.csv``; returns the exit status, 1 if any check failed."""
+    """Print the marks, write ``folder/name.json`` and ``.csv``; returns the exit status, 1 if any check failed.
+
+    ``answer`` is what the benchmark is asked for, such as a ``speedup``: it stands at the top of the JSON object.
+    """
     record = {
         "benchmark": name,
+        **(answer or {}),
         "machine": machine,
         "settings": settings,
         "comparisons": [_record(comparison) for comparison in comparisons],
@@ -137,6 +151,19 @@ def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None
         axes.bar(places, [time_ms.median for _, time_ms in times], width, label=name)
     _log_milliseconds(axes)
     axes.set_xticks(range(len(comparisons)), [comparison.label.replace(" ", "\n") for comparison in comparisons])
+    axes.grid(axis="x", visible=False)
+    _save(figure, axes, path)
+
+
+def plot_stacks(path: Path, stacks: dict[str, dict[str, float]], title: str, y_label: str) -> None:
+    """A bar for each of ``stacks``, made of named parts; PNG."""
+    figure, axes = _axes(title, y_label, width=max(7, 1.6 * len(stacks)))
+    bottoms = dict.fromkeys(stacks, 0.0)
+    for part in dict.fromkeys(part for parts in stacks.values() for part in parts):
+        heights = [parts.get(part, 0.0) for parts in stacks.values()]
+        axes.bar(range(len(stacks)), heights, 0.6, bottom=list(bottoms.values()), label=part)
+        bottoms = {name: bottom + height for (name, bottom), height in zip(bottoms.items(), heights, strict=True)}
+    axes.set_xticks(range(len(stacks)), [name.replace(" ", "\n") for name in stacks])
     axes.grid(axis="x", visible=False)
     _save(figure, axes, path)
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench mask": "the same for the branch mask",
     "bench norm": "the same for batch norm with what follows it",
     "bench reid": "the same for the ranking of a gallery",
+    "bench step": "time a training step against the eager reference, checked first",
 }
 
 
