@@ -3,7 +3,10 @@
 Legend: A the branches that a step computes, B batch, C channels, H height, W width.
 """
 
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +17,10 @@ from fastdhm.data.loaders import Batch
 from fastdhm.engine.device import pick_compile
 from fastdhm.engine.run import Run, make_compute, make_step
 from fastdhm.engine.train import settle
+from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe
 
+T = TypeVar("T")
 LONG_RUN = 1 << 62  # steps: long enough to repay whatever `auto` weighs
 SMALL = 64  # pixels: up to here images are CIFAR's kind
 
@@ -52,14 +57,35 @@ class Engine:
         self.step = make_step(self.run, compute)
         self.run.begin_epoch()
 
-    def train(self, batch: Batch) -> Tensor:
-        """One step on a batch in host memory, its numbers added to the run's sums; the loss, on the device."""
-        image_BCHW, target_B = self.run.to_device(batch, 0, self.run.side)
+    def train(self, batch: Batch, mimic_scale: float = 1.0, side: int | None = None) -> Tensor:
+        """One step on a batch, its numbers added to the run's sums; the loss, on the device.
+
+        ``side`` is that of the images that the network sees; ``None``: they are as the batch has them.
+        """
+        image_BCHW, target_B = self.run.to_device(batch, self.run.at.epoch, side or self.run.side)
         active, weights_AA = self.run.sample()
-        values = self.step(image_BCHW, target_B, weights_AA, active)
+        values = self.step(image_BCHW, target_B, scale_mimicking(weights_AA, mimic_scale), active)
         self.run.at.step += 1
         self.run.sums.add(self.run.at.step, len(target_B), *values, weights_AA, active)
         return values[0]
+
+
+class Waited:
+    """Items of an iterable, and in ``seconds`` how long the loop has waited for them."""
+
+    def __init__(self, items: Iterable[T]):
+        start = time.perf_counter()
+        self.items = iter(items)  # starts the workers of a DataLoader
+        self.seconds = time.perf_counter() - start
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            start = time.perf_counter()
+            item = next(self.items, None)
+            self.seconds += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
 
 
 def random_batch(config: TrainConfig, num_classes: int) -> Batch:

@@ -88,6 +88,17 @@ class Reference:
         self.optimizer.step()
         return logged
 
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def loss(self, logged: dict[str, float], mimic_scale: float = 1.0) -> float:
+        """The weighted sum of the terms that :meth:`step` returned."""
+        pairs = [(p, q) for p, row in enumerate(self.weights) for q, weight in enumerate(row) if weight]
+        scales = {True: 1.0, False: mimic_scale}
+        return sum(self.weights[p][q] * scales[p == q] * logged[f"{self.names[p]}->{self.names[q]}"] for p, q in pairs)
+
     def terms(self, logits: Sequence[Tensor], target_B: Tensor) -> dict[tuple[int, int], Tensor]:
         """The terms that have a weight: ``(m, m)`` a cross-entropy, ``(p, q)`` how far student q is from teacher p."""
         config, terms = self.config, {}

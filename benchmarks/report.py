@@ -75,7 +75,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             table.add_row(name, "no time", style="red")
             continue
         ratios = (_number(ratio.median), _quartiles(ratio)) if ratio else ("", "")  # none where the first failed
-        row = (*_in_unit(time_ms), *ratios, f"{result.peak_bytes / MIB:.2f}")
+        row = (*_in_unit(time_ms), *ratios, "" if result.peak_bytes is None else f"{result.peak_bytes / MIB:.2f}")
         table.add_row(name, *row, style="bold" if name == first else "")
     console.print(table)
     for name, reason in comparison.failures.items():
@@ -168,6 +168,35 @@ def plot_stacks(path: Path, stacks: dict[str, dict[str, float]], title: str, y_l
     _save(figure, axes, path)
 
 
+def plot_curves(path: Path, curves: dict[str, Sequence[float]], title: str, x_label: str, y_label: str) -> None:
+    """Values one after the other, a line for each name; PNG."""
+    figure, axes = _axes(title, y_label)
+    for number, (name, values) in enumerate(curves.items()):
+        style = ("-", "--", ":", "-.")[number % 4]  # lines that lie on each other can still be told apart
+        axes.plot(range(1, len(values) + 1), values, style, label=name)
+    axes.set_xlabel(x_label)
+    _save(figure, axes, path)
+
+
+def plot_ways(
+    path: Path,
+    ways: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    target: float,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Several curves of a colour for each name, and the target that they make for; PNG."""
+    figure, axes = _axes(title, y_label)
+    for number, (name, curves) in enumerate(ways.items()):
+        for first, (x, y) in zip((True, *[False] * len(curves)), curves, strict=False):
+            axes.plot(x, y, marker=".", color=f"C{number}", label=name if first else None)
+    axes.axhline(target, color="0.4", linestyle="--", linewidth=1, label=f"target {target:g}")
+    axes.set_xscale("log")
+    axes.set_xlabel(x_label)
+    _save(figure, axes, path)
+
+
 def plot_lines(path: Path, comparisons: dict[int, Comparison], title: str, x_label: str) -> None:
     """Time of every peer over a number that the comparisons differ in, quartiles shaded, both axes logarithmic; PNG."""
     figure, axes = _axes(title, "milliseconds a call")
@@ -246,7 +275,7 @@ def _rows(comparison: Comparison) -> list[dict[str, object]]:
         if time_ms:
             row |= {"median_ms": time_ms.median, "low_ms": time_ms.low, "high_ms": time_ms.high}
             row |= {"rounds": len(result.samples_ms), "calls_per_sample": result.calls_per_sample}
-            row |= {"peak_mib": result.peak_bytes / MIB}
+            row |= {"peak_mib": None if result.peak_bytes is None else result.peak_bytes / MIB}
         if ratio:
             row |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
         rows.append(row)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastdhm import models
 from fastdhm.benchmarks import machine
 from fastdhm.benchmarks.contender import Engine, random_batch
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
+from fastdhm.engine.run import build_model
 from fastdhm.errors import UserError
 
 STEPS = 2  # the second one shows the momentum and what the first did to the batch norms
@@ -58,12 +58,13 @@ class Yard:
         self.config = dataclasses.replace(config, lr=LR)
         self.num_classes, self.device = num_classes, torch.device(config.device)
         torch.manual_seed(config.seed)
-        self.model = build(config, num_classes)
+        self.model = build_model(config, num_classes)
         self.images = images_that_fit(self.model, config, self.device)
         batch = random_batch(dataclasses.replace(self.config, batch_size=self.images), num_classes)
         engine = self.engine(self.config)
         self.image_BCHW, self.target_B = engine.run.to_device(batch, 0, engine.run.side)
         self.before = _state(self.model)
+        self.yardsticks: dict[torch.dtype, Errors] = {}
         self.oracle = self._by_reference(torch.float64, torch.float64, torch.contiguous_format)
 
     def engine(self, config: TrainConfig) -> Engine:
@@ -84,14 +85,19 @@ class Yard:
         present_AA = weights_AA != 0
         taken = Taken(terms[0][present_AA].double().cpu(), _state(engine.run.model))
         precision = engine.run.precision
-        yardstick = self._by_reference(torch.float32, precision, torch.channels_last)
-        return verdict(self._errors(taken), self._errors(yardstick), precision)
+        return verdict(self._errors(taken), self._yardstick(precision), precision)
 
     def judge_reference(self) -> str | None:
         """What is wrong with the reference, or None: it must be float32's own distance from float64."""
         plain = self._by_reference(torch.float32, torch.float32, torch.contiguous_format)
-        yardstick = self._by_reference(torch.float32, torch.float32, torch.channels_last)
-        return verdict(self._errors(plain), self._errors(yardstick), torch.float32)
+        return verdict(self._errors(plain), self._yardstick(torch.float32), torch.float32)
+
+    def _yardstick(self, precision: torch.dtype) -> Errors:
+        """What plain torch is off by in that number format, channels last."""
+        if precision not in self.yardsticks:
+            taken = self._by_reference(torch.float32, precision, torch.channels_last)
+            self.yardsticks[precision] = self._errors(taken)
+        return self.yardsticks[precision]
 
     def _by_reference(self, dtype: torch.dtype, precision: torch.dtype, layout: torch.memory_format) -> Taken:
         model = copy.deepcopy(self.model).to(dtype=dtype, memory_format=layout)
@@ -129,12 +135,6 @@ def verdict(found: Errors, yardstick: Errors, precision: torch.dtype) -> str | N
                 f"{what} is off by {error:.2g} of itself after {STEPS} steps in {name}, {limit:.2g} would be explained"
             )
     return None
-
-
-def build(config: TrainConfig, num_classes: int) -> models.BranchedModel:
-    """The network of a run, for the reference: plain modules."""
-    branches = () if config.method == "baseline" else config.branches
-    return models.build(config.arch, num_classes, branches)
 
 
 def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device) -> int:

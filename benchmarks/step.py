@@ -8,6 +8,8 @@ Peers, each a whole step from a batch to the updated weights:
 - ``autocast``   the reference in the engine's number format and channels last, where that is not float32: what these
                  two give alone;
 - ``eager``      the engine without torch.compile, where it compiles.
+
+All run in one process, so what the engine sets for it (that the C library keeps freed memory) the reference has too.
 """
 
 import dataclasses

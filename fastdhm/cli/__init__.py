@@ -26,6 +26,10 @@ COMMANDS = {
     "bench mask": "the same for the branch mask",
     "bench norm": "the same for batch norm with what follows it",
     "bench reid": "the same for the ranking of a gallery",
+    "bench epoch": "time whole epochs, data included, against the eager reference",
+    "bench loader": "time every loader against a torchvision DataLoader",
+    "bench accuracy": "time training to a test error against the eager reference",
+    "bench startup": "time a run from the command to its first step and to full speed",
     "bench step": "time a training step against the eager reference, checked first",
 }
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from fastdhm.benchmarks import breakdown, same_step
+from fastdhm.benchmarks import breakdown
 from fastdhm.benchmarks.breakdown import kind_of
 from fastdhm.benchmarks.contender import Engine, make_config, random_batch
 from fastdhm.benchmarks.reference import Reference
+from fastdhm.engine.run import build_model
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def test_every_kind_of_a_step_takes_time():
     spent = breakdown.profile_step(lambda: engine.train(batch), CPU)
     assert tuple(spent) == breakdown.KINDS
     assert all(ms > 0 for ms in spent.values())
-    reference = Reference(same_step.build(config, 10), config, CPU)
+    reference = Reference(build_model(config, 10), config, CPU)
     image_BCHW = torch.randn(8, 3, 16, 16)
     spent = breakdown.profile_step(lambda: reference.step(image_BCHW, batch.target_B), CPU)
     assert max(spent, key=spent.get) in (breakdown.CONVOLUTION, breakdown.OTHER)
