@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "errors": set(),
     "config": set(),
-    "recipes": set(),
+    "recipes": {"errors"},
     "files": {"errors"},
     "methods": {"errors", "ops"},
     "ops": {"errors", "ops", "kernels", "_C"},
@@ -27,8 +27,6 @@ ALLOWED = {
     "benchmarks": {
         "kernels",
         "errors",
-        "config",
-        "recipes",
         "files",
         "ops",
         "methods",

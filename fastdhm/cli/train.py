@@ -6,7 +6,7 @@ from pathlib import Path
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
-from fastdhm.recipes import recipe
+from fastdhm.recipes import recipe, warm_up
 
 
 def _parser() -> Parser:
@@ -31,7 +31,10 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     if resume is None:
         base = TrainConfig()
         usual = "baseline" if given.get("only_branch") else base.method  # nothing else trains a branch alone
-        base = recipe(given.get("dataset", base.dataset), given.get("arch"), given.get("method", usual))
+        names = (given.get("dataset", base.dataset), given.get("arch"), given.get("method", usual))
+        base = recipe(*names, given.get("preset", base.preset))
+        if given.get("scale_lr"):
+            base |= warm_up(base | given, given.get("epochs", base["epochs"]))
     else:
         base = _resumed(Path(resume), given)
     parser.set_defaults(base)

@@ -62,7 +62,8 @@ def compare_methods(
         for_all = given if variant.method == "dhm" else {n: v for n, v in given.items() if n not in OF_DHM}
         values = for_all | {"method": variant.method} | variant.changes
         dataset = values.get("dataset", TrainConfig().dataset)
-        config = make_config(recipe(dataset, values.get("arch"), variant.method) | values)
+        names = (dataset, values.get("arch"), variant.method, values.get("preset", "paper"))
+        config = make_config(recipe(*names) | values)
         arms.append(Arm(name=folder_name(variant.name), label=variant.name, config=config))
     if reference is not None and reference not in {name for arm in arms for name in (arm.name, arm.label)}:
         raise unknown("reference", reference, [arm.label for arm in arms])
@@ -180,9 +181,10 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
     that has no such ramp gets one of a tenth of its epochs, without which short runs stall. What is given stands.
     """
     dataset, arch = given.get("dataset", entry.dataset), given.get("arch", entry.arch)
-    values = recipe(entry.dataset, arch, entry.method)
+    preset = given.get("preset", "paper")
+    values = recipe(entry.dataset, arch, entry.method, preset)
     if dataset != entry.dataset:
-        there = recipe(dataset, arch, entry.method)
+        there = recipe(dataset, arch, entry.method, preset)
         values |= {"dataset": dataset} | {name: there[name] for name in OF_THE_DATA if name in there}
     epochs = given.get("epochs", values["epochs"])
     factor = epochs / values["epochs"]

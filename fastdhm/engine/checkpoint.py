@@ -23,7 +23,7 @@ FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
 RESUMABLE = (
     "data_dir", "max_steps", "loader", "workers",
-    "device", "impl", "precision", "compile", "activation_checkpointing", "log_every", "save_minutes", "grad_cosine",
+    "device", "impl", "precision", "compile", "activation_checkpointing", "log_every", "save_minutes",
 )  # fmt: skip
 
 
@@ -61,6 +61,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {checkpoint['format']}; this fastdhm reads {FORMAT}")
     return checkpoint
+
+
+def judged(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """Of a checkpoint, the weights that are validated and kept: their average where the run has one."""
+    return saved.get("average", saved["model"])
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:

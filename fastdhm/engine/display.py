@@ -93,9 +93,10 @@ def print_report(
     num_classes: int,
     judged_on: str,
     measured: str,
+    averaged: bool = False,
 ) -> None:
-    """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``; below it, the
-    most memory that training took, of what ``measured`` says."""
+    """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``, by its weights
+    or their moving average; below it, the most memory that training took, of what ``measured`` says."""
     main = f"val_error/{names[0]}"
     validated = [row for row in rows if row["kind"] == "epoch" and main in row]
     if not validated:
@@ -103,7 +104,8 @@ def print_report(
     last = validated[-1]
     whole = [row for row in validated if row["val_side"] == last["val_side"]]  # not those on smaller images
     best = min(whole, key=lambda row: row[main])
-    table = Table(title=f"{judged_on} error after {last['epoch']:g} epochs", title_justify="left")
+    title = f"{judged_on} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
+    table = Table(title=title, title_justify="left")
     for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:

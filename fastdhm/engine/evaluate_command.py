@@ -122,7 +122,7 @@ def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
     saved = checkpoint.load_checkpoint(path)
     config, classes = checkpoint.config_from(saved["config"], path), tuple(saved["classes"])
     model = build_model(config, len(classes))
-    checkpoint.load_weights(model, saved["model"], path, config.arch)
+    checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
     return [model], config, classes
 
 

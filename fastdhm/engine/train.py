@@ -55,7 +55,7 @@ def fit(
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
     step = make_step(run, compute)
-    schedule = {name: getattr(config, name) for name in SCHEDULE}
+    schedule = {name: getattr(config, name) for name in SCHEDULE} | {"lr": config.peak_lr}
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
         run.begin_epoch()
@@ -69,7 +69,6 @@ def fit(
                 side = image_side(now / config.epochs, run.side, config.progressive)
                 image_BCHW, target_B = run.to_device(batch, at.epoch, side)
                 active, weights_AA = run.sample()
-                run.measure_cosines(image_BCHW, target_B, active)
                 values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
 
                 at.batch, at.step = at.batch + 1, at.step + 1
@@ -110,7 +109,7 @@ def finish_epoch(
     if last or (at.epoch + 1) % config.eval_every == 0:
         started = time.monotonic()
         try:
-            errors = evaluate(run.model, data.val, run.val_transform, run.device, run.precision, side, stop)
+            errors = evaluate(run.judged, data.val, run.val_transform, run.device, run.precision, side, stop)
         except Interrupted:
             return
         scalars |= errors.scalars(run.model.branch_names)
@@ -238,16 +237,18 @@ def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
     """Write the stripped network and the curves, and report, at the time ``epoch``; rank people where there are."""
     if run.config.keep == "best" and (run.dir / "best.pt").exists():
         best = checkpoint.load_checkpoint(run.dir / "best.pt")
-        checkpoint.load_weights(run.model, best["model"], run.dir / "best.pt", run.config.arch)
-    network = run.model.strip()
+        checkpoint.load_weights(run.judged, checkpoint.judged(best), run.dir / "best.pt", run.config.arch)
+    network = run.judged.strip()
     checkpoint.save_network(run.dir / "network.safetensors", network, run.config, run.classes)
     rows = read_log(run.dir)
     title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
     plot_curves(rows, run.dir / "curves.png", title, judged_on(run.config))
     measured = "tensors of a step on the GPU" if run.device.type == "cuda" else "the process, resident"
-    print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config), measured)
+    averaged = run.average is not None
+    print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config), measured, averaged)
     main = run.model.main
     what = "B0" if main == "B0" else f"{main} with the trunk up to its fork"
+    what += ", average of the weights" * averaged
     print_plan(console, {
         "network": f"{run.dir / 'network.safetensors'} ({what} of the {run.config.keep} epoch, without other branches)",
         "curves": str(run.dir / "curves.png"),

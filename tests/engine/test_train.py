@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from runs import assert_same_state, command, rows_without_times
 from safetensors.torch import load_file
 
 from fastdhm.cli import main
@@ -17,14 +17,7 @@ from fastdhm.data.loaders import pick_kind
 from fastdhm.engine.checkpoint import load_checkpoint
 from fastdhm.engine.record import read_log
 
-# 320 images, 10 batches an epoch, float32: the same on every machine of the tests
-FLAGS = "--dataset synthetic:320 --arch resnet8 --batch-size 32 --device cpu --precision float32 --compile off"
 HAS_FFCV = pick_kind("auto")[0] == "ffcv"
-
-
-def command(run_dir: Path, *flags: str) -> list[str]:
-    folders = ["--run-dir", str(run_dir), "--data-dir", str(run_dir.parent / "data")]
-    return ["train", *FLAGS.split(), "--loader", "torch", "--workers", "0", *folders, *flags]
 
 
 STOPPED_FROM_INSIDE = """
@@ -49,20 +42,6 @@ def stopped(number: signal.Signals, at_step: int, arguments: list[str]) -> subpr
     """A run in a process of its own that gets the signal in its ``at_step``-th step: no race with a clock."""
     program = [sys.executable, "-c", STOPPED_FROM_INSIDE, str(int(number)), str(at_step)]
     return subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=300)
-
-
-def assert_same_state(one: Path, other: Path) -> None:
-    """Checkpoints agree in every bit of what was learnt and of where the run stands."""
-    a, b = load_checkpoint(one), load_checkpoint(other)
-    for part in ("model", "optimizer", "scaler", "rng", "sums"):
-        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0, equal_nan=True)
-    assert a["position"] == b["position"]
-
-
-def rows_without_times(run_dir: Path) -> list[dict]:
-    timed = ("images_per_s", "data_wait", "process_seconds", "train_seconds", "val_seconds", "peak_mib")
-    rows = [row for row in read_log(run_dir) if row["kind"] != "startup"]  # one a process
-    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
 @pytest.fixture(scope="module")

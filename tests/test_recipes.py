@@ -1,0 +1,74 @@
+"""Presets and the scaling of the learning rate: what they come to in a run's config."""
+
+import dataclasses
+
+import pytest
+
+from fastdhm.cli.train import resolve_training
+from fastdhm.config import TrainConfig
+from fastdhm.engine.train import settle
+from fastdhm.errors import UserError
+from fastdhm.recipes import FAST
+
+
+def config_of(*flags: str) -> TrainConfig:
+    return resolve_training(list(flags))[0]
+
+
+@pytest.mark.parametrize("dataset", [name if name != "folder" else "folder:photos" for name in FAST])
+def test_the_fast_preset_is_a_run_that_can_be_done(dataset):
+    fast, paper = config_of("--dataset", dataset, "--preset", "fast"), config_of("--dataset", dataset)
+    assert (fast.preset, paper.preset) == ("fast", "paper")
+    assert fast.epochs < paper.epochs and fast.batch_size > paper.batch_size
+    assert fast.warmup_epochs + fast.mimic_warmup < fast.epochs
+    assert fast.peak_lr > paper.peak_lr == paper.lr
+    assert settle(fast).sampler == "structural"
+
+
+def test_what_is_given_wins_over_the_preset(tmp_path):
+    (tmp_path / "run.yaml").write_text("preset: fast\nepochs: 7\n")
+    config = config_of("--dataset", "cifar100", "--config", str(tmp_path / "run.yaml"), "--batch-size", "512")
+    assert (config.preset, config.epochs, config.batch_size, config.schedule) == ("fast", 7, 512, "linear")
+    assert config.peak_lr == pytest.approx(4 * config.lr)
+
+
+@pytest.mark.parametrize("method", ["baseline", "dsl"])
+def test_a_preset_leaves_the_method_as_it_is(method):
+    config = settle(config_of("--method", method, "--preset", "fast"))
+    assert (config.method, config.sampler) == (method, "binary")
+
+
+def test_there_is_no_fast_preset_for_people():
+    with pytest.raises(UserError, match="preset is fast: there is none for market1501"):
+        config_of("--dataset", "market1501", "--preset", "fast")
+
+
+@pytest.mark.parametrize(
+    ("flags", "peak", "warmup", "begin"),
+    [
+        ([], 0.1, 0, 0),
+        (["--scale-lr", "true"], 0.4, 5, 0.1),
+        (["--scale-lr", "true", "--epochs", "20"], 0.4, 1, 0.1),
+        (["--scale-lr", "true", "--lr", "0.05"], 0.2, 5, 0.05),
+        (["--scale-lr", "true", "--warmup-epochs", "3", "--warmup-lr", "0.01"], 0.4, 3, 0.01),
+        (["--scale-lr", "true", "--lr-batch-size", "256"], 0.2, 5, 0.1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_larger_batch_scales_the_rate_and_rises_to_it(flags, peak, warmup, begin):
+    config = config_of("--dataset", "cifar100", "--batch-size", "512", *flags)
+    assert config.peak_lr == pytest.approx(peak)
+    assert (config.warmup_epochs, config.warmup_lr, config.warmup) == (warmup, begin, "linear")
+
+
+def test_a_constant_warm_up_of_the_recipe_stays():
+    """Of the very deep: it is there for their own sake."""
+    config = config_of("--dataset", "cifar100", "--arch", "resnet110", "--batch-size", "256", "--scale-lr", "true")
+    assert (config.peak_lr, config.warmup_epochs, config.warmup, config.warmup_lr) == (0.2, 1, "constant", 0.01)
+
+
+def test_a_scaled_rate_without_a_warm_up_is_refused():
+    config = TrainConfig(batch_size=256, scale_lr=True, warmup_epochs=1)
+    with pytest.raises(ValueError, match="scale_lr is True: must be with warmup_epochs"):
+        dataclasses.replace(config, warmup_epochs=0)
+    assert dataclasses.replace(config, warmup_epochs=0, batch_size=64).peak_lr == 0.05  # a lower one needs none
