@@ -38,12 +38,20 @@ clean: ## remove the set-up and what was built; runs/ and data stay
 
 .PHONY: bench bench-gpu
 
-bench: setup ## the loss and the mask against their peers, on this machine's best device; results in bench/
+bench: setup ## what is fast here against its peers, and training against the eager reference; results in bench/
 	$(BIN)/fastdhm bench loss --sweep
 	$(BIN)/fastdhm bench mask
+	$(BIN)/fastdhm bench step --arch resnet32 --arch resnet50
+	$(BIN)/fastdhm bench epoch --max-steps 200 --agreement 900
+	$(BIN)/fastdhm bench loader
+	$(BIN)/fastdhm bench startup
+	$(BIN)/fastdhm bench accuracy
 
 bench-gpu: setup ## all that needs a GPU: the benchmarks and the tests marked gpu; says so where there is none
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	    $(BIN)/fastdhm bench loss --device cuda --sweep && $(BIN)/fastdhm bench mask --device cuda \
+	    && $(BIN)/fastdhm bench step --device cuda --compile auto --arch resnet32 --arch resnet50 \
+	    && $(BIN)/fastdhm bench epoch --device cuda --agreement 900 \
+	    && $(BIN)/fastdhm bench startup --device cuda && $(BIN)/fastdhm bench accuracy --device cuda \
 	    && $(BIN)/python -m pytest -m gpu; \
 	else echo "bench-gpu: NOT RUN: torch sees no CUDA device here"; fi

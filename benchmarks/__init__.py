@@ -5,3 +5,5 @@ import os
 # Read when a BLAS library is loaded, so before torch and numpy are: a processor forced by the shell is not the one
 # that is measured.
 os.environ.pop("OPENBLAS_CORETYPE", None)
+# Read when torch is loaded: its profiler warns of every block that was there before it.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -54,7 +54,7 @@ class Result:
     failure: str | None = None
     calls_per_sample: int = 0
     samples_ms: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
+    peak_bytes: int | None = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,7 @@ def measure(
     max_seconds: float = 30.0,
     min_sample_seconds: float = MIN_SAMPLE_SECONDS,
     clock: Clock | None = None,
+    memory: bool = True,
 ) -> Comparison:
     """Check every peer, then time those that are right, in turns.
 
@@ -109,13 +110,14 @@ def measure(
         max_seconds: time for the rounds together.
         min_sample_seconds: a sample repeats its call until it takes so long.
         clock: seconds that so many calls take (default: the device's).
+        memory: also find the most bytes that a call holds, which takes a call under the profiler.
     """
     clock = clock or (cuda_seconds if device.type == "cuda" else cpu_seconds)
     _free_a_large_block()
-    results = {peer.name: Result(failure=_failure(peer)) for peer in peers}
+    results = {peer.name: Result(failure=failure(lambda peer=peer: peer.check(peer.run()))) for peer in peers}
     right = [peer for peer in peers if results[peer.name].failure is None]
     for peer in right:
-        results[peer.name].peak_bytes = peak_bytes(peer.run, device)
+        results[peer.name].peak_bytes = peak_bytes(peer.run, device) if memory else None
         results[peer.name].calls_per_sample = _calls_per_sample(peer.run, clock, min_sample_seconds)
 
     end = time.perf_counter() + max_seconds
@@ -254,10 +256,10 @@ def threads(number: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _failure(peer: Peer) -> str | None:
-    """What is wrong with the peer: it raises, or its result is not right."""
+def failure(judge: Callable[[], str | None]) -> str | None:
+    """What ``judge`` finds wrong, or that it raises."""
     try:
-        return peer.check(peer.run())
+        return judge()
     except Exception as error:  # a peer that breaks must not take the others' numbers with it
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

@@ -75,11 +75,20 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             table.add_row(name, "no time", style="red")
             continue
         ratios = (_number(ratio.median), _quartiles(ratio)) if ratio else ("", "")  # none where the first failed
-        row = (*_in_unit(time_ms), *ratios, f"{result.peak_bytes / MIB:.2f}")
+        row = (*_in_unit(time_ms), *ratios, "" if result.peak_bytes is None else f"{result.peak_bytes / MIB:.2f}")
         table.add_row(name, *row, style="bold" if name == first else "")
     console.print(table)
     for name, reason in comparison.failures.items():
         console.print(f"{name}: WRONG, so not timed: {reason}", style="red", markup=False)
+
+
+def print_rows(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column names its rows."""
+    console.print(f"\n{title}", highlight=False, markup=False)
+    table = _table(left=columns[:1], right=columns[1:])
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def print_marks(console: Console, marks: Sequence[Mark]) -> None:
@@ -101,10 +110,15 @@ def conclude(
     folder: Path,
     console: Console,
     as_json: bool,
+    answer: dict[str, object] | None = None,
 ) -> int:
-    """Print the marks, write ``folder/name.json`` and ``.csv``; returns the exit status, 1 if any check failed."""
+    """Print the marks, write ``folder/name.json`` and ``.csv``; returns the exit status, 1 if any check failed.
+
+    ``answer`` is what the benchmark is asked for, such as a ``speedup``: it stands at the top of the JSON object.
+    """
     record = {
         "benchmark": name,
+        **(answer or {}),
         "machine": machine,
         "settings": settings,
         "comparisons": [_record(comparison) for comparison in comparisons],
@@ -138,6 +152,48 @@ def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None
     _log_milliseconds(axes)
     axes.set_xticks(range(len(comparisons)), [comparison.label.replace(" ", "\n") for comparison in comparisons])
     axes.grid(axis="x", visible=False)
+    _save(figure, axes, path)
+
+
+def plot_stacks(path: Path, stacks: dict[str, dict[str, float]], title: str, y_label: str) -> None:
+    """A bar for each of ``stacks``, made of named parts; PNG."""
+    figure, axes = _axes(title, y_label, width=max(7, 1.6 * len(stacks)))
+    bottoms = dict.fromkeys(stacks, 0.0)
+    for part in dict.fromkeys(part for parts in stacks.values() for part in parts):
+        heights = [parts.get(part, 0.0) for parts in stacks.values()]
+        axes.bar(range(len(stacks)), heights, 0.6, bottom=list(bottoms.values()), label=part)
+        bottoms = {name: bottom + height for (name, bottom), height in zip(bottoms.items(), heights, strict=True)}
+    axes.set_xticks(range(len(stacks)), [name.replace(" ", "\n") for name in stacks])
+    axes.grid(axis="x", visible=False)
+    _save(figure, axes, path)
+
+
+def plot_curves(path: Path, curves: dict[str, Sequence[float]], title: str, x_label: str, y_label: str) -> None:
+    """Values one after the other, a line for each name; PNG."""
+    figure, axes = _axes(title, y_label)
+    for number, (name, values) in enumerate(curves.items()):
+        style = ("-", "--", ":", "-.")[number % 4]  # lines that lie on each other can still be told apart
+        axes.plot(range(1, len(values) + 1), values, style, label=name)
+    axes.set_xlabel(x_label)
+    _save(figure, axes, path)
+
+
+def plot_ways(
+    path: Path,
+    ways: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    target: float,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Several curves of a colour for each name, and the target that they make for; PNG."""
+    figure, axes = _axes(title, y_label)
+    for number, (name, curves) in enumerate(ways.items()):
+        for first, (x, y) in zip((True, *[False] * len(curves)), curves, strict=False):
+            axes.plot(x, y, marker=".", color=f"C{number}", label=name if first else None)
+    axes.axhline(target, color="0.4", linestyle="--", linewidth=1, label=f"target {target:g}")
+    axes.set_xscale("log")
+    axes.set_xlabel(x_label)
     _save(figure, axes, path)
 
 
@@ -219,7 +275,7 @@ def _rows(comparison: Comparison) -> list[dict[str, object]]:
         if time_ms:
             row |= {"median_ms": time_ms.median, "low_ms": time_ms.low, "high_ms": time_ms.high}
             row |= {"rounds": len(result.samples_ms), "calls_per_sample": result.calls_per_sample}
-            row |= {"peak_mib": result.peak_bytes / MIB}
+            row |= {"peak_mib": None if result.peak_bytes is None else result.peak_bytes / MIB}
         if ratio:
             row |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
         rows.append(row)

@@ -200,6 +200,9 @@ class TrainConfig:
     (or of the branch that is trained alone)."""
     log_every: int = 50
     """Steps between log points, the only times the host waits for the device."""
+    grad_cosine: int = 0
+    """Steps between measurements of how far the branches' gradients agree at the forks (cosines, Eq. 11), which cost a
+    forward pass and a part of a backward pass for each branch; 0: none."""
     save_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch; every epoch ends with one."""
 
@@ -214,7 +217,7 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "ce_weight", "mimic_weight", "mimic_warmup"):
             self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
         self._check("image_size", f"1 to {MAX_SIDE}, or two of those as [HEIGHT,WIDTH]", _is_image_size)
-        for name in ("workers", "pad", "freeze_epochs"):
+        for name in ("workers", "pad", "freeze_epochs", "grad_cosine"):
             self._check(name, "0 or more", lambda value: value >= 0)
         for name in ("seed", "corrupt_seed"):
             self._check(name, "in [0, 2**63)", lambda value: 0 <= value < 2**63)
@@ -246,6 +249,8 @@ class TrainConfig:
         )
         whole = f"B0 or left out: the weights ({self.weights}) are of a whole trunk"
         self._check("only_branch", whole, lambda name: name == "B0" or fresh)
+        several = not baseline and self.branches != ()
+        self._check("grad_cosine", "0: without side branches there are no two gradients", lambda n: n == 0 or several)
         self._check("nesterov", "false when momentum is 0", lambda value: not value or self.momentum > 0)
         self._check("nesterov", "false: only sgd has it", lambda value: not value or self.optimizer == "sgd")
         unused = self.optimizer != "amsgrad"

@@ -27,6 +27,8 @@ ALLOWED = {
     "benchmarks": {
         "kernels",
         "errors",
+        "config",
+        "recipes",
         "files",
         "ops",
         "methods",

@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "test error of a run, a checkpoint or a stripped network; mAP and ranks on people",
     "embed": "what a run's network makes of each image in a folder, for a search index",
     "models": "networks by name: parameters, multiply-adds, and what a step with branches costs",
+    "diagnose": "what mimicking does to kernels and gradients, of runs beside each other",
     "import-official": "make a run directory of a checkpoint of the authors' released code",
     "data build": "write a data set as .beton files, every image checked",
     "data verify": "check .beton files against their manifests",
@@ -25,6 +26,11 @@ COMMANDS = {
     "bench mask": "the same for the branch mask",
     "bench norm": "the same for batch norm with what follows it",
     "bench reid": "the same for the ranking of a gallery",
+    "bench epoch": "time whole epochs, data included, against the eager reference",
+    "bench loader": "time every loader against a torchvision DataLoader",
+    "bench accuracy": "time training to a test error against the eager reference",
+    "bench startup": "time a run from the command to its first step and to full speed",
+    "bench step": "time a training step against the eager reference, checked first",
 }
 
 

@@ -1,7 +1,8 @@
-"""``fastdhm bench loss|mask|norm|reid``: what is fast here against its peers."""
+"""``fastdhm bench NAME``: what is fast here against its peers."""
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from fastdhm.cli.parser import Parser
 
@@ -10,34 +11,105 @@ BENCHES = {
     "mask": "Time the branch mask against its peers; each is checked first.",
     "norm": "Time batch norm with residual and relu, forward and backward, on the CPU, against its peers.",
     "reid": "Time the ranking of a gallery of Market-1501's size, on the CPU, against its peers; each is checked.",
+    "epoch": "Whole epochs, data included, of the engine and of the eager reference, in turns; and how long each waits "
+    "for data. --agreement N also holds the losses of N steps from the same weights and batches together.",
+    "loader": "Images a second of every loader against a torchvision DataLoader; their samples are checked first.",
+    "startup": "Time from the command to the first optimizer step and to full speed, with empty caches and with warm "
+    "ones, and of the eager reference; each in a process of its own.",
+    "accuracy": "Seconds of training until a test error is reached, of the engine and of the eager reference, by the "
+    "same recipe; evaluation does not count.",
+    "step": "Time a training step against the eager reference: float32, NCHW, a loss of loops, a wait for each logged "
+    "number. Both are checked against float64 first; then memory, energy and where the time goes.",
 }
+# What a benchmark's flags are beside the shared ones: name -> what add_argument takes
+NETWORK = {
+    "--arch": {"action": "append", "help": "network, as in `fastdhm train`; repeatable (default: resnet32)"},
+    "--image_size": {"type": int | None, "default": None, "help": "side in pixels (default: the paper's)"},
+    "--batch_size": {"type": int | None, "default": None, "help": "images a step (default: 128 small, 32 large ones)"},
+    "--method": {"type": str, "default": "dhm", "help": "dhm, dsl or baseline"},
+    "--precision": {"type": str, "default": "auto", "help": "of the engine: auto, float32, bfloat16, float16"},
+    "--compile": {"type": str, "default": "off", "help": "compile the engine's step: off, on, auto (as a long run)"},
+    "--smoothing": {"type": float, "default": 0.0, "help": "of the reference's mimicking; the released code has 1e-8"},
+}
+FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "loss": {
+        "--shape": {"action": "append", "help": "branches x batch x classes, as 3x256x1000; repeatable"},
+        "--dtype": {"type": str, "default": "float32", "help": "float32, bfloat16, float16 or float64"},
+        "--compiled": {
+            "type": str,
+            "default": "auto",
+            "help": "torch.compile of the loops: on, off, auto (two shapes)",
+        },
+        "--sweep": {"action": "store_true", "help": "also over branches and classes, with plots"},
+    },
+    "norm": {
+        "--dtype": {"type": str, "default": "bfloat16", "help": "bfloat16 or float32"},
+        "--compiled": {"type": str, "default": "auto", "help": "time torch.compile too: on, off, auto"},
+    },
+    "step": NETWORK,
+    "epoch": {
+        "--dataset": {"type": str, "default": "fashion-mnist", "help": "as in `fastdhm train`"},
+        "--arch": {"type": str | None, "default": None, "help": "network (default: the data set's usual one)"},
+        "--method": NETWORK["--method"],
+        "--batch_size": {"type": int | None, "default": None, "help": "images a step (default: the recipe's)"},
+        "--precision": NETWORK["--precision"],
+        "--workers": {"type": int | None, "default": None, "help": "of both loaders (default: as in training)"},
+        "--max_steps": {"type": int | None, "default": None, "help": "steps of an epoch (default: all)"},
+        "--agreement": {
+            "type": int | None,
+            "default": None,
+            "dest": "agree",
+            "help": "hold the losses of so many steps together",
+        },
+        "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
+    },
+    "startup": {
+        "--dataset": {"type": str, "default": "synthetic", "help": "as in `fastdhm train`"},
+        "--arch": {"type": str, "default": "resnet32", "help": "network, as in `fastdhm train`"},
+        "--method": NETWORK["--method"],
+        "--steps": {"type": int, "default": 60, "help": "steps of each run, half of them at full speed"},
+        "--compile": {"type": str, "default": "auto", "help": "of the runs, as in `fastdhm train`"},
+    },
+    "accuracy": {
+        "--dataset": {"type": str, "default": "fashion-mnist", "help": "as in `fastdhm train`"},
+        "--arch": {"type": str | None, "default": None, "help": "network (default: the data set's usual one)"},
+        "--method": NETWORK["--method"],
+        "--target": {"type": float, "default": 12.0, "help": "error of B0 on the test set, in percent"},
+        "--epochs": {"type": int | None, "default": None, "help": "of both schedules (default: the recipe's)"},
+        "--eval_steps": {"type": int, "default": 50, "help": "steps between evaluations"},
+        "--seeds": {"type": int, "default": 3, "help": "trainings of each"},
+        "--precision": NETWORK["--precision"],
+        "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
+    },
+    "loader": {
+        "--images": {"type": int | None, "default": None, "help": "photographs an epoch (default: 600)"},
+        "--workers": {"type": int, "default": 2, "help": "threads or processes of each loader"},
+        "--batch_size": {"type": int, "default": 64, "help": "images a batch"},
+    },
+}
+ROUNDS = {"reid": 5, "step": 15, "epoch": 3, "loader": 5, "startup": 3}  # samples of each peer; 50 elsewhere
+ON_THE_CPU = ("loader", "norm", "reid")
+# flag that is repeated -> what the benchmark calls the list of its values
+LISTS = {"shape": "shapes", "arch": "archs"}
 
 
 def run(argv: list[str]) -> int:
-    """``fastdhm bench loss|mask|norm|reid``; returns the exit status, 1 if a peer gave a wrong result."""
+    """``fastdhm bench NAME ARGV``; returns the exit status, 1 if a peer gave a wrong result."""
     name, argv = argv[0], argv[1:]
     parser = Parser(f"bench {name}", BENCHES[name])
-    if name == "loss":
-        parser.add_argument(
-            "--shape", action="append", help="branches x batch x classes, as 3x256x1000; repeatable (default: a grid)"
-        )
-        parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16, float16 or float64")
-        parser.add_argument(
-            "--compiled", type=str, default="auto", help="time torch.compile of the loops: on, off, auto (two shapes)"
-        )
-        parser.add_argument("--sweep", action="store_true", help="also over branches and classes, with plots")
-    if name == "norm":
-        parser.add_argument("--dtype", type=str, default="bfloat16", help="bfloat16 or float32")
-        parser.add_argument("--compiled", type=str, default="auto", help="time torch.compile too: on, off, auto")
-    if name in ("loss", "mask"):
+    for flag, settings in FLAGS.get(name, {}).items():
+        parser.add_argument(flag, **settings)
+    if name not in ON_THE_CPU:
         parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int | None, default=None, help="threads of torch (default: torch's own)")
-    parser.add_argument("--rounds", type=int, default=5 if name == "reid" else 50, help="samples of each peer")
+    if name != "accuracy":  # its samples are its seeds
+        parser.add_argument("--rounds", type=int, default=ROUNDS.get(name, 50), help="samples of each peer")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds, no compiling")
     parser.add_argument("--out", type=str, default="bench", help="folder for JSON, CSV and plots")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     values = parser.parse(argv)
-    if name == "loss":
-        values["shapes"] = values.pop("shape") or ()
+    for flag, plural in LISTS.items():
+        if FLAGS.get(name, {}).get(f"--{flag}", {}).get("action") == "append":
+            values[plural] = values.pop(flag) or ()
     module = importlib.import_module(f"fastdhm.benchmarks.{name}")
     return module.bench(out=Path(values.pop("out")).expanduser(), as_json=values.pop("json"), **values)

@@ -97,7 +97,8 @@ class _Chosen(nn.Module):
 
 class _Tracer(fx.Tracer):
     """Traces hooks too, by which the branches get their features: torch.fx leaves out those of the modules it enters
-    not. A node of modules that are computed again in the backward pass knows its ``group`` of them."""
+    not. A node of modules that are computed again in the backward pass knows its ``group`` of them. A forward that is
+    left by an exception, as the trunk of a branch alone is, can be caught outside of it."""
 
     group: nn.Module | None = None
 
@@ -107,7 +108,12 @@ class _Tracer(fx.Tracer):
         return node
 
     def call_module(self, module, forward, args, kwargs):
-        output = super().call_module(module, forward, args, kwargs)
+        entered, group = self.module_stack.copy(), self.group
+        try:
+            output = super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.module_stack, self.group = entered, group
+            raise
         if self.is_leaf_module(module, self.path_of_module(module)):
             for hook in module._forward_hooks.values():
                 hook(module, args, output)

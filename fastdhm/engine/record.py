@@ -1,6 +1,6 @@
 """Where numbers leave the device: sums are kept on it and copied to the host at log points, in one piece.
 
-Legend: M branches, A those that a step computes.
+Legend: M branches, A those that a step computes, E what some steps measure.
 """
 
 import json
@@ -41,6 +41,8 @@ class Sums:
     term_steps_MM: list[list[float]]
     correct_M: list[float]
     images_M: list[float]
+    measured: dict[str, float]
+    """Means of what some steps measured beside."""
 
     def scalars(self, names: tuple[str, ...]) -> dict[str, float]:
         """Means per step and image: the loss, each term that took part, each computed branch's error in percent."""
@@ -52,22 +54,24 @@ class Sums:
         for name, correct, images in zip(names, self.correct_M, self.images_M, strict=True):
             if images:
                 scalars[f"train_error/{name}"] = 100 * (1 - correct / images)
-        return scalars
+        return scalars | self.measured
 
 
 class TrainingSums:
     """Running sums of an epoch, in float64 on the device; adding to them never waits for it.
 
     ``vectors`` holds two rows: the epoch's sums so far, and what they were at the last log point. A row is the first
-    step with a broken loss, the number of steps, the sum of the losses, then the fields of :class:`Sums` laid flat.
+    step with a broken loss, the number of steps, the sum of the losses, then the fields of :class:`Sums` laid flat; at
+    its end, for each of the scalars ``measured`` by some steps only, their sum and then their number.
     """
 
     NEVER = -1.0
     HEAD = 3
 
-    def __init__(self, names: tuple[str, ...], device: torch.device):
-        self.names = names
-        self.vectors = torch.zeros(2, self.HEAD + 2 * len(names) * (len(names) + 1), dtype=torch.float64, device=device)
+    def __init__(self, names: tuple[str, ...], device: torch.device, measured: tuple[str, ...] = ()):
+        self.names, self.measured = names, measured
+        self.width = self.HEAD + 2 * len(names) * (len(names) + 1)  # of what every step adds to
+        self.vectors = torch.zeros(2, self.width + 2 * len(measured), dtype=torch.float64, device=device)
         self.places: dict[tuple[str, ...], Tensor] = {}
         self.reset()
 
@@ -97,6 +101,32 @@ class TrainingSums:
         values = [terms_AA.where(present_AA, 0).flatten(), present_AA.flatten(), correct_A]
         values.append(torch.full_like(correct_A, images))
         total.index_add_(0, self._places(active), torch.cat(values).to(total.dtype))
+
+    def measure(self, values: dict[str, Tensor]) -> None:
+        """Add scalars that this step measured, some of ``measured``; one that is not finite does not count."""
+        if not values:
+            return
+        value_E = torch.stack(list(values.values()))
+        finite_E = value_E.isfinite()
+        added = torch.cat([value_E.where(finite_E, 0), finite_E.to(value_E.dtype)])
+        self.vectors[0].index_add_(0, self._measured_places(tuple(values)), added.to(self.vectors.dtype))
+
+    def restore(self, saved: Tensor) -> None:
+        """Take up the ``vectors`` of a checkpoint, which may be of before anything was measured.
+
+        Raises:
+            ValueError: they are of a network with other branches.
+        """
+        if saved.shape[1] not in (self.width, self.vectors.shape[1]):
+            raise ValueError(f"sums of {saved.shape[1]} values, {self.vectors.shape[1]} are needed")
+        self.vectors[:, : saved.shape[1]].copy_(saved)
+
+    def _measured_places(self, names: tuple[str, ...]) -> Tensor:
+        if names not in self.places:
+            places = [self.width + self.measured.index(name) for name in names]
+            places += [place + len(self.measured) for place in places]
+            self.places[names] = torch.tensor(places, device=self.vectors.device)
+        return self.places[names]
 
     def _places(self, active: tuple[str, ...]) -> Tensor:
         """Where in a row the values of a step go; on the device, so made once for each set of branches."""
@@ -139,7 +169,10 @@ class TrainingSums:
         _, steps, loss, *rest = row
         matrices = [[rest[start + p * M : start + (p + 1) * M] for p in range(M)] for start in (0, M * M)]
         vectors = [rest[start : start + M] for start in (2 * M * M, 2 * M * M + M)]
-        return Sums(steps, loss, *matrices, *vectors)
+        E = len(self.measured)
+        sums, counts = row[self.width : self.width + E], row[self.width + E :]
+        measured = {name: sums[e] / counts[e] for e, name in enumerate(self.measured) if counts[e]}
+        return Sums(steps, loss, *matrices, *vectors, measured)
 
 
 class Log:

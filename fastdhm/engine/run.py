@@ -34,6 +34,7 @@ from fastdhm.engine.device import (
 )  # fmt: skip
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.fuse import FusedForward
+from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
@@ -71,14 +72,18 @@ def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[L
 def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
     """The network of a run, randomly initialised; the baseline's has no branches, or is one alone."""
     if config.only_branch is not None:
-        return models.build_alone(config.arch, num_classes, config.only_branch, dropout=config.dropout)
+        return _alone(config, num_classes, config.only_branch)
     branches = () if config.method == "baseline" else config.branches
     return models.build(config.arch, num_classes, branches, dropout=config.dropout)
 
 
 def build_plain(config: TrainConfig, num_classes: int) -> nn.Module:
     """The network that a run leaves behind when it is stripped, randomly initialised."""
-    return build_model(dataclasses.replace(config, method="baseline"), num_classes).strip()
+    return _alone(config, num_classes, config.only_branch or "B0").strip()
+
+
+def _alone(config: TrainConfig, num_classes: int, branch: str) -> models.BranchedModel:
+    return models.build_alone(config.arch, num_classes, branch, dropout=config.dropout)
 
 
 class Run:
@@ -119,7 +124,7 @@ class Run:
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
-        self.sums = TrainingSums(model.branch_names, self.device)
+        self.sums = TrainingSums(model.branch_names, self.device, cosine_names(model))
         self.at = Position()
         self.trained = Stopwatch()
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
@@ -187,6 +192,17 @@ class Run:
             weights_AA = methods.drop_mimicking(weights_AA, branch_mask(self.keep_S, config.seed, number))
         return active, weights_AA
 
+    def measure_cosines(self, image_BCHW: Tensor, target_B: Tensor, active: tuple[str, ...]) -> None:
+        """Before every ``grad_cosine``-th step, note how far the branches' gradients agree at the forks.
+
+        Of a batch that is cut into parts, the first is looked at.
+        """
+        config = self.config
+        if config.grad_cosine and self.at.step % config.grad_cosine == 0:
+            part = (image_BCHW.chunk(config.accumulate)[0], target_B.chunk(config.accumulate)[0])
+            options = {"precision": self.precision, "label_smoothing": config.label_smoothing, "scaler": self.scaler}
+            self.sums.measure(gradient_cosines(self.model, *part, active, **options))
+
     def to_device(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
         """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""
         index_B = batch.index_B.to(self.device, non_blocking=True)
@@ -225,13 +241,14 @@ class Run:
         checkpoint.load_weights(self.model, saved["model"], path, self.config.arch)
         if self.average is not None:
             checkpoint.load_weights(self.average.model, saved["average"], path, self.config.arch)
-        if saved["sums"].shape != self.sums.vectors.shape:
+        try:
+            self.sums.restore(saved["sums"])
+        except ValueError as error:
             raise UserError(
                 f"{path} was written by another version of fastdhm: go on with that one, or start a new run"
-            )
+            ) from error
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.sums.vectors.copy_(saved["sums"])
         self.at = Position(**saved["position"])
         self.trained.before = saved.get("train_seconds", 0.0)
         self.pretrained = tuple(saved.get("pretrained", ()))

@@ -69,6 +69,7 @@ def fit(
                 side = image_side(now / config.epochs, run.side, config.progressive)
                 image_BCHW, target_B = run.to_device(batch, at.epoch, side)
                 active, weights_AA = run.sample()
+                run.measure_cosines(image_BCHW, target_B, active)
                 values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
 
                 at.batch, at.step = at.batch + 1, at.step + 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastdhm.errors import UserError, unknown
 from fastdhm.models.branched import BranchedModel
+from fastdhm.models.recompute import Recomputing
 from fastdhm.models.trace import probe
 
 
@@ -17,7 +18,8 @@ class _Reached(Exception):
 
 
 def _leave(module: nn.Module, args: tuple, output: Tensor) -> None:
-    raise _Reached(output)
+    if not Recomputing.active:  # else somebody needs what is computed again, and nobody waits at the fork
+        raise _Reached(output)
 
 
 class AloneBranch(nn.Module):

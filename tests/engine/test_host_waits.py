@@ -148,6 +148,8 @@ RECIPES = {
         "0.5",
     ],
     "bernoulli": ["--sampler", "bernoulli", "--sample-every", "step"],
+    "cosines": ["--grad-cosine", "1"],
+    "corrupt": ["--corrupt-labels", "0.5"],
     "structural": ["--sampler", "structural"],
     "amsgrad": ["--optimizer", "amsgrad", "--nesterov", "false"],
 }

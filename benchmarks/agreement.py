@@ -1,0 +1,129 @@
+"""Whether training goes the same way on the fast path as in the eager float32 reference: losses, step by step.
+
+All start from the same weights and take the same batches: the reference, the engine as it trains, the engine in
+float32, and plain torch in the engine's number format and layout. Rounding sends any two trainings apart after some
+dozen steps, and the single losses with them; what must stay together are their moving means, as closely as plain
+torch's in that format stays with float32.
+"""
+
+import csv
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastdhm.benchmarks import report
+from fastdhm.benchmarks.contender import Engine
+from fastdhm.benchmarks.harness import Comparison, Result
+from fastdhm.benchmarks.reference import Reference
+from fastdhm.config import TrainConfig
+from fastdhm.data import LoadedData
+from fastdhm.engine.record import to_host
+from fastdhm.engine.run import build_model
+from fastdhm.engine.schedule import learning_rate, mimic_scale
+from fastdhm.engine.train import SCHEDULE
+
+WINDOWS = 20  # moving means are over so large a part of the steps
+SLACK = 3.0  # times what plain torch in that format is away from float32
+FLOOR = 0.02  # of the loss: so far apart are two seeds of the noise of single batches, whatever the format
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The losses of every step by name, ``reference`` first."""
+
+    losses: dict[str, list[float]]
+
+    def gap(self, name: str) -> float:
+        """Mean distance of a curve's moving mean from the reference's, of the reference's mean."""
+        ours, theirs = (moving_mean(self.losses[which]) for which in (name, "reference"))
+        return ((ours - theirs).abs().mean() / theirs.mean()).item()
+
+    def failure(self, name: str) -> str | None:
+        """What is wrong with a curve, or None."""
+        limit = max(SLACK * self.gap("plain"), FLOOR)
+        gap = self.gap(name)
+        if gap <= limit:  # so written, NaN is wrong
+            return None
+        return f"its losses are {gap:.2%} away from the reference's, {limit:.2%} is explained by the number format"
+
+    def comparison(self) -> Comparison:
+        """The verdicts as a comparison without times, so that a wrong one counts."""
+        names = [name for name in self.losses if name not in ("reference", "plain")]
+        results = {f"losses of {name}": Result(failure=self.failure(name), peak_bytes=None) for name in names}
+        return Comparison(label=f"losses over {len(self.losses['reference'])} steps", results=results)
+
+    def summary(self) -> dict[str, object]:
+        """For the record: the gaps, and the mean losses of the last part."""
+        last = {name: moving_mean(losses)[-1].item() for name, losses in self.losses.items()}
+        gaps = {name: self.gap(name) for name in self.losses if name != "reference"}
+        return {"steps": len(self.losses["reference"]), "gap": gaps, "last_loss": last}
+
+
+def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console) -> Agreement:
+    """Train all of them for ``steps`` steps by the run's recipe."""
+    console.print(f"\ntraining on the same {steps} batches", highlight=False)
+    classes, device = len(data.classes), torch.device(config.device)
+    torch.manual_seed(config.seed)
+    weights = build_model(config, classes).state_dict()
+    references = {
+        "reference": _reference(config, classes, device, weights, torch.float32, torch.contiguous_format),
+        "plain": _reference(config, classes, device, weights, getattr(torch, config.precision), torch.channels_last),
+    }
+    engines = {"fastdhm": Engine(config, classes)}
+    if config.precision != "float32":
+        engines["fastdhm float32"] = Engine(dataclasses.replace(config, precision="float32"), classes)
+    for engine in engines.values():
+        engine.run.model.load_state_dict(weights)
+    losses: dict[str, list] = {name: [] for name in (*references, *engines)}
+    for number, batch in zip(range(steps), _batches(data, steps), strict=False):
+        now = number / len(data.train)
+        lr = learning_rate(now, **{name: getattr(config, name) for name in SCHEDULE})
+        scale = mimic_scale(now, config.mimic_warmup)
+        run = engines["fastdhm"].run
+        for engine in engines.values():
+            engine.run.at.epoch = run.at.epoch = number // len(data.train)
+        image_BCHW, target_B = run.to_device(batch, run.at.epoch, run.side)
+        for name, reference in references.items():
+            reference.set_learning_rate(lr)
+            layout = torch.contiguous_format if name == "reference" else torch.channels_last
+            logged = reference.step(image_BCHW.contiguous(memory_format=layout), target_B, scale)
+            losses[name].append(reference.loss(logged, scale))
+        for name, engine in engines.items():
+            engine.run.set_learning_rate(lr)
+            losses[name].append(engine.train(batch, scale))
+    host = {name: to_host(torch.stack(values)) for name, values in losses.items() if name in engines}
+    return Agreement(losses | host)
+
+
+def _reference(
+    config: TrainConfig, classes: int, device: torch.device, weights: dict, precision: torch.dtype, layout
+) -> Reference:
+    model = build_model(config, classes)
+    model.load_state_dict(weights)
+    return Reference(model.to(memory_format=layout), config, device, precision=precision)
+
+
+def _batches(data: LoadedData, steps: int):
+    """The engine's own training batches, over as many epochs as it takes."""
+    for epoch in range(-(-steps // len(data.train))):
+        with data.train.epoch(epoch) as batches:
+            yield from batches
+
+
+def moving_mean(losses: list[float]) -> torch.Tensor:
+    """Means over windows of a ``WINDOWS``-th of the steps."""
+    window = max(1, len(losses) // WINDOWS)
+    return torch.tensor(losses, dtype=torch.float64).unfold(0, window, 1).mean(-1)
+
+
+def write(found: Agreement, folder: Path, title: str) -> None:
+    """``agreement.csv``, a row for each step, and ``agreement.png``, the moving means."""
+    with report.replacing(folder / "agreement.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *found.losses])
+        writer.writerows([step, *row] for step, row in enumerate(zip(*found.losses.values(), strict=True), 1))
+    curves = {name: moving_mean(losses).tolist() for name, losses in found.losses.items()}
+    report.plot_curves(folder / "agreement.png", curves, title, "step", "loss, moving mean")

@@ -1,0 +1,101 @@
+"""The engine's own training step, taken as ``fastdhm train`` takes it, for benchmarks.
+
+Legend: A the branches that a step computes, B batch, C channels, H height, W width.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fastdhm import models
+from fastdhm.config import TrainConfig
+from fastdhm.data.loaders import Batch
+from fastdhm.engine.device import pick_compile
+from fastdhm.engine.run import Run, make_compute, make_step
+from fastdhm.engine.train import settle
+from fastdhm.methods import scale_mimicking
+from fastdhm.recipes import recipe
+
+T = TypeVar("T")
+LONG_RUN = 1 << 62  # steps: long enough to repay whatever `auto` weighs
+SMALL = 64  # pixels: up to here images are CIFAR's kind
+
+
+def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size: int | None, **given) -> TrainConfig:
+    """The paper's recipe for ``arch``: CIFAR-100's for small images, else ImageNet's; ``given`` overrides it.
+
+    ``None``: the image size that the paper runs the network at; 128 small images a batch, or 32 large ones.
+    """
+    height, width = models.family_of(arch).image_size
+    if image_size is None:
+        image_size = height if height == width else (height, width)
+    small = max(image_size if isinstance(image_size, tuple) else (image_size,)) <= SMALL
+    values = recipe("cifar100" if small else "imagenet", arch, given.get("method", "dhm"))
+    batch_size = batch_size or (128 if small else 32)
+    return settle(TrainConfig(**values | {"image_size": image_size, "batch_size": batch_size} | given))
+
+
+class Engine:
+    """A run without its data: what the loop does with a batch, from host memory to the updated weights.
+
+    Args:
+        config: settled, see :func:`fastdhm.engine.train.settle`; ``compile`` auto decides as in a long run.
+        num_classes: K.
+    """
+
+    def __init__(self, config: TrainConfig, num_classes: int):
+        self.run = Run(config, Path(config.run_dir), tuple(map(str, range(num_classes))))
+        self.compiled = pick_compile(config.compile, self.run.device, LONG_RUN, self.run.model)
+        compute = make_compute(
+            self.run.forward, config.temperature, config.label_smoothing, self.compiled, config.impl,
+            len(self.run.branch_sets),
+        )  # fmt: skip
+        self.step = make_step(self.run, compute)
+        self.run.begin_epoch()
+
+    def train(self, batch: Batch, mimic_scale: float = 1.0, side: int | None = None) -> Tensor:
+        """One step on a batch, its numbers added to the run's sums; the loss, on the device.
+
+        ``side`` is that of the images that the network sees; ``None``: they are as the batch has them.
+        """
+        image_BCHW, target_B = self.run.to_device(batch, self.run.at.epoch, side or self.run.side)
+        active, weights_AA = self.run.sample()
+        values = self.step(image_BCHW, target_B, scale_mimicking(weights_AA, mimic_scale), active)
+        self.run.at.step += 1
+        self.run.sums.add(self.run.at.step, len(target_B), *values, weights_AA, active)
+        return values[0]
+
+
+class Waited:
+    """Items of an iterable, and in ``seconds`` how long the loop has waited for them."""
+
+    def __init__(self, items: Iterable[T]):
+        start = time.perf_counter()
+        self.items = iter(items)  # starts the workers of a DataLoader
+        self.seconds = time.perf_counter() - start
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            start = time.perf_counter()
+            item = next(self.items, None)
+            self.seconds += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
+
+
+def random_batch(config: TrainConfig, num_classes: int) -> Batch:
+    """Noise in the shape of a batch: what a step takes does not depend on the pixels."""
+    generator = torch.Generator().manual_seed(config.seed)
+    size = config.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    shape = (config.batch_size, height, width, 3)
+    return Batch(
+        image_BHWC=torch.randint(256, shape, dtype=torch.uint8, generator=generator),
+        target_B=torch.randint(num_classes, shape[:1], generator=generator),
+        index_B=torch.arange(config.batch_size),
+    )

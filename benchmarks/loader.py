@@ -1,0 +1,238 @@
+"""``fastdhm bench loader``: images a second, from files to batches, against torchvision's ``ImageFolder``.
+
+Photographs: noise of 500x375 pixels on a ground whose colour is the class, as JPEG files, cropped at random to 224
+pixels. ``ffcv jpg 500``, ``ffcv jpg 256`` and ``ffcv raw 256`` read them from ``.beton`` files of that longer side,
+``torch`` from the files; ``torchvision`` is the reference. Small images: 32 pixels, padded, cropped and flipped;
+``resident`` holds them in memory. The engine's photographs come as bytes, which the step flips and normalises on its
+device (``bench step`` and ``bench epoch`` count that), its small images are finished here; the reference's are
+normalised floats. Every loader is checked first: all samples, once each, and in each image the colour of its label.
+
+Legend: N samples, B batch, H height, W width, C channels, K classes.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.benchmarks.reference_data import training_set
+from fastdhm.config import TrainConfig
+from fastdhm.data.arrays import ArraySource
+from fastdhm.data.beton import ImageSettings, ensure
+from fastdhm.data.folder import FolderSource
+from fastdhm.data.loaders import LoaderOptions, build_loader, default_workers, pick_kind
+from fastdhm.data.sources import Source
+from fastdhm.data.transforms import DeviceTransform
+from fastdhm.errors import UserError
+
+HEIGHT, WIDTH, SMALL = 375, 500, 32
+COLOURS = np.array(list(itertools.product((60, 190), repeat=3)), dtype=np.uint8)  # [K, C]
+FAR = 60.0  # levels of 255 by which the mean colour of a crop may miss its class's, half the distance of two classes
+STORED = {"ffcv jpg 500": (500, "jpg"), "ffcv jpg 256": (256, "jpg"), "ffcv raw 256": (256, "raw")}
+PHOTOGRAPHS, SMALL_IMAGES, QUICK = 600, 20_000, {"photographs": 48, "small images": 400}
+
+
+def bench(
+    *,
+    images: int | None = None,
+    workers: int = 2,
+    batch_size: int = 64,
+    threads: int | None = None,
+    rounds: int = 5,
+    quick: bool = False,
+    out: Path = Path("bench"),
+    as_json: bool = False,
+) -> int:
+    """Measure, print and write all of it; returns the exit status, 1 if a loader gave other samples.
+
+    Args:
+        images: photographs an epoch (None: 600).
+        workers: threads or processes of every loader.
+        batch_size: images a batch.
+        threads: of torch (None: as many as it has).
+        rounds: epochs of each loader.
+        quick: a smoke run: few images.
+        out: folder for JSON, CSV and the plot.
+        as_json: print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: a value that cannot be, or a folder that cannot be written to.
+    """
+    given = {"images": images, "workers": workers, "batch-size": batch_size, "rounds": rounds, "threads": threads}
+    harness.check_counts(**given)
+    console, rounds = Console(stderr=as_json), min(rounds, 2) if quick else rounds
+    photographs = images or (QUICK["photographs"] if quick else PHOTOGRAPHS)
+    small = QUICK["small images"] if quick else SMALL_IMAGES
+    batch_size = min(batch_size, photographs)
+    report.check_folder(out)
+    with harness.threads(threads), tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as folder:
+        about = machine.describe(torch.device("cpu"))
+        report.print_machine(console, about)
+        console.print(f"\ndrawing {photographs:,} photographs of {WIDTH}x{HEIGHT} pixels")
+        source = draw_photographs(Path(folder) / "train", photographs)
+        groups = {
+            f"{photographs} photographs to 224": photograph_peers(source, Path(folder), batch_size, workers, console),
+            f"{small} images of {SMALL}": small_peers(draw_small(small), Path(folder), batch_size, workers, console),
+        }
+        comparisons = [_measure(label, peers, rounds, console) for label, peers in groups.items()]
+    marks = [mark for comparison in comparisons for mark in _marks(comparison)]
+    report.plot_bars(out / "loader.png", comparisons, f"An epoch of each loader, {about['cpu']}")
+    settings = {"images": photographs, "workers": workers, "batch_size": batch_size, "rounds": rounds, "quick": quick}
+    return report.conclude(
+        "loader", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console,
+        as_json=as_json, answer=_answer(comparisons[0], photographs),
+    )  # fmt: skip
+
+
+def draw_photographs(folder: Path, count: int) -> FolderSource:
+    """JPEG files in a folder for each class: blocks of noise, about as large as photographs of that size are."""
+    rng = np.random.default_rng(0)
+    for k in range(len(COLOURS)):
+        (folder / f"colour{k}").mkdir(parents=True)
+    for i in range(count):
+        k = i % len(COLOURS)
+        image_HWC = COLOURS[k] + _noise(rng, HEIGHT, WIDTH)
+        Image.fromarray(image_HWC.clip(0, 255).astype(np.uint8)).save(folder / f"colour{k}" / f"{i:06}.jpg", quality=90)
+    return FolderSource(folder, f"folder:{folder.parent}", "train")
+
+
+def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Blocks of 4 pixels and grain on them, grey."""
+    blocks_HW = rng.normal(0, 35, (-(-height // 4), -(-width // 4))).repeat(4, 0).repeat(4, 1)[:height, :width]
+    return (blocks_HW + rng.normal(0, 6, (height, width)))[:, :, None]
+
+
+def draw_small(count: int) -> ArraySource:
+    """Small images in memory, of the same kind."""
+    rng = np.random.default_rng(0)
+    target_N = np.arange(count) % len(COLOURS)
+    image_NHWC = COLOURS[target_N][:, None, None, :] + rng.normal(0, 20, (count, SMALL, SMALL, 1))
+    classes = tuple(f"colour{k}" for k in range(len(COLOURS)))
+    return ArraySource("colours", "train", image_NHWC.clip(0, 255).astype(np.uint8), target_N, classes)
+
+
+def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int, console: Console) -> list[Peer]:
+    """The loaders of photographs; FFCV's where it is installed."""
+    config = TrainConfig(image_size=224, crop="scale", flip=True, batch_size=batch_size)
+    options = LoaderOptions(batch_size=batch_size, image_size=224, crop="scale", shuffle=True, workers=workers)
+    peers = []
+    for name, (side, mode) in (STORED if _has_ffcv(console) else {}).items():
+        settings = ImageSettings(max_resolution=side, mode=mode, quality=90)
+        peers.append(_ours(name, "ffcv", options, source, _beton(source, folder, settings)))
+    peers.append(_ours("torch", "torch", options, source, None))
+    return [*peers, _theirs(source, config, workers)]
+
+
+def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int, console: Console) -> list[Peer]:
+    """The loaders of small images, whose crops and flips are made on the device: here, as part of the time."""
+    config = TrainConfig(image_size=SMALL, crop="pad", pad=2, flip=True, batch_size=batch_size)
+    options = LoaderOptions(batch_size=batch_size, image_size=SMALL, crop="pad", shuffle=True, workers=workers)
+    peers = [_ours("resident", "resident", options, source, None, config)]
+    if _has_ffcv(console):
+        peers.append(_ours("ffcv", "ffcv", options, source, _beton(source, folder, ImageSettings()), config))
+    peers.append(_ours("torch", "torch", options, source, None, config))
+    return [*peers, _theirs(source, config, workers)]
+
+
+def _beton(source: Source, folder: Path, settings: ImageSettings) -> Path:
+    options = {"workers": default_workers(), "say": lambda text: None}
+    return ensure(source, folder, source.name, "train", settings, **options)
+
+
+def _has_ffcv(console: Console) -> bool:
+    try:
+        pick_kind("ffcv")
+    except UserError as error:
+        console.print(f"left out: {error}", markup=False)
+        return False
+    return True
+
+
+def _ours(
+    name: str, kind: str, options: LoaderOptions, source: Source, beton: Path | None, config: TrainConfig | None = None
+) -> Peer:
+    """A loader of the engine, with ``config`` its batches augmented and normalised as on the device."""
+    loader, epochs = build_loader(kind, options, source=source, beton=beton), itertools.count()
+    transform = config and DeviceTransform(config.mean, config.std, pad=config.pad, flip=config.flip)
+
+    def read() -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = next(epochs)
+        with loader.epoch(epoch) as batches:
+            for batch in batches:
+                image = batch.image_BHWC if transform is None else transform(batch.image_BHWC, batch.index_B, epoch)
+                yield image, batch.target_B
+
+    return _peer(name, read, source, config)
+
+
+def _theirs(source: Source, config: TrainConfig, workers: int) -> Peer:
+    """The reference's way."""
+    loader = DataLoader(training_set(source, config), config.batch_size, shuffle=True, num_workers=workers)
+    return _peer("torchvision", lambda: iter(loader), source, config)
+
+
+def _peer(name: str, read: Callable, source: Source, config: TrainConfig | None) -> Peer:
+    """A loader whose epoch is read to its end; ``config`` where its batches are normalised."""
+
+    def check(result: dict[str, Tensor]) -> str | None:
+        targets, wrong = [], 0
+        for image, target_B in read():
+            colour_BC = mean_colours(image, config)
+            wrong += int(((colour_BC - torch.from_numpy(COLOURS)[target_B]).abs().amax(1) > FAR).sum())
+            targets.append(target_B)
+        return find_fault(torch.cat(targets), torch.from_numpy(source.target_N), wrong)
+
+    def run() -> dict[str, Tensor]:
+        return {"samples": torch.tensor(sum(len(target_B) for _, target_B in read()))}
+
+    return Peer(name=name, run=run, check=check)
+
+
+def mean_colours(image: Tensor, config: TrainConfig | None) -> Tensor:
+    """The mean colour of each image of a batch, in levels of 255, ``[B, C]``: of bytes BHWC or normalised BCHW."""
+    if config is None:
+        return image.float().mean((1, 2))
+    std_C, mean_C = torch.tensor(config.std), torch.tensor(config.mean)
+    return 255 * (image.mean((2, 3)) * std_C + mean_C)
+
+
+def find_fault(target_N: Tensor, expected_N: Tensor, wrong: int) -> str | None:
+    """What is wrong with the samples of an epoch, or None."""
+    if len(target_N) != len(expected_N):
+        return f"an epoch has {len(target_N)} samples, must have {len(expected_N)}"
+    if not torch.equal(target_N.sort().values, expected_N.sort().values):
+        return "an epoch has other labels than the data set"
+    return f"{wrong} images are not those of their labels" if wrong else None
+
+
+def _measure(label: str, peers: list[Peer], rounds: int, console: Console) -> Comparison:
+    device = torch.device("cpu")
+    comparison = harness.measure(
+        label, peers, device=device, rounds=rounds, max_seconds=120, min_sample_seconds=0, memory=False
+    )
+    report.print_comparison(console, comparison)
+    return comparison
+
+
+def _answer(comparison: Comparison, images: int) -> dict[str, float | None]:
+    """Images a second of the reference and of JPEG at 256 pixels, torch's loader where FFCV is not."""
+    ours = "ffcv jpg 256" if "ffcv jpg 256" in comparison.results else "torch"
+    times = {"reference": comparison.time_ms("torchvision"), "fastdhm": comparison.time_ms(ours)}
+    rates = {f"{name}_images_per_s": 1e3 * images / time.median if time else None for name, time in times.items()}
+    speedup = comparison.ratio("torchvision", ours)
+    return rates | {"fastdhm_loader": ours, "speedup": speedup.median if speedup else None}
+
+
+def _marks(comparison: Comparison) -> list[report.Mark]:
+    others = [name for name in comparison.results if name != "torchvision"]
+    ratios = {f"torchvision over {name}": comparison.ratio("torchvision", name) for name in others}
+    return [report.Mark(name=name, where=comparison.label, value=ratio) for name, ratio in ratios.items() if ratio]

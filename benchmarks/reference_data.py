@@ -1,0 +1,69 @@
+"""The reference's images: a torch ``DataLoader`` over PIL images, each transformed alone by torchvision.
+
+Legend: N samples, H height, W width, C channels.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from fastdhm.config import TrainConfig
+from fastdhm.data.crops import height_width
+from fastdhm.data.sources import Source, load_sources
+from fastdhm.errors import UserError
+
+CROPS = ("pad", "scale", "shift", "center")  # those that torchvision's plain transforms have
+
+
+class Images(Dataset):
+    """Images that lie in memory as one array, as those of torchvision's own small data sets do."""
+
+    def __init__(self, image_NHWC: np.ndarray, target_N: np.ndarray, transform: Callable):
+        self.image_NHWC, self.targets, self.transform = image_NHWC, target_N.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.image_NHWC[i])), self.targets[i]
+
+
+def training_transform(config: TrainConfig) -> transforms.Compose:
+    """What the released code does to a training image, for the crop that ``config`` names."""
+    height, width = height_width(config.image_size)
+    if config.crop not in CROPS:
+        raise UserError(f"crop is {config.crop}: the reference has {', '.join(CROPS)}")
+    cut = {
+        "pad": [transforms.RandomCrop((height, width), padding=config.pad)],
+        "scale": [transforms.RandomResizedCrop((height, width))],
+        "shift": [
+            transforms.Resize(round(min(height, width) / config.crop_ratio)),
+            transforms.RandomCrop((height, width)),
+        ],
+        "center": [transforms.CenterCrop((height, width))],
+    }[config.crop]
+    flip = [transforms.RandomHorizontalFlip()] if config.flip else []
+    return transforms.Compose([*cut, *flip, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)])
+
+
+def training_set(source: Source, config: TrainConfig) -> Dataset:
+    """The training images of a source, transformed: a folder's are read file by file, others lie in memory."""
+    transform = training_transform(config)
+    if hasattr(source, "root"):
+        return ImageFolder(str(source.root), transform)
+    return Images(source.pixels(np.arange(len(source))), source.target_N, transform)
+
+
+def training_loader(config: TrainConfig, workers: int) -> DataLoader:
+    """Shuffled batches of a run's training images; a smaller last one is left out, as in the engine."""
+    source, _ = load_sources(config.dataset, Path(config.data_dir))
+    return DataLoader(
+        training_set(source, config), config.batch_size, shuffle=True, num_workers=workers, drop_last=True,
+        pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(config.seed),
+    )  # fmt: skip

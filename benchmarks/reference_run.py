@@ -1,0 +1,38 @@
+"""The reference as a program of its own: ``python -m fastdhm.benchmarks.reference_run LOG STEPS DATASET ARCH METHOD``.
+
+It is what ``bench startup`` runs beside ``fastdhm train``: imports, data, network, then steps, a line of JSON for each.
+"""
+
+import json
+import sys
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+import torch
+
+from fastdhm.benchmarks.reference import Reference
+from fastdhm.benchmarks.reference_data import training_loader
+from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.engine.device import pick_device, pick_workers
+from fastdhm.engine.run import build_model
+from fastdhm.recipes import recipe
+
+
+def main(log: Path, steps: int, dataset: str, arch: str, method: str) -> None:
+    """Train ``steps`` steps by the recipe, a row in ``log`` for each."""
+    config = TrainConfig(**recipe(dataset, arch, method) | {"data_dir": default_data_dir()})
+    device = pick_device(config.device)
+    loader = training_loader(config, pick_workers(config.workers, device))
+    classes = len(getattr(loader.dataset, "classes", ())) or max(loader.dataset.targets) + 1
+    reference = Reference(build_model(config, classes), config, device)
+    epochs = chain.from_iterable(repeat(loader))
+    with open(log, "w", buffering=1) as file:
+        for number, (image_BCHW, target_B) in enumerate(islice(epochs, steps), 1):
+            loss = reference.loss(reference.step(image_BCHW, target_B))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            file.write(json.dumps({"kind": "step", "step": number, "loss": loss}) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,179 @@
+"""Whether the engine takes the same training steps as the reference, from the same weights on the same batch.
+
+float64 is right. The engine may be off by what plain torch is off by when it computes in the engine's number format and
+memory layout: the reference in float32 or under bfloat16 autocast, channels last. That yardstick is needed because a
+rounding near zero turns a ReLU on or off and moves a gradient by far more than a rounding does, in any implementation.
+
+Legend: M branches, B batch, C channels, H height, W width.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdhm.benchmarks import machine
+from fastdhm.benchmarks.contender import Engine, random_batch
+from fastdhm.benchmarks.reference import Reference
+from fastdhm.config import TrainConfig
+from fastdhm.data.crops import height_width
+from fastdhm.engine.run import build_model
+from fastdhm.errors import UserError
+
+STEPS = 2  # the second one shows the momentum and what the first did to the batch norms
+LR = 0.01  # so small that the second step is still about the first one's point
+# Off by at most so many times what the yardstick is off by: over all weights together, and in the worst tensor, in
+# which a single ReLU can decide.
+SLACK, WORST_SLACK = 3.0, 10.0
+# Off by so little, of what the steps changed, is right whatever the yardstick is off by.
+FLOORS = {torch.float32: (1e-3, 1e-2), torch.bfloat16: (2**-6, 2**-3), torch.float16: (2**-8, 2**-5)}
+TERM_FLOORS = {torch.float32: 1e-4, torch.bfloat16: 2**-5, torch.float16: 2**-7}
+HELD = 2.5  # what a step holds over the activations of its forward pass: gradients, buffers of convolutions
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What some steps came to, in float64: the terms of the first one's loss, all weights and statistics afterwards."""
+
+    terms: Tensor
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Distances from float64, relative: of the terms, of all changes of the weights together, and of each tensor's."""
+
+    terms: float
+    total: float
+    tensors: dict[str, float]
+
+
+class Yard:
+    """Weights and a batch to start from, the float64 steps from there, and what plain torch loses in other formats."""
+
+    def __init__(self, config: TrainConfig, num_classes: int):
+        self.config = dataclasses.replace(config, lr=LR)
+        self.num_classes, self.device = num_classes, torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, num_classes)
+        self.images = images_that_fit(self.model, config, self.device)
+        batch = random_batch(dataclasses.replace(self.config, batch_size=self.images), num_classes)
+        engine = self.engine(self.config)
+        self.image_BCHW, self.target_B = engine.run.to_device(batch, 0, engine.run.side)
+        self.before = _state(self.model)
+        self.yardsticks: dict[torch.dtype, Errors] = {}
+        self.oracle = self._by_reference(torch.float64, torch.float64, torch.contiguous_format)
+
+    def engine(self, config: TrainConfig) -> Engine:
+        """An engine at the weights to start from."""
+        engine = Engine(dataclasses.replace(config, lr=LR, accumulate=1), self.num_classes)
+        engine.run.model.load_state_dict(self.model.state_dict())
+        return engine
+
+    def reference(self, **settings) -> Reference:
+        """A reference at the weights to start from."""
+        return Reference(copy.deepcopy(self.model), self.config, self.device, **settings)
+
+    def judge_engine(self, engine: Engine) -> str | None:
+        """What is wrong with an engine that stands at the weights to start from, or None; it takes its steps."""
+        active, weights_AA = engine.run.sample()
+        engine.run.set_learning_rate(LR)
+        terms = [engine.step(self.image_BCHW, self.target_B, weights_AA, active)[1] for _ in range(STEPS)]
+        present_AA = weights_AA != 0
+        taken = Taken(terms[0][present_AA].double().cpu(), _state(engine.run.model))
+        precision = engine.run.precision
+        return verdict(self._errors(taken), self._yardstick(precision), precision)
+
+    def judge_reference(self) -> str | None:
+        """What is wrong with the reference, or None: it must be float32's own distance from float64."""
+        plain = self._by_reference(torch.float32, torch.float32, torch.contiguous_format)
+        return verdict(self._errors(plain), self._yardstick(torch.float32), torch.float32)
+
+    def _yardstick(self, precision: torch.dtype) -> Errors:
+        """What plain torch is off by in that number format, channels last."""
+        if precision not in self.yardsticks:
+            taken = self._by_reference(torch.float32, precision, torch.channels_last)
+            self.yardsticks[precision] = self._errors(taken)
+        return self.yardsticks[precision]
+
+    def _by_reference(self, dtype: torch.dtype, precision: torch.dtype, layout: torch.memory_format) -> Taken:
+        model = copy.deepcopy(self.model).to(dtype=dtype, memory_format=layout)
+        autocast = precision if precision != dtype else torch.float32
+        reference = Reference(model, self.config, self.device, precision=autocast)
+        image_BCHW = self.image_BCHW.to(dtype).contiguous(memory_format=layout)
+        logged = [reference.step(image_BCHW, self.target_B) for _ in range(STEPS)]
+        terms = [value for name, value in logged[0].items() if "->" in name]
+        return Taken(torch.tensor(terms, dtype=torch.float64), _state(reference.network))
+
+    def _errors(self, taken: Taken) -> Errors:
+        gaps = {name: (taken.state[name] - right).norm() for name, right in self.oracle.state.items()}
+        changes = {name: (right - self.before[name]).norm() for name, right in self.oracle.state.items()}
+        weights = [name for name, _ in self.model.named_parameters()]
+        total = _norm(gaps[name] for name in weights) / _norm(changes[name] for name in weights)
+        tensors = {name: (gap / changes[name].clamp(min=1e-300)).item() for name, gap in gaps.items() if changes[name]}
+        unmoved = {name: float("inf") for name, gap in gaps.items() if not changes[name] and gap}
+        terms = (taken.terms - self.oracle.terms).norm() / self.oracle.terms.norm()
+        return Errors(terms.item(), total.item(), tensors | unmoved)
+
+
+def verdict(found: Errors, yardstick: Errors, precision: torch.dtype) -> str | None:
+    """What is wrong with steps that are off by ``found`` where plain torch is off by ``yardstick``, or None."""
+    floor, worst_floor = FLOORS[precision]
+    name = str(precision).removeprefix("torch.")
+    limits = [("the loss", found.terms, max(SLACK * yardstick.terms, TERM_FLOORS[precision]))]
+    limits += [
+        (f"the change of {tensor}", error, max(WORST_SLACK * yardstick.tensors.get(tensor, 0.0), worst_floor))
+        for tensor, error in found.tensors.items()
+    ]
+    limits.append(("the change of all weights", found.total, max(SLACK * yardstick.total, floor)))
+    for what, error, limit in limits:
+        if not error <= limit:  # so written, NaN is wrong
+            return (
+                f"{what} is off by {error:.2g} of itself after {STEPS} steps in {name}, {limit:.2g} would be explained"
+            )
+    return None
+
+
+def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device) -> int:
+    """How many images of a batch float64 steps have memory for; ``ValueError`` where float32 has too little for all."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
+    if free is None:
+        return config.batch_size
+    height, width = height_width(config.image_size)
+    needed = HELD * 8 * activations(model, (height, width))
+    fit = int(0.7 * free / needed)
+    if fit < 2 or config.batch_size > 2 * fit:
+        raise UserError(
+            f"--batch-size is {config.batch_size}: a step of {config.arch} at {height}x{width} pixels needs about "
+            f"{max(2, config.batch_size / 2) * needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; choose fewer "
+            "or smaller images, or a smaller network"
+        )
+    return min(config.batch_size, fit)
+
+
+def activations(model: nn.Module, size_HW: tuple[int, int]) -> int:
+    """Numbers that the layers of ``model`` give for one image; counted on the meta device, so nothing is computed."""
+    count = 0
+
+    def add(module: nn.Module, args: tuple, output: Tensor) -> None:
+        nonlocal count
+        count += output.numel()
+
+    ghost = copy.deepcopy(model).to("meta").eval()
+    for module in ghost.modules():
+        if not any(module.children()):
+            module.register_forward_hook(add)
+    ghost(torch.zeros(1, 3, *size_HW, device="meta"))
+    return count
+
+
+def _norm(norms: Iterable[Tensor]) -> Tensor:
+    """The norm of several tensors together."""
+    return torch.stack(list(norms)).norm()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().double().cpu() for name, t in model.state_dict().items() if t.is_floating_point()}

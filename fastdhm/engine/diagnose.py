@@ -1,0 +1,209 @@
+"""``fastdhm diagnose``: what mimicking has done to runs, beside each other: kernels (Figure 4) and gradients (Eq. 11).
+
+Legend: F filters of a layer.
+"""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor
+
+from fastdhm.config import TrainConfig
+from fastdhm.data.crops import height_width
+from fastdhm.engine.diagnose_plots import plot_gradients, plot_kernels
+from fastdhm.engine.evaluate_command import load
+from fastdhm.engine.record import read_log, to_host
+from fastdhm.engine.train import method_name
+from fastdhm.errors import UserError, unknown
+from fastdhm.files import replacing
+from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
+
+WHAT = ("all", "kernels", "gradients")
+COSINE = "grad_cosine/"
+LATE = 0.25  # the share of a run, at its end, that the table of cosines looks at
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of B0 and its counterpart in a branch: what the filters of one have to do with the other's."""
+
+    run: str
+    layer: str
+    counterpart: str
+    filters: int
+    channels: int
+    mean_abs: float
+    """Mean of ``|r|`` over the matrix."""
+    mean: float
+    best_match: float
+    """Mean over the filters of both layers of the ``|r|`` of the filter most like each."""
+    by_chance: float
+    """``mean_abs`` of independent normal filters."""
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The cosine between two paths' gradients at a fork, a mean since the log point before."""
+
+    run: str
+    step: int
+    epoch: float
+    name: str
+    cosine: float
+
+
+def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: Path) -> list[Path]:
+    """Compare runs of one architecture, and write pictures and their numbers into the folder ``out``.
+
+    ``kernels``: the correlations of B0's 3x3 convolutions with those of ``branch``, from the checkpoint that ``fastdhm
+    eval`` takes, as ``kernels.png``, ``kernels.csv`` (a row a layer) and ``kernels.safetensors`` (the matrices).
+    ``gradients``: the cosines that runs with ``grad_cosine`` logged, as ``gradients.png`` and ``gradients.csv``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: no run or checkpoint at a path, other architectures, a run without the branch or without logged
+            cosines.
+    """
+    if what not in WHAT:
+        raise unknown("value of --what", what, WHAT)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    console = Console()
+    loaded = {path: load(path) for path in dict.fromkeys(paths)}
+    configs = {path: config for path, (_, config, _) in loaded.items()}
+    (first, arch), *others = ((path, config.arch) for path, config in configs.items())
+    for path, other in others:
+        if other != arch:
+            raise UserError(f"{path} is a {other} and {first} a {arch}: only runs of one architecture can be compared")
+    names = _names(configs)
+    written, kernels, cosines = [], None, None
+    if what in ("all", "kernels"):
+        models = {names[path]: networks[0] for path, (networks, _, _) in loaded.items()}
+        for path, (networks, config, _) in loaded.items():
+            _refuse_without(networks[0], branch, path, config)
+        kernels = _kernels(models, branch, configs[first])
+    if what in ("all", "gradients"):
+        cosines = [cosine for path in configs for cosine in _cosines(path, names[path])]
+    out.mkdir(parents=True, exist_ok=True)  # nothing is written before all is known to be there
+    if kernels is not None:
+        written += _write_kernels(*kernels, branch, arch, out, console)
+    if cosines is not None:
+        written += _write_cosines(cosines, arch, out, console)
+    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True, highlight=False)
+    return written
+
+
+def _names(configs: dict[Path, TrainConfig]) -> dict[Path, str]:
+    """What to call the runs: by their methods, and where two have the same, with their folders."""
+    methods = {path: method_name(config) for path, config in configs.items()}
+    shared = [name for name in methods.values() if [*methods.values()].count(name) > 1]
+    return {path: f"{name} ({path})" if name in shared else name for path, name in methods.items()}
+
+
+def _refuse_without(model, branch: str, path: Path, config: TrainConfig) -> None:
+    names = getattr(model, "branch_names", ())
+    if branch in names[1:]:
+        return
+    has = f"has {', '.join(names)}" if names else "holds a stripped network"
+    raise UserError(
+        f"{path} ({method_name(config)}) {has}, and no side branch {branch} whose kernels could be compared with B0's: "
+        "give runs with it, or another --branch, or --what gradients"
+    )
+
+
+def _kernels(models: dict, branch: str, config: TrainConfig) -> tuple[list[Layer], dict[tuple[str, str], Tensor]]:
+    """Every pair of layers of every run, and by run and layer its matrix [F, F]."""
+    layers, matrices = [], {}
+    for run, model in models.items():
+        for main, side in layer_pairs(model, branch, (3, *height_width(config.image_size))):
+            main_FCHW, side_FCHW = (model.get_submodule(name).weight.detach() for name in (main, side))
+            correlation_FF = kernel_correlation(main_FCHW, side_FCHW)
+            filters, channels = main_FCHW.shape[:2]
+            scalars = {name: to_host(value) for name, value in summarize(correlation_FF).items()}
+            layer, counterpart = main.removeprefix("trunk."), side.removeprefix("branches.")
+            chance = expected_by_chance(channels)
+            layers.append(Layer(run, layer, counterpart, filters, channels, **scalars, by_chance=chance))
+            matrices[run, layer] = correlation_FF
+    return layers, matrices
+
+
+def _cosines(path: Path, run: str) -> list[Cosine]:
+    """What a run logged, point by point; where it has no log point but an epoch's end, epoch by epoch."""
+    rows = read_log(path if path.is_dir() else path.parent)
+    for kind in ("step", "epoch"):
+        found = [
+            Cosine(run, row["step"], row["epoch"], name.removeprefix(COSINE), value)
+            for row in rows
+            if row["kind"] == kind
+            for name, value in row.items()
+            if name.startswith(COSINE)
+        ]
+        if found:
+            return found
+    raise UserError(
+        f"{path} has no cosines of gradients in its log.jsonl: train it with --grad-cosine STEPS (they cannot be had "
+        "afterwards), or ask for --what kernels"
+    )
+
+
+def _write_kernels(
+    layers: list[Layer], matrices: dict[tuple[str, str], Tensor], branch: str, arch: str, out: Path, console: Console
+) -> list[Path]:
+    paths = [out / f"kernels.{suffix}" for suffix in ("png", "csv", "safetensors")]
+    with replacing(paths[0]) as temporary:
+        plot_kernels(layers, matrices, temporary, f"{arch}: filters of B0 and {branch}, correlated layer by layer")
+    _write_csv(paths[1], layers, Layer)
+    with replacing(paths[2]) as temporary:
+        tensors = {f"{run}/{layer}": matrix.float().contiguous() for (run, layer), matrix in matrices.items()}
+        temporary.write_bytes(save(tensors))
+    runs = list(dict.fromkeys(layer.run for layer in layers))
+    table = Table(title=f"mean |r| of the filters of B0 and {branch}", title_justify="left")
+    for column in ("layer", *runs, "by chance"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for name in dict.fromkeys(layer.layer for layer in layers):
+        rows = [layer for layer in layers if layer.layer == name]
+        table.add_row(name, *(f"{row.mean_abs:.4f}" for row in rows), f"{rows[0].by_chance:.4f}")
+    means = [_mean([layer.mean_abs for layer in layers if layer.run == run]) for run in runs]
+    chance = _mean([layer.by_chance for layer in layers if layer.run == runs[0]])
+    table.add_row("mean", *(f"{mean:.4f}" for mean in (*means, chance)), style="bold")
+    console.print(table)
+    return paths
+
+
+def _write_cosines(cosines: list[Cosine], arch: str, out: Path, console: Console) -> list[Path]:
+    paths = [out / f"gradients.{suffix}" for suffix in ("png", "csv")]
+    with replacing(paths[0]) as temporary:
+        plot_gradients(cosines, temporary, f"{arch}: cosines between the branches' loss gradients at the forks")
+    _write_csv(paths[1], cosines, Cosine)
+    runs = list(dict.fromkeys(cosine.run for cosine in cosines))
+    table = Table(title="mean cosine of the gradients, whole run / its last quarter", title_justify="left")
+    for column in ("pair at fork", *runs):
+        table.add_column(column, justify="left" if column not in runs else "right")
+    for name in dict.fromkeys(cosine.name for cosine in cosines):
+        cells = []
+        for run in runs:
+            mine = [cosine for cosine in cosines if (cosine.run, cosine.name) == (run, name)]
+            late = (1 - LATE) * max((cosine.epoch for cosine in mine), default=0)
+            means = [_mean([c.cosine for c in part]) for part in (mine, [c for c in mine if c.epoch >= late])]
+            cells.append(" / ".join(f"{mean:.4f}" for mean in means) if mine else "")
+        table.add_row(name, *cells)
+    console.print(table)
+    return paths
+
+
+def _write_csv(path: Path, rows: Iterable, kind: type) -> None:
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
