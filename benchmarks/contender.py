@@ -14,8 +14,9 @@ from torch import Tensor
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders import Batch
+from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
-from fastdhm.engine.run import Run, make_compute, make_step
+from fastdhm.engine.run import Run, make_step
 from fastdhm.engine.train import settle
 from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe
@@ -49,11 +50,8 @@ class Engine:
 
     def __init__(self, config: TrainConfig, num_classes: int):
         self.run = Run(config, Path(config.run_dir), tuple(map(str, range(num_classes))))
-        self.compiled = pick_compile(config.compile, self.run.device, LONG_RUN, self.run.model)
-        compute = make_compute(
-            self.run.forward, config.temperature, config.label_smoothing, self.compiled, config.impl,
-            len(self.run.branch_sets),
-        )  # fmt: skip
+        self.compiled, _ = pick_compile(config.compile, self.run.device, LONG_RUN, self.run.model)
+        compute = computes(self.run, self.compiled)
         self.step = make_step(self.run, compute)
         self.run.begin_epoch()
 

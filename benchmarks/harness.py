@@ -108,7 +108,7 @@ def measure(
         device: where they run; picks the clock and the way memory is counted.
         rounds: samples of each peer; fewer, but at least ``MIN_ROUNDS``, when ``max_seconds`` are over.
         max_seconds: time for the rounds together.
-        min_sample_seconds: a sample repeats its call until it takes so long.
+        min_sample_seconds: a sample repeats its call until it takes so long; 0: it is one call.
         clock: seconds that so many calls take (default: the device's).
         memory: also find the most bytes that a call holds, which takes a call under the profiler.
     """
@@ -118,7 +118,8 @@ def measure(
     right = [peer for peer in peers if results[peer.name].failure is None]
     for peer in right:
         results[peer.name].peak_bytes = peak_bytes(peer.run, device) if memory else None
-        results[peer.name].calls_per_sample = _calls_per_sample(peer.run, clock, min_sample_seconds)
+        calls = _calls_per_sample(peer.run, clock, min_sample_seconds) if min_sample_seconds else 1
+        results[peer.name].calls_per_sample = calls
 
     end = time.perf_counter() + max_seconds
     with _no_garbage_collection():

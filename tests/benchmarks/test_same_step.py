@@ -22,7 +22,9 @@ def yard(precision="float32", **given):
 @pytest.mark.parametrize("method", ["dhm", "baseline"])
 def test_the_engine_is_right(method, precision):
     judge = yard(precision, method=method)
-    assert judge.judge_engine(judge.engine(judge.config)) is None
+    engine = judge.engine(judge.config)
+    assert judge.judge_engine(engine) is None
+    assert engine.compiled is False
 
 
 def test_the_reference_is_right():
