@@ -157,3 +157,15 @@ def test_a_run_that_measures_learns_the_same_bit_for_bit(tmp_path, flags):
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, flags, message):
     assert train(tmp_path / "run", "--arch", "resnet8", *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_can_begin_to_measure_when_it_is_resumed(tmp_path):
+    flags = ["--arch", "resnet8", "--precision", "float32", "--log-every", "1"]
+    assert train(tmp_path / "whole", *flags) == 0
+    assert train(tmp_path / "cut", *flags, "--max-steps", "2") == 0
+    assert main(["train", "--resume", str(tmp_path / "cut"), "--grad-cosine", "1"]) == 0
+    one, other = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "cut"))
+    for part in ("model", "optimizer", "rng"):
+        torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
+    steps = {row["step"]: row for row in read_log(tmp_path / "cut") if row["kind"] == "step"}
+    assert [steps[step].keys() >= ALL for step in (1, 2, 3, 4)] == [False, False, True, True]
