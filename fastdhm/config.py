@@ -91,6 +91,14 @@ class TrainConfig:
     resident up to 2 GiB and a quarter of the memory, else ffcv where it is installed, else torch."""
     workers: int | None = None
     """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core beside a GPU, fewer on a CPU."""
+    store: Literal["raw", "jpg", "smart"] | None = None
+    """How .beton files keep images: plain pixels (raw: fastest), JPEG (jpg: a tenth of the size) or smart, plain pixels
+    up to 96 x 96 and JPEG above; null: smart for imagenet and folders, else raw."""
+    store_size: int | None = None
+    """Longer side in pixels to which .beton files shrink larger images; 0: none; null: 500 for imagenet and folders,
+    512 for re-identification, else none."""
+    store_quality: int | None = None
+    """JPEG quality in .beton files, 1 to 100; null: 90."""
     skip_bad: bool = False
     """Leave unreadable images out when a data set is built, instead of stopping."""
     hold_out: bool = False
@@ -217,7 +225,8 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "ce_weight", "mimic_weight", "mimic_warmup"):
             self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
         self._check("image_size", f"1 to {MAX_SIDE}, or two of those as [HEIGHT,WIDTH]", _is_image_size)
-        for name in ("workers", "pad", "freeze_epochs", "grad_cosine"):
+        self._check("store_quality", "1 to 100", lambda value: 1 <= value <= 100)
+        for name in ("workers", "pad", "freeze_epochs", "grad_cosine", "store_size"):
             self._check(name, "0 or more", lambda value: value >= 0)
         for name in ("seed", "corrupt_seed"):
             self._check(name, "in [0, 2**63)", lambda value: 0 <= value < 2**63)

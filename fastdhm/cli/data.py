@@ -18,12 +18,19 @@ def run(argv: list[str]) -> int:
     parser = Parser(f"data {verb}", VERBS[verb])
     parser.add_argument("--dataset", type=str, default="fashion-mnist", help="as in `fastdhm train`")
     parser.add_argument("--data_dir", type=str, default=default_data_dir(), help="folder of the data sets")
+    parser.add_argument("--store", type=str | None, default=None, help="raw, jpg or smart, as in `fastdhm train`")
+    parser.add_argument("--store_size", type=int | None, default=None, help="longer side in pixels, as in train")
+    parser.add_argument("--store_quality", type=int | None, default=None, help="JPEG quality, as in train")
     if verb == "build":
         parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
         parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out and record them")
         parser.add_argument("--force", action="store_true", help="build anew what is there")
     values = parser.parse(argv)
     from fastdhm.data import commands
+    from fastdhm.data.beton import ImageSettings
 
-    getattr(commands, verb)(values.pop("dataset"), Path(values.pop("data_dir")).expanduser().absolute(), **values)
+    dataset, data_dir = values.pop("dataset"), Path(values.pop("data_dir")).expanduser().absolute()
+    wishes = {name: values.pop(f"store_{name}") for name in ("size", "quality")}
+    settings = ImageSettings.for_dataset(dataset, store=values.pop("store"), **wishes)
+    getattr(commands, verb)(dataset, data_dir, settings, **values)
     return 0

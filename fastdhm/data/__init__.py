@@ -89,7 +89,7 @@ def open_loaders(
 
     ``loader``: ``resident`` holds all images on ``device``, ``ffcv`` reads ``.beton`` files, ``torch`` the images
     themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
-    ffcv where it is installed.
+    ffcv where it is installed. ``settings`` are those of the ``.beton`` files (default: the data set's usual).
 
     ``subset`` trains on that many images, the same for every seed: see ``subset.balanced_subset``.
 
@@ -194,18 +194,22 @@ def _open(
     from fastdhm.data.resident_loader import CannotHold
 
     picked = None if loader == "auto" else pick_kind(loader)  # a mistake is found before anything is read
-    settings = settings or ImageSettings.for_dataset(dataset)
+    wished, settings = settings is not None, settings or ImageSettings.for_dataset(dataset)
     loaded = _load(dataset, data_dir, tuple(splits), settings if loader != "torch" else None, say)
     files = _Files(dataset, data_dir, loaded, settings, skip_bad, say)
     if loader in ("auto", "resident"):
         try:
-            return _open_resident(files, splits, asked=loader == "resident")
+            return _open_resident(files, splits, from_files=wished, asked=loader == "resident")
         except CannotHold as error:
             if loader == "resident":
                 raise UserError(
                     f"loader 'resident' cannot hold the images of {dataset}: {error}. Choose auto, ffcv or torch"
                 ) from error
     kind, reason = picked or pick_kind("auto")  # this imports FFCV, which takes seconds
+    if kind == "torch" and wished:
+        raise UserError(
+            f"the torch loader ({reason}) stores no images: leave the wishes how to store them out, or take ffcv"
+        )
     if loader == "auto" and kind == "torch":
         say(f"loading with torch: {reason}")
     if kind == "ffcv" or None in loaded.values():
@@ -218,19 +222,25 @@ def _open(
     ]
 
 
-def _open_resident(files: _Files, splits: dict[str, LoaderOptions], asked: bool) -> list[LoadedSplit]:
-    """Everything held in memory; ``CannotHold`` if that cannot be, as soon as it is known."""
+def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: bool, asked: bool) -> list[LoadedSplit]:
+    """Everything held in memory; ``CannotHold`` if that cannot be, as soon as it is known.
+
+    What is in memory already goes through no file, but for ``from_files``.
+    """
     from torch import device
 
     from fastdhm.data.loaders import build_loader
-    from fastdhm.data.resident_loader import check_beton, check_room, check_source
+    from fastdhm.data.resident_loader import check_beton, check_crop, check_room, check_source
 
     options, sources = list(splits.values()), list(files.loaded.values())
     room = {"device": device(options[0].device), "asked": asked}
-    pairs = zip(sources, options, strict=True)
-    check_room(sum(check_source(source, option) for source, option in pairs if source is not None), **room)
+    for option in options:
+        check_crop(option)
+    if not from_files:
+        pairs = zip(sources, options, strict=True)
+        check_room(sum(check_source(source, option) for source, option in pairs if source is not None), **room)
     betons = [None] * len(sources)
-    if not all(hasattr(source, "pixels") for source in sources):
+    if from_files or not all(hasattr(source, "pixels") for source in sources):
         sources, betons = files.built
         check_room(sum(check_beton(*pair) for pair in zip(betons, options, strict=True)), **room)
     return [

@@ -55,17 +55,26 @@ class ImageSettings:
             raise UserError(f"JPEG quality {self.quality} is not between 1 and 100")
 
     @classmethod
-    def for_dataset(cls, dataset: str) -> ImageSettings:
-        """Photographs as FFCV's ImageNet recipes store them, small images as they are.
+    def for_dataset(
+        cls, dataset: str, *, store: str | None = None, size: int | None = None, quality: int | None = None
+    ) -> ImageSettings:
+        """Photographs as FFCV's ImageNet recipes store them, small images as they are, but for what is given.
+
+        ``store`` is the mode; ``size`` the maximum resolution, 0 for none.
 
         Pictures of people are small and were JPEG before: plain pixels lose nothing again. Market-1501, all splits,
         takes 0.9 GB so. The limit is for folders of larger ones, at twice the height that networks are trained at.
         """
+        usual = cls()
         if is_reid(dataset):
-            return cls(max_resolution=512)
-        if dataset == "imagenet" or dataset.startswith("folder:"):
-            return cls(max_resolution=500, mode="smart", quality=90)
-        return cls()
+            usual = cls(max_resolution=512)
+        elif dataset == "imagenet" or dataset.startswith("folder:"):
+            usual = cls(max_resolution=500, mode="smart")
+        if quality is not None and (store or usual.mode) == "raw":
+            raise UserError(f"store quality {quality}: plain pixels have none; it is for --store jpg or smart")
+        given = {"mode": store, "max_resolution": size, "quality": quality}
+        chosen = dataclasses.replace(usual, **{name: value for name, value in given.items() if value not in (None, 0)})
+        return dataclasses.replace(chosen, max_resolution=None) if size == 0 else chosen
 
     def stores_raw(self, height: int, width: int) -> bool:
         """Whether an image of that size becomes plain pixels."""

@@ -16,7 +16,13 @@ from fastdhm.data.sources import SPLITS, load_splits, split_names
 
 
 def build(
-    dataset: str, data_dir: Path, *, workers: int | None = None, skip_bad: bool = False, force: bool = False
+    dataset: str,
+    data_dir: Path,
+    settings: ImageSettings,
+    *,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
 ) -> None:
     """Write the ``.beton`` files that are missing or stale (with ``force``: all), every image decoded and checked.
 
@@ -24,7 +30,7 @@ def build(
         ValueError: images that do not decode (the message lists all of them), unless ``skip_bad`` leaves them out.
     """
     pick_kind("ffcv")  # says how to get FFCV where it is missing
-    console, settings = Console(), ImageSettings.for_dataset(dataset)
+    console = Console()
     options = {"workers": default_workers() if workers is None else max(workers, 1), "skip_bad": skip_bad}
     for split, source in load_splits(dataset, data_dir, split_names(dataset)).items():
         if source.note:
@@ -33,36 +39,35 @@ def build(
             build_beton(source, beton_path(data_dir, dataset, split, settings), settings, **options)
         else:
             ensure(source, data_dir, dataset, split, settings, say=lambda text: _say(console, text), **options)
-    _print(dataset, data_dir, console)
+    _print(dataset, data_dir, settings, console)
 
 
-def verify(dataset: str, data_dir: Path) -> None:
+def verify(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
     """Read every byte of the ``.beton`` files, decode every image and compare with the manifests.
 
     Raises:
         ValueError: a file that is missing, cut short, of another version, damaged or not the one of its manifest.
     """
     pick_kind("ffcv")
-    for path in _paths(dataset, data_dir):
+    for path in _paths(dataset, data_dir, settings):
         verify_beton(path)
-    _print(dataset, data_dir, Console())
+    _print(dataset, data_dir, settings, Console())
     print("all images decode, all checksums match")
 
 
-def info(dataset: str, data_dir: Path) -> None:
+def info(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
     """Say what the ``.beton`` files hold, after a quick check of their size and index."""
-    _print(dataset, data_dir, Console())
+    _print(dataset, data_dir, settings, Console())
 
 
-def _paths(dataset: str, data_dir: Path) -> list[Path]:
+def _paths(dataset: str, data_dir: Path, settings: ImageSettings) -> list[Path]:
     """The files that training needs, and those of query and gallery that are there: only evaluation needs them."""
-    settings = ImageSettings.for_dataset(dataset)
     paths = {split: beton_path(data_dir, dataset, split, settings) for split in split_names(dataset)}
     return [path for split, path in paths.items() if split in SPLITS or path.exists()]
 
 
-def _print(dataset: str, data_dir: Path, console: Console) -> None:
-    paths = _paths(dataset, data_dir)
+def _print(dataset: str, data_dir: Path, settings: ImageSettings, console: Console) -> None:
+    paths = _paths(dataset, data_dir, settings)
     manifests = [read_info(path) for path in paths]
     table = Table(title=f"{dataset} in {paths[0].parent}", title_justify="left", show_header=False)
     for values in zip(_column(None), *(_column(manifest) for manifest in manifests), strict=True):

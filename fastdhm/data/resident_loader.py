@@ -73,14 +73,18 @@ class ResidentLoader:
         self._image_NHWC = self._target_N = None
 
 
+def check_crop(options: LoaderOptions) -> None:
+    """``CannotHold`` if the crop resizes whatever the images are."""
+    if options.crop in RESIZING:
+        raise CannotHold(f"crop '{options.crop}' resizes each image anew")
+
+
 def check_source(source: Source, options: LoaderOptions) -> int:
     """The bytes that the images of ``source`` will take; of a folder's only a few are looked at.
 
     Raises:
         CannotHold: images that have to be resized, or are of several sizes.
     """
-    if options.crop in RESIZING:
-        raise CannotHold(f"crop '{options.crop}' resizes each image anew")
     sizes = {source.size_HW} if hasattr(source, "pixels") else _some_sizes(source)
     height, width = _only_size(sizes, options) if sizes else (0, 0)
     return len(source) * height * width * getattr(source, "channels", 3)

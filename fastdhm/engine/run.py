@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
+from fastdhm.data.beton import ImageSettings
 from fastdhm.data.corrupt import corrupt_targets
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
@@ -53,7 +54,7 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
         eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
         crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad, hold_out=config.hold_out,
         subset=config.subset, workers=pick_workers(config.workers, pick_device(config.device)),
-        device=str(pick_device(config.device)),
+        device=str(pick_device(config.device)), settings=how_stored(config),
         say=lambda text: console.print(text, soft_wrap=True, highlight=False),
     )  # fmt: skip
 
@@ -65,8 +66,15 @@ def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[L
         batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
         crop_ratio=config.crop_ratio, skip_bad=config.skip_bad,
         workers=pick_workers(config.workers, pick_device(config.device)), device=str(pick_device(config.device)),
+        settings=how_stored(config),
         say=lambda text: console.print(text, soft_wrap=True, highlight=False),
     )  # fmt: skip
+
+
+def how_stored(config: TrainConfig) -> ImageSettings | None:
+    """How the run wants its images stored; None if it has no wish."""
+    wishes = {"store": config.store, "size": config.store_size, "quality": config.store_quality}
+    return ImageSettings.for_dataset(config.dataset, **wishes) if set(wishes.values()) != {None} else None
 
 
 def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:

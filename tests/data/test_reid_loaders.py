@@ -122,21 +122,21 @@ def test_rectangles_that_need_no_resizing_are_the_pictures_themselves(tmp_path, 
 
 
 def test_data_commands_cover_every_split(ffcv, tmp_path, capsys):
-    commands.build("reid-synthetic:4", tmp_path)
-    commands.verify("reid-synthetic:4", tmp_path)
     settings = ImageSettings.for_dataset("reid-synthetic:4")
+    commands.build("reid-synthetic:4", tmp_path, settings)
+    commands.verify("reid-synthetic:4", tmp_path, settings)
     data = load_reid("reid-synthetic:4", tmp_path)
     for split, count in (("train", 64), ("val", 4), ("query", len(data.query)), ("gallery", len(data.gallery))):
         assert read_manifest(beton_path(tmp_path, "reid-synthetic:4", split, settings)).count == count
     beton_path(tmp_path, "reid-synthetic:4", "query", settings).unlink()
     capsys.readouterr()
-    commands.info("reid-synthetic:4", tmp_path)  # what only evaluation needs may be absent
+    commands.info("reid-synthetic:4", tmp_path, settings)  # what only evaluation needs may be absent
     printed = capsys.readouterr().out
     assert "gallery" in printed
     assert "query" not in printed
     beton_path(tmp_path, "reid-synthetic:4", "val", settings).unlink()
     with pytest.raises(UserError, match="val.beton is missing"):
-        commands.verify("reid-synthetic:4", tmp_path)
+        commands.verify("reid-synthetic:4", tmp_path, settings)
 
 
 def test_names_and_splits():

@@ -229,3 +229,17 @@ def test_beton_path_of_small_images_says_how_they_are_stored(tmp_path):
     root = save_folder(tmp_path / "icons")
     settings = ImageSettings.for_dataset(f"folder:{root}")
     assert beton_path(tmp_path, f"folder:{root}", "train", settings).parent.name.endswith("smart90-500px")
+
+
+def test_images_shrunk_in_their_files_are_held(tmp_path):
+    root, wish = save_folder(tmp_path / "icons", 64, 64), ImageSettings(max_resolution=32)
+    data = open_loaders(f"folder:{root}", tmp_path, settings=wish, say=lambda _: None, **OPEN)
+    assert data.kind == "resident"
+    shrunk = Image.fromarray(noise(24, 64, 64)[0]).resize((32, 32), Image.Resampling.BOX)
+    first = {int(i): image for batch in read(data.train) for i, image in zip(batch.index_B, batch.image_BHWC)}[0]
+    assert np.array_equal(first.numpy(), np.asarray(shrunk))
+
+
+def test_the_torch_loader_refuses_wishes_how_to_store(tmp_path):
+    with pytest.raises(UserError, match="the torch loader .* stores no images"):
+        open_loaders("synthetic:64", tmp_path, loader="torch", settings=ImageSettings(mode="jpg"), **OPEN)
