@@ -236,8 +236,9 @@ def test_images_shrunk_in_their_files_are_held(tmp_path):
     data = open_loaders(f"folder:{root}", tmp_path, settings=wish, say=lambda _: None, **OPEN)
     assert data.kind == "resident"
     shrunk = Image.fromarray(noise(24, 64, 64)[0]).resize((32, 32), Image.Resampling.BOX)
-    first = {int(i): image for batch in read(data.train) for i, image in zip(batch.index_B, batch.image_BHWC)}[0]
-    assert np.array_equal(first.numpy(), np.asarray(shrunk))
+    batches = read(data.train)
+    index, image_NHWC = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("index_B", "image_BHWC"))
+    assert np.array_equal(image_NHWC[index == 0][0].numpy(), np.asarray(shrunk))
 
 
 def test_the_torch_loader_refuses_wishes_how_to_store(tmp_path):
