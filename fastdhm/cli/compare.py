@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def run(argv: list[str]) -> int:
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
     there = own.get("resume") or (own.get("out") if own.get("report_only") else None)
     comparison = _there(Path(there), own, given) if there else _asked_for(parser, own, given)
+    if not there:
+        comparison = dataclasses.replace(comparison, command=shlex.join(["fastdhm", "compare", *argv]))
     folder = Path(there or own.get("out") or Path("runs") / _folder_name(comparison))
     if own.get("report_only"):
         return report(comparison, folder, how, Console())
@@ -87,7 +90,7 @@ def run(argv: list[str]) -> int:
 
 def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     """The comparison in ``folder``, with more seeds if asked for, and with what a resumed run may set anew."""
-    from fastdhm.compare.arms import parse_seeds
+    from fastdhm.compare.arms import make_config, parse_seeds
     from fastdhm.compare.directory import read_settings
     from fastdhm.engine.checkpoint import RESUMABLE
 
@@ -98,7 +101,8 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
             f"Only seeds, reference, score, confidence, {', '.join(RESUMABLE)} can be given"
         )
     comparison = read_settings(folder)
-    arms = tuple(dataclasses.replace(a, config=dataclasses.replace(a.config, **given)) for a in comparison.arms)
+    configs = [make_config(dataclasses.asdict(arm.config) | given) for arm in comparison.arms]
+    arms = tuple(dataclasses.replace(arm, config=c) for arm, c in zip(comparison.arms, configs, strict=True))
     seeds = parse_seeds(own["seeds"]) if "seeds" in own else comparison.seeds
     reference = own.get("reference", comparison.reference)
     return dataclasses.replace(comparison, arms=arms, seeds=seeds, reference=reference)

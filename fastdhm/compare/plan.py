@@ -33,6 +33,8 @@ class Comparison:
     """Name of the arm that the others of its group are compared with; ``None``: the baseline, else the first."""
     notes: tuple[str, ...]
     """What has to be said wherever the result is shown: in what it is not the paper's setting."""
+    command: str = ""
+    """What was typed."""
 
     @property
     def groups(self) -> list[str]:

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from fastdhm import __version__
 from fastdhm.compare.arms import Arm, Published
 from fastdhm.compare.plots import plot_results
 from fastdhm.compare.results import Results
@@ -63,11 +66,11 @@ def _write(path: Path, text: str) -> None:
 def print_results(console: Console, results: Results) -> None:
     """The tables for a person at a terminal."""
     for heading, grid in tables(results):
-        table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=escape(heading), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(grid[0]):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in grid[1:]:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     for line in [what_is_counted(results), *remarks(results)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -148,14 +151,19 @@ def difference_table(results: Results) -> Grid:
 
 def time_table(results: Results) -> Grid:
     """Minutes of training, over the reference's, and of validation."""
-    grid = [[*_group_head(results), "method", "n", "training, min", "over the reference's", "validation, min"]]
+    grid = [[*_group_head(results), "method", "n", "training, min", "over the reference's", "validation, min", "on"]]
     for arm in results.comparison.arms:
         ours = results.train_seconds(arm)
         theirs = results.train_seconds(results.comparison.reference_of(arm.group))
         ratio = f"{ours.mean / theirs.mean:.2f}" if ours and theirs else NOTHING
-        times = [spread(_minutes(ours)), ratio, spread(_minutes(results.val_seconds(arm)))]
+        times = [spread(_minutes(ours)), ratio, spread(_minutes(results.val_seconds(arm))), _machines(results, arm)]
         grid.append([*_group(results, arm), arm.label, str(ours.n if ours else 0), *times])
     return grid
+
+
+def _machines(results: Results, arm: Arm) -> str:
+    """What an arm's runs were trained on."""
+    return " or ".join(sorted({state.machine for state in results.of(arm, "finished")})) or NOTHING
 
 
 def _reference(results: Results) -> str:
@@ -246,7 +254,10 @@ def readme(results: Results) -> str:
     comparison = results.comparison
     common, own = settings(comparison.arms)
     seeds = ", ".join(map(str, comparison.seeds))
-    parts = [f"# {comparison.title}", tables_markdown(results).rstrip()]
+    parts = [f"# {comparison.title}"]
+    if comparison.command:
+        parts.append(f"Made by fastdhm {__version__} (torch {torch.__version__}):\n\n    {comparison.command}")
+    parts.append(tables_markdown(results).rstrip())
     if any(state.status == "finished" for state in results.states):
         parts.append(CURVES)
     if any(results.train_seconds(arm) for arm in comparison.arms):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from fastdhm.compare.arms import Arm
-from fastdhm.compare.directory import check_settings, only_one, run_folder, write_settings
+from fastdhm.compare.directory import check_settings, only_one, read_settings, run_folder, write_settings
 from fastdhm.compare.plan import Comparison
 from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
@@ -110,6 +111,7 @@ def collect(comparison: Comparison, folder: Path, how: HowToReport) -> Results:
 
 def report(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
     """Write and print the results of what is there, training nothing."""
+    read_settings(folder)  # refuses a folder without a comparison
     results = collect(settled(comparison), folder, how)
     write_results(folder, results)
     print_results(console, results)
@@ -145,9 +147,12 @@ def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: 
         if job.state.status in ("finished", "failed"):
             continue
         left = time_left(find_jobs(comparison, folder))
-        console.rule(
-            f"run {index + 1} of {len(jobs)}: {job.arm.label}, seed {job.seed}" + (f", {left} left" if left else "")
-        )
+        words = [
+            f"run {index + 1} of {len(jobs)}: {job.arm.label}",
+            f"seed {job.seed}",
+            *([f"{left} left"] * bool(left)),
+        ]
+        console.rule(escape(", ".join(words)))
         number = _make_run(job, console)
         if number:
             return number
