@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
 
 def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     """The comparison in ``folder``, with more seeds if asked for, and with what a resumed run may set anew."""
-    from fastdhm.compare.arms import make_config, parse_seeds
+    from fastdhm.compare.arms import fitting, make_config, parse_seeds
     from fastdhm.compare.directory import read_settings
     from fastdhm.engine.checkpoint import RESUMABLE
 
@@ -101,7 +101,7 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
             f"Only seeds, reference, score, confidence, {', '.join(RESUMABLE)} can be given"
         )
     comparison = read_settings(folder)
-    configs = [make_config(dataclasses.asdict(arm.config) | given) for arm in comparison.arms]
+    configs = [make_config(dataclasses.asdict(a.config) | fitting(a.config.method, given)) for a in comparison.arms]
     arms = tuple(dataclasses.replace(arm, config=c) for arm, c in zip(comparison.arms, configs, strict=True))
     seeds = parse_seeds(own["seeds"]) if "seeds" in own else comparison.seeds
     reference = own.get("reference", comparison.reference)

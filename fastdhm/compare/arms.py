@@ -14,6 +14,8 @@ from fastdhm.methods import METHODS
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 # What the comparison sets for each run itself.
 OWN_FIELDS = ("run_dir", "seed", "method")
+OF_MIMICKING = ("direction", "sampler", "sample_every", "keep_prob", "branch_sets")
+OF_BRANCHES = ("grad_cosine",)
 SEED_PARTS = re.compile(r"[\s,]+")
 
 # The paper's value of a metric: mean and, where it states one, standard deviation.
@@ -147,5 +149,18 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
 
 def changed(old: TrainConfig, new: TrainConfig) -> list[str]:
     """In which values that decide what is learnt two configs differ, ``epochs: 164 -> 16``; seed and folder aside."""
-    free = ("run_dir", "seed", *(name for name in RESUMABLE if name != "max_steps"))
-    return differing(old, new, free=free)
+    return unlike(old, new, free=("seed", *(name for name in RESUMABLE if name != "max_steps")))
+
+
+def unlike(old: TrainConfig, new: TrainConfig, free: tuple[str, ...]) -> list[str]:
+    """The values in which two runs differ, as ``name: old -> new``, without those in ``free`` and what changes nothing:
+    the folder, the name of the preset that values came from, and a scale of the learning rate that is not used.
+    """
+    unused = () if old.scale_lr or new.scale_lr else ("lr_batch_size",)
+    return differing(old, new, free=("run_dir", "preset", *unused, *free))
+
+
+def fitting(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Of what is given for all runs that which ``method`` can have: the rest is about mimicking, or about branches."""
+    foreign = {"baseline": (*OF_MIMICKING, *OF_BRANCHES), "dsl": OF_MIMICKING, "dhm": ()}[method]
+    return {name: value for name, value in given.items() if name not in foreign}

@@ -5,17 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fastdhm.compare.arms import Arm, Variant, changed, folder_name, make_config
+from fastdhm.compare.arms import Arm, Variant, changed, fitting, folder_name, make_config
 from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources import is_reid
 from fastdhm.errors import UserError, unknown
-from fastdhm.recipes import recipe
+from fastdhm.recipes import recipe, warm_up
 
 # What follows the images when a table is made on another data set; the rest of the recipe stays the paper's.
 OF_THE_DATA = ("image_size", "mean", "std", "crop", "crop_ratio", "pad", "flip")
-# What is about mimicking: given for all runs, it means those that mimic.
-OF_DHM = ("direction", "sampler", "sample_every", "keep_prob", "branch_sets")
 RAMP = 0.1  # of a shrunk run's epochs: short runs were seen to stall without, and to go well with about that
 
 
@@ -61,11 +59,8 @@ def compare_methods(
     """A comparison of ``variants`` on one data set and network; ``given`` are the values set for all runs."""
     arms = []
     for variant in variants:
-        for_all = given if variant.method == "dhm" else {n: v for n, v in given.items() if n not in OF_DHM}
-        values = for_all | {"method": variant.method} | variant.changes
-        dataset = values.get("dataset", TrainConfig().dataset)
-        names = (dataset, values.get("arch"), variant.method, values.get("preset", "paper"))
-        config = make_config(recipe(*names) | values)
+        values = fitting(variant.method, given) | {"method": variant.method} | variant.changes
+        config = make_config(with_recipe(values) | values)
         arms.append(Arm(name=folder_name(variant.name), label=variant.name, config=config))
     if reference is not None and reference not in {name for arm in arms for name in (arm.name, arm.label)}:
         raise unknown("reference", reference, [arm.label for arm in arms])
@@ -78,6 +73,16 @@ def compare_methods(
         title=title, table=None, metrics=metrics, arms=tuple(arms), seeds=seeds, reference=reference,
         notes=(*notes, *_warnings(arms)),
     )  # fmt: skip
+
+
+def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that ``values`` of a run ask for, as ``fastdhm train`` takes it."""
+    usual = TrainConfig()
+    dataset, preset = (values.get(name, getattr(usual, name)) for name in ("dataset", "preset"))
+    base = recipe(dataset, values.get("arch"), values["method"], preset)
+    if values.get("scale_lr"):
+        base |= warm_up(base | values, values.get("epochs", base["epochs"]))
+    return base
 
 
 def _beside_the_paper(arms: list[Arm], metrics: tuple[str, ...]) -> tuple[list[Arm], list[str]]:
@@ -182,11 +187,11 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
     epochs scale the recipe's milestones, warm-up, frozen epochs and mimicking ramp in proportion; a run made shorter
     that has no such ramp gets one of a tenth of its epochs, without which short runs stall. What is given stands.
     """
+    given = fitting(entry.method, given)
     dataset, arch = given.get("dataset", entry.dataset), given.get("arch", entry.arch)
-    preset = given.get("preset", "paper")
-    values = recipe(entry.dataset, arch, entry.method, preset)
+    values = with_recipe(given | {"dataset": entry.dataset, "arch": arch, "method": entry.method})
     if dataset != entry.dataset:
-        there = recipe(dataset, arch, entry.method, preset)
+        there = recipe(dataset, arch, entry.method)
         values |= {"dataset": dataset} | {name: there[name] for name in OF_THE_DATA if name in there}
     epochs = given.get("epochs", values["epochs"])
     factor = epochs / values["epochs"]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdhm.compare.arms import Arm
+from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
-from fastdhm.engine.checkpoint import RESUMABLE, differing, read_config
+from fastdhm.engine.checkpoint import RESUMABLE, read_config
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.files import replacing
@@ -100,7 +100,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     if not (folder / "config.yaml").exists():
         return RunState(arm.name, seed, "missing")
     config = read_config(folder)
-    other = differing(config, expected, free=("run_dir", *RESUMABLE))
+    other = unlike(config, expected, free=RESUMABLE)
     if other:
         raise UserError(
             f"{folder} holds a run with other settings ({', '.join(other)}): move it away, or compare in another folder"

@@ -1,10 +1,13 @@
 """Which runs a comparison needs: the paper's tables whole and shrunk, and what is said of the difference."""
 
+import dataclasses
+
 import pytest
 
-from fastdhm.compare.arms import Variant
+from fastdhm.compare.arms import Variant, changed
 from fastdhm.compare.paper import TABLES
 from fastdhm.compare.plan import compare_methods, dataset_name, reproduce_table
+from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
 
 METHODS = [Variant(method, method, {}) for method in ("baseline", "dsl", "dhm")]
@@ -136,6 +139,21 @@ def test_variants_of_the_paper_are_known_as_such():
 def test_what_only_dhm_has_is_given_to_dhm_alone():
     made = configs(compare_methods(METHODS, (0,), {"dataset": "synthetic", "direction": "top-down"}))
     assert [made[name].direction for name in ("baseline", "dsl", "dhm")] == ["both", "both", "top-down"]
+
+
+def test_a_preset_is_that_of_train_for_each_method():
+    given = {"dataset": "synthetic", "preset": "fast", "grad_cosine": 10}
+    made = configs(compare_methods(METHODS, (0,), given))
+    assert [made[name].sampler for name in ("baseline", "dsl", "dhm")] == ["binary", "binary", "structural"]
+    assert [made[name].grad_cosine for name in ("baseline", "dsl", "dhm")] == [0, 10, 10]
+    assert made["dhm"].epochs == 2 and made["dhm"].scale_lr
+
+
+def test_an_unused_scale_of_the_learning_rate_is_no_difference():
+    old, new = TrainConfig(), TrainConfig(lr_batch_size=32, preset="fast", run_dir="x", seed=4, workers=3)
+    assert not changed(old, new)
+    assert changed(old, dataclasses.replace(new, scale_lr=True, warmup_epochs=1.0))
+    assert changed(old, TrainConfig(max_steps=5)) == ["max_steps: None -> 5"]
 
 
 def test_the_reference_is_the_baseline_else_the_first_else_the_one_asked_for():
