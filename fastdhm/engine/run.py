@@ -21,6 +21,7 @@ from fastdhm.data.beton import ImageSettings
 from fastdhm.data.corrupt import corrupt_targets
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
+from fastdhm.data.subset import balanced_subset
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.average import WeightAverage
@@ -160,11 +161,12 @@ class Run:
 
         They lie on the device as a table by sample index, whichever loader brings the images.
         """
-        share, seed = self.config.corrupt_labels, self.config.corrupt_seed
+        share, seed, subset = self.config.corrupt_labels, self.config.corrupt_seed, self.config.subset
         if share:
             label_N = corrupt_targets(target_N, len(self.classes), share, seed)
             self.label_N = torch.from_numpy(label_N).to(self.device)
-            self.changed_labels = int((label_N != target_N).sum())
+            learnt = slice(None) if subset is None else balanced_subset(target_N, len(self.classes), subset)
+            self.changed_labels = int((label_N != target_N)[learnt].sum())
 
     @property
     def judged(self) -> models.BranchedModel:

@@ -1,5 +1,6 @@
 """The paper's ablations as runs: a branch alone (Table 5), corrupt labels (App. E), weights of the loss's parts."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from fastdhm.cli.train import resolve_training
 from fastdhm.config import TrainConfig
 from fastdhm.data.corrupt import corrupt_targets
 from fastdhm.data.loaders import Batch
+from fastdhm.data.subset import balanced_subset
 from fastdhm.engine.checkpoint import load_checkpoint, read_config
 from fastdhm.engine.record import read_log
 from fastdhm.engine.run import Run
@@ -152,6 +154,10 @@ def test_a_run_learns_from_corrupt_labels_whoever_loads(tmp_path):
     corrupt_N = corrupt_targets(target_N, 5, 0.5, 9)
     assert run.to_device(batch, 0, 32)[1].tolist() == corrupt_N[index_B].tolist()
     assert run.changed_labels == (corrupt_N != target_N).sum() > 0
+    part = Run(dataclasses.replace(config, subset=10), tmp_path, tuple("abcde"))
+    part.corrupt_labels(target_N)
+    learnt = balanced_subset(target_N, 5, 10)
+    assert part.changed_labels == (corrupt_N != target_N)[learnt].sum() < run.changed_labels
 
 
 def test_corrupt_labels_are_told_recorded_kept_and_never_validated_on(tmp_path, capsys):
