@@ -204,6 +204,9 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     if isinstance(run.forward, FusedForward):
         machine.append(run.forward.describe(run.model.branch_names[1:]))
     machine += ["deterministic"] if config.deterministic else []
+    machine += ["activations computed again"] if config.activation_checkpointing else []
+    rate = f", lr {config.peak_lr:g} ({config.lr:g} for {config.lr_batch_size} images)" if config.scale_lr else ""
+    rate += f", moving average of the weights {config.ema:g}" if config.ema else ""
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
@@ -211,7 +214,7 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
         "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
         + corrupt * (config.corrupt_labels > 0),
         "network": f"{config.arch}, parameters: {sizes}{begun}",
-        "method": f"{method_name(config)}, {steps}{start}",
+        "method": f"{method_name(config)}, {steps}{rate}{start}",
         "machine": ", ".join(machine),
         "run": str(run.dir),
     }
