@@ -135,8 +135,8 @@ class TrainConfig:
     accumulate: int = 1
     """Parts a batch is cut into, computed one after the other, to save memory; the batch stays the same size."""
     activation_checkpointing: bool = False
-    """Drop most activations and compute them again in the backward pass, to the same bits: a third slower, for networks
-    so deep that their activations do not fit."""
+    """Drop most activations and compute them again in the backward pass, to the same bits: a third more computing, for
+    networks so deep that their activations do not fit."""
     eval_batch_size: int = 256
     """Images per validation step."""
 
