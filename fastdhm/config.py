@@ -197,6 +197,8 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step, beside the run, which takes it up when it is ready; auto: on a GPU, where the run is
     long enough to repay it."""
+    cuda_graphs: bool = False
+    """Capture the step in a CUDA graph and replay it, so that a GPU does not wait for Python; not yet run on one."""
     deterministic: bool = False
     """Two runs of this config on one machine agree in every bit: only algorithms that sum in a fixed order, and a step
     that is compiled, if at all, before the first of them."""

@@ -23,7 +23,8 @@ FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
 RESUMABLE = (
     "data_dir", "max_steps", "loader", "workers",
-    "device", "impl", "precision", "compile", "activation_checkpointing", "log_every", "save_minutes", "grad_cosine",
+    "device", "impl", "precision", "compile", "cuda_graphs", "activation_checkpointing", "log_every", "save_minutes",
+    "grad_cosine",
 )  # fmt: skip
 
 

@@ -29,9 +29,10 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
 from fastdhm.engine import checkpoint
+from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block
 from fastdhm.engine.device import autocast
 from fastdhm.engine.record import Log
-from fastdhm.engine.run import Run, make_compute
+from fastdhm.engine.run import NUM_SIDES, Run, make_compute
 from fastdhm.engine.schedule import image_sides
 
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
@@ -96,15 +97,26 @@ def when_compiled(run: Run) -> str:
         return ""
     if run.at.compiled_at is not None and run.at.step > run.at.compiled_at:
         return f" (since step {run.at.compiled_at})"
-    return " (before the first step)" if run.config.deterministic else " (beside the run, which takes it up when ready)"
+    how = "by the block, " if goes_by_block(run.model) else ""
+    when = "before the first step" if run.config.deterministic else "beside the run, which takes it up when ready"
+    return f" ({how}{when})"
 
 
 def computes(run: Run, compiled: bool) -> Callable:
-    """:func:`make_compute` with a run's settings."""
-    config = run.config
+    """:func:`make_compute` with a run's settings; a deep network's is compiled by the block."""
+    config, model = run.config, run.model
     variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
-    forward = run.model if compiled else run.forward
-    return make_compute(forward, config.temperature, config.label_smoothing, compiled, config.impl, variants)
+    calls = compile_blocks(model, NUM_SIDES * variants) if compiled and goes_by_block(model) else {}
+    forward, whole = model if compiled else run.forward, compiled and not calls
+    compute = make_compute(forward, config.temperature, config.label_smoothing, whole, config.impl, variants)
+    if not calls:
+        return compute
+
+    def compute_by_block(*args: Any) -> tuple[torch.Tensor, ...]:
+        with forwards(calls):
+            return compute(*args)
+
+    return compute_by_block
 
 
 class Child:

@@ -13,13 +13,12 @@ import torch
 import torch.utils.deterministic as memory
 
 from fastdhm.data.loaders import default_workers
+from fastdhm.engine.blocks import is_deep
 from fastdhm.errors import UserError
 
 # Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
 STEPS_THAT_REPAY_COMPILING = {"cpu": math.inf, "cuda": 1000}
-# Tracing takes time with depth, and more than in proportion (ResNet-20 and -56: 5 and 33 s on a busy core).
-MAX_CONVOLUTIONS_TO_COMPILE = 200
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # As the kernel names them: x86 and Arm processors that multiply bfloat16 matrices.
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -72,11 +71,10 @@ def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Mo
         raise UserError(f"compile is on, but there is no C++ compiler ({compiler}): install g++, or set --compile off")
     if name != "auto":
         return name == "on", ""
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     reasons = {
         "no faster on a CPU": STEPS_THAT_REPAY_COMPILING[device.type] == math.inf,
         f"there is no C++ compiler, {compiler}": not can_compile,
-        f"takes too long for {convolutions:,} convolutions": convolutions > MAX_CONVOLUTIONS_TO_COMPILE,
+        "so deep a network compiles for long, or by the block, whose gain is not measured": is_deep(model),
         f"{steps:,} steps do not repay it": steps < STEPS_THAT_REPAY_COMPILING[device.type],
     }
     why_not = next((reason for reason, holds in reasons.items() if holds), None)

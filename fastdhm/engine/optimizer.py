@@ -36,6 +36,23 @@ def make_amsgrad(
     return _without_compiler(torch.optim.Adam)(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
 
 
+def place_learning_rate(optimizer: torch.optim.Optimizer, lr: float, device: torch.device, captured: bool) -> None:
+    """Have the learning rate where a step reads it: a number, or a tensor on the device where a CUDA graph does."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(lr, device=device) if captured else lr
+        if "capturable" in group:  # Adam's count of steps
+            group["capturable"] = captured
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step; a tensor keeps its place and the host does not wait."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
 @functools.cache
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """The same optimizer, whose methods do not import torch's compiler.

@@ -37,7 +37,7 @@ from fastdhm.engine.device import (
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
-from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
+from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
 from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
@@ -130,6 +130,7 @@ class Run:
             if config.optimizer == "amsgrad"
             else make_sgd(model, config.lr, config.momentum, config.nesterov, *decay)
         )
+        place_learning_rate(self.optimizer, config.lr, self.device, config.cuda_graphs)
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
@@ -184,8 +185,7 @@ class Run:
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
 
     def sample(self) -> tuple[tuple[str, ...], Tensor]:
         """The side branches that the next step computes, and ``weights_AA`` of B0 and them.
@@ -258,6 +258,7 @@ class Run:
                 f"{path} was written by another version of fastdhm: go on with that one, or start a new run"
             ) from error
         self.optimizer.load_state_dict(saved["optimizer"])
+        place_learning_rate(self.optimizer, self.config.lr, self.device, self.config.cuda_graphs)
         self.scaler.load_state_dict(saved["scaler"])
         self.at = Position(**saved["position"])
         self.trained.before = saved.get("train_seconds", 0.0)

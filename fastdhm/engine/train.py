@@ -18,11 +18,13 @@ from fastdhm.config import TrainConfig, default_data_dir
 from fastdhm.data import LoadedData
 from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
+from fastdhm.engine.blocks import goes_by_block
 from fastdhm.engine.compiling import SwitchingCompute, when_compiled
 from fastdhm.engine.device import deterministic, peak_mib, pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
+from fastdhm.engine.graphs import GraphedStep
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, make_step, open_data, open_to_judge
@@ -55,6 +57,8 @@ def fit(
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
     step = make_step(run, compute)
+    if config.cuda_graphs:
+        step = GraphedStep(step, form=lambda: (compute.current, at.epoch < config.freeze_epochs))
     schedule = {name: getattr(config, name) for name in SCHEDULE} | {"lr": config.peak_lr}
 
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
@@ -159,6 +163,11 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     run.corrupt_labels(data.target_N)
     total_steps = min(config.epochs * len(data.train), config.max_steps or 1 << 62)
     compiled, why_not = pick_compile(config.compile, run.device, total_steps, run.model)
+    if compiled and config.activation_checkpointing and goes_by_block(run.model):
+        raise UserError(
+            f"compile is on and activation_checkpointing is true: {config.arch} is so deep that it is compiled by the "
+            "block, which does not go together; set one of them off"
+        )
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     if (run_dir / "last.pt").exists():
         run.restore(run_dir / "last.pt")
@@ -273,6 +282,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.sampler == "structural":
         methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
     device = pick_device(config.device)
+    if config.cuda_graphs and device.type != "cuda":
+        raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
     dtype = pick_precision(config.precision, device)
     use_fused(config.impl, device.type)  # now, and not in the first step
     dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()

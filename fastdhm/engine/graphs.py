@@ -1,0 +1,71 @@
+"""The step as a CUDA graph: the host launches one thing a step, whatever the network's depth.
+
+Written for NVIDIA GPUs and not yet run on one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+# Steps of a form before it is captured: they choose convolution algorithms and create the optimizer's state.
+WARM_UP = 3
+
+
+class GraphedStep:
+    """A step as :func:`fastdhm.engine.run.make_step` gives it, captured once for each of its forms and then replayed.
+
+    A form is what the host decides: the shape of the images, the branches that are computed, and what ``form()`` tells.
+    What else changes from step to step lies on the device, where a replay reads it anew: images, targets and weights of
+    the loss are copied into the graph's own, the learning rate is a tensor that the optimizer holds. A replay's results
+    are overwritten by the next. The host waits for the device at a capture, and for nothing else.
+    """
+
+    def __init__(self, step: Callable, form: Callable[[], Hashable], graphs: "Graphs | None" = None):
+        self.step, self.form, self.graphs = step, form, graphs or Graphs()
+        self.warm: Counter[Hashable] = Counter()
+        self.captured: dict[Hashable, tuple[tuple[Tensor, ...], Callable]] = {}
+
+    def __call__(
+        self, image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        given = (image_BCHW, target_B, weights_AA)
+        form = (image_BCHW.shape, active, self.form())
+        if form not in self.captured:
+            self.warm[form] += 1
+            if self.warm[form] <= WARM_UP:
+                return self.graphs.warm_up(lambda: self.step(*given, active))
+            own = tuple(tensor.clone() for tensor in given)
+            self.captured[form] = own, self.graphs.capture(lambda: self.step(*own, active))
+        own, replay = self.captured[form]
+        for mine, tensor in zip(own, given, strict=True):
+            mine.copy_(tensor)
+        return replay()
+
+
+class Graphs:
+    """Functions of no arguments as CUDA graphs, which share their memory, being replayed one at a time."""
+
+    def __init__(self) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def warm_up(self, function: Callable) -> tuple[Tensor, ...]:
+        """Run it as it is, on the stream of the captures: autograd remembers where a gradient was first summed."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            results = function()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return results
+
+    def capture(self, function: Callable) -> Callable:
+        """A function that replays what this one launches; nothing is computed yet."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            results = function()
+
+        def replay() -> tuple[Tensor, ...]:
+            graph.replay()
+            return results
+
+        return replay

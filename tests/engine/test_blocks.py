@@ -1,0 +1,43 @@
+"""Compiling by the block."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+from fastdhm import models
+from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block, is_deep, kinds_of_blocks
+
+
+@pytest.mark.parametrize(
+    ("arch", "deep", "kinds"),
+    [("resnet20", False, 7), ("resnet110", False, 7), ("resnet152", True, 10), ("densenet-bc-190-40", True, 0)],
+)
+def test_the_kinds_of_blocks_do_not_grow_with_depth(arch, deep, kinds):
+    """No two layers of a DenseNet are alike, so that it goes as a whole."""
+    with torch.device("meta"):
+        model = models.build(arch, 10)
+    assert (is_deep(model), len(kinds_of_blocks(model)), goes_by_block(model)) == (deep, kinds, deep and kinds > 0)
+
+
+def test_blocks_alike_share_their_code_and_compute_as_eager_does(monkeypatch):
+    """Traced and decomposed, without code generation; outside of the context the network is what it was."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    eager = models.build("resnet20", 10)
+    model = copy.deepcopy(eager)
+    image_BCHW = torch.randn(2, 3, 8, 8)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with forwards(compile_blocks(model, variants=1)):
+        logits_MBK = model(image_BCHW)
+    logits_MBK.square().mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == len(kinds_of_blocks(model))
+    expected_MBK = eager(image_BCHW)
+    expected_MBK.square().mean().backward()
+    torch.testing.assert_close(logits_MBK, expected_MBK, rtol=1e-3, atol=1e-4)
+    for mine, other in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(eager.named_buffers()), rtol=1e-3, atol=1e-4)
+    assert not any("forward" in vars(module) for module in model.modules())

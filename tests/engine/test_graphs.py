@@ -1,0 +1,92 @@
+"""The step as a CUDA graph. Without a GPU: which forms are captured, and what a replay is fed."""
+
+import pytest
+import torch
+
+from fastdhm.cli import main
+from fastdhm.engine.graphs import WARM_UP, GraphedStep
+from fastdhm.engine.optimizer import make_amsgrad, make_sgd, set_learning_rate
+from fastdhm.engine.record import read_log
+
+
+def test_each_form_is_captured_once_and_replayed_on_what_is_given():
+    """A captured function runs again on the very tensors that it was captured with, as a graph does."""
+    captured, form = [], ["eager"]
+
+    class Graphs:
+        def warm_up(self, function):
+            return function()
+
+        def capture(self, function):
+            captured.append(function)
+            return function
+
+    def step(image, target, weights, active):
+        return image.sum() + target.sum(), weights * 2, torch.tensor(len(active))
+
+    graphed = GraphedStep(step, lambda: form[0], Graphs())
+    number = 0
+    for _ in range(2 * WARM_UP):
+        for shape, active in [((2, 3), ("B1", "B2")), ((2, 3), ("B1",)), ((4, 3), ("B1",))]:
+            number += 1
+            image, target, weights = torch.full(shape, float(number)), torch.arange(2) * number, torch.ones(2) * number
+            results = graphed(image, target, weights, active)
+            for result, expected in zip(results, step(image, target, weights, active), strict=True):
+                assert torch.equal(result, expected)
+    assert len(captured) == 3
+    form[0] = "compiled"
+    for _ in range(WARM_UP + 1):
+        graphed(image, target, weights, active)
+    assert len(captured) == 4
+
+
+@pytest.mark.parametrize("kind", ["sgd", "amsgrad"])
+def test_a_learning_rate_in_a_tensor_steps_as_a_number_does(kind):
+    """The tensor stays the same one, which a captured graph reads."""
+    ends = []
+    for as_tensor in (False, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        make = (make_sgd, (0.9, True)) if kind == "sgd" else (make_amsgrad, ((0.9, 0.99),))
+        optimizer = make[0](layer, 0.1, *make[1], 1e-4, True)
+        if as_tensor:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(0.1)
+            place = optimizer.param_groups[0]["lr"].data_ptr()
+        for lr in (0.1, 0.05, 0.01):
+            set_learning_rate(optimizer, lr)
+            layer(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(layer.weight.detach())
+    assert optimizer.param_groups[0]["lr"].data_ptr() == place
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
+
+
+def test_graphs_need_a_gpu(tmp_path, capsys):
+    flags = ["--dataset", "synthetic:64", "--device", "cpu", "--run-dir", str(tmp_path / "run")]
+    assert main(["train", *flags, "--cuda-graphs", "true"]) == 2
+    assert "cuda_graphs is true: the device is cpu" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "--schedule cosine --mimic-warmup 1 --clip-grad 1 --accumulate 2 --progressive 0.5",
+        "--sampler structural",
+        "--sampler bernoulli --sample-every step --optimizer amsgrad --nesterov false",
+    ],
+    ids=["plain", "structural", "amsgrad"],
+)
+def test_a_captured_run_learns_what_an_uncaptured_one_does(tmp_path, recipe, precision):
+    losses = []
+    for graphs in ("false", "true"):
+        folders = ["--run-dir", str(tmp_path / graphs), "--data-dir", str(tmp_path / "data")]
+        flags = ["--dataset", "synthetic:640", "--arch", "resnet8", "--batch-size", "16", "--epochs", "2"]
+        options = ["--device", "cuda", "--compile", "off", "--log-every", "1", "--precision", precision]
+        assert main(["train", *folders, *flags, *options, "--cuda-graphs", graphs, *recipe.split()]) == 0
+        losses.append([row["loss"] for row in read_log(tmp_path / graphs) if row["kind"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
