@@ -265,6 +265,9 @@ class TrainConfig:
         self._check("nesterov", "false when momentum is 0", lambda value: not value or self.momentum > 0)
         self._check("nesterov", "false: only sgd has it", lambda value: not value or self.optimizer == "sgd")
         unused = self.optimizer != "amsgrad"
+        self._check(
+            "cuda_graphs", "false with ema: its decay changes from step to step", lambda on: not (on and self.ema)
+        )
         self._check("betas", "left out: only amsgrad uses it", lambda b: not unused or tuple(b) == (0.9, 0.999))
         self._check("freeze_epochs", f"below epochs ({self.epochs})", lambda n: n == 0 or n < self.epochs)
         self._check("freeze_epochs", "0 without weights: nothing is pre-trained", lambda n: n == 0 or not fresh)
