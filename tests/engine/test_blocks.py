@@ -32,9 +32,9 @@ def test_blocks_alike_share_their_code_and_compute_as_eager_does(monkeypatch):
     torch.manual_seed(0)
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
-    eager = models.build("resnet44", 10)
+    eager = models.build("resnet44", 10).double()
     model = copy.deepcopy(eager)
-    image_BCHW = torch.randn(2, 3, 8, 8)
+    image_BCHW = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with forwards(compile_blocks(model, variants=1)):
         logits_MBK = model(image_BCHW)
@@ -42,8 +42,8 @@ def test_blocks_alike_share_their_code_and_compute_as_eager_does(monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == len(kinds_of_blocks(model)) == 7
     expected_MBK = eager(image_BCHW)
     expected_MBK.square().mean().backward()
-    torch.testing.assert_close(logits_MBK, expected_MBK, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits_MBK, expected_MBK, rtol=1e-8, atol=1e-10)
     for mine, other in zip(model.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-2, atol=1e-4)
-    torch.testing.assert_close(dict(model.named_buffers()), dict(eager.named_buffers()), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(eager.named_buffers()), rtol=1e-8, atol=1e-10)
     assert not any("forward" in vars(module) for module in model.modules())
