@@ -102,8 +102,19 @@ def _differences(pairs: Iterable[tuple[Arm, Entry]]) -> list[str]:
             found.setdefault(difference, []).append(arm.name)
     if not found:
         return []
-    lines = [text if len(names) == len(pairs) else f"{text} ({', '.join(names)})" for text, names in found.items()]
+    arms = [arm for arm, _ in pairs]
+    lines = [text if len(names) == len(arms) else f"{text} ({_who(names, arms)})" for text, names in found.items()]
     return ["not the paper's setting, so its numbers are no target for these: " + "; ".join(lines)]
+
+
+def _who(names: list[str], arms: list[Arm]) -> str:
+    """Arms by name, a whole group by its own."""
+    members: dict[str, list[str]] = {}
+    for arm in arms:
+        members.setdefault(arm.group or arm.name, []).append(arm.name)
+    whole = [group for group, own in members.items() if set(own) <= set(names)]
+    rest = [name for name in names if not any(name in members[group] for group in whole)]
+    return ", ".join([*whole, *rest])
 
 
 def _warnings(arms: list[Arm]) -> list[str]:

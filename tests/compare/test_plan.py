@@ -88,6 +88,8 @@ def test_a_shrunk_table_says_so_in_title_and_words():
     said = " ".join(table.notes)
     for words in ("epochs: 164 -> 16", "subset: None -> 5000", "mimic_warmup: 0.0 -> 1.6", "the paper has 5"):
         assert words in said
+    two = " ".join(reproduce_table("1", {"epochs": 16}, rows=("resnet32", "wrn-16-8")).notes)
+    assert "epochs: 164 -> 16 (resnet32); " in two and "epochs: 200 -> 16 (wrn-16-8); " in two
     assert table.arms[0].paper, "the paper's number still stands beside, with the note"
 
 
