@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from fastdhm.benchmarks import report
-from fastdhm.benchmarks.contender import Engine
+from fastdhm.benchmarks.contender import Engine, schedule
 from fastdhm.benchmarks.harness import Comparison, Result
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
@@ -23,7 +23,6 @@ from fastdhm.data import LoadedData
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import build_model
 from fastdhm.engine.schedule import learning_rate, mimic_scale
-from fastdhm.engine.train import SCHEDULE
 
 WINDOWS = 20  # moving means are over so large a part of the steps
 SLACK = 3.0  # times what plain torch in that format is away from float32
@@ -80,7 +79,7 @@ def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console)
     losses: dict[str, list] = {name: [] for name in (*references, *engines)}
     for number, batch in zip(range(steps), _batches(data, steps), strict=False):
         now = number / len(data.train)
-        lr = learning_rate(now, **{name: getattr(config, name) for name in SCHEDULE})
+        lr = learning_rate(now, **schedule(config))
         scale = mimic_scale(now, config.mimic_warmup)
         run = engines["fastdhm"].run
         for engine in engines.values():

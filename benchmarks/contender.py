@@ -17,7 +17,7 @@ from fastdhm.data.loaders import Batch
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
 from fastdhm.engine.run import Run, make_step
-from fastdhm.engine.train import settle
+from fastdhm.engine.train import SCHEDULE, settle
 from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe
 
@@ -38,6 +38,11 @@ def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size:
     values = recipe("cifar100" if small else "imagenet", arch, given.get("method", "dhm"))
     batch_size = batch_size or (128 if small else 32)
     return settle(TrainConfig(**values | {"image_size": image_size, "batch_size": batch_size} | given))
+
+
+def schedule(config: TrainConfig) -> dict[str, object]:
+    """What the learning rate's schedule takes, of a run."""
+    return {name: getattr(config, name) for name in SCHEDULE} | {"lr": config.peak_lr}
 
 
 class Engine:

@@ -78,6 +78,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "--epochs": {"type": int | None, "default": None, "help": "of both schedules (default: the recipe's)"},
         "--eval_steps": {"type": int, "default": 50, "help": "steps between evaluations"},
         "--seeds": {"type": int, "default": 3, "help": "trainings of each"},
+        "--preset": {"type": bool, "default": True, "help": "whether the data set's fast preset takes part"},
         "--precision": NETWORK["--precision"],
         "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
     },

@@ -18,12 +18,12 @@ QUICK = ["bench", "accuracy", "--quick", "--device", "cpu", "--json"]
 def test_smoke_run(tmp_path, capsys):
     assert main([*QUICK, "--out", str(tmp_path)]) in (0, 1)  # so short a run may or may not get there
     record = json.loads(capsys.readouterr().out)
-    assert list(record["comparisons"][0]["peers"]) == ["fastdhm", "reference"]
+    assert list(record["comparisons"][0]["peers"]) == ["fastdhm", "preset fast", "reference"]
     for (way,) in record["runs"].values():
         assert way["steps"][0] == 4
         assert way["seconds"] == sorted(way["seconds"])
     with open(tmp_path / "accuracy_curves.csv", newline="") as file:
-        assert {row["run"] for row in csv.DictReader(file)} == {"fastdhm", "reference"}
+        assert {row["run"] for row in csv.DictReader(file)} == {"fastdhm", "preset fast", "reference"}
     assert {path.name for path in tmp_path.iterdir()} == {
         "accuracy.json", "accuracy.csv", "accuracy_curves.csv", "accuracy.png",
     }  # fmt: skip
@@ -32,7 +32,7 @@ def test_smoke_run(tmp_path, capsys):
 def test_a_run_that_does_not_get_there_has_no_time(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(accuracy.QUICK, "target", 0.01)
     monkeypatch.setitem(accuracy.QUICK, "epochs", 1)
-    assert main([*QUICK, "--out", str(tmp_path)]) == 1
+    assert main([*QUICK, "--preset", "false", "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "1 of 1 runs ended at" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]
     assert record["speedup"] is None
@@ -49,7 +49,7 @@ def test_a_wrong_engine_is_not_timed(tmp_path, capsys, monkeypatch):
     assert main([*QUICK, "--precision", "float32", "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "would be explained" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]
-    assert record["runs"] == {"fastdhm": [], "reference": []}
+    assert record["runs"] == {"fastdhm": [], "preset fast": [], "reference": []}
 
 
 def test_the_clock_stands_still_for_evaluation(monkeypatch):
