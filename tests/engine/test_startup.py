@@ -30,12 +30,19 @@ sys.exit(main(sys.argv[1:]))
     "flags", [[], ["--optimizer", "amsgrad", "--nesterov", "false", "--clip-grad", "1", "--accumulate", "2"]], ids=str
 )
 def test_the_first_step_waits_for_no_needless_import(tmp_path, flags):
-    base = "train --dataset synthetic:64 --arch resnet8 --batch-size 16 --image-size 32 --compile off --device cpu"
+    base = (
+        "train --dataset synthetic:64 --arch resnet8 --batch-size 16 --image-size 32 --compile off --device cpu "
+        "--log-every 1"
+    )
     folders = ["--run-dir", str(tmp_path / "run"), "--data-dir", str(tmp_path / "data")]
     command = [sys.executable, "-c", PROGRAM.format(slow=SLOW), *base.split(), "--max-steps", "2", *folders, *flags]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert [line for line in ended.stdout.splitlines() if line.startswith("loaded:")] == ["loaded:"]
-    row = read_log(tmp_path / "run")[0]
+    row, *steps = read_log(tmp_path / "run")
     assert (row["kind"], row["step"], row["epoch"]) == ("startup", 1, 0)
     assert 0 < row["startup_seconds"] < 300
+    steps = [step for step in steps if step["kind"] == "step"]
+    assert len(steps) == 2
+    assert all(0 <= step["data_wait"] <= 1 for step in steps)
+    assert row["startup_seconds"] < steps[0]["process_seconds"] < steps[1]["process_seconds"]
