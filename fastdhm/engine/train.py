@@ -219,10 +219,12 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
+    grown = {"branches": str(run.model.summary)} if isinstance(run.model, models.AttachedModel) else {}
     return {
         "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
         + corrupt * (config.corrupt_labels > 0),
         "network": f"{config.arch}, parameters: {sizes}{begun}",
+        **grown,
         "method": f"{method_name(config)}, {steps}{rate}{start}",
         "machine": ", ".join(machine),
         "run": str(run.dir),

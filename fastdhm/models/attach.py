@@ -56,6 +56,8 @@ class Summary:
     """What :func:`attach` found and built; ``str`` of it is a page for people."""
 
     network: str
+    image_size: tuple[int, int]
+    """Height and width, in pixels, at which the stages were looked for."""
     params: int
     num_classes: int
     classifier: str | None
@@ -64,7 +66,8 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.network}: {self.params:,} parameters, {self.num_classes} classes (classifier {self.classifier})"
+            f"{self.network}: {self.params:,} parameters, {self.num_classes} classes (classifier {self.classifier}), "
+            "seen at {}x{} pixels".format(*self.image_size)
         ]
         for number, stage in enumerate(self.stages, 1):
             size = "{}x{}".format(*stage.resolution) if stage.resolution else "tokens"
@@ -153,7 +156,7 @@ def attach(
     for side in sides.values():
         side.to(like.device, like.dtype)
     stages = tuple(_stage(layout, model, stage) for stage in layout.stages)
-    summary = Summary(type(model).__name__, _count(trunk), classes, layout.classifier, stages, told)
+    summary = Summary(type(model).__name__, size_CHW[1:], _count(trunk), classes, layout.classifier, stages, told)
     attached = AttachedModel(trunk, sides, {name: branch.fork for name, branch in told.items()}, summary)
     _check(attached, size_CHW)
     if verbose:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastdhm.models.family import init_convolutions
-from fastdhm.models.trace import on_meta
+from fastdhm.models.trace import Call, on_meta
 
 
 class CannotFitError(Exception):
@@ -19,24 +20,37 @@ class CannotFitError(Exception):
 
 
 class Replay(nn.Module):
-    """A function that a network calls between its modules, with the arguments that it gave it."""
+    """A function that a network calls between its modules, with the arguments that it gave it.
 
-    def __init__(self, function: Callable, args: tuple, kwargs: dict):
+    Args:
+        call: the function's run, on one value that comes from the images.
+        value: the tensor that held it.
+        own: the network's parameters and buffers that are among the arguments, by identity; the branch gets copies.
+    """
+
+    def __init__(self, call: Call, value: int, own: dict[int, Tensor]):
         super().__init__()
-        self.function = function
-        self.name = getattr(function, "__name__", str(function))
-        # the one tensor is the input's place
-        self.args = tuple(None if isinstance(arg, Tensor) else arg for arg in args)
-        self.kwargs = {key: None if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
-        self.place = next((i for i, arg in enumerate(args) if isinstance(arg, Tensor)), None)
-        self.key = next((key for key, arg in kwargs.items() if isinstance(arg, Tensor)), None)
+        self.function = call.function
+        self.name = getattr(call.function, "__name__", str(call.function))
+        leaves, self.spec = tree_flatten((call.args, call.kwargs))
+        self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.inputs = [place for place, leaf in enumerate(leaves) if id(leaf) == value]
+        self.given: dict[int, str] = {}
+        for place, leaf in enumerate(leaves):
+            if id(leaf) in own:
+                self.given[place], tensor = f"given_{place}", own[id(leaf)].detach().clone()
+                if isinstance(own[id(leaf)], nn.Parameter):
+                    self.register_parameter(self.given[place], nn.Parameter(tensor))
+                else:
+                    self.register_buffer(self.given[place], tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        args, kwargs = list(self.args), dict(self.kwargs)
-        if self.place is None:
-            kwargs[self.key] = x
-        else:
-            args[self.place] = x
+        leaves = list(self.leaves)
+        for place in self.inputs:
+            leaves[place] = x
+        for place, name in self.given.items():
+            leaves[place] = getattr(self, name)
+        args, kwargs = tree_unflatten(leaves, self.spec)
         if "training" in kwargs:  # dropout's flag, seen in evaluation
             kwargs["training"] = self.training
         if "inplace" in kwargs:  # what it is given may be the trunk's feature map
@@ -110,9 +124,11 @@ def _fit(layer: nn.Module, shape: tuple[int, ...], factor: int) -> None:
                 _resize(layer, name, shape[1])
     elif isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
         # the LayerNorm2d of torchvision and timm norm the channels of [B, C, H, W]
-        layer.normalized_shape = (shape[1] if type(layer).__name__.endswith("2d") else shape[-1],)
+        layer.normalized_shape = (shape[1] if "2d" in type(layer).__name__ else shape[-1],)
         _resize(layer, "weight", *layer.normalized_shape)
         _resize(layer, "bias", *layer.normalized_shape)
+    elif isinstance(layer, Replay) and all(p.numel() in (shape[1], shape[-1]) for p in layer.parameters()):
+        pass  # its input is as wide as it was
     else:
         _fit_scales(layer, factor)
 

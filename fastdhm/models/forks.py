@@ -22,7 +22,7 @@ def _tap(trace: Trace, value: int) -> tuple[str, int] | None:
     ]
     if not taps:
         return None
-    return taps[0], max(cut for cut in trace.cuts if trace.objects[cut] == trace.objects[value])
+    return taps[0], max(value, trace.at_last(value))
 
 
 def find_forks(
@@ -46,16 +46,18 @@ def _fork_before_stage(layout: Layout, model: nn.Module, name: str) -> tuple[str
     number = int(name[1:])
     starts = [stage[0].start for stage in layout.stages[1:]]
     if number > len(starts):
-        found = "no stage was found: nowhere between its first and last block does the resolution of a feature map drop"
+        found = "no stage was found: of the feature maps that all its data passes through, none has a lower resolution"
         if starts:
             found = (
                 f"only {len(starts) + 1} stages were found (the resolution drops {len(starts)} times between blocks)"
             )
         blocks = layout.repeated()
-        last = f" from 0 to {len(blocks) - 1} ({blocks[0].kind.__name__})" if blocks else ""
+        numbers = ""
+        if len(blocks) > 1:
+            numbers = f" or the number of a block from 0 to {len(blocks) - 1} ({blocks[0].kind.__name__})"
         raise UserError(
-            f"{type(model).__name__} has no place for {name}: {found}. Give forks= with a module's name or the number "
-            f"of a block{last} for each branch, or fewer branches"
+            f"{type(model).__name__} has no place for {name}: {found}. Give forks= with a module's name{numbers} for "
+            "each branch, fewer branches, or branches of your own (branches=)"
         )
     cuts = [cut for cut in layout.trace.cuts if 0 < cut <= starts[-number]]
     for value in reversed(cuts):
@@ -85,7 +87,7 @@ def _fork_at(layout: Layout, model: nn.Module, fork: str | int) -> tuple[str, in
         )
     if value >= layout.end:
         raise UserError(f"fork {fork!r} is the last feature map or beyond: nothing but pooling would be in the branch")
-    return fork, max(cut for cut in trace.cuts if trace.objects[cut] == trace.objects[value])
+    return fork, max(value, trace.at_last(value))
 
 
 def tapped_call(trace: Trace, model: nn.Module, fork: str) -> Call:

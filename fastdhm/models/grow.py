@@ -51,7 +51,7 @@ def grow(
     Raises:
         ValueError: the forward joins several paths outside of any module, or bakes in what was given to it.
     """
-    path = _path(layout, start)
+    path = _path(layout, model, start)
     wide, reason = name == "B1", ""
     attempts = [(WIDER, False), (1, False)] if wide else [(1, True), (1, False)]
     for factor, short in attempts:
@@ -72,7 +72,7 @@ def grow(
     return Grown(branch, blocks, trunk_blocks, width, initialise(branch, init))
 
 
-def _path(layout: Layout, start: int) -> list[list[Block]]:
+def _path(layout: Layout, model: nn.Module, start: int) -> list[list[Block]]:
     """The blocks of each stage from a value on. Where it lies within a block, the later steps of that block."""
     path = []
     for stage in layout.stages:
@@ -83,7 +83,13 @@ def _path(layout: Layout, start: int) -> list[list[Block]]:
                 later.append(Block(steps, block.kind if steps == block.steps else None))
         if later:
             path.append(later)
+    if len(path) > 1 and not any(step.module and _has_weights(model, step.module) for b in path[0] for step in b.steps):
+        path[:2] = [path[0] + path[1]]  # what is left of the fork's own stage is an activation or a pooling
     return path
+
+
+def _has_weights(model: nn.Module, name: str) -> bool:
+    return next(model.get_submodule(name).parameters(), None) is not None
 
 
 def _shorter(trace: Trace, stage: list[Block]) -> list[Block]:
@@ -121,12 +127,18 @@ def _copy(layout: Layout, model: nn.Module, name: str, step: Step) -> nn.Module:
     if step.module is not None:
         return own_copy(model.get_submodule(step.module))
     if step.function is not None:
-        return Replay(step.function.function, step.function.args, step.function.kwargs)
+        own = {seen: _tensor(model, name) for seen, name in layout.trace.named.items()}
+        return Replay(step.function, layout.trace.objects[step.start], own)
     before, after = (layout.trace.shapes[value][1:] for value in (step.start, step.end))
     raise UserError(
         f"branch {name} cannot be built from {type(model).__name__}: between {before} and {after} its forward joins "
         "several paths outside of any module. Wrap them in a module, fork later (forks=), or bring branches of your own"
     )
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    return getattr(model.get_submodule(owner), last)
 
 
 def _keep_input(stage: nn.Module) -> None:

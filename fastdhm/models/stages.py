@@ -103,7 +103,8 @@ def _chain(trace: Trace, start: int, end: int, within: Call | None) -> list[Step
             after = cuts[cuts.index(value) + 1]
             function = trace.functions[trace.created[after]]
             tensors = [leaf for leaf in tree_leaves((function.args, function.kwargs)) if isinstance(leaf, Tensor)]
-            lone = function.inputs == (value,) and len(tensors) == 1
+            ours = {trace.objects[value], *trace.named}  # that value and the network's own parameters
+            lone = function.inputs == (value,) and tensors and all(id(tensor) in ours for tensor in tensors)
             steps.append(Step(value, after, function=function if lone else None))
         value = steps[-1].end
     return steps
@@ -158,6 +159,14 @@ def _opens(model: nn.Module, trace: Trace, step: Step, steps: list[Step]) -> boo
     return any(len({type(block) for block in row}) == 1 and next(row[0].children(), None) for row in rows)
 
 
+def _reshapes(trace: Trace, step: Step, steps: list[Step]) -> bool:
+    """Whether functions inside a module are given the sizes of a feature map, the batch's too: it is run as a whole."""
+    names = {getattr(inner.function.function, "__name__", "") for inner in steps if inner.function}
+    maps = all(resolution(trace.shapes[value], trace.shapes[0]) for value in (step.start, step.end))
+    small = _shrinks(trace, step.start, step.end) < SEVERAL
+    return maps and small and bool(names & {"reshape", "view", "expand"})
+
+
 def _holds(model: nn.Module, trace: Trace, step: Step, steps: list[Step], blocks: set[type[nn.Module]]) -> bool:
     """Whether a module spans several stages, or holds a row of blocks beside what else it joins (a ViT's encoder)."""
     inner = [model.get_submodule(step.module) for step in steps if step.module]
@@ -174,6 +183,7 @@ def _unfold(model: nn.Module, trace: Trace, steps: list[Step], blocks: set[type[
         if _composed(model, step):
             inner = _chain(trace, step.start, step.end, _call(trace, step))
             whole = type(model.get_submodule(step.module)) in blocks and not _holds(model, trace, step, inner, blocks)
+            whole = whole or _reshapes(trace, step, inner)
             if not whole and _opens(model, trace, step, inner):
                 unfolded += _unfold(model, trace, inner, blocks)
                 continue

@@ -42,14 +42,23 @@ class Trace:
     objects: list[int]
     """Identity of the tensor that holds a value: a function that works in place makes a new value in the old tensor."""
     created: list[int]
+    changed: list[bool]
+    """Whether a value was made in place, in a tensor that held another: dropout in evaluation gives back the same."""
     functions: list[Call]
     modules: list[Call]
     cuts: list[int]
     output: int
+    named: dict[int, str]
+    """Names of the parameters and buffers of the network that ran, by identity; all are alive as long as the calls."""
 
     def runs(self, module: str) -> int:
         """How often the module ran."""
         return sum(call.module == module for call in self.modules)
+
+    def at_last(self, value: int) -> int:
+        """The value that its tensor holds once the network has run: what works in place on it has changed it."""
+        same = self.objects[value]
+        return max((cut for cut in self.cuts if self.objects[cut] == same and self.changed[cut]), default=value)
 
     def inside(self, call: Call | None) -> list[Call]:
         """The modules that ran in a module, or all."""
@@ -66,7 +75,8 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.values: dict[int, int] = {}
         self.alive: list[Tensor] = []  # so that no identity is given twice
-        self.shapes, self.objects, self.created = [], [], []
+        self.shapes, self.objects, self.created, self.changed = [], [], [], []
+        self.versions: dict[int, int] = {}
         self.functions: list[Call] = []
         self.modules: list[Call] = []
         self.open: list[Call] = []
@@ -78,6 +88,8 @@ class _Recorder(TorchFunctionMode):
         self.alive.append(tensor)
         self.objects.append(id(tensor))
         self.created.append(function)
+        self.changed.append(self.versions.get(id(tensor), tensor._version) != tensor._version)
+        self.versions[id(tensor)] = tensor._version
         return value
 
     def known(self, tree: object) -> tuple[int, ...]:
@@ -193,8 +205,10 @@ def trace(model: nn.Module, size_CHW: tuple[int, int, int]) -> Trace:
         output = recorder.values[id(logits_BK)]
         cuts = [value for value in _cuts(recorder) if recorder.created[value] <= recorder.created[output]]
         return Trace(
-            recorder.shapes, recorder.objects, recorder.created, recorder.functions, recorder.modules, cuts, output
-        )
+            recorder.shapes, recorder.objects, recorder.created, recorder.changed, recorder.functions,
+            recorder.modules, cuts, output,
+            {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())},
+        )  # fmt: skip
 
     return probe(model, size_CHW, run)
 
