@@ -40,6 +40,10 @@ class Agreement:
         ours, theirs = (moving_mean(self.losses[which]) for which in (name, "reference"))
         return ((ours - theirs).abs().mean() / theirs.mean()).item()
 
+    def last(self, name: str) -> float:
+        """The mean loss of a curve's last part."""
+        return moving_mean(self.losses[name])[-1].item()
+
     def failure(self, name: str) -> str | None:
         """What is wrong with a curve, or None."""
         limit = max(SLACK * self.gap("plain"), FLOOR)
@@ -56,7 +60,7 @@ class Agreement:
 
     def summary(self) -> dict[str, object]:
         """For the record: the gaps, and the mean losses of the last part."""
-        last = {name: moving_mean(losses)[-1].item() for name, losses in self.losses.items()}
+        last = {name: self.last(name) for name in self.losses}
         gaps = {name: self.gap(name) for name in self.losses if name != "reference"}
         return {"steps": len(self.losses["reference"]), "gap": gaps, "last_loss": last}
 

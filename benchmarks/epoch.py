@@ -103,6 +103,9 @@ def bench(
                 agreement.write(found, out, f"{config.arch} {config.method}, {config.dataset}, {about['cpu']}")
                 comparisons.append(found.comparison())
                 answer["agreement"] = found.summary()
+                rows = [[name, f"{found.gap(name):.3%}", f"{found.last(name):.4g}"] for name in found.losses]
+                title = f"losses over {agree} steps on the same batches: moving mean's distance from the reference's"
+                report.print_rows(console, title, ["run", "distance", "last loss"], rows)
         finally:
             data.close()
     report.plot_bars(out / "epoch.png", [comparison], f"An epoch, {about['gpu'] or about['cpu']}")
