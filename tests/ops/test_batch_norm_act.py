@@ -14,20 +14,10 @@ from fastdhm.ops import _extension
 from fastdhm.ops.batch_norm_act import batch_norm_act
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
-SIMDS = ["none", *_extension.require("tests").simds()] if _extension.available() else []
 # channels below, at and between the widths of vectors and the runs of one, two and four of them; one row, many groups
 SHAPES = [(2, 1, 1, 1), (3, 7, 5, 3), (2, 16, 9, 9), (2, 33, 4, 7), (5, 64, 3, 3), (1, 100, 2, 2), (2, 1031, 3, 1)]
 SUMS = 2e-6  # relative; up to 128 numbers are added in float32 before double takes over
 LARGE = (16, 24, 40, 31)  # rows enough for several groups of sums
-
-
-@pytest.fixture(params=SIMDS)
-def simd(request):
-    module = _extension.require("tests")
-    best = module.simd()
-    module.set_simd(request.param)
-    yield request.param
-    module.set_simd(best)
 
 
 def case(shape, dtype, *, residual=True, seed=0, mean=0.5):

@@ -16,16 +16,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 OP = torch.ops.fastdhm.mimic_loss
 
 
-@pytest.fixture(params=["none", *(_extension.require("tests").simds() if _extension.available() else ())])
-def simd(request):
-    """One instruction set after the other."""
-    module = _extension.require("tests")
-    best = module.simd()
-    module.set_simd(request.param)
-    yield request.param
-    module.set_simd(best)
-
-
 def case(M: int, B: int, K: int, dtype: torch.dtype = torch.float32, size: float = 3.0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(M * 10_000 + B * 100 + K)
     logits_MBK = size * torch.randn(M, B, K, generator=generator, dtype=torch.float64)
