@@ -119,11 +119,8 @@ class _MimicLoss(torch.autograd.Function):
     backward = staticmethod(_backward)
 
     @staticmethod
-    def forward(logits, target, weights, temperature, label_smoothing, ignore_index, need_grad):
-        # named one by one: torch.compile puts a context before them, and *args would hand that on to the op
-        return torch.ops.fastdhm.mimic_loss(
-            logits, target, weights, temperature, label_smoothing, ignore_index, need_grad
-        )
+    def forward(*args):
+        return torch.ops.fastdhm.mimic_loss(*args)
 
     @staticmethod
     def vmap(info, in_dims, *args):
