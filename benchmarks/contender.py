@@ -16,7 +16,8 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.loaders import Batch
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
-from fastdhm.engine.run import Run, make_step
+from fastdhm.engine.run import Run
+from fastdhm.engine.step import make_step
 from fastdhm.engine.train import SCHEDULE, settle
 from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe

@@ -32,8 +32,9 @@ from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block
 from fastdhm.engine.device import autocast
 from fastdhm.engine.record import Log
-from fastdhm.engine.run import NUM_SIDES, Run, make_compute
+from fastdhm.engine.run import Run
 from fastdhm.engine.schedule import image_sides
+from fastdhm.engine.step import NUM_SIDES, make_compute
 
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
 STEPS_ALONE = 2

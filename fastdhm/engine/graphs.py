@@ -14,7 +14,7 @@ WARM_UP = 3
 
 
 class GraphedStep:
-    """A step as :func:`fastdhm.engine.run.make_step` gives it, captured once for each of its forms and then replayed.
+    """A step as :func:`fastdhm.engine.step.make_step` gives it, captured once for each of its forms and then replayed.
 
     A form is what the host decides: the shape of the images, the branches that are computed, and what ``form()`` tells.
     What else changes from step to step lies on the device, where a replay reads it anew: images, targets and weights of

@@ -1,11 +1,10 @@
-"""What a training run is made of: model, optimizer, sums, position; and one step of it.
+"""What a training run is made of: model, optimizer, sums, position.
 
 Legend: M branches, A those that a step computes, S = M - 1 side branches, B batch, K classes.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,7 @@ from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine import checkpoint
 from fastdhm.engine.average import WeightAverage
 from fastdhm.engine.checkpoint import Position
-from fastdhm.engine.device import (
-    autocast,
-    keep_freed_memory,
-    pick_device,
-    pick_precision,
-    pick_workers,
-    restart_peak,
-)  # fmt: skip
-from fastdhm.engine.evaluate import count_correct
+from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, pick_workers, restart_peak
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
@@ -42,9 +33,7 @@ from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
-from fastdhm.ops.mimic_loss import mimic_loss
 
-NUM_SIDES = 3  # how many sizes of images a progressive run has
 IMAGENET = "imagenet"  # the weights that torchvision has
 
 
@@ -273,62 +262,3 @@ class Run:
         if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):
             raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}, before the loss itself broke")
         checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, self.state())
-
-
-def make_compute(
-    forward: Callable[[Tensor, tuple[str, ...] | None], Tensor],
-    temperature: float,
-    label_smoothing: float,
-    compiled: bool,
-    impl: str = "auto",
-    variants: int = 1,
-) -> Callable:
-    """The differentiable part of a step.
-
-    ``(image_BCHW, target_B, weights_AA, active) -> loss, terms_AA, correct_A`` of B0 and the ``active`` side branches
-    (``None``: all), whose logits ``forward`` gives: a model, or what stands for it. ``variants`` is how many networks
-    this comes to in a run: sets of branches, times two where a part is frozen for a time.
-    """
-
-    def compute(
-        image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        logits_ABK = forward(image_BCHW, active)
-        loss, terms_AA = mimic_loss(
-            logits_ABK, target_B, weights_AA, temperature=temperature, label_smoothing=label_smoothing, impl=impl
-        )
-        return loss, terms_AA, count_correct(logits_ABK.detach(), target_B, 1)
-
-    if not compiled:
-        return compute
-    # A progressive run has three shapes, each worth its own kernels (dynamic=False); so has each variant.
-    # torch counts them for all runs of a process together, so the limit rises with each run.
-    torch._dynamo.config.recompile_limit += NUM_SIDES * variants
-    return torch.compile(compute, fullgraph=True, dynamic=False)
-
-
-def make_step(run: Run, compute: Callable) -> Callable:
-    """One optimizer step on a batch, ``accumulate`` parts one after the other; waits for the device nowhere."""
-    config, parts = run.config, run.config.accumulate
-
-    def step(
-        image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        totals = None
-        for image, target in zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True):
-            with autocast(run.device, run.precision):
-                loss, terms_AA, correct_A = compute(image, target, weights_AA, active)
-            run.scaler.scale(loss / parts).backward()
-            values = (loss.detach() / parts, terms_AA / parts, correct_A)
-            totals = values if totals is None else tuple(a + b for a, b in zip(totals, values, strict=True))
-        if config.clip_grad is not None:
-            run.scaler.unscale_(run.optimizer)
-            nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        if run.average is not None:
-            run.average.update(run.at.step)
-        run.optimizer.zero_grad()
-        return totals
-
-    return step

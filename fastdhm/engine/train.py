@@ -27,9 +27,10 @@ from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.graphs import GraphedStep
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
-from fastdhm.engine.run import IMAGENET, Run, make_step, open_data, open_to_judge
+from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
+from fastdhm.engine.step import make_step
 from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking

@@ -10,7 +10,7 @@ from fastdhm.benchmarks import accuracy
 from fastdhm.benchmarks.contender import Engine
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
-from fastdhm.engine import run
+from fastdhm.engine import step
 
 QUICK = ["bench", "accuracy", "--quick", "--device", "cpu", "--json"]
 
@@ -39,13 +39,13 @@ def test_a_run_that_does_not_get_there_has_no_time(tmp_path, capsys, monkeypatch
 
 
 def test_a_wrong_engine_is_not_timed(tmp_path, capsys, monkeypatch):
-    mimic_loss = run.mimic_loss
+    mimic_loss = step.mimic_loss
 
     def scaled(*args, **settings):
         loss, terms_AA = mimic_loss(*args, **settings)
         return 3 * loss, terms_AA
 
-    monkeypatch.setattr(run, "mimic_loss", scaled)
+    monkeypatch.setattr(step, "mimic_loss", scaled)
     assert main([*QUICK, "--precision", "float32", "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "would be explained" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]

@@ -9,7 +9,7 @@ import torch
 from fastdhm.benchmarks.agreement import Agreement, moving_mean
 from fastdhm.benchmarks.contender import Waited
 from fastdhm.cli import main
-from fastdhm.engine import run
+from fastdhm.engine import step
 
 QUICK = ["bench", "epoch", "--quick", "--device", "cpu", "--json"]
 
@@ -34,13 +34,13 @@ def test_smoke_run(tmp_path, capsys):
 
 
 def test_a_wrong_engine_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
-    mimic_loss = run.mimic_loss
+    mimic_loss = step.mimic_loss
 
     def scaled(*args, **settings):
         loss, terms_AA = mimic_loss(*args, **settings)
         return 2 * loss, terms_AA
 
-    monkeypatch.setattr(run, "mimic_loss", scaled)
+    monkeypatch.setattr(step, "mimic_loss", scaled)
     assert main([*QUICK, "--precision", "float32", "--max-steps", "2", "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "would be explained" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]

@@ -66,10 +66,10 @@ def test_a_wrong_gradient_is_found(monkeypatch):
         loss, terms_AA = mimic_loss(*args, **settings)
         return 1.02 * loss, terms_AA
 
-    from fastdhm.engine import run
+    from fastdhm.engine import step
 
-    mimic_loss = run.mimic_loss
-    monkeypatch.setattr(run, "mimic_loss", scaled)
+    mimic_loss = step.mimic_loss
+    monkeypatch.setattr(step, "mimic_loss", scaled)
     judge = yard()
     assert "is off by 0.02" in judge.judge_engine(judge.engine(judge.config))
 

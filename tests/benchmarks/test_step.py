@@ -8,7 +8,7 @@ import torch
 
 from fastdhm import models
 from fastdhm.cli import main
-from fastdhm.engine import run
+from fastdhm.engine import step
 
 QUICK = ["bench", "step", "--quick", "--rounds", "1", "--device", "cpu", "--json"]
 
@@ -36,13 +36,13 @@ def test_smoke_run(tmp_path, capsys):
 
 
 def test_a_wrong_step_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
-    mimic_loss = run.mimic_loss
+    mimic_loss = step.mimic_loss
 
     def scaled(*args, **settings):
         loss, terms_AA = mimic_loss(*args, **settings)
         return 1.05 * loss, terms_AA
 
-    monkeypatch.setattr(run, "mimic_loss", scaled)
+    monkeypatch.setattr(step, "mimic_loss", scaled)
     assert main([*QUICK, "--precision", "float32", "--out", str(tmp_path)]) == 1
     output = capsys.readouterr()
     record = json.loads(output.out)

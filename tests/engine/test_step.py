@@ -11,7 +11,8 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine.optimizer import make_amsgrad, make_sgd
 from fastdhm.engine.record import TrainingSums
-from fastdhm.engine.run import Run, make_compute, make_step
+from fastdhm.engine.run import Run
+from fastdhm.engine.step import make_compute, make_step
 from fastdhm.methods import drop_mimicking
 from fastdhm.ops.branch_mask import branch_mask
 
@@ -26,6 +27,7 @@ def step_on(device, config, optimizer=None):
         device=device,
         precision=torch.float32,
         model=model,
+        average=None,
         scaler=torch.amp.GradScaler(device.type, enabled=False),
         optimizer=optimizer or torch.optim.SGD(model.parameters(), 0.1),
     )
