@@ -41,6 +41,7 @@ clean: ## remove the set-up and what was built; runs/ and data stay
 bench: setup ## what is fast here against its peers, and training against the eager reference; results in bench/
 	$(BIN)/fastdhm bench loss --sweep
 	$(BIN)/fastdhm bench mask
+	$(BIN)/fastdhm bench norm
 	$(BIN)/fastdhm bench step --arch resnet32 --arch resnet50
 	$(BIN)/fastdhm bench epoch --max-steps 200 --agreement 900
 	$(BIN)/fastdhm bench loader

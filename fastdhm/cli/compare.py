@@ -66,7 +66,7 @@ def _parser() -> Parser:
 def run(argv: list[str]) -> int:
     """``fastdhm compare``; returns the exit status."""
     parser = _parser()
-    if any(word.partition("=")[0] == "--seed" for word in argv):  # it would pass as an abbreviation
+    if any(word.partition("=")[0] == "--seed" for word in argv):
         raise UserError("seed is given: a comparison has several, as in --seeds 3 (seeds 0, 1, 2) or --seeds [3]")
     given = parser.parse(argv, defaults=False)
     own = {name: given.pop(name) for name in OWN if given.get(name) is not None}
@@ -75,6 +75,8 @@ def run(argv: list[str]) -> int:
     from fastdhm.compare.runner import HowToReport, compare, dry_run, report
 
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
+    if "resume" in own and "out" in own:
+        raise UserError(f"resume and out are given: --resume goes on in {own['resume']}, leave --out out")
     there = own.get("resume") or (own.get("out") if own.get("report_only") else None)
     comparison = _there(Path(there), own, given) if there else _asked_for(parser, own, given)
     if not there:

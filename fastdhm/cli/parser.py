@@ -30,7 +30,12 @@ class Parser(jsonargparse.ArgumentParser):
     """Flags spelt with dashes (``--batch-size``), underscores accepted; a mistake is one clear line."""
 
     def __init__(self, command: str, description: str):
-        super().__init__(prog=f"fastdhm {command}", description=description, formatter_class=argparse.HelpFormatter)
+        super().__init__(
+            prog=f"fastdhm {command}",
+            description=description,
+            formatter_class=argparse.HelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise UserError(f"{self._plain(' '.join(str(message).split()))}; `{self.prog} --help` lists the flags")

@@ -147,8 +147,14 @@ def reproduce_table(
         arm = _arm(table, entry, given)
         if arm.name not in {other.name for other in arms}:  # as with --arch, which makes several rows one
             arms, origins = [*arms, arm], [*origins, entry]
+    people = PEOPLE[0] in table.metrics
+    for arm in arms:
+        if is_reid(arm.config.dataset) != people:
+            wanted = "a re-identification set" if people else "a set of classes"
+            raise UserError(f"dataset is {arm.config.dataset}: table {name} is scored on {wanted}, choose one of those")
     arms, notes = _table_notes(arms, origins)
-    title = table.title + (" (shrunk or changed: see notes)" if notes else "")
+    what = " and ".join(dict.fromkeys(f"{arm.config.arch} on {dataset_name(arm.config.dataset)}" for arm in arms))
+    title = table.title + (f"; here {what}, shrunk or changed, see notes" if notes else "")
     seeds = seeds or tuple(range(table.seeds))
     if len(seeds) != table.seeds:
         paper = f"the paper has {table.seeds}" if table.seeds > 1 else "the paper does not say how many it has"

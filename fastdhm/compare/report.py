@@ -210,7 +210,8 @@ def published(number: Published | None) -> str:
 
 def _interval(difference: Difference) -> list[str]:
     if difference.low is None:
-        return [f"{difference.mean:+.2f}", "none of one pair", NOTHING]
+        why = "none of one pair" if difference.n == 1 else "none, all are equal"
+        return [f"{difference.mean:+.2f}", why, NOTHING]
     p_value = f"{difference.p_value:.3f}" if difference.p_value >= 0.001 else "< 0.001"
     return [f"{difference.mean:+.2f}", f"{difference.low:+.2f} to {difference.high:+.2f}", p_value]
 

@@ -17,7 +17,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of ``n`` paired differences with its confidence interval and two-sided p-value, ``None`` for one pair.
+    """The mean of ``n`` paired differences with its confidence interval and two-sided p-value; these are ``None`` for
+    one pair, and where all differences are equal.
 
     Student's t with n - 1 degrees of freedom: ``mean -+ t * std / sqrt(n)``. It takes the differences to be independent
     and about normal; with few pairs the interval is wide, as it should be.
@@ -49,6 +50,6 @@ def paired_difference(
         return summary and Difference(1, summary.mean, None, None, None)
     n, mean, error = summary.n, summary.mean, summary.std / math.sqrt(summary.n)
     half = float(t.ppf((1 + confidence) / 2, n - 1)) * error
-    if error == 0:  # the same difference for every seed
-        return Difference(n, mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    if error == 0:  # the same difference for every seed, by luck or by construction: nothing to infer from
+        return Difference(n, mean, None, None, None)
     return Difference(n, mean, mean - half, mean + half, 2 * float(t.sf(abs(mean) / error, n - 1)))

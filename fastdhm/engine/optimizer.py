@@ -36,9 +36,10 @@ def make_amsgrad(
     return _without_compiler(torch.optim.Adam)(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
 
 
-def place_learning_rate(optimizer: torch.optim.Optimizer, lr: float, device: torch.device, captured: bool) -> None:
+def place_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device, captured: bool) -> None:
     """Have the learning rate where a step reads it: a number, or a tensor on the device where a CUDA graph does."""
     for group in optimizer.param_groups:
+        lr = float(group["lr"])  # a checkpoint may be of a run that had it elsewhere
         group["lr"] = torch.tensor(lr, device=device) if captured else lr
         if "capturable" in group:  # Adam's count of steps
             group["capturable"] = captured

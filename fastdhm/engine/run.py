@@ -119,7 +119,7 @@ class Run:
             if config.optimizer == "amsgrad"
             else make_sgd(model, config.lr, config.momentum, config.nesterov, *decay)
         )
-        place_learning_rate(self.optimizer, config.lr, self.device, config.cuda_graphs)
+        place_learning_rate(self.optimizer, self.device, config.cuda_graphs)
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
@@ -247,7 +247,7 @@ class Run:
                 f"{path} was written by another version of fastdhm: go on with that one, or start a new run"
             ) from error
         self.optimizer.load_state_dict(saved["optimizer"])
-        place_learning_rate(self.optimizer, self.config.lr, self.device, self.config.cuda_graphs)
+        place_learning_rate(self.optimizer, self.device, self.config.cuda_graphs)
         self.scaler.load_state_dict(saved["scaler"])
         self.at = Position(**saved["position"])
         self.trained.before = saved.get("train_seconds", 0.0)

@@ -263,10 +263,10 @@ def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
     averaged = run.average is not None
     print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config), measured, averaged)
     main = run.model.main
-    what = "B0" if main == "B0" else f"{main} with the trunk up to its fork"
-    what += ", average of the weights" * averaged
+    parts = "without the branches" if main == "B0" else "with the trunk up to its fork"
+    parts += ", average of the weights" * averaged
     print_plan(console, {
-        "network": f"{run.dir / 'network.safetensors'} ({what} of the {run.config.keep} epoch, without other branches)",
+        "network": f"{run.dir / 'network.safetensors'} ({main} of the {run.config.keep} epoch, {parts})",
         "curves": str(run.dir / "curves.png"),
         "check": f"fastdhm eval {run.dir}",
     })  # fmt: skip

@@ -179,3 +179,14 @@ def test_every_row_of_the_tables_has_a_number_of_the_paper():
 )
 def test_a_data_set_in_short(dataset, name):
     assert dataset_name(dataset) == name
+
+
+@pytest.mark.parametrize(("table", "dataset"), [("3", "synthetic"), ("1", "reid-synthetic")])
+def test_a_table_is_scored_on_a_set_of_its_kind(table, dataset):
+    with pytest.raises(ValueError, match=f"dataset is {dataset}: table {table} is scored on"):
+        reproduce_table(table, {"dataset": dataset, "arch": "resnet8", "epochs": 1})
+
+
+def test_a_changed_table_says_in_its_title_what_was_run():
+    title = reproduce_table("corrupt", {"dataset": "synthetic", "arch": "resnet8", "epochs": 1}).title
+    assert "here resnet8 on synthetic" in title

@@ -338,4 +338,4 @@ def test_the_fused_ops_train_as_the_eager_ones(tmp_path):
     assert len(eager) == 10 and "mimic/B1->B2" in eager[0] and "ce/B0" in eager[0]
     for one, other in zip(eager, fused, strict=True):
         terms = [name for name in one if name.startswith(("loss", "ce/", "mimic/"))]
-        assert [one[name] for name in terms] == pytest.approx([other[name] for name in terms], rel=1e-2, abs=1e-4)
+        assert [one[name] for name in terms] == pytest.approx([other[name] for name in terms], rel=1e-2, abs=1e-3)
