@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastdhm.benchmarks import harness, machine, report
 from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.engine.device import keep_freed_memory
 from fastdhm.errors import unknown
 from fastdhm.ops import _extension
 from fastdhm.ops.batch_norm_act import batch_norm_act, batch_norm_act_eager
@@ -66,6 +67,7 @@ def bench(
     _extension.require("bench norm")
     harness.check_counts(rounds=rounds, threads=threads)
     report.check_folder(out)
+    keep_freed_memory()  # as training does, or fresh pages take longer than the arithmetic
     compiling = compiled == "on" or (compiled == "auto" and not quick and shutil.which("g++") is not None)
     console, rounds = Console(stderr=as_json), min(rounds, 3) if quick else rounds
     with harness.threads(threads):

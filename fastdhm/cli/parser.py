@@ -17,6 +17,7 @@ PLAIN_TYPES = {
     "<class 'int'>": "a whole number",
     "<class 'NoneType'>": "null",
     "<class 'str'>": "text",
+    "<class 'bool'>": "true or false",
     "tuple[int, int]": "[HEIGHT,WIDTH]",  # the image size alone is such a pair
     "tuple[str, ...]": "[NAME,...]",
     "dict[str, float]": "{NAME: NUMBER}",

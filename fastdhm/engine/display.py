@@ -112,7 +112,11 @@ def print_report(
         cells = [last[f"val_error/{name}"], last[f"val_top5_error/{name}"], best[f"val_error/{name}"]]
         if num_classes <= 5:
             cells[1] = math.nan  # the five likeliest are all there are
-        table.add_row(name, *(f"{cell:.2f}" for cell in cells), style="bold" if name == names[0] else "")
+        table.add_row(
+            name,
+            *("-" if math.isnan(cell) else f"{cell:.2f}" for cell in cells),
+            style="bold" if name == names[0] else "",
+        )
     peaks = [row["peak_mib"] for row in rows if "peak_mib" in row]
     if peaks:
         table.caption = f"peak memory {max(peaks):,.0f} MiB ({measured})"
@@ -129,7 +133,7 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row for row in rows if row["kind"] == "epoch"]
-    steps = [row for row in rows if row["kind"] == "step"]
+    steps = [row for row in rows if row["kind"] == "step"] or epochs  # a short run has no log points
     figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
     loss_axis.plot(
         [row["epoch"] for row in steps], [row["loss"] for row in steps], color="0.4", label="loss (weighted sum)"
