@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from runs import assert_same_state, command, rows_without_times
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -14,6 +13,7 @@ from fastdhm.cli import main
 from fastdhm.engine.average import WeightAverage
 from fastdhm.engine.checkpoint import load_checkpoint
 from fastdhm.engine.record import read_log
+from runs import assert_same_state, command, rows_without_times
 
 
 def test_the_rule():

@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 import yaml
-from runs import assert_same_state, command, rows_without_times
 from safetensors.torch import load_file
 
 from fastdhm.cli import main
 from fastdhm.data.loaders import pick_kind
 from fastdhm.engine.checkpoint import load_checkpoint
 from fastdhm.engine.record import read_log
+from runs import assert_same_state, command, rows_without_times
 
 HAS_FFCV = pick_kind("auto")[0] == "ffcv"
 
