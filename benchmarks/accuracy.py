@@ -12,37 +12,39 @@ import csv
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from fastdhm.benchmarks import harness, machine, report
-from fastdhm.benchmarks.contender import Engine, schedule
-from fastdhm.benchmarks.harness import Comparison, Result
+from fastdhm.benchmarks import harness, report
+from fastdhm.benchmarks.contender import Engine, recipe_config, schedule
+from fastdhm.benchmarks.frame import Frame, check_counts
+from fastdhm.benchmarks.harness import Comparison
 from fastdhm.benchmarks.reference import Reference
-from fastdhm.benchmarks.reference_data import training_loader
+from fastdhm.benchmarks.reference_data import training_loader, training_transform
 from fastdhm.benchmarks.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.data.crops import height_width
+from fastdhm.data.sources import load_sources
 from fastdhm.data.transforms import DeviceTransform
-from fastdhm.engine.device import pick_device, pick_workers
+from fastdhm.engine.device import pick_workers
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.run import build_model, open_data
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.timer import Timer
-from fastdhm.engine.train import settle
 from fastdhm.errors import UserError
 from fastdhm.files import replacing
-from fastdhm.recipes import FAST, recipe
+from fastdhm.recipes import FAST
 
 OVER = object()
 PRESET = "preset fast"
-QUICK = {"dataset": "synthetic:256", "arch": "resnet8", "epochs": 2, "eval_steps": 4, "target": 90.0, "seeds": 1}
+SETTINGS = ("dataset", "arch", "method", "epochs", "batch_size", "precision")
 
 
 @dataclass
@@ -59,24 +61,22 @@ class Way:
 
 
 def bench(
+    frame: Frame,
     *,
-    dataset: str = "fashion-mnist",
-    arch: str | None = None,
-    method: str = "dhm",
-    target: float = 12.0,
-    epochs: int | None = None,
-    eval_steps: int = 50,
-    seeds: int = 3,
-    preset: bool = True,
-    precision: str = "auto",
-    data_dir: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
+    dataset: str,
+    arch: str | None,
+    method: str,
+    target: float,
+    epochs: int | None,
+    eval_steps: int,
+    seeds: int,
+    preset: bool,
+    precision: str,
+    data_dir: str | None,
 ) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a run did not reach the target.
+    """Time all of it; returns the exit status, 1 if a run did not reach the target.
+
+    What was measured is written after every seed, so that a benchmark that is cut short leaves the seeds that it has.
 
     Args:
         dataset: as in training.
@@ -89,81 +89,58 @@ def bench(
         preset: whether the data set's fast preset takes part.
         precision: of the engine; the reference is float32.
         data_dir: folder of the data sets.
-        device: auto, cpu, cuda or cuda:N.
-        threads: of torch (None: as many as it has).
-        quick: a smoke run: a few drawn images, and a target that is no feat.
-        out: folder for JSON, CSV and the plot.
-        as_json: print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: a value that cannot be, data that is not there, or a folder that cannot be written to.
     """
-    if quick:
-        dataset, arch, epochs, eval_steps, target, seeds = QUICK.values()
-    harness.check_counts(**{"seeds": seeds, "eval-steps": eval_steps, "epochs": epochs, "threads": threads})
+    check_counts(seeds=seeds, eval_steps=eval_steps, epochs=epochs)
     if not 0 < target < 100:
         raise UserError(f"--target is {target}: must be an error in percent, above 0 and below 100")
-    report.check_folder(out)
-    console, place = Console(stderr=as_json), pick_device(device)
-    given = {"epochs": epochs, "data_dir": data_dir, "workers": pick_workers(None, place), "precision": precision}
-    given |= {"device": str(place), "compile": "off"}
-    given = {name: value for name, value in given.items() if value is not None}
-    config = settle(TrainConfig(**recipe(dataset, arch, method) | given))
-    configs = {"fastdhm": config}
-    if dataset.partition(":")[0] in FAST and preset:
-        configs[PRESET] = settle(TrainConfig(**recipe(dataset, arch, method, "fast") | given))
-    configs["reference"] = config
-    with harness.threads(threads):
-        about = machine.describe(place)
-        report.print_machine(console, about)
-        fault, ways = measure(configs, target, eval_steps, seeds, console)
-    label = f"{config.arch} {method} {dataset}: to {target:g}% error"
-    comparison = _comparison(label, ways, target, fault)
-    report.print_comparison(console, comparison)
-    if not fault:
-        write(ways, target, out, f"{label}, {about['gpu'] or about['cpu']}")
-    ratios = {name: comparison.ratio("reference", name) for name in ways if name != "reference"}
-    answer = {f"{name.replace(' ', '_')}_s": _median_seconds(comparison, name) for name in ways}
-    answer |= {"speedup": ratios["fastdhm"].median if ratios["fastdhm"] else None}
-    if ratios.get(PRESET):
-        answer["preset_fast_speedup"] = ratios[PRESET].median
-    answer |= {"runs": {name: [dataclasses.asdict(way) for way in found] for name, found in ways.items()}}
-    settings = {
-        name: getattr(config, name) for name in ("dataset", "arch", "method", "epochs", "batch_size", "precision")
-    }
-    settings |= {"target": target, "eval_steps": eval_steps, "seeds": seeds, "device": str(place), "quick": quick}
-    marks = [
-        report.Mark(name=f"reference over {name}", where=label, value=ratio) for name, ratio in ratios.items() if ratio
-    ]
-    return report.conclude(
-        "accuracy", [comparison], marks=marks, machine=about, settings=settings, folder=out, console=console,
-        as_json=as_json, answer=answer,
+    make = partial(
+        recipe_config, dataset, arch, method, epochs=epochs, data_dir=data_dir, precision=precision,
+        workers=pick_workers(None, frame.device), device=str(frame.device),
     )  # fmt: skip
+    fast = {PRESET: make(preset="fast")} if preset and dataset.partition(":")[0] in FAST else {}
+    configs = {"fastdhm": make(), **fast, "reference": make()}
+    training_transform(configs["reference"])  # refuses what the reference lacks: now, and not after the engine's run
+    settings = {name: getattr(configs["fastdhm"], name) for name in SETTINGS}
+    settings |= {"target": target, "eval_steps": eval_steps, "seeds": seeds}
+    label = f"{configs['fastdhm'].arch} {method} {dataset}: to {target:g}% error"
+    with frame.measuring():
+        fault = judge(configs["fastdhm"])
+        for ways in measure(frame, configs, target, eval_steps, 0 if fault else seeds):
+            comparison = _comparison(label, ways, target, fault)
+            found = {"marks": _marks(comparison), "settings": settings, "answer": _answer(comparison, ways)}
+            if ways["reference"]:
+                frame.write([comparison], **found)
+                write(ways, target, frame.out, f"{label}, {frame.where}")
+    report.print_comparison(frame.console, comparison)
+    return frame.conclude([comparison], **found)
+
+
+def judge(config: TrainConfig) -> str | None:
+    """What is wrong with the engine's steps, or None."""
+    source, _ = load_sources(config.dataset, Path(config.data_dir))
+    yard = Yard(config, len(source.classes))
+    return harness.failure(lambda: yard.judge_engine(yard.engine(config)))
 
 
 def measure(
-    configs: dict[str, TrainConfig], target: float, eval_steps: int, seeds: int, console: Console
-) -> tuple[str | None, dict[str, list[Way]]]:
-    """What is wrong with the engine's steps (None: nothing), and if nothing is, a training of each for every seed."""
+    frame: Frame, configs: dict[str, TrainConfig], target: float, eval_steps: int, seeds: int
+) -> Iterator[dict[str, list[Way]]]:
+    """A training of each for every seed: all of them so far, before the first seed and after each."""
     ways: dict[str, list[Way]] = {name: [] for name in configs}
+    yield ways
     for seed in range(seeds):
         for name, config in configs.items():
             seeded = dataclasses.replace(config, seed=seed)
-            data = open_data(seeded, console)
-            try:
-                if not any(ways.values()):
-                    yard = Yard(seeded, len(data.classes))
-                    fault = yard.judge_engine(yard.engine(seeded))
-                    if fault:
-                        return fault, ways
+            with closing(open_data(seeded, frame.console)) as data:
                 start = start_reference if name == "reference" else start_engine
                 way = to_target(*start(seeded, data), seeded, data, target, eval_steps)
-            finally:
-                data.close()
             ways[name].append(way)
             end = f"{way.errors[-1]:.2f}% after {way.seconds[-1]:.1f} s, {way.steps[-1]} steps"
-            console.print(f"seed {seed}, {name}: {end}", highlight=False)
-    return None, ways
+            frame.say(f"seed {seed}, {name}: {end}")
+        yield ways
 
 
 def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iterator]:
@@ -234,20 +211,28 @@ def to_target(
 
 def _comparison(label: str, ways: dict[str, list[Way]], target: float, fault: str | None) -> Comparison:
     """Times to the target as a comparison, a sample for each seed; runs that did not get there are failures."""
-    results = {}
+    failures: dict[str, str | None] = {"fastdhm": fault}
     for name, found in ways.items():
-        short = [way for way in found if not way.reached(target)]
-        failure = fault if name == "fastdhm" else None
-        if short:
-            failure = f"{len(short)} of {len(found)} runs ended at {min(way.errors[-1] for way in short):.2f}% or above"
-        samples_ms = [] if short else [1e3 * way.seconds[-1] for way in found]
-        results[name] = Result(failure=failure, calls_per_sample=1, samples_ms=samples_ms, peak_bytes=None)
-    return Comparison(label=label, results=results)
+        short = [way.errors[-1] for way in found if not way.reached(target)]
+        told = f"{len(short)} of {len(found)} runs ended at {min(short, default=0):.2f}% or above"
+        failures[name] = told if short else failures.get(name)
+    seconds = {name: [way.seconds[-1] for way in found] for name, found in ways.items()}
+    return harness.timed_elsewhere(label, failures, seconds)
 
 
-def _median_seconds(comparison: Comparison, name: str) -> float | None:
-    time_ms = comparison.time_ms(name)
-    return time_ms.median / 1e3 if time_ms else None
+def _answer(comparison: Comparison, ways: dict[str, list[Way]]) -> dict[str, object]:
+    """Seconds to the target at the median, the speedups, and every run as it went."""
+    medians_ms = {name.replace(" ", "_"): comparison.median_ms(name) for name in ways}
+    answer: dict[str, object] = {f"{name}_s": ms / 1e3 if ms else None for name, ms in medians_ms.items()}
+    answer |= {"speedup": comparison.speedup("reference", "fastdhm")}
+    if comparison.speedup("reference", PRESET):
+        answer["preset_fast_speedup"] = comparison.speedup("reference", PRESET)
+    return answer | {"runs": {name: [dataclasses.asdict(way) for way in found] for name, found in ways.items()}}
+
+
+def _marks(comparison: Comparison) -> list[report.Mark]:
+    others = [name for name in comparison.results if name != "reference"]
+    return report.ratio_marks([comparison], {f"reference over {name}": ("reference", name) for name in others})
 
 
 def write(ways: dict[str, list[Way]], target: float, folder: Path, title: str) -> None:

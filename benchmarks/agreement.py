@@ -58,6 +58,13 @@ class Agreement:
         results = {f"losses of {name}": Result(failure=self.failure(name), peak_bytes=None) for name in names}
         return Comparison(label=f"losses over {len(self.losses['reference'])} steps", results=results)
 
+    def show(self, console: Console) -> None:
+        """A table of the distances."""
+        rows = [[name, f"{self.gap(name):.3%}", f"{self.last(name):.4g}"] for name in self.losses]
+        steps = len(self.losses["reference"])
+        title = f"losses over {steps} steps on the same batches: moving mean's distance from the reference's"
+        report.print_rows(console, title, ["run", "distance", "last loss"], rows)
+
     def summary(self) -> dict[str, object]:
         """For the record: the gaps, and the mean losses of the last part."""
         last = {name: self.last(name) for name in self.losses}

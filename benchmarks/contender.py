@@ -14,11 +14,13 @@ from torch import Tensor
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders import Batch
+from fastdhm.data.sources import is_reid
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
 from fastdhm.engine.run import Run
 from fastdhm.engine.step import make_step
 from fastdhm.engine.train import SCHEDULE, settle
+from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe
 
@@ -39,6 +41,20 @@ def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size:
     values = recipe("cifar100" if small else "imagenet", arch, given.get("method", "dhm"))
     batch_size = batch_size or (128 if small else 32)
     return settle(TrainConfig(**values | {"image_size": image_size, "batch_size": batch_size} | given))
+
+
+def recipe_config(dataset: str, arch: str | None, method: str, preset: str = "paper", **given) -> TrainConfig:
+    """A run by the data set's recipe, settled; what is ``given`` and not None overrides it. Nothing is compiled.
+
+    Raises:
+        ValueError: a value that cannot be, or people: what the engine does for them, the reference does not do.
+    """
+    if is_reid(dataset):
+        raise UserError(
+            f"data set '{dataset}': the reference classifies images and has no re-identification; name another"
+        )
+    given = {name: value for name, value in given.items() if value is not None}
+    return settle(TrainConfig(**recipe(dataset, arch, method, preset) | {"compile": "off"} | given))
 
 
 def schedule(config: TrainConfig) -> dict[str, object]:

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastdhm.errors import UserError
-
 # A shorter sample measures what the peer before has left in the caches: after one that runs through 30 MiB, the first
 # calls of a short one take three times as long.
 MIN_SAMPLE_SECONDS = 1e-2
@@ -73,12 +71,22 @@ class Comparison:
         samples_ms = self.results[name].samples_ms if name in self.results else []
         return spread(samples_ms) if samples_ms else None
 
+    def median_ms(self, name: str) -> float | None:
+        """The middle of :meth:`time_ms`."""
+        time_ms = self.time_ms(name)
+        return time_ms.median if time_ms else None
+
     def ratio(self, name: str, to: str) -> Spread | None:
         """Time of ``name`` over time of ``to``, within each round; None where either has no time."""
         if self.time_ms(name) is None or self.time_ms(to) is None:
             return None
         pairs = zip(self.results[name].samples_ms, self.results[to].samples_ms, strict=True)
         return spread([ours / theirs for ours, theirs in pairs])
+
+    def speedup(self, name: str, to: str) -> float | None:
+        """The middle of :meth:`ratio`."""
+        ratio = self.ratio(name, to)
+        return ratio.median if ratio else None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -87,6 +95,20 @@ def spread(values: Sequence[float]) -> Spread:
         return Spread(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, low, high)
+
+
+def timed_elsewhere(label: str, failures: dict[str, str | None], seconds: dict[str, list[float]]) -> Comparison:
+    """A comparison of what took ``seconds``, a sample each; what has a failure has no time."""
+    results = {
+        name: Result(
+            failure=failure,
+            calls_per_sample=1,
+            samples_ms=[] if failure else [1e3 * sample for sample in seconds[name]],
+            peak_bytes=None,
+        )
+        for name, failure in failures.items()
+    }
+    return Comparison(label=label, results=results)
 
 
 def measure(
@@ -236,13 +258,6 @@ def disagreement(actual: Tensor, expected: Tensor) -> str | None:
         return None
     worst = (error / size.clamp(min=limits.tiny)).max()
     return f"is off by {worst:.2g} of its size, tolerance {tolerance:.2g}"
-
-
-def check_counts(**counts: int | None) -> None:
-    """``ValueError`` for a flag of that name that is given and below 1."""
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}: must be at least 1")
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks import report
+from fastdhm.benchmarks.frame import Frame, check_counts
 from fastdhm.benchmarks.harness import Comparison, Peer
 from fastdhm.benchmarks.reference_data import training_set
 from fastdhm.config import TrainConfig
@@ -38,59 +38,40 @@ HEIGHT, WIDTH, SMALL = 375, 500, 32
 COLOURS = np.array(list(itertools.product((60, 190), repeat=3)), dtype=np.uint8)  # [K, C]
 FAR = 60.0  # levels of 255 by which the mean colour of a crop may miss its class's, half the distance of two classes
 STORED = {"ffcv jpg 500": (500, "jpg"), "ffcv jpg 256": (256, "jpg"), "ffcv raw 256": (256, "raw")}
-PHOTOGRAPHS, SMALL_IMAGES, QUICK = 600, 20_000, {"photographs": 48, "small images": 128}
+SMALL_IMAGES, QUICK_SMALL_IMAGES = 20_000, 128
 
 
-def bench(
-    *,
-    images: int | None = None,
-    workers: int = 2,
-    batch_size: int = 64,
-    threads: int | None = None,
-    rounds: int = 5,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
-) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a loader gave other samples.
+def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
+    """Time all of it; returns the exit status, 1 if a loader gave other samples.
 
     Args:
-        images: photographs an epoch (None: 600).
+        images: photographs an epoch.
         workers: threads or processes of every loader.
         batch_size: images a batch.
-        threads: of torch (None: as many as it has).
-        rounds: epochs of each loader.
-        quick: a smoke run: few images.
-        out: folder for JSON, CSV and the plot.
-        as_json: print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: a value that cannot be, or a folder that cannot be written to.
     """
-    given = {"images": images, "workers": workers, "batch-size": batch_size, "rounds": rounds, "threads": threads}
-    harness.check_counts(**given)
-    console, rounds = Console(stderr=as_json), min(rounds, 2) if quick else rounds
-    photographs = images or (QUICK["photographs"] if quick else PHOTOGRAPHS)
-    small = QUICK["small images"] if quick else SMALL_IMAGES
-    batch_size = min(batch_size, photographs)
-    report.check_folder(out)
-    with harness.threads(threads), tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as folder:
-        about = machine.describe(torch.device("cpu"))
-        report.print_machine(console, about)
-        console.print(f"\ndrawing {photographs:,} photographs of {WIDTH}x{HEIGHT} pixels")
-        source = draw_photographs(Path(folder) / "train", photographs)
+    check_counts(images=images, workers=workers, batch_size=batch_size)
+    small, batch_size = QUICK_SMALL_IMAGES if frame.quick else SMALL_IMAGES, min(batch_size, images)
+    with frame.measuring(), tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as temporary:
+        folder = Path(temporary)
+        frame.say(f"\ndrawing {images:,} photographs of {WIDTH}x{HEIGHT} pixels")
+        photographs, with_ffcv = draw_photographs(folder / "train", images), _has_ffcv(frame)
         groups = {
-            f"{photographs} photographs to 224": photograph_peers(source, Path(folder), batch_size, workers, console),
-            f"{small} images of {SMALL}": small_peers(draw_small(small), Path(folder), batch_size, workers, console),
+            f"{images} photographs to 224": photograph_peers(photographs, folder, batch_size, workers, with_ffcv),
+            f"{small} images of {SMALL}": small_peers(draw_small(small), folder, batch_size, workers, with_ffcv),
         }
-        comparisons = [_measure(label, peers, rounds, console) for label, peers in groups.items()]
-    marks = [mark for comparison in comparisons for mark in _marks(comparison)]
-    report.plot_bars(out / "loader.png", comparisons, f"An epoch of each loader, {about['cpu']}")
-    settings = {"images": photographs, "workers": workers, "batch_size": batch_size, "rounds": rounds, "quick": quick}
-    return report.conclude(
-        "loader", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console,
-        as_json=as_json, answer=_answer(comparisons[0], photographs),
-    )  # fmt: skip
+        settings = {"max_seconds": 120, "min_sample_seconds": 0, "memory": False}
+        comparisons = [frame.compare(label, peers, **settings) for label, peers in groups.items()]
+    frame.plot_bars(comparisons, "An epoch of each loader")
+    others = [name for c in comparisons for name in c.results if name != "torchvision"]
+    return frame.conclude(
+        comparisons,
+        marks=report.ratio_marks(comparisons, {f"torchvision over {name}": ("torchvision", name) for name in others}),
+        settings={"images": images, "workers": workers, "batch_size": batch_size},
+        answer=_answer(comparisons[0], images),
+    )
 
 
 def draw_photographs(folder: Path, count: int) -> FolderSource:
@@ -120,24 +101,24 @@ def draw_small(count: int) -> ArraySource:
     return ArraySource("colours", "train", image_NHWC.clip(0, 255).astype(np.uint8), target_N, classes)
 
 
-def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int, console: Console) -> list[Peer]:
+def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
     """The loaders of photographs; FFCV's where it is installed."""
     config = TrainConfig(image_size=224, crop="scale", flip=True, batch_size=batch_size)
     options = LoaderOptions(batch_size=batch_size, image_size=224, crop="scale", shuffle=True, workers=workers)
     peers = []
-    for name, (side, mode) in (STORED if _has_ffcv(console) else {}).items():
+    for name, (side, mode) in (STORED if with_ffcv else {}).items():
         settings = ImageSettings(max_resolution=side, mode=mode, quality=90)
         peers.append(_ours(name, "ffcv", options, source, _beton(source, folder, settings)))
     peers.append(_ours("torch", "torch", options, source, None))
     return [*peers, _theirs(source, config, workers)]
 
 
-def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int, console: Console) -> list[Peer]:
+def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
     """The loaders of small images, whose crops and flips are made on the device: here, as part of the time."""
     config = TrainConfig(image_size=SMALL, crop="pad", pad=2, flip=True, batch_size=batch_size)
     options = LoaderOptions(batch_size=batch_size, image_size=SMALL, crop="pad", shuffle=True, workers=workers)
     peers = [_ours("resident", "resident", options, source, None, config)]
-    if _has_ffcv(console):
+    if with_ffcv:
         peers.append(_ours("ffcv", "ffcv", options, source, _beton(source, folder, ImageSettings()), config))
     peers.append(_ours("torch", "torch", options, source, None, config))
     return [*peers, _theirs(source, config, workers)]
@@ -148,11 +129,11 @@ def _beton(source: Source, folder: Path, settings: ImageSettings) -> Path:
     return ensure(source, folder, source.name, "train", settings, **options)
 
 
-def _has_ffcv(console: Console) -> bool:
+def _has_ffcv(frame: Frame) -> bool:
     try:
         pick_kind("ffcv")
     except UserError as error:
-        console.print(f"left out: {error}", markup=False)
+        frame.say(f"left out: {error}")
         return False
     return True
 
@@ -214,25 +195,9 @@ def find_fault(target_N: Tensor, expected_N: Tensor, wrong: int) -> str | None:
     return f"{wrong} images are not those of their labels" if wrong else None
 
 
-def _measure(label: str, peers: list[Peer], rounds: int, console: Console) -> Comparison:
-    device = torch.device("cpu")
-    comparison = harness.measure(
-        label, peers, device=device, rounds=rounds, max_seconds=120, min_sample_seconds=0, memory=False
-    )
-    report.print_comparison(console, comparison)
-    return comparison
-
-
 def _answer(comparison: Comparison, images: int) -> dict[str, float | None]:
     """Images a second of the reference and of JPEG at 256 pixels, torch's loader where FFCV is not."""
     ours = "ffcv jpg 256" if "ffcv jpg 256" in comparison.results else "torch"
-    times = {"reference": comparison.time_ms("torchvision"), "fastdhm": comparison.time_ms(ours)}
-    rates = {f"{name}_images_per_s": 1e3 * images / time.median if time else None for name, time in times.items()}
-    speedup = comparison.ratio("torchvision", ours)
-    return rates | {"fastdhm_loader": ours, "speedup": speedup.median if speedup else None}
-
-
-def _marks(comparison: Comparison) -> list[report.Mark]:
-    others = [name for name in comparison.results if name != "torchvision"]
-    ratios = {f"torchvision over {name}": comparison.ratio("torchvision", name) for name in others}
-    return [report.Mark(name=name, where=comparison.label, value=ratio) for name, ratio in ratios.items() if ratio]
+    times_ms = {"reference": comparison.median_ms("torchvision"), "fastdhm": comparison.median_ms(ours)}
+    rates = {f"{name}_images_per_s": 1e3 * images / ms if ms else None for name, ms in times_ms.items()}
+    return rates | {"fastdhm_loader": ours, "speedup": comparison.speedup("torchvision", ours)}

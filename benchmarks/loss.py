@@ -3,20 +3,15 @@
 Legend: M branches, B batch, K classes. The peers are those of ``loss_peers``.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks import harness, report
+from fastdhm.benchmarks.frame import Frame, check_value, missing_compiler
 from fastdhm.benchmarks.harness import Comparison, Peer, Spread
 from fastdhm.benchmarks.loss_peers import DTYPES, Case, Shape, check_memory, label, parse_shape
-from fastdhm.engine.device import pick_device
-from fastdhm.errors import UserError, unknown
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss
 
@@ -38,70 +33,40 @@ MARKS = {
 }
 
 
-def bench(
-    *,
-    shapes: Sequence[str] = (),
-    dtype: str = "float32",
-    device: str = "auto",
-    threads: int | None = None,
-    rounds: int = 50,
-    compiled: str = "auto",
-    sweep: bool = False,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
-) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a peer gave a wrong result.
+def bench(frame: Frame, *, shapes: Sequence[str], dtype: str, compiled: str, sweep: bool) -> int:
+    """Time all of it; returns the exit status, 1 if a peer gave a wrong result.
 
     Args:
         shapes: as ``3x256x1000`` (branches x batch x classes); none for the grid that answers the marks.
         dtype: of the logits; the float32 grid adds a comparison with bfloat16.
-        device: auto, cpu, cuda or cuda:N.
-        threads: of torch (None: as many as it has).
-        rounds: samples of each peer.
         compiled: whether ``torch.compile`` takes part: on, off, or auto: in the grid, at ``COMPILED``.
         sweep: also time over the number of branches and of classes, plotted.
-        quick: a smoke run: one small shape, few rounds, no compiling.
-        out: folder for JSON, CSV and plots.
-        as_json: print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: a value that cannot be, a shape that does not fit into memory, a folder that cannot be written to.
     """
-    grid = tuple(map(parse_shape, shapes)) or (QUICK if quick else GRID)
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    harness.check_counts(rounds=rounds, threads=threads)
+    grid = tuple(map(parse_shape, shapes)) or (QUICK if frame.quick else GRID)
+    check_value("dtype", dtype, tuple(DTYPES))
     to_compile, note = which_to_compile(compiled, grid)
-    place, console, rounds = pick_device(device), Console(stderr=as_json), min(rounds, 3) if quick else rounds
     for shape in grid:
-        check_memory(shape, place)
-    report.check_folder(out)
-    with harness.threads(threads):
-        about = machine.describe(place)
-        report.print_machine(console, about)
-        fused_is = named_auto(DTYPES[dtype], place)
-        console.print(f"fused is mimic_loss with impl={fused_is!r}; compiled loops are {note}")
-        compare = partial(_compare, device=place, rounds=rounds, console=console)
-        comparisons = [compare(shape, dtype, compiled=shape in to_compile) for shape in grid]
+        check_memory(shape, frame.device)
+    with frame.measuring():
+        fused_is = named_auto(DTYPES[dtype], frame.device)
+        frame.say(f"fused is mimic_loss with impl={fused_is!r}; compiled loops are {note}")
+        comparisons = [_compare(frame, shape, dtype, compiled=shape in to_compile) for shape in grid]
         if grid is GRID and dtype == "float32":
-            comparisons.append(compare(NARROW, "bfloat16"))
+            comparisons.append(_compare(frame, NARROW, "bfloat16"))
         marks = [mark for comparison in comparisons for mark in _marks(comparison)]
-        report.plot_bars(out / "loss.png", comparisons, f"Mimicking loss, {_short(about)}")
+        frame.plot_bars(comparisons, "Mimicking loss")
         if not shapes:
-            B, K = grid[0][1:] if quick else (256, 1000)
-            for more, mark in _pairs(B, K, dtype, place, rounds, console):
+            B, K = grid[0][1:] if frame.quick else (256, 1000)
+            for more, mark in _pairs(frame, B, K, dtype):
                 comparisons.append(more)
                 marks += mark
         if sweep:
-            comparisons += _sweep(compare, dtype, quick, out, _short(about))
-    settings = {
-        "device": str(place), "dtype": dtype, "shapes": [label(shape) for shape in grid], "rounds": rounds,
-        "fused_impl": fused_is, "compiled": note, "sweep": sweep, "quick": quick,
-    }  # fmt: skip
-    return report.conclude(
-        "loss", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
-    )
+            comparisons += _sweep(frame, dtype)
+    settings = {"dtype": dtype, "shapes": [label(shape) for shape in grid], "fused_impl": fused_is}
+    return frame.conclude(comparisons, marks=marks, settings=settings | {"compiled": note, "sweep": sweep})
 
 
 def named_auto(dtype: torch.dtype, device: torch.device) -> str:
@@ -118,40 +83,26 @@ def named_auto(dtype: torch.dtype, device: torch.device) -> str:
 
 def which_to_compile(compiled: str, grid: Sequence[Shape]) -> tuple[Sequence[Shape], str]:
     """The shapes at which ``torch.compile`` takes part, and that in words."""
-    if compiled not in ("auto", "on", "off"):
-        raise unknown("value of --compiled", compiled, ("auto", "on", "off"))
+    missing = missing_compiler(compiled)
     shapes = {"auto": COMPILED if grid is GRID else (), "on": grid, "off": ()}[compiled]
-    compiler = os.environ.get("CXX", "g++")
-    if shapes and shutil.which(compiler) is None:
-        if compiled == "on":
-            raise UserError(f"--compiled is on, but there is no C++ compiler ({compiler}): install g++")
-        return (), f"left out: no C++ compiler ({compiler})"
+    if shapes and missing:
+        return (), f"left out: {missing}"
     if not shapes:
         return (), "left out (--compiled on to have them)"
     return shapes, f"timed at {', '.join(map(label, shapes))}, compiling takes a minute"
 
 
 def _compare(
-    shape: Shape,
-    dtype: str,
-    *,
-    device: torch.device,
-    rounds: int,
-    console: Console,
-    compiled: bool = False,
-    only: Sequence[str] | None = None,
+    frame: Frame, shape: Shape, dtype: str, *, compiled: bool = False, only: Sequence[str] | None = None
 ) -> Comparison:
-    """Measure and print one shape, with all peers or ``only`` those of these names."""
-    peers = [peer for peer in Case(shape, dtype, device).peers(compiled) if only is None or peer.name in only]
-    comparison = harness.measure(f"{label(shape)} {dtype}", peers, device=device, rounds=rounds)
-    report.print_comparison(console, comparison)
-    return comparison
+    """One shape, with all peers or ``only`` those of these names."""
+    peers = [peer for peer in Case(shape, dtype, frame.device).peers(compiled) if only is None or peer.name in only]
+    return frame.compare(f"{label(shape)} {dtype}", peers)
 
 
 def _marks(comparison: Comparison) -> list[report.Mark]:
     """What one shape answers; a mark whose peers have no time is left out."""
-    ratios = {name: comparison.ratio(*peers) for name, peers in MARKS.items()}
-    marks = [report.Mark(name=name, where=comparison.label, value=ratio) for name, ratio in ratios.items() if ratio]
+    marks = report.ratio_marks([comparison], MARKS)
     if comparison.time_ms("fused"):
         shape, dtype = comparison.label.split()
         M, B, K = parse_shape(shape)
@@ -162,7 +113,7 @@ def _marks(comparison: Comparison) -> list[report.Mark]:
     return marks
 
 
-def _pairs(B: int, K: int, dtype: str, device: torch.device, rounds: int, console: Console):
+def _pairs(frame: Frame, B: int, K: int, dtype: str) -> Iterator[tuple[Comparison, list[report.Mark]]]:
     """The fused op on two kinds of input, in turns, so that their ratio can be trusted; each with its mark."""
     pairs = {"growth from M = 2 to M = 8": [((8, B, K), dtype), ((2, B, K), dtype)]}
     if dtype == "float32":
@@ -170,26 +121,21 @@ def _pairs(B: int, K: int, dtype: str, device: torch.device, rounds: int, consol
     for question, kinds in pairs.items():
         peers = []
         for shape, kind in kinds:
-            case = Case(shape, kind, device)
+            case = Case(shape, kind, frame.device)
             check = harness.agrees_with(case.expected)
             peers.append(Peer(name=f"{label(shape)} {kind}", run=partial(case.mimic, "auto"), check=check))
-        comparison = harness.measure(f"fused: {question}, batch {B}, {K} classes", peers, device=device, rounds=rounds)
-        report.print_comparison(console, comparison)
+        comparison = frame.compare(f"fused: {question}, batch {B}, {K} classes", peers)
         ratio = comparison.ratio(*comparison.results)
         yield comparison, [report.Mark(name=question, where=f"batch {B}, {K} classes", value=ratio)] if ratio else []
 
 
-def _sweep(compare: Callable[..., Comparison], dtype: str, quick: bool, out: Path, where: str) -> list[Comparison]:
+def _sweep(frame: Frame, dtype: str) -> list[Comparison]:
     """Time over branches and over classes; writes a plot of each."""
-    M, B, K = QUICK[0] if quick else (3, 256, 1000)
-    last = 3 if quick else None
-    branches = {m: compare((m, B, K), dtype, only=SWEEP_PEERS) for m in SWEEP_BRANCHES[:last]}
-    classes = {k: compare((M, B, k), dtype, only=SWEEP_PEERS) for k in SWEEP_CLASSES[:last]}
-    title = f"Mimicking loss, {dtype}, {where}"
-    report.plot_lines(out / "loss_branches.png", branches, title, f"branches, at batch {B} and {K} classes")
-    report.plot_lines(out / "loss_classes.png", classes, title, f"classes, at {M} branches and batch {B}")
+    M, B, K = QUICK[0] if frame.quick else (3, 256, 1000)
+    last = 3 if frame.quick else None
+    branches = {m: _compare(frame, (m, B, K), dtype, only=SWEEP_PEERS) for m in SWEEP_BRANCHES[:last]}
+    classes = {k: _compare(frame, (M, B, k), dtype, only=SWEEP_PEERS) for k in SWEEP_CLASSES[:last]}
+    title = f"Mimicking loss, {dtype}, {frame.where}"
+    report.plot_lines(frame.out / "loss_branches.png", branches, title, f"branches, at batch {B} and {K} classes")
+    report.plot_lines(frame.out / "loss_classes.png", classes, title, f"classes, at {M} branches and batch {B}")
     return [*branches.values(), *classes.values()]
-
-
-def _short(about: dict[str, object]) -> str:
-    return f"{about['gpu'] or about['cpu']}, {about['threads']} thread{'s' * (about['threads'] > 1)}"

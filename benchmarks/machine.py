@@ -13,13 +13,13 @@ from fastdhm.ops import _extension
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 
 
-def describe(device: torch.device) -> dict[str, object]:
-    """Processor, GPU, versions and load average, for the record."""
+def describe(device: torch.device, threads: int) -> dict[str, object]:
+    """Processor, GPU, versions and load average, for the record; ``threads`` compute."""
     return {
         "cpu": _cpu_model(),
         "features": [name for name in FEATURES if name in _cpu_words("flags", "Features")],
         "processors": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

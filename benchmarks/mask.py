@@ -7,15 +7,13 @@ Peers: ``auto``, and every impl of :func:`fastdhm.branch_mask` that is available
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, machine, report
-from fastdhm.benchmarks.harness import Comparison, Peer
-from fastdhm.engine.device import pick_device
+from fastdhm.benchmarks import harness, report
+from fastdhm.benchmarks.frame import Frame
+from fastdhm.benchmarks.harness import Peer
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import IMPLS, branch_mask
 
@@ -24,46 +22,18 @@ SEED = 2**64 - 3
 # Beside them the timed one: either side of where a counter word or its high half begins.
 CHECKED_STEPS = (0, 1, 2, 1000, 2**32 - 1, 2**32, 2**63 - 1)
 TIMED_STEP = 12345
+MARKS = {f"auto over {name}": ("auto", name) for name in ("bernoulli", "rand")}
 
 
-def bench(
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    rounds: int = 50,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
-) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a backend gave other bits than the reference.
-
-    Args:
-        device: auto, cpu, cuda or cuda:N.
-        threads: of torch (None: as many as it has).
-        rounds: samples of each peer.
-        quick: a smoke run: few rounds.
-        out: folder for JSON, CSV and the plot.
-        as_json: print one JSON object on stdout, all else on stderr.
-
-    Raises:
-        ValueError: a value that cannot be, or a folder that cannot be written to.
-    """
-    harness.check_counts(rounds=rounds, threads=threads)
-    place, console, rounds = pick_device(device), Console(stderr=as_json), min(rounds, 3) if quick else rounds
-    report.check_folder(out)
-    with harness.threads(threads):
-        about = machine.describe(place)
-        report.print_machine(console, about)
-        probs_S = torch.full((2,), 0.5, device=place)
+def bench(frame: Frame) -> int:
+    """Time all of it; returns the exit status, 1 if a backend gave other bits than the reference."""
+    with frame.measuring():
+        probs_S = torch.full((2,), 0.5, device=frame.device)
         auto_is = harness.name_auto(lambda impl: branch_mask(probs_S, SEED, TIMED_STEP, impl=impl), IMPLS)
-        console.print(f"auto is impl={auto_is!r}; available on {place}: {', '.join(available(place))}")
-        comparisons = [_compare(S, place, rounds, console) for S in SIDE_BRANCHES]
-    marks = [mark for comparison in comparisons for mark in _marks(comparison)]
-    report.plot_bars(out / "mask.png", comparisons, f"Branch mask, {about['gpu'] or about['cpu']}")
-    settings = {"device": str(place), "rounds": rounds, "auto_impl": auto_is, "quick": quick}
-    return report.conclude(
-        "mask", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
-    )
+        frame.say(f"auto is impl={auto_is!r}; available on {frame.device}: {', '.join(available(frame.device))}")
+        comparisons = [frame.compare(f"S={S}", peers(S, frame.device), max_seconds=10) for S in SIDE_BRANCHES]
+    frame.plot_bars(comparisons, "Branch mask")
+    return frame.conclude(comparisons, marks=report.ratio_marks(comparisons, MARKS), settings={"auto_impl": auto_is})
 
 
 def available(device: torch.device) -> list[str]:
@@ -111,18 +81,3 @@ def _drawn(result: dict[str, Tensor]) -> str | None:
     """What can be held against a random mask over probabilities from 0 to 1: never for 0, booleans."""
     mask_S = result["mask"]
     return None if mask_S.dtype == torch.bool and not mask_S[0] else "not a mask of these probabilities"
-
-
-def _compare(S: int, device: torch.device, rounds: int, console: Console) -> Comparison:
-    comparison = harness.measure(f"S={S}", peers(S, device), device=device, rounds=rounds, max_seconds=10)
-    report.print_comparison(console, comparison)
-    return comparison
-
-
-def _marks(comparison: Comparison) -> list[report.Mark]:
-    ratios = {name: comparison.ratio("auto", name) for name in ("bernoulli", "rand")}
-    return [
-        report.Mark(name=f"auto over {name}", where=comparison.label, value=ratio)
-        for name, ratio in ratios.items()
-        if ratio
-    ]

@@ -8,18 +8,15 @@ to be read or written. That is eleven times: forward reads x for its mean, then 
 backward reads x, y and the gradient, writes the residual's, then reads x and that again and writes that of x.
 """
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, machine, report
-from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.benchmarks import harness, report
+from fastdhm.benchmarks.frame import Frame, check_value, missing_compiler
+from fastdhm.benchmarks.harness import Peer
 from fastdhm.engine.device import keep_freed_memory
-from fastdhm.errors import unknown
 from fastdhm.ops import _extension
 from fastdhm.ops.batch_norm_act import batch_norm_act, batch_norm_act_eager
 
@@ -36,52 +33,29 @@ MARKS = {
 }
 
 
-def bench(
-    *,
-    dtype: str = "bfloat16",
-    threads: int | None = None,
-    rounds: int = 30,
-    compiled: str = "auto",
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
-) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a peer gave a wrong result.
+def bench(frame: Frame, *, dtype: str, compiled: str) -> int:
+    """Time all of it; returns the exit status, 1 if a peer gave a wrong result.
 
     Args:
         dtype: of the activations: bfloat16 or float32.
-        threads: of torch (None: as many as it has).
-        rounds: samples of each peer.
         compiled: whether ``torch.compile`` takes part: on, off, or auto: where there is a compiler, not in a quick run.
-        quick: a smoke run: one small shape, few rounds, no compiling.
-        out: folder for JSON, CSV and the plot.
-        as_json: print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: a value that cannot be, no C++ extension, or a folder that cannot be written to.
     """
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    if compiled not in ("on", "off", "auto"):
-        raise unknown("compiled", compiled, ("on", "off", "auto"))
+    check_value("dtype", dtype, tuple(DTYPES))
+    missing = missing_compiler(compiled)
+    compiling = compiled == "on" or (compiled == "auto" and not frame.quick and not missing)
     _extension.require("bench norm")
-    harness.check_counts(rounds=rounds, threads=threads)
-    report.check_folder(out)
     keep_freed_memory()  # as training does, or fresh pages take longer than the arithmetic
-    compiling = compiled == "on" or (compiled == "auto" and not quick and shutil.which("g++") is not None)
-    console, rounds = Console(stderr=as_json), min(rounds, 3) if quick else rounds
-    with harness.threads(threads):
-        about = machine.describe(torch.device("cpu"))
-        report.print_machine(console, about)
+    with frame.measuring():
         comparisons = [
-            _compare(shape, DTYPES[dtype], rounds, compiling, console) for shape in (QUICK if quick else GRID)
+            frame.compare("x".join(map(str, shape)), peers(shape, DTYPES[dtype], compiling), max_seconds=20)
+            for shape in (QUICK if frame.quick else GRID)
         ]
-    marks = [mark for comparison in comparisons for mark in _marks(comparison)]
-    report.plot_bars(out / "norm.png", comparisons, f"Batch norm, residual and relu, {dtype}, {about['cpu']}")
-    settings = {"dtype": dtype, "rounds": rounds, "compiled": compiling, "quick": quick}
-    return report.conclude(
-        "norm", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
-    )
+    frame.plot_bars(comparisons, f"Batch norm, residual and relu, {dtype}")
+    marks = report.ratio_marks(comparisons, MARKS)
+    return frame.conclude(comparisons, marks=marks, settings={"dtype": dtype, "compiled": compiling})
 
 
 def peers(shape: Shape, dtype: torch.dtype, compiling: bool) -> list[Peer]:
@@ -128,16 +102,3 @@ def _copies(x: Tensor) -> dict[str, Tensor]:
         to.copy_(x)
     to[: len(x) // 2].copy_(x[: len(x) // 2])  # the half that is left of an odd number
     return {"copy": to}
-
-
-def _compare(shape: Shape, dtype: torch.dtype, rounds: int, compiling: bool, console: Console) -> Comparison:
-    label = "x".join(map(str, shape))
-    found = peers(shape, dtype, compiling)
-    comparison = harness.measure(label, found, device=torch.device("cpu"), rounds=rounds, max_seconds=20)
-    report.print_comparison(console, comparison)
-    return comparison
-
-
-def _marks(comparison: Comparison) -> list[report.Mark]:
-    ratios = {name: comparison.ratio(*pair) for name, pair in MARKS.items()}
-    return [report.Mark(name=name, where=comparison.label, value=ratio) for name, ratio in ratios.items() if ratio]

@@ -63,6 +63,8 @@ def training_set(source: Source, config: TrainConfig) -> Dataset:
 def training_loader(config: TrainConfig, workers: int) -> DataLoader:
     """Shuffled batches of a run's training images; a smaller last one is left out, as in the engine."""
     source, _ = load_sources(config.dataset, Path(config.data_dir))
+    if config.batch_size > len(source):
+        raise UserError(f"batch size {config.batch_size} is larger than the {len(source)} training images: choose less")
     return DataLoader(
         training_set(source, config), config.batch_size, shuffle=True, num_workers=workers, drop_last=True,
         pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(config.seed),

@@ -1,4 +1,4 @@
-"""The reference as a program of its own: ``python -m fastdhm.benchmarks.reference_run LOG STEPS DATASET ARCH METHOD``.
+"""The reference as a program: ``python -m fastdhm.benchmarks.reference_run LOG STEPS DATASET ARCH METHOD DEVICE``.
 
 It is what ``bench startup`` runs beside ``fastdhm train``: imports, data, network, then steps, a line of JSON for each.
 """
@@ -18,9 +18,9 @@ from fastdhm.engine.run import build_model
 from fastdhm.recipes import recipe
 
 
-def main(log: Path, steps: int, dataset: str, arch: str, method: str) -> None:
+def main(log: Path, steps: int, dataset: str, arch: str, method: str, device_name: str) -> None:
     """Train ``steps`` steps by the recipe, a row in ``log`` for each."""
-    config = TrainConfig(**recipe(dataset, arch, method) | {"data_dir": default_data_dir()})
+    config = TrainConfig(**recipe(dataset, arch, method) | {"data_dir": default_data_dir(), "device": device_name})
     device = pick_device(config.device)
     loader = training_loader(config, pick_workers(config.workers, device))
     classes = len(getattr(loader.dataset, "classes", ())) or max(loader.dataset.targets) + 1

@@ -10,68 +10,38 @@ alone that it contains.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, machine, report
-from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.benchmarks import report
+from fastdhm.benchmarks.frame import Frame
+from fastdhm.benchmarks.harness import Peer
 from fastdhm.reid import rank, ranking_metrics
 
-CPU = torch.device("cpu")
 SIZES = {"queries": 3368, "gallery": 19_732, "identities": 750, "junk": 3819, "distractors": 2798, "features": 2048}
 QUICK = {"queries": 60, "gallery": 500, "identities": 20, "junk": 50, "distractors": 40, "features": 64}
 CAMERAS = 6
+MARKS = {
+    "loop over auto": ("loop", "auto"),
+    "unstable loop over auto": ("unstable loop", "auto"),
+    "rank over product": ("rank", "product"),
+}
 TOLERANCE = 1e-6  # of an average precision: equal distances in another order may move one a little
 
 
-def bench(
-    *,
-    threads: int | None = None,
-    rounds: int = 5,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
-) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a peer ranked wrong.
-
-    Args:
-        threads: of torch and of the backends; both loops have one (None: as many as torch has).
-        rounds: samples of each peer.
-        quick: a smoke run: a small gallery, few rounds.
-        out: folder for JSON, CSV and the plot.
-        as_json: print one JSON object on stdout, all else on stderr.
-
-    Raises:
-        ValueError: a value that cannot be, or a folder that cannot be written to.
-    """
-    harness.check_counts(rounds=rounds, threads=threads)
-    console, sizes = Console(stderr=as_json), QUICK if quick else SIZES
-    report.check_folder(out)
-    with harness.threads(threads):
-        about = machine.describe(CPU)
-        report.print_machine(console, about)
-        labels = random_labels(sizes)
-        where = f"Q={sizes['queries']} G={sizes['gallery']}"
+def bench(frame: Frame) -> int:
+    """Time all of it; returns the exit status, 1 if a peer ranked wrong. Both loops have one thread."""
+    sizes = QUICK if frame.quick else SIZES
+    labels, where = random_labels(sizes), f"Q={sizes['queries']} G={sizes['gallery']}"
+    with frame.measuring():
         comparisons = [
-            _measure(f"{where}, distances", ranking_peers(sizes, labels), rounds, console),
-            _measure(f"{where} D={sizes['features']}, features", feature_peers(sizes, labels), rounds, console),
+            frame.compare(f"{where}, distances", ranking_peers(sizes, labels), max_seconds=60),
+            frame.compare(f"{where} D={sizes['features']}, features", feature_peers(sizes, labels), max_seconds=60),
         ]
-    ratios = [("loop", "auto", comparisons[0]), ("unstable loop", "auto", comparisons[0])]
-    ratios += [("rank", "product", comparisons[1])]
-    marks = [
-        report.Mark(name=f"{slow} over {fast}", where=comparison.label, value=comparison.ratio(slow, fast))
-        for slow, fast, comparison in ratios
-        if comparison.ratio(slow, fast)
-    ]
-    report.plot_bars(out / "reid.png", comparisons, f"Ranking, {about['cpu']}")
-    settings = {"rounds": rounds, "quick": quick, **sizes}
-    return report.conclude(
-        "reid", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console, as_json=as_json
-    )
+    frame.plot_bars(comparisons, "Ranking")
+    return frame.conclude(comparisons, marks=report.ratio_marks(comparisons, MARKS), settings=sizes)
 
 
 def random_labels(sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -144,9 +114,3 @@ def feature_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
         ),
         Peer(name="product", run=lambda: {"product": query_QD @ gallery_GD.T}, check=lambda result: None),
     ]
-
-
-def _measure(label: str, peers: list[Peer], rounds: int, console: Console) -> Comparison:
-    comparison = harness.measure(label, peers, device=CPU, rounds=rounds, max_seconds=60)
-    report.print_comparison(console, comparison)
-    return comparison

@@ -100,27 +100,18 @@ def print_marks(console: Console, marks: Sequence[Mark]) -> None:
     console.print(table)
 
 
-def conclude(
-    name: str,
-    comparisons: Sequence[Comparison],
-    *,
-    marks: Sequence[Mark] = (),
-    machine: dict[str, object],
-    settings: dict[str, object],
-    folder: Path,
-    console: Console,
-    as_json: bool,
-    answer: dict[str, object] | None = None,
-) -> int:
-    """Print the marks, write ``folder/name.json`` and ``.csv``; returns the exit status, 1 if any check failed.
+def ratio_marks(comparisons: Sequence[Comparison], pairs: dict[str, tuple[str, str]]) -> list[Mark]:
+    """A mark for each of ``pairs``, name -> (peer, peer whose time it is over), where both have a time."""
+    found = [(name, c.label, c.ratio(*pair)) for c in comparisons for name, pair in pairs.items()]
+    return [Mark(name=name, where=where, value=ratio) for name, where, ratio in found if ratio]
 
-    ``answer`` is what the benchmark is asked for, such as a ``speedup``: it stands at the top of the JSON object.
-    """
+
+def write(
+    folder: Path, name: str, record: dict[str, object], comparisons: Sequence[Comparison], marks: Sequence[Mark]
+) -> str:
+    """``folder/name.json``, ``record`` with comparisons and marks, and ``folder/name.csv``; returns the JSON."""
     record = {
-        "benchmark": name,
-        **(answer or {}),
-        "machine": machine,
-        "settings": settings,
+        **record,
         "comparisons": [_record(comparison) for comparison in comparisons],
         "marks": [dataclasses.asdict(mark) for mark in marks],
     }
@@ -131,12 +122,7 @@ def conclude(
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
         writer.writerows(row for comparison in comparisons for row in _rows(comparison))
-    if marks:
-        print_marks(console, marks)
-    console.print(f"JSON, CSV and plots are in {folder}", soft_wrap=True, highlight=False)
-    if as_json:
-        print(text)
-    return 1 if any(comparison.failures for comparison in comparisons) else 0
+    return text
 
 
 def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None:

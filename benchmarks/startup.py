@@ -13,22 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-
-from fastdhm import models
-from fastdhm.benchmarks import harness, machine, report
-from fastdhm.benchmarks.harness import Comparison, Result
+from fastdhm.benchmarks import harness, report
+from fastdhm.benchmarks.contender import recipe_config
+from fastdhm.benchmarks.frame import Frame, check_value
+from fastdhm.benchmarks.harness import Comparison
 from fastdhm.data.sources import DATASETS, unknown_dataset
-from fastdhm.engine.device import pick_device
 from fastdhm.errors import UserError
-from fastdhm.methods import check as check_method
 
-QUICK = {"dataset": "synthetic:512", "arch": "resnet8", "steps": 8}
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "FASTDHM_DATA")
 POLL_SECONDS = 0.005
 IN_A_ROW, AT_SPEED = 5, 1.2
@@ -52,21 +48,8 @@ class Started:
         return self.step_seconds[-1]
 
 
-def bench(
-    *,
-    dataset: str = "synthetic",
-    arch: str = "resnet32",
-    method: str = "dhm",
-    steps: int = 60,
-    compile: str = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    rounds: int = 3,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
-) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a run failed.
+def bench(frame: Frame, *, dataset: str, arch: str, method: str, steps: int, compile: str) -> int:
+    """Time all of it; returns the exit status, 1 if a run failed.
 
     Args:
         dataset: as in training.
@@ -74,53 +57,48 @@ def bench(
         method: dhm, dsl or baseline.
         steps: of each run; enough for the last half of them to be at full speed.
         compile: of the runs, as in training.
-        device: auto, cpu, cuda or cuda:N; the reference takes cuda where there is one.
-        threads: of torch (None: as many as it has).
-        rounds: runs of each kind.
-        quick: a smoke run: a small network, few steps, one round.
-        out: folder for JSON, CSV and the plot.
-        as_json: print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: a value that cannot be, or a folder that cannot be written to.
     """
-    harness.check_counts(rounds=rounds, threads=threads)
-    if quick:
-        dataset, arch, steps, rounds = QUICK["dataset"], QUICK["arch"], QUICK["steps"], 1
     if steps < FEWEST_STEPS:
         raise UserError(f"--steps is {steps}: must be at least {FEWEST_STEPS}, or there is no speed to tell")
-    models.check(arch)
-    check_method(method)
+    check_value("compile", compile, ("off", "on", "auto"))
+    recipe_config(dataset, arch, method, device=str(frame.device))
     if dataset.partition(":")[0] not in {name.partition(":")[0] for name in DATASETS}:
         raise unknown_dataset(dataset)
-    console, place = Console(stderr=as_json), pick_device(device)
-    report.check_folder(out)
-    about = machine.describe(place)
-    report.print_machine(console, about)
-    flags = ["--dataset", dataset, "--arch", arch, "--method", method, "--compile", compile, "--device", str(place)]
-    started: dict[str, list[Started]] = {"cold": [], "warm": [], "reference": []}
-    for number in range(rounds):
-        console.print(f"round {number + 1} of {rounds}: cold, warm, reference", highlight=False)
-        with tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as folder:
-            caches = {name: str(Path(folder) / name.lower()) for name in CACHES}
-            for kind in ("cold", "warm"):
-                started[kind].append(start_training(flags, steps, Path(folder) / kind, caches, threads))
-            arguments = [str(steps), dataset, arch, method]
-            started["reference"].append(start_reference(arguments, Path(folder) / "reference", caches, threads))
+    run = {"dataset": dataset, "arch": arch, "method": method, "device": str(frame.device)}
+    with frame.measuring():
+        started = measure(frame, run, steps, compile)
     label = f"{arch} {method} {dataset}"
     comparisons = [
         _comparison(f"{label}: to the first step", started, lambda run: run.step_seconds[0]),
         _comparison(f"{label}: to full speed", started, Started.full_speed),
     ]
     for comparison in comparisons:
-        report.print_comparison(console, comparison)
-    report.plot_bars(out / "startup.png", comparisons, f"From the command on, {about['gpu'] or about['cpu']}")
-    settings = {"dataset": dataset, "arch": arch, "method": method, "steps": steps, "compile": compile}
-    settings |= {"device": str(place), "rounds": rounds, "quick": quick}
-    return report.conclude(
-        "startup", comparisons, marks=[mark for c in comparisons for mark in _marks(c)], machine=about,
-        settings=settings, folder=out, console=console, as_json=as_json, answer=_answer(comparisons),
-    )  # fmt: skip
+        report.print_comparison(frame.console, comparison)
+    frame.plot_bars(comparisons, "From the command on")
+    return frame.conclude(
+        comparisons,
+        marks=[mark for comparison in comparisons for mark in _marks(comparison)],
+        settings=run | {"steps": steps, "compile": compile},
+        answer=_answer(comparisons),
+    )
+
+
+def measure(frame: Frame, run: dict[str, str], steps: int, compile: str) -> dict[str, list[Started]]:
+    """A process of each kind in each round, with caches that the round's first one finds empty."""
+    started: dict[str, list[Started]] = {"cold": [], "warm": [], "reference": []}
+    flags = [part for name, value in (run | {"compile": compile}).items() for part in (f"--{name}", value)]
+    for number in range(frame.rounds):
+        frame.say(f"round {number + 1} of {frame.rounds}: cold, warm, reference")
+        with tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as folder:
+            caches = {name: str(Path(folder) / name.lower()) for name in CACHES}
+            for kind in ("cold", "warm"):
+                started[kind].append(start_training(flags, steps, Path(folder) / kind, caches, frame.threads))
+            log = Path(folder) / "reference.jsonl"
+            started["reference"].append(start_reference(list(run.values()), steps, log, caches, frame.threads))
+    return started
 
 
 def start_training(
@@ -132,32 +110,41 @@ def start_training(
     return watch(command, run_dir / "log.jsonl", steps, caches, threads)
 
 
-def start_reference(arguments: Sequence[str], folder: Path, caches: dict[str, str], threads: int | None) -> Started:
+def start_reference(
+    arguments: Sequence[str], steps: int, log: Path, caches: dict[str, str], threads: int | None
+) -> Started:
     """Run the reference for some steps and watch its log."""
-    folder.mkdir()
-    log = folder / "log.jsonl"
-    command = [sys.executable, "-m", "fastdhm.benchmarks.reference_run", str(log), *arguments]
-    return watch(command, log, int(arguments[0]), caches, threads)
+    command = [sys.executable, "-m", "fastdhm.benchmarks.reference_run", str(log), str(steps), *arguments]
+    return watch(command, log, steps, caches, threads)
 
 
 def watch(command: Sequence[str], log: Path, steps: int, caches: dict[str, str], threads: int | None) -> Started:
-    """Run a command to its end; when each row of a step appeared in its log."""
+    """Run a command to its end; when each row of a step appeared in its log.
+
+    Raises:
+        ValueError: the command calls what it was told a mistake.
+    """
     environment = os.environ | caches | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         step_seconds: list[float] = []
         rows: list[dict] = []
-        while True:
-            ended = process.poll() is not None
-            now, rows = time.perf_counter() - start, _rows(log)
-            taken = sum(row["kind"] == "step" for row in rows)
-            step_seconds += [now] * (taken - len(step_seconds))
-            if ended:
-                break
-            time.sleep(POLL_SECONDS)
+        ended = False
+        try:
+            while not ended:
+                time.sleep(POLL_SECONDS)
+                ended = process.poll() is not None
+                now, rows = time.perf_counter() - start, _rows(log)
+                taken = sum(row["kind"] == "step" for row in rows)
+                step_seconds += [now] * (taken - len(step_seconds))
+        finally:
+            process.kill()  # where the loop was left early; nothing to a process that has ended
+            process.wait()
         output.seek(0)
         last = output.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
+    if process.returncode == 2:  # a mistake in what it was told, so in what this was told
+        raise UserError(last[0].removeprefix("fastdhm: error: "))
     if process.returncode:
         return Started([], f"it ended with status {process.returncode}: {last[0][:200]}")
     if len(step_seconds) != steps:
@@ -172,13 +159,10 @@ def _rows(log: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _comparison(label: str, started: dict[str, list[Started]], seconds) -> Comparison:
-    results = {}
-    for name, runs in started.items():
-        failure = next((run.failure for run in runs if run.failure), None)
-        samples_ms = [] if failure else [1e3 * seconds(run) for run in runs]
-        results[name] = Result(failure=failure, calls_per_sample=1, samples_ms=samples_ms, peak_bytes=None)
-    return Comparison(label=label, results=results)
+def _comparison(label: str, started: dict[str, list[Started]], seconds: Callable[[Started], float]) -> Comparison:
+    failures = {name: next((run.failure for run in runs if run.failure), None) for name, runs in started.items()}
+    samples = {name: [seconds(run) for run in started[name]] for name, failure in failures.items() if not failure}
+    return harness.timed_elsewhere(label, failures, samples)
 
 
 def _answer(comparisons: Sequence[Comparison]) -> dict[str, float | None]:
@@ -186,10 +170,9 @@ def _answer(comparisons: Sequence[Comparison]) -> dict[str, float | None]:
     answer: dict[str, float | None] = {}
     for moment, comparison in zip(("first_step", "full_speed"), comparisons, strict=True):
         for name in comparison.results:
-            time_ms = comparison.time_ms(name)
-            answer[f"{name}_{moment}_s"] = time_ms.median / 1e3 if time_ms else None
-    speedup = comparisons[0].ratio("reference", "warm")
-    return answer | {"speedup": speedup.median if speedup else None}
+            median_ms = comparison.median_ms(name)
+            answer[f"{name}_{moment}_s"] = median_ms / 1e3 if median_ms else None
+    return answer | {"speedup": comparisons[0].speedup("reference", "warm")}
 
 
 def _marks(comparison: Comparison) -> list[report.Mark]:

@@ -14,139 +14,119 @@ All run in one process, so what the engine sets for it (that the C library keeps
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from fastdhm import models
-from fastdhm.benchmarks import breakdown, energy, harness, machine, report
+from fastdhm.benchmarks import breakdown, energy, harness, report
 from fastdhm.benchmarks.contender import Engine, make_config, random_batch
+from fastdhm.benchmarks.frame import Frame, check_counts, check_value
 from fastdhm.benchmarks.harness import Comparison, Peer, Spread
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.benchmarks.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
-from fastdhm.engine.device import pick_device
-from fastdhm.errors import UserError, unknown
+from fastdhm.errors import UserError
 
-ARCHS = ("resnet32",)
-QUICK = {"archs": ("resnet8",), "image_size": 16, "batch_size": 8}
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MAX_SECONDS = 240  # of the rounds of one comparison
 ENERGY_STEPS = 5
+MARKS = {
+    "reference over fastdhm": ("reference", "fastdhm"),
+    "autocast over fastdhm": ("autocast", "fastdhm"),
+    "fastdhm over baseline": ("fastdhm", "baseline"),
+    "eager over compiled": ("eager", "fastdhm"),
+}
 
 
 def bench(
+    frame: Frame,
     *,
-    archs: Sequence[str] = (),
-    image_size: int | None = None,
-    batch_size: int | None = None,
-    method: str = "dhm",
-    precision: str = "auto",
-    compile: str = "off",
-    smoothing: float = 0.0,
-    device: str = "auto",
-    threads: int | None = None,
-    rounds: int = 15,
-    quick: bool = False,
-    out: Path = Path("bench"),
-    as_json: bool = False,
+    archs: Sequence[str],
+    image_size: int | None,
+    batch_size: int | None,
+    method: str,
+    precision: str,
+    compile: str,
+    smoothing: float,
 ) -> int:
-    """Measure, print and write all of it; returns the exit status, 1 if a step was not the right one.
+    """Time all of it; returns the exit status, 1 if a step was not the right one.
 
     Args:
-        archs: networks, one comparison each; none: ResNet-32.
+        archs: networks, one comparison each.
         image_size: side in pixels (None: what the paper runs the network at).
         batch_size: images a step (None: 128 small ones or 32 large ones).
         method: dhm, dsl or baseline, of both.
         precision: of the engine; the reference is float32.
         compile: on, off, or auto: as in a long run. Compiling a network can take minutes.
         smoothing: of the reference's mimicking terms; the released code has 1e-8.
-        device: auto, cpu, cuda or cuda:N.
-        threads: of torch (None: as many as it has).
-        rounds: samples of each peer.
-        quick: a smoke run: one small network, few rounds.
-        out: folder for JSON, CSV and plots.
-        as_json: print one JSON object on stdout, all else on stderr.
 
     Raises:
         ValueError: a value that cannot be, a network that does not fit into memory, a folder that cannot be written to.
     """
-    harness.check_counts(**{"rounds": rounds, "threads": threads, "image-size": image_size, "batch-size": batch_size})
+    check_counts(image_size=image_size, batch_size=batch_size)
     if not 0 <= smoothing < 1:
         raise UserError(f"--smoothing is {smoothing}: must be in [0, 1); the released code has 1e-8")
-    for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, ("off", "on", "auto"))):
-        if value not in known:
-            raise unknown(f"value of --{name}", value, known)
-    if quick:
-        archs = archs or QUICK["archs"]
-        image_size, batch_size = image_size or QUICK["image_size"], batch_size or QUICK["batch_size"]
-        rounds = min(rounds, 3)
-    given = {"method": method, "precision": precision, "compile": compile, "device": str(pick_device(device))}
-    configs = [make_config(arch, image_size, batch_size, **given) for arch in archs or ARCHS]
-    place, console = torch.device(configs[0].device), Console(stderr=as_json)
-    report.check_folder(out)
-    with harness.threads(threads):
-        about = machine.describe(place)
-        report.print_machine(console, about)
-        measured = [measure(config, smoothing, rounds, console) for config in configs]
+    check_value("precision", precision, PRECISIONS)
+    check_value("compile", compile, ("off", "on", "auto"))
+    given = {"method": method, "precision": precision, "compile": compile, "device": str(frame.device)}
+    configs = [make_config(arch, image_size, batch_size, **given) for arch in archs]
+    with frame.measuring():
+        measured = [measure(frame, config, smoothing) for config in configs]
     comparisons = [comparison for comparison, _ in measured]
-    extras = [extra for _, extra in measured]
-    title = f"Training step, {about['gpu'] or about['cpu']}"
-    report.plot_bars(out / "step.png", comparisons, title)
+    frame.plot_bars(comparisons, "Training step")
     profiles = {f"{c.label}\n{name}": spent for c, extra in measured for name, spent in extra["profile_ms"].items()}
     if profiles:
-        report.plot_stacks(out / "step_profile.png", profiles, f"{title}: where it goes", "milliseconds a step")
-    marks = [mark for comparison, extra in measured for mark in _marks(comparison, extra)]
-    settings = {
-        "archs": [config.arch for config in configs], "image_size": image_size, "batch_size": batch_size,
-        **given, "precision": configs[0].precision, "smoothing": smoothing, "rounds": rounds, "quick": quick,
-    }  # fmt: skip
-    return report.conclude(
-        "step", comparisons, marks=marks, machine=about, settings=settings, folder=out, console=console,
-        as_json=as_json, answer=_answer(comparisons[0]) | {"steps": extras},
-    )  # fmt: skip
+        title = f"Training step, {frame.where}: where it goes"
+        report.plot_stacks(frame.out / "step_profile.png", profiles, title, "milliseconds a step")
+    settings = {"archs": list(archs), "image_size": image_size, "batch_size": batch_size, **given}
+    return frame.conclude(
+        comparisons,
+        marks=[mark for comparison, extra in measured for mark in _marks(comparison, extra)],
+        settings=settings | {"precision": configs[0].precision, "smoothing": smoothing},
+        answer=_answer(comparisons[0]) | {"steps": [extra for _, extra in measured]},
+    )
 
 
-def measure(config: TrainConfig, smoothing: float, rounds: int, console: Console) -> tuple[Comparison, dict]:
+def measure(frame: Frame, config: TrainConfig, smoothing: float) -> tuple[Comparison, dict]:
     """The comparison for one network, and what else is known of its step: work, memory, energy, profile."""
-    device, num_classes = torch.device(config.device), models.family_of(config.arch).num_classes
-    height, width = height_width(config.image_size)
+    num_classes, (height, width) = models.family_of(config.arch).num_classes, height_width(config.image_size)
     label = f"{config.arch} {config.method} {height}x{width} batch {config.batch_size}"
-    console.print(f"\n{label}: checking the steps against float64", highlight=False, markup=False)
-    peers = make_peers(config, num_classes, smoothing, console)
-    comparison = harness.measure(label, peers, device=device, rounds=rounds, max_seconds=MAX_SECONDS)
-    report.print_comparison(console, comparison)
+    frame.say(f"\n{label}: checking the steps against float64")
+    peers = make_peers(frame, config, num_classes, smoothing)
+    comparison = frame.compare(label, peers, max_seconds=MAX_SECONDS)
     macs = models.inventory(config.arch, num_classes, (height, width), _branches(config)).branches
     right = {peer.name: peer.run for peer in peers if comparison.results[peer.name].failure is None}
-    dtype = getattr(torch, config.precision)
+    formats = dict.fromkeys((torch.float32, getattr(torch, config.precision)))
     extra = {
         "label": label,
         **_answer(comparison),
         # forward, and for each layer the gradients of its input and of its weights
         "gflop": 6 * config.batch_size * sum(cost.macs for cost in macs.values()) / 1e9,
         "matmul_tflops": {
-            str(kind).removeprefix("torch."): breakdown.matmul_peak(device, kind) / 1e12
-            for kind in dict.fromkeys((torch.float32, dtype))
+            str(dtype).removeprefix("torch."): breakdown.matmul_peak(frame.device, dtype) / 1e12 for dtype in formats
         },
         "peak_mib": {name: result.peak_bytes / report.MIB for name, result in comparison.results.items()},
-        "joules": {name: energy.joules(run, ENERGY_STEPS, device) or energy.NOT_TOLD for name, run in right.items()},
+        "joules": {
+            name: energy.joules(run, ENERGY_STEPS, frame.device) or energy.NOT_TOLD for name, run in right.items()
+        },
         "profile_ms": {
-            name: breakdown.profile_step(right[name], device) for name in ("fastdhm", "reference") if name in right
+            name: breakdown.profile_step(right[name], frame.device)
+            for name in ("fastdhm", "reference")
+            if name in right
         },
     }
-    print_extra(console, extra, config.precision)
+    print_extra(frame, extra, config.precision)
     return comparison, extra
 
 
-def make_peers(config: TrainConfig, num_classes: int, smoothing: float, console: Console) -> list[Peer]:
+def make_peers(frame: Frame, config: TrainConfig, num_classes: int, smoothing: float) -> list[Peer]:
     """Every peer, ``fastdhm`` first; each has been judged by :class:`Yard` and stands some steps into a run."""
     yard = Yard(config, num_classes)
     if yard.images < config.batch_size:
-        console.print(f"checked on {yard.images} of {config.batch_size} images, which is what float64 has memory for")
+        frame.say(f"checked on {yard.images} of {config.batch_size} images, which is what float64 has memory for")
     batch = random_batch(config, num_classes)
     engine = yard.engine(config)
     peers = [_engine_peer("fastdhm", engine, yard, batch)]
@@ -200,31 +180,23 @@ def _float_images(config: TrainConfig, batch: Batch) -> tuple[Tensor, Tensor]:
     return (image_BCHW - mean_C11) / std_C11, batch.target_B
 
 
-def print_extra(console: Console, extra: dict, precision: str) -> None:
+def print_extra(frame: Frame, extra: dict, precision: str) -> None:
     """What bounds the step: its arithmetic at the measured peak, energy, and where its time goes."""
     peaks = ", ".join(f"{name} {tflops:.3g}" for name, tflops in extra["matmul_tflops"].items())
     floor_ms = extra["gflop"] / extra["matmul_tflops"][precision]
-    lines = [
+    frame.say(
         f"{extra['gflop']:.3g} GFLOP a step; matrix products reach {peaks} TFLOP/s here: {floor_ms:.3g} ms at least"
-    ]
+    )
     told = {name: value for name, value in extra["joules"].items() if not isinstance(value, str)}
     energies = ", ".join(f"{name} {value:.3g} J" for name, value in told.items())
-    lines.append(f"energy a step: {energies or energy.NOT_TOLD}")
-    console.print("\n".join(lines), highlight=False, markup=False)
-    names = list(extra["profile_ms"])
-    totals = {name: sum(spent.values()) for name, spent in extra["profile_ms"].items()}
+    frame.say(f"energy a step: {energies or energy.NOT_TOLD}")
+    profiles = extra["profile_ms"]
     rows = [
-        [
-            kind,
-            *(
-                f"{extra['profile_ms'][name][kind]:.3g} ms ({extra['profile_ms'][name][kind] / totals[name]:.0%})"
-                for name in names
-            ),
-        ]
+        [kind, *(f"{spent[kind]:.3g} ms ({spent[kind] / sum(spent.values()):.0%})" for spent in profiles.values())]
         for kind in breakdown.KINDS
     ]
-    if names:
-        report.print_rows(console, "where a step's time goes, under the profiler", ["work", *names], rows)
+    if profiles:
+        report.print_rows(frame.console, "where a step's time goes, under the profiler", ["work", *profiles], rows)
 
 
 def _branches(config: TrainConfig) -> tuple[str, ...] | None:
@@ -233,20 +205,12 @@ def _branches(config: TrainConfig) -> tuple[str, ...] | None:
 
 def _answer(comparison: Comparison) -> dict[str, float | None]:
     """Both medians, and the median of their ratios in each round; None where one has no time."""
-    times = {name: comparison.time_ms(name) for name in ("fastdhm", "reference")}
-    speedup = comparison.ratio("reference", "fastdhm")
-    medians = {f"{name}_ms": time.median if time else None for name, time in times.items()}
-    return medians | {"speedup": speedup.median if speedup else None}
+    medians = {f"{name}_ms": comparison.median_ms(name) for name in ("fastdhm", "reference")}
+    return medians | {"speedup": comparison.speedup("reference", "fastdhm")}
 
 
 def _marks(comparison: Comparison, extra: dict) -> list[report.Mark]:
-    ratios = {
-        "reference over fastdhm": comparison.ratio("reference", "fastdhm"),
-        "autocast over fastdhm": comparison.ratio("autocast", "fastdhm"),
-        "fastdhm over baseline": comparison.ratio("fastdhm", "baseline"),
-        "eager over compiled": comparison.ratio("eager", "fastdhm"),
-    }
-    marks = [report.Mark(name=name, where=comparison.label, value=ratio) for name, ratio in ratios.items() if ratio]
+    marks = report.ratio_marks([comparison], MARKS)
     time_ms = comparison.time_ms("fastdhm")
     if time_ms:
         peak = extra["gflop"] / list(extra["matmul_tflops"].values())[-1]  # GFLOP over TFLOP/s is milliseconds

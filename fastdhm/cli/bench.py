@@ -1,7 +1,6 @@
 """``fastdhm bench NAME``: what is fast here against its peers."""
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 from fastdhm.cli.parser import Parser
@@ -21,15 +20,17 @@ BENCHES = {
     "step": "Time a training step against the eager reference: float32, NCHW, a loss of loops, a wait for each logged "
     "number. Both are checked against float64 first; then memory, energy and where the time goes.",
 }
-# What a benchmark's flags are beside the shared ones: name -> what add_argument takes
+# What a benchmark's flags are beside the shared ones: name -> what add_argument takes, and under ``quick`` its default
+# in a smoke run. A flag that is repeated is the benchmark's list of that name: --arch its archs.
 NETWORK = {
-    "--arch": {"action": "append", "help": "network, as in `fastdhm train`; repeatable (default: resnet32)"},
-    "--image_size": {"type": int | None, "default": None, "help": "side in pixels (default: the paper's)"},
-    "--batch_size": {"type": int | None, "default": None, "help": "images a step (default: 128 small, 32 large ones)"},
     "--method": {"type": str, "default": "dhm", "help": "dhm, dsl or baseline"},
     "--precision": {"type": str, "default": "auto", "help": "of the engine: auto, float32, bfloat16, float16"},
-    "--compile": {"type": str, "default": "off", "help": "compile the engine's step: off, on, auto (as a long run)"},
-    "--smoothing": {"type": float, "default": 0.0, "help": "of the reference's mimicking; the released code has 1e-8"},
+}
+DATA = {
+    "--dataset": {"type": str, "default": "fashion-mnist", "help": "as in `fastdhm train`"},
+    "--arch": {"type": str | None, "default": None, "help": "network (default: the data set's usual one)"},
+    "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
+    **NETWORK,
 }
 FLAGS: dict[str, dict[str, dict[str, Any]]] = {
     "loss": {
@@ -46,71 +47,122 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "--dtype": {"type": str, "default": "bfloat16", "help": "bfloat16 or float32"},
         "--compiled": {"type": str, "default": "auto", "help": "time torch.compile too: on, off, auto"},
     },
-    "step": NETWORK,
-    "epoch": {
-        "--dataset": {"type": str, "default": "fashion-mnist", "help": "as in `fastdhm train`"},
-        "--arch": {"type": str | None, "default": None, "help": "network (default: the data set's usual one)"},
-        "--method": NETWORK["--method"],
-        "--batch_size": {"type": int | None, "default": None, "help": "images a step (default: the recipe's)"},
-        "--precision": NETWORK["--precision"],
-        "--workers": {"type": int | None, "default": None, "help": "of both loaders (default: as in training)"},
-        "--max_steps": {"type": int | None, "default": None, "help": "steps of an epoch (default: all)"},
-        "--agreement": {
+    "step": {
+        "--arch": {
+            "action": "append",
+            "default": ["resnet32"],
+            "quick": ["resnet8"],
+            "help": "network, as in `fastdhm train`; repeatable (default: resnet32)",
+        },
+        "--image_size": {
             "type": int | None,
             "default": None,
-            "dest": "agree",
-            "help": "hold the losses of so many steps together",
+            "quick": 16,
+            "help": "side in pixels (default: the paper's)",
         },
-        "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
+        "--batch_size": {
+            "type": int | None,
+            "default": None,
+            "quick": 8,
+            "help": "images a step (default: 128 small, 32 large ones)",
+        },
+        **NETWORK,
+        "--compile": {
+            "type": str,
+            "default": "off",
+            "help": "compile the engine's step: off, on, auto (as a long run)",
+        },
+        "--smoothing": {
+            "type": float,
+            "default": 0.0,
+            "help": "of the reference's mimicking; the released code has 1e-8",
+        },
+    },
+    "epoch": {
+        **DATA,
+        "--dataset": DATA["--dataset"] | {"quick": "synthetic:64"},
+        "--batch_size": {
+            "type": int | None,
+            "default": None,
+            "quick": 16,
+            "help": "images a step (default: the recipe's)",
+        },
+        "--workers": {"type": int | None, "default": None, "help": "of both loaders (default: as in training)"},
+        "--max_steps": {"type": int | None, "default": None, "help": "steps of an epoch (default: all)"},
+        "--agreement": {"type": int | None, "default": None, "help": "hold the losses of so many steps together"},
     },
     "startup": {
-        "--dataset": {"type": str, "default": "synthetic", "help": "as in `fastdhm train`"},
-        "--arch": {"type": str, "default": "resnet32", "help": "network, as in `fastdhm train`"},
+        "--dataset": {
+            "type": str,
+            "default": "synthetic",
+            "quick": "synthetic:512",
+            "help": "as in `fastdhm train`",
+        },
+        "--arch": {
+            "type": str,
+            "default": "resnet32",
+            "quick": "resnet8",
+            "help": "network, as in `fastdhm train`",
+        },
         "--method": NETWORK["--method"],
-        "--steps": {"type": int, "default": 60, "help": "steps of each run, half of them at full speed"},
+        "--steps": {"type": int, "default": 60, "quick": 8, "help": "steps of each run, half of them at full speed"},
         "--compile": {"type": str, "default": "auto", "help": "of the runs, as in `fastdhm train`"},
     },
     "accuracy": {
-        "--dataset": {"type": str, "default": "fashion-mnist", "help": "as in `fastdhm train`"},
-        "--arch": {"type": str | None, "default": None, "help": "network (default: the data set's usual one)"},
-        "--method": NETWORK["--method"],
-        "--target": {"type": float, "default": 12.0, "help": "error of B0 on the test set, in percent"},
-        "--epochs": {"type": int | None, "default": None, "help": "of both schedules (default: the recipe's)"},
-        "--eval_steps": {"type": int, "default": 50, "help": "steps between evaluations"},
-        "--seeds": {"type": int, "default": 3, "help": "trainings of each"},
+        **DATA,
+        "--dataset": DATA["--dataset"] | {"quick": "synthetic:256"},
+        "--target": {"type": float, "default": 12.0, "quick": 90.0, "help": "error of B0 on the test set, in percent"},
+        "--epochs": {
+            "type": int | None,
+            "default": None,
+            "quick": 2,
+            "help": "of both schedules (default: the recipe's)",
+        },
+        "--eval_steps": {"type": int, "default": 50, "quick": 4, "help": "steps between evaluations"},
+        "--seeds": {"type": int, "default": 3, "quick": 1, "help": "trainings of each"},
         "--preset": {"type": bool, "default": True, "help": "whether the data set's fast preset takes part"},
-        "--precision": NETWORK["--precision"],
-        "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
     },
     "loader": {
-        "--images": {"type": int | None, "default": None, "help": "photographs an epoch (default: 600)"},
+        "--images": {"type": int, "default": 600, "quick": 48, "help": "photographs an epoch"},
         "--workers": {"type": int, "default": 2, "help": "threads or processes of each loader"},
         "--batch_size": {"type": int, "default": 64, "help": "images a batch"},
     },
 }
 ROUNDS = {"reid": 5, "step": 15, "epoch": 3, "loader": 5, "startup": 3}  # samples of each peer; 50 elsewhere
 ON_THE_CPU = ("loader", "norm", "reid")
-# flag that is repeated -> what the benchmark calls the list of its values
-LISTS = {"shape": "shapes", "arch": "archs"}
+SHARED = ("device", "threads", "rounds", "quick", "out", "json")  # the frame's
 
 
 def run(argv: list[str]) -> int:
     """``fastdhm bench NAME ARGV``; returns the exit status, 1 if a peer gave a wrong result."""
     name, argv = argv[0], argv[1:]
-    parser = Parser(f"bench {name}", BENCHES[name])
-    for flag, settings in FLAGS.get(name, {}).items():
-        parser.add_argument(flag, **settings)
+    flags = dict(FLAGS.get(name, {}))
     if name not in ON_THE_CPU:
-        parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=int | None, default=None, help="threads of torch (default: torch's own)")
+        flags["--device"] = {"type": str, "default": "auto", "help": "auto, cpu, cuda, cuda:N"}
+    flags["--threads"] = {"type": int | None, "default": None, "help": "threads of torch (default: torch's own)"}
     if name != "accuracy":  # its samples are its seeds
-        parser.add_argument("--rounds", type=int, default=ROUNDS.get(name, 50), help="samples of each peer")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small, few rounds, no compiling")
-    parser.add_argument("--out", type=str, default="bench", help="folder for JSON, CSV and plots")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        flags["--rounds"] = {"type": int, "default": ROUNDS.get(name, 50), "quick": 1, "help": "samples of each peer"}
+    flags["--quick"] = {"action": "store_true", "help": "a smoke run: small, one round, no compiling"}
+    flags["--out"] = {"type": str, "default": "bench", "help": "folder for JSON, CSV and plots"}
+    flags["--json"] = {"action": "store_true", "help": "print one JSON object on stdout"}
+    values = _parse(Parser(f"bench {name}", BENCHES[name]), flags, argv)
+    module, frame = (importlib.import_module(f"fastdhm.benchmarks.{part}") for part in (name, "frame"))
+    shared = {key: values.pop(key) for key in SHARED if key in values}
+    return module.bench(frame.Frame(name, **shared), **values)
+
+
+def _parse(parser: Parser, flags: dict[str, dict[str, Any]], argv: list[str]) -> dict[str, Any]:
+    """The values of ``flags``, those under ``quick`` by default where ``argv`` asks for a smoke run."""
+    lists = {}
+    for flag, settings in flags.items():
+        settings = {**settings}
+        quick = settings.pop("quick", settings.get("default"))
+        if "--quick" in argv and "default" in settings:
+            settings["default"] = quick
+        if settings.get("action") == "append":
+            lists[flag.strip("-")] = settings.pop("default", [])
+        parser.add_argument(flag, **settings)
     values = parser.parse(argv)
-    for flag, plural in LISTS.items():
-        if FLAGS.get(name, {}).get(f"--{flag}", {}).get("action") == "append":
-            values[plural] = values.pop(flag) or ()
-    module = importlib.import_module(f"fastdhm.benchmarks.{name}")
-    return module.bench(out=Path(values.pop("out")).expanduser(), as_json=values.pop("json"), **values)
+    for key, default in lists.items():
+        values[f"{key}s"] = values.pop(key) or default
+    return values

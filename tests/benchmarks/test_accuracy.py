@@ -11,6 +11,7 @@ from fastdhm.benchmarks.contender import Engine
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.engine import step
+from fastdhm.engine.train import settle
 
 QUICK = ["bench", "accuracy", "--quick", "--device", "cpu", "--json"]
 
@@ -29,10 +30,9 @@ def test_smoke_run(tmp_path, capsys):
     }  # fmt: skip
 
 
-def test_a_run_that_does_not_get_there_has_no_time(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(accuracy.QUICK, "target", 0.01)
-    monkeypatch.setitem(accuracy.QUICK, "epochs", 1)
-    assert main([*QUICK, "--preset", "false", "--out", str(tmp_path)]) == 1
+def test_a_run_that_does_not_get_there_has_no_time(tmp_path, capsys):
+    flags = ["--target", "0.01", "--epochs", "1", "--preset", "false"]
+    assert main([*QUICK, *flags, "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "1 of 1 runs ended at" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]
     assert record["speedup"] is None
@@ -50,6 +50,22 @@ def test_a_wrong_engine_is_not_timed(tmp_path, capsys, monkeypatch):
     record = json.loads(capsys.readouterr().out)
     assert "would be explained" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]
     assert record["runs"] == {"fastdhm": [], "preset fast": [], "reference": []}
+
+
+def test_a_benchmark_that_is_cut_leaves_the_seeds_that_it_has(tmp_path, capsys, monkeypatch):
+    def to_target(network, steps, config, *args):
+        if config.seed == 2:
+            raise KeyboardInterrupt
+        return accuracy.Way([4], [1.0 + config.seed], [50.0])
+
+    monkeypatch.setattr(accuracy, "to_target", to_target)
+    assert main([*QUICK, "--seeds", "3", "--out", str(tmp_path)]) == 130
+    record = json.loads((tmp_path / "accuracy.json").read_text())
+    assert {name: len(runs) for name, runs in record["runs"].items()} == {
+        "fastdhm": 2, "preset fast": 2, "reference": 2,
+    }  # fmt: skip
+    assert record["fastdhm_s"] == 1.5
+    assert len((tmp_path / "accuracy_curves.csv").read_text().splitlines()) == 1 + 3 * 2
 
 
 def test_the_clock_stands_still_for_evaluation(monkeypatch):
@@ -84,9 +100,9 @@ def test_both_start_from_the_same_weights():
     class Data:
         classes = tuple("abcdefghij")
 
-    engine, _ = accuracy.start_engine(accuracy.settle(config), Data)
-    trunk, _ = accuracy.start_reference(accuracy.settle(config), Data)
-    assert isinstance(Engine(accuracy.settle(config), 10).run.model, type(engine))
+    engine, _ = accuracy.start_engine(settle(config), Data)
+    trunk, _ = accuracy.start_reference(settle(config), Data)
+    assert isinstance(Engine(settle(config), 10).run.model, type(engine))
     for name, weight in trunk.state_dict().items():
         assert torch.equal(weight, engine.trunk.state_dict()[name])
 

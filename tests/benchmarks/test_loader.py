@@ -71,7 +71,7 @@ def test_a_loader_that_mixes_up_labels_gets_no_time(tmp_path, capsys, monkeypatc
         return image_BHWC, target_B.roll(1), index_B
 
     monkeypatch.setattr(torch_loader._Samples, "__getitem__", mixed_up)
-    monkeypatch.setattr(loader, "_has_ffcv", lambda console: False)
+    monkeypatch.setattr(loader, "_has_ffcv", lambda frame: False)
     assert main(["bench", "loader", "--quick", "--rounds", "1", "--json", "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "are not those of their labels" in record["comparisons"][0]["peers"]["torch"]["failure"]

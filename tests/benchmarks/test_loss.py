@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from fastdhm.benchmarks import loss, loss_peers
+from fastdhm.benchmarks import frame, loss, loss_peers
 from fastdhm.benchmarks.loss_peers import DTYPES, Case, label, oracle, parse_shape
 from fastdhm.cli import main
 from fastdhm.errors import UserError
@@ -96,7 +96,7 @@ def test_wrong_op_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
         ("--shape 3x-1x5", "must be branches x batch x classes"),
         ("--shape 3x0x10", "'3x0x10': branches, batch and classes must each be at least 1"),
         ("--shape 99999x99999x99999", "GiB are free; name a smaller shape"),
-        ("--dtype int8", "unknown dtype 'int8' (known: float32"),
+        ("--dtype int8", "unknown value of --dtype 'int8' (known: float32"),
         ("--dtype bfloat", "did you mean 'bfloat16'?"),
         ("--compiled maybe", "unknown value of --compiled 'maybe'"),
         ("--rounds 0", "--rounds is 0: must be at least 1"),
@@ -132,12 +132,12 @@ def test_shape_survives_its_label():
     ids=["grid", "grid-on", "grid-off", "shape", "shape-on", "quick"],
 )  # fmt: skip
 def test_what_is_compiled(compiled, grid, shapes, monkeypatch):
-    monkeypatch.setattr(loss.shutil, "which", lambda name: "/usr/bin/c++")
+    monkeypatch.setattr(frame.shutil, "which", lambda name: "/usr/bin/c++")
     assert loss.which_to_compile(compiled, grid)[0] == shapes
 
 
 def test_compiling_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(loss.shutil, "which", lambda name: None)
+    monkeypatch.setattr(frame.shutil, "which", lambda name: None)
     chosen, note = loss.which_to_compile("auto", loss.GRID)
     assert chosen == ()
     assert "no C++ compiler" in note

@@ -3,6 +3,7 @@
 import json
 
 from fastdhm.benchmarks import reid
+from fastdhm.cli import main
 
 
 def test_every_peer_passes_its_check():
@@ -12,7 +13,7 @@ def test_every_peer_passes_its_check():
 
 
 def test_smoke_run(tmp_path, capsys):
-    assert reid.bench(rounds=2, quick=True, out=tmp_path, as_json=True) == 0
+    assert main(["bench", "reid", "--quick", "--json", "--out", str(tmp_path)]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [mark["name"] for mark in record["marks"]] == [
         "loop over auto",

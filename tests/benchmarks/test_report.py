@@ -5,10 +5,9 @@ import io
 import json
 
 import pytest
-import torch
 from rich.console import Console
 
-from fastdhm.benchmarks import machine, report
+from fastdhm.benchmarks import report
 from fastdhm.benchmarks.harness import Comparison, Result, Spread
 from fastdhm.errors import UserError
 
@@ -21,20 +20,10 @@ def comparison(label="2x4x8 float32", failure="loss is off by 0.5"):
     return Comparison(label=label, results={"fused": fused, "loops": loops, "broken": Result(failure=failure)})
 
 
-def conclude(folder, comparisons, as_json=False):
-    text = io.StringIO()
-    status = report.conclude(
-        "loss", comparisons, marks=[MARK], machine=machine.describe(torch.device("cpu")), settings={"rounds": 3},
-        folder=folder, console=Console(file=text, width=80), as_json=as_json,
-    )  # fmt: skip
-    return status, text.getvalue()
-
-
-def test_json_and_csv_hold_times_ratios_and_failures(tmp_path, capsys):
-    status, _ = conclude(tmp_path, [comparison()], as_json=True)
-    assert status == 1
-    written = json.loads((tmp_path / "loss.json").read_text())
-    assert json.loads(capsys.readouterr().out) == written
+def test_json_and_csv_hold_times_ratios_and_failures(tmp_path):
+    text = report.write(tmp_path, "loss", {"settings": {"rounds": 3}}, [comparison()], [MARK])
+    assert text + "\n" == (tmp_path / "loss.json").read_text()
+    written = json.loads(text)
     assert written["settings"] == {"rounds": 3}
     assert written["marks"][0]["value"] == {"median": 3.0, "low": 2.5, "high": 3.5}
     peers = written["comparisons"][0]["peers"]
@@ -49,9 +38,10 @@ def test_json_and_csv_hold_times_ratios_and_failures(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"loss.json", "loss.csv"}
 
 
-def test_status_is_0_where_every_check_passed(tmp_path):
-    assert conclude(tmp_path, [comparison(failure=None)])[0] == 0
-    assert conclude(tmp_path, [comparison(failure=None), comparison()])[0] == 1
+def test_marks_are_of_peers_that_have_a_time():
+    pairs = {"loops over fused": ("loops", "fused"), "broken over fused": ("broken", "fused"), "no": ("no", "fused")}
+    (mark,) = report.ratio_marks([comparison()], pairs)
+    assert (mark.name, mark.where, mark.value.median) == ("loops over fused", "2x4x8 float32", 3)
 
 
 def test_tables_fit_80_columns_and_say_what_is_wrong():
@@ -71,7 +61,8 @@ def test_first_peer_may_be_the_wrong_one(tmp_path):
     report.print_comparison(Console(file=text, width=80), only_loops)
     assert "1 ms" in text.getvalue()
     report.plot_bars(tmp_path / "bars.png", [only_loops], "bars")
-    assert conclude(tmp_path, [only_loops])[0] == 1
+    rows = report.write(tmp_path, "one", {}, [only_loops], [])
+    assert "ratio" not in rows
 
 
 def test_plots_are_png_files(tmp_path):

@@ -1,0 +1,138 @@
+"""The frame of every benchmark: where it runs, what it prints, and the files that it leaves.
+
+A benchmark is a file with ``bench(frame, **its own flags) -> exit status``. It checks its flags, compares ``with
+frame.measuring()``, and ends in :meth:`Frame.conclude`; the rest of the file is its question.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastdhm.benchmarks import harness, machine, report
+from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.engine.device import pick_device
+from fastdhm.errors import UserError, unknown
+
+
+class Frame:
+    """What all benchmarks are told alike.
+
+    Args:
+        name: the benchmark's, and that of its files.
+        device: auto, cpu, cuda or cuda:N.
+        threads: of torch (None: as many as it has).
+        rounds: samples of each peer; None where they are counted otherwise.
+        quick: a smoke run: small, and nothing is compiled.
+        out: folder for JSON, CSV and plots.
+        json: print one JSON object on stdout, all else on stderr.
+
+    Raises:
+        ValueError: a count below 1, or no such device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        rounds: int | None = None,
+        quick: bool = False,
+        out: str | Path = "bench",
+        json: bool = False,
+    ):
+        check_counts(rounds=rounds, threads=threads)
+        self.name, self.device, self.threads, self.rounds = name, pick_device(device), threads, rounds
+        self.quick, self.out, self.json = quick, Path(out).expanduser(), json
+        self.console = Console(stderr=json)
+        self.machine = machine.describe(self.device, threads or torch.get_num_threads())
+        used = self.machine["threads"]
+        where = self.machine["gpu"] or self.machine["cpu"]
+        self.where = f"{where}, {used} thread{'s' * (used > 1)}"
+        """For titles."""
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Compute with the frame's threads, once the folder was found writable (else ``ValueError``) and the machine
+        is told."""
+        report.check_folder(self.out)
+        report.print_machine(self.console, self.machine)
+        with harness.threads(self.threads):
+            yield
+
+    def say(self, text: str) -> None:
+        """A line for people, as it is."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def compare(self, label: str, peers: Sequence[Peer], **settings) -> Comparison:
+        """Check the peers, time those that are right in turns, and print it; ``settings`` of ``harness.measure``."""
+        comparison = harness.measure(label, peers, device=self.device, rounds=self.rounds, **settings)
+        report.print_comparison(self.console, comparison)
+        return comparison
+
+    def plot_bars(self, comparisons: Sequence[Comparison], title: str) -> None:
+        """Every peer's time as ``NAME.png``."""
+        report.plot_bars(self.out / f"{self.name}.png", comparisons, f"{title}, {self.where}")
+
+    def write(
+        self,
+        comparisons: Sequence[Comparison],
+        *,
+        marks: Sequence[report.Mark] = (),
+        settings: dict[str, object],
+        answer: dict[str, object] | None = None,
+    ) -> str:
+        """``NAME.json`` and ``NAME.csv``; the JSON. ``answer`` is what is asked for, such as a ``speedup``."""
+        rounds = {} if self.rounds is None else {"rounds": self.rounds}
+        record = {
+            "benchmark": self.name,
+            **(answer or {}),
+            "machine": self.machine,
+            "settings": {**settings, "device": str(self.device), **rounds, "quick": self.quick},
+        }
+        return report.write(self.out, self.name, record, comparisons, marks)
+
+    def conclude(
+        self, comparisons: Sequence[Comparison], *, marks: Sequence[report.Mark] = (), **written: dict[str, object]
+    ) -> int:
+        """:meth:`write`, and print the marks; the exit status, 1 if any check failed."""
+        text = self.write(comparisons, marks=marks, **written)
+        if marks:
+            report.print_marks(self.console, marks)
+        self.say(f"JSON, CSV and plots are in {self.out}")
+        if self.json:
+            print(text)
+        return 1 if any(comparison.failures for comparison in comparisons) else 0
+
+
+def check_counts(**counts: int | None) -> None:
+    """``ValueError`` for a flag of that name that is given and below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: must be at least 1")
+
+
+def check_value(flag: str, value: str, known: Sequence[str]) -> None:
+    """``ValueError`` for a flag whose value is not one of ``known``."""
+    if value not in known:
+        raise unknown(f"value of --{flag}", value, known)
+
+
+def missing_compiler(compiled: str) -> str | None:
+    """Why ``torch.compile`` can take no part, or None.
+
+    Raises:
+        ValueError: ``compiled`` is not on, off or auto, or it is on and there is no compiler.
+    """
+    check_value("compiled", compiled, ("on", "off", "auto"))
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is not None:
+        return None
+    if compiled == "on":
+        raise UserError(f"--compiled is on, but there is no C++ compiler ({compiler}): install g++")
+    return f"no C++ compiler ({compiler})"
