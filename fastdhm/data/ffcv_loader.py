@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from fastdhm.data.beton import check
 from fastdhm.data.crops import STRETCHING
 from fastdhm.data.loaders import Batch, LoaderOptions
 
+Job = tuple[np.ndarray, np.ndarray]  # int64 [B] and [B, 5], see FfcvLoader._jobs
 BATCHES_AHEAD = 3
 POLL_S = 0.5
 BOXES_AT_ONCE = 4096  # drawn for a few images only, numpy's calls cost ten times as much as the arithmetic
@@ -73,10 +74,8 @@ class FfcvLoader:
 
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
-        running = _epoch_class()(
-            self._ffcv, self._threads, self._options.size_HW, batches, functools.partial(self._jobs, epoch)
-        )
+        jobs = self._jobs(epoch, self._options.epoch_batches(self.num_samples, epoch, start_batch))
+        running = _epoch_class()(self._ffcv, self._threads, self._options.size_HW, jobs)
         self._running.append(running)
         try:
             yield (self._batch(*answer) for answer in running.answers())
@@ -84,13 +83,18 @@ class FfcvLoader:
             running.stop()
             self._running.remove(running)
 
-    def _jobs(self, epoch: int, index_B: np.ndarray) -> np.ndarray:
-        """``int64 [B, 5]``, (sample index, crop box): what the decoder is given in place of a batch's indices.
+    def _jobs(self, epoch: int, batches: list[np.ndarray]) -> Iterator[Job]:
+        """Of each batch its indices and ``int64 [B, 5]``, (sample index, crop box): what the decoder is given for them.
 
         FFCV hands them to the decoder as they are, so nothing about the epoch has to be compiled into it.
         """
-        box_B4 = self._options.boxes(self._height_N[index_B], self._width_N[index_B], index_B, epoch)
-        return np.concatenate([index_B[:, None], box_B4], axis=1)
+        step = max(1, BOXES_AT_ONCE // self._options.batch_size)
+        for start in range(0, len(batches), step):
+            some = batches[start : start + step]
+            index_N = np.concatenate(some)
+            box_N4 = self._options.boxes(self._height_N[index_N], self._width_N[index_N], index_N, epoch)
+            job_N5 = np.concatenate([index_N[:, None], box_N4], axis=1)
+            yield from zip(some, np.split(job_N5, np.cumsum([len(index_B) for index_B in some])[:-1]), strict=True)
 
     def _batch(self, index_B: np.ndarray, image_BHWC: torch.Tensor) -> Batch:
         return Batch(image_BHWC, torch.from_numpy(self._target_N[index_B]), torch.from_numpy(index_B))
@@ -150,32 +154,26 @@ def _crop_decoder() -> type:
 
 @functools.cache
 def _epoch_class() -> type:
+    """The class of an epoch that is being read, made on first use like the decoder's."""
     ffcv = load()
 
     class Epoch(ffcv.EpochIterator):
         """FFCV's thread, with its own loop: each batch has its own memory, what goes wrong is reported, and it can be
         stopped."""
 
-        def __init__(self, loader, threads: int, size_HW: tuple[int, int], batches: list[np.ndarray], jobs) -> None:
-            self._threads, self._size_HW, self._batches, self._jobs = threads, size_HW, batches, jobs
-            self._answers: queue.Queue = queue.Queue(BATCHES_AHEAD)
+        def __init__(self, loader, threads: int, size_HW: tuple[int, int], batches: Iterator[Job]) -> None:
+            self._threads, self._size_HW, self._batches, self._answers = threads, size_HW, batches, _Answers()
             super().__init__(loader, [])  # starts the thread
 
         def run(self) -> None:
             try:
                 ffcv.numba.set_num_threads(self._threads)  # numba's own, per thread; torch's stays alone
-                step = max(1, BOXES_AT_ONCE // self.loader.batch_size)
-                for start in range(0, len(self._batches), step):
-                    some = self._batches[start : start + step]
-                    jobs = np.split(
-                        self._jobs(np.concatenate(some)), np.cumsum([len(index_B) for index_B in some])[:-1]
-                    )
-                    for index_B, job_B5 in zip(some, jobs, strict=True):
-                        if not self._put((index_B, self._make(job_B5))):
-                            return
-                self._put(None)
+                for index_B, job_B5 in self._batches:
+                    if not self._answers.put((index_B, self._make(job_B5))):
+                        return
+                self._answers.put(None)
             except BaseException as error:  # whatever it is belongs to the reader
-                self._put(error)
+                self._answers.put(error)
 
         def _make(self, job_B5: np.ndarray) -> torch.Tensor:
             # In page-locked memory the copy to the device can overlap with computing.
@@ -187,34 +185,51 @@ def _epoch_class() -> type:
                 self.run_pipeline(0, job_B5, 0, None)
             return image_BHWC
 
-        def _put(self, answer) -> bool:
-            while not self.terminate_event.is_set():
-                try:
-                    self._answers.put(answer, timeout=POLL_S)
-                    return True
-                except queue.Full:
-                    pass
-            return False
-
         def answers(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-            while not self.terminate_event.is_set():
-                try:
-                    answer = self._answers.get(timeout=POLL_S)
-                except queue.Empty:
-                    if self.is_alive() or not self._answers.empty():
-                        continue
-                    raise RuntimeError("FFCV's loading thread ended without finishing its epoch") from None
-                if answer is None:
-                    return
-                if isinstance(answer, BaseException):
-                    raise answer
-                yield answer
+            return self._answers.read(self.is_alive)
 
         def stop(self) -> None:
-            self.terminate_event.set()
-            while not self._answers.empty():  # a put that waits for room ends at once
-                self._answers.get_nowait()
+            self._answers.stop()
             self.join()
             self.close()
 
     return Epoch
+
+
+class _Answers:
+    """Batches on their way from the thread that makes them to its reader, a few ahead; neither waits in vain."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue = queue.Queue(BATCHES_AHEAD)
+        self._stopped = threading.Event()
+
+    def put(self, answer: object) -> bool:
+        """Hand over a batch, None at the end, or an exception; False if nobody wants it any more."""
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(answer, timeout=POLL_S)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def read(self, is_alive: Callable[[], bool]) -> Iterator:
+        """What is put, to its end; raises an exception that is put, or that the thread is alive no more."""
+        while not self._stopped.is_set():
+            try:
+                answer = self._queue.get(timeout=POLL_S)
+            except queue.Empty:
+                if is_alive() or not self._queue.empty():
+                    continue
+                raise RuntimeError("FFCV's loading thread ended without finishing its epoch") from None
+            if answer is None:
+                return
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+
+    def stop(self) -> None:
+        """No more is wanted: a put that waits for room ends at once."""
+        self._stopped.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()

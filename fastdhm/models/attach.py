@@ -137,24 +137,9 @@ def attach(
     """
     size_CHW = _size(input_size)
     layout = find_layout(model, trace(model, size_CHW))
-    trunk = copy.deepcopy(model)
     classes = layout.num_classes if num_classes is None else num_classes
-    if classes < 2:
-        raise UserError(f"num_classes is {classes}: a classifier needs at least 2 classes")
-    if classes != layout.num_classes:
-        _replace_classifier(trunk, layout, classes)
-    if isinstance(branches, Mapping):
-        if forks is not None:
-            raise UserError("forks= goes with branches by name: branches of your own say themselves where they fork")
-        built = {name: _own(layout.trace, model, name, given, classes) for name, given in branches.items()}
-    else:
-        at = find_forks(layout, model, _names(branches), forks)
-        built = {name: _grown(layout, model, name, fork, classes, init) for name, fork in at.items()}
-    sides = {name: side for name, (side, _) in built.items()}
-    told = {name: branch for name, (_, branch) in built.items()}
-    like = next(model.parameters(), torch.empty(0))
-    for side in sides.values():
-        side.to(like.device, like.dtype)
+    trunk = _trunk(model, layout, classes)
+    sides, told = _sides(layout, model, branches, forks, classes, init)
     stages = tuple(_stage(layout, model, stage) for stage in layout.stages)
     summary = Summary(type(model).__name__, size_CHW[1:], _count(trunk), classes, layout.classifier, stages, told)
     attached = AttachedModel(trunk, sides, {name: branch.fork for name, branch in told.items()}, summary)
@@ -162,6 +147,37 @@ def attach(
     if verbose:
         print(summary)
     return attached.train(model.training)
+
+
+def _trunk(model: nn.Module, layout: Layout, num_classes: int) -> nn.Module:
+    """A copy of the network with that many classes."""
+    trunk = copy.deepcopy(model)
+    if num_classes < 2:
+        raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
+    if num_classes != layout.num_classes:
+        _replace_classifier(trunk, layout, num_classes)
+    return trunk
+
+
+def _sides(
+    layout: Layout,
+    model: nn.Module,
+    branches: Iterable[str] | Mapping,
+    forks: Mapping | Sequence | None,
+    num_classes: int,
+    init: Callable | None,
+) -> tuple[dict[str, nn.Module], dict[str, SideBranch]]:
+    """The branches by name, where the network is and in its number format, and what is told of each."""
+    if isinstance(branches, Mapping):
+        if forks is not None:
+            raise UserError("forks= goes with branches by name: branches of your own say themselves where they fork")
+        built = {name: _own(layout.trace, model, name, given, num_classes) for name, given in branches.items()}
+    else:
+        at = find_forks(layout, model, _names(branches), forks)
+        built = {name: _grown(layout, model, name, fork, num_classes, init) for name, fork in at.items()}
+    like = next(model.parameters(), torch.empty(0))
+    sides = {name: side.to(like.device, like.dtype) for name, (side, _) in built.items()}
+    return sides, {name: told for name, (_, told) in built.items()}
 
 
 def _count(module: nn.Module) -> int:

@@ -1,4 +1,5 @@
 import gc
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -247,16 +248,13 @@ def test_leaving_early_leaves_nothing_running(make, photo_root, kind):
     assert set(multiprocessing.active_children()) <= processes
 
 
-def test_ffcv_thread_error_reaches_the_reader(ffcv, make, monkeypatch):
-    monkeypatch.setattr(ffcv_loader, "BOXES_AT_ONCE", 1)
+def test_ffcv_thread_error_reaches_the_reader(ffcv, make):
     loader = make("ffcv")
     jobs = loader._jobs
 
-    def fail(epoch, index_B, seen=[]):  # noqa: B006
-        seen.append(1)
-        if len(seen) == 3:
-            raise ZeroDivisionError("from the thread")
-        return jobs(epoch, index_B)
+    def fail(epoch, batches):
+        yield from itertools.islice(jobs(epoch, batches), 2)
+        raise ZeroDivisionError("from the thread")
 
     loader._jobs = fail
     started = time.monotonic()
