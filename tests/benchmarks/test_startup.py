@@ -10,7 +10,8 @@ from fastdhm.benchmarks.startup import Started, watch
 from fastdhm.cli import main
 
 
-def test_smoke_run(tmp_path, capsys):
+def test_smoke_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(startup, "QUICK", {"dataset": "synthetic:256", "arch": "resnet8", "steps": 4})
     assert main(["bench", "startup", "--quick", "--device", "cpu", "--json", "--out", str(tmp_path)]) == 0
     record = json.loads(capsys.readouterr().out)
     first, full = record["comparisons"]

@@ -7,8 +7,8 @@ import torch
 from fastdhm.engine.checkpoint import load_checkpoint
 from fastdhm.engine.record import read_log
 
-# 320 images, 10 batches an epoch, float32: the same on every machine of the tests
-FLAGS = "--dataset synthetic:320 --arch resnet8 --batch-size 32 --device cpu --precision float32 --compile off"
+# 80 images, 10 batches an epoch, float32: the same on every machine of the tests
+FLAGS = "--dataset synthetic:80 --arch resnet8 --batch-size 8 --device cpu --precision float32 --compile off"
 
 
 def command(run_dir: Path, *flags: str) -> list[str]:
