@@ -5,11 +5,12 @@ Legend: M branches.
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 PLAIN_LINE_SECONDS = 15
@@ -18,15 +19,26 @@ WAIT_SHOWN = 0.03  # of the time
 
 
 class TrainingDisplay:
-    """The live progress bar of a run: epoch, steps, loss, accuracy of each branch, images/s, time left."""
+    """The live progress bar of a run: epoch, steps, loss, accuracy of each branch, images/s, time left.
 
-    def __init__(self, console: Console, total_steps: int, step: int, side: int, judged_on: str):
-        self.console, self.side, self.judged_on = console, side, judged_on
+    The time left is that of the last minute for the ``work`` that is left: of so many steps, the number that counts.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        total_steps: int,
+        step: int,
+        side: int,
+        judged_on: str,
+        work: Callable[[int], float] = float,
+    ):
+        self.console, self.side, self.judged_on, self.work = console, side, judged_on, work
         wide = console.width >= WIDE  # in 80 columns the numbers matter more than the bar
         self.progress = Progress(
             TextColumn("{task.description}"),
             *([BarColumn(bar_width=None)] if wide else []),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[steps]}", style="progress.download"),
             TextColumn("{task.fields[numbers]}"),
             *([TextColumn("[dim]left[/]")] if wide else []),
             TimeRemainingColumn(),
@@ -36,9 +48,10 @@ class TrainingDisplay:
             speed_estimate_period=60,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("", total=total_steps, completed=step, numbers="")
-        self.total_steps, self.first_step, self.started = total_steps, step, time.monotonic()
-        self.last_line = time.monotonic()
+        self.total_steps, self.last_line = total_steps, time.monotonic()
+        self.task = self.progress.add_task(
+            "", total=work(total_steps), completed=work(step), numbers="", steps=self._steps(step)
+        )
 
     def __enter__(self) -> "TrainingDisplay":
         self.progress.start()
@@ -49,7 +62,9 @@ class TrainingDisplay:
 
     def advance(self, step: int, epoch: int, epochs: int) -> None:
         """Move the bar; called after every step, touches no tensor."""
-        self.progress.update(self.task, completed=step, description=f"epoch {epoch + 1}/{epochs}")
+        self.progress.update(
+            self.task, completed=self.work(step), description=f"epoch {epoch + 1}/{epochs}", steps=self._steps(step)
+        )
 
     def show(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
         """Show the numbers of a log point."""
@@ -61,8 +76,12 @@ class TrainingDisplay:
         self.progress.update(self.task, numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
             self.last_line = time.monotonic()
-            left = (self.last_line - self.started) / (step - self.first_step) * (self.total_steps - step)
-            self.print(f"epoch {epoch + 1}  step {step}/{self.total_steps}  {numbers}  {left / 60:.1f} min left")
+            left = self.progress.tasks[0].time_remaining
+            numbers += f"  {left / 60:.1f} min left" if left is not None else ""
+            self.print(f"epoch {epoch + 1}  step {step}/{self.total_steps}  {numbers}")
+
+    def _steps(self, step: int) -> str:
+        return f"{step:{len(str(self.total_steps))}}/{self.total_steps}"
 
     def show_epoch(self, epoch: int, epochs: int, scalars: dict[str, float]) -> None:
         """A line for a validated epoch."""
@@ -134,7 +153,10 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
 
     epochs = [row for row in rows if row["kind"] == "epoch"]
     steps = [row for row in rows if row["kind"] == "step"] or epochs  # a short run has no log points
-    figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure.subplots_adjust(
+        left=0.055, right=0.985, bottom=0.115, top=0.905, wspace=0.15
+    )  # a layout that fits itself draws twice
     loss_axis.plot(
         [row["epoch"] for row in steps], [row["loss"] for row in steps], color="0.4", label="loss (weighted sum)"
     )

@@ -39,19 +39,45 @@ def mimic_scale(epoch: float, mimic_warmup: float) -> float:
     return min(1.0, epoch / mimic_warmup) if mimic_warmup > 0 else 1.0
 
 
-def image_side(progress: float, side: int, progressive: float) -> int:
-    """The short side of the training images after the share ``progress`` of the run, in pixels; even where reduced.
+def image_phases(side: int, progressive: float) -> list[tuple[float, int]]:
+    """Up to which share of the run the training images have which short side, in pixels; even where reduced.
 
     The first ``progressive`` of the run is at lower resolution, where a step costs a quarter to a half: the first 60%
     of that at half of ``side``, the rest at three quarters.
     """
-    if progress >= progressive:
-        return side
-    factor = 0.5 if progress < 0.6 * progressive else 0.75
-    return max(2, 2 * round(side * factor / 2))
+    reduced = ((0.6 * progressive, 0.5), (progressive, 0.75))
+    return [*((until, max(2, 2 * round(side * factor / 2))) for until, factor in reduced), (1.0, side)]
+
+
+def image_side(progress: float, side: int, progressive: float) -> int:
+    """The short side of the training images after the share ``progress`` of the run, in pixels."""
+    return next((part for until, part in image_phases(side, progressive) if progress < until), side)
 
 
 def image_sides(begin: float, end: float, side: int, progressive: float) -> list[int]:
     """The values that :func:`image_side` takes from the share ``begin`` of the run up to ``end``, in order."""
-    times = [begin, *(time for time in (0.6 * progressive, progressive) if begin < time < end)]
+    times = [begin, *(until for until, _ in image_phases(side, progressive) if begin < until < end)]
     return list(dict.fromkeys(image_side(time, side, progressive) for time in times))
+
+
+def full_size_steps(step: int, run_steps: int, side: int, progressive: float) -> float:
+    """What the first ``step`` of a run's ``run_steps`` steps compute, in steps on images of the full size.
+
+    A convolution's cost goes with the pixels, so a step on images of half the sides counts a quarter.
+    """
+    done = begin = 0.0
+    for until, part in image_phases(side, progressive):
+        end = until * run_steps
+        done += max(0.0, min(step, end) - begin) * (part / side) ** 2
+        begin = max(begin, end)
+    return done
+
+
+def describe_images(epochs: int, side: int, progressive: float) -> str:
+    """For a person: how the training images grow, and on which the run validates; nothing where they do not grow."""
+    if not progressive:
+        return ""
+    phases = image_phases(side, progressive)[: 2 if progressive == 1 else 3]
+    *growing, (_, last) = phases
+    grow = ", ".join(f"{part} pixels until epoch {until * epochs:.4g}" for until, part in growing)
+    return f"{grow}, then {last}; validated at the size reached by then, at the end at {side}"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from fastdhm.engine.graphs import GraphedStep
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
-from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
+from fastdhm.engine.schedule import describe_images, full_size_steps, image_side, learning_rate, mimic_scale
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.step import make_step
 from fastdhm.engine.timer import Timer, process_seconds
@@ -179,7 +180,9 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         checkpoint.write_config(run_dir, config)
         run.save()
     print_plan(console, plan(run, data, total_steps, why_not))
-    display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config))
+    whole = config.epochs * len(data.train)
+    work = partial(full_size_steps, run_steps=whole, side=run.side, progressive=config.progressive)
+    display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config), work)
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
         with stop_signals() as stop, display, SwitchingCompute(run, log, display.print) as compute:
@@ -220,12 +223,14 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
+    images = describe_images(config.epochs, run.side, config.progressive)
     grown = {"branches": str(run.model.summary)} if isinstance(run.model, models.AttachedModel) else {}
     return {
         "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
         + corrupt * (config.corrupt_labels > 0),
         "network": f"{config.arch}, parameters: {sizes}{begun}",
         **grown,
+        **({"images": images} if images else {}),
         "method": f"{method_name(config)}, {steps}{rate}{start}",
         "machine": ", ".join(machine),
         "run": str(run.dir),

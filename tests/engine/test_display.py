@@ -1,12 +1,14 @@
 """What a person watching a run reads."""
 
 import io
+from functools import partial
 
 import pytest
 from rich.console import Console
 
 from fastdhm.engine import display
 from fastdhm.engine.display import TrainingDisplay
+from fastdhm.engine.schedule import full_size_steps
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.02, ""), (0.034, "data wait 3%"), (0.61, "data wait 61%")])
@@ -18,3 +20,27 @@ def test_a_wait_for_data_is_shown_from_a_few_percent_on(monkeypatch, share, said
     assert "step 10/100  loss 1.500 acc B0 75.0 321 img/s" in text.getvalue()
     assert said in text.getvalue()
     assert ("data wait" in text.getvalue()) == bool(said)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that a progress bar reads; the test moves it."""
+    now = [0.0]
+    progress = partial(display.Progress, get_time=lambda: now[0])
+    monkeypatch.setattr(display, "Progress", progress)
+    monkeypatch.setattr(display, "PLAIN_LINE_SECONDS", -1)
+    return now
+
+
+def test_the_time_left_counts_that_later_images_are_larger(clock):
+    """A quarter of a second a step on images of half the sides: at the full size a second is to be expected."""
+    text = io.StringIO()
+    work = partial(full_size_steps, run_steps=1000, side=32, progressive=0.5)
+    shown = TrainingDisplay(Console(file=text, width=200), 1000, 0, 32, "test", work)
+    scalars = {"loss": 1.5, "train_error/B0": 25.0, "images_per_s": 321.4, "data_wait": 0.0}
+    for step in range(1, 201):
+        clock[0] += 0.25
+        shown.advance(step, 0, 10)
+    shown.show(200, 0, scalars)
+    left = 100 * 0.25 + 200 * 9 / 16 + 500
+    assert f"{left / 60:.1f} min left" in text.getvalue()  # and not 800 steps of a quarter of a second

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
+from fastdhm.engine.schedule import describe_images, full_size_steps, image_side, learning_rate, mimic_scale
 
 
 def test_step_is_the_papers_cifar_schedule():
@@ -47,3 +47,27 @@ def test_image_side_rises_to_the_whole():
     assert [image_side(t, 28, 0.5) for t in (0, 0.29, 0.31, 0.49, 0.5, 1)] == [14, 14, 20, 20, 28, 28]
     assert [image_side(t, 224, 1.0) for t in (0, 0.59, 0.6, 0.99, 1)] == [112, 112, 168, 168, 224]
     assert image_side(0, 27, 0) == 27
+
+
+def test_a_step_counts_as_many_full_ones_as_it_has_pixels():
+    """Of a run of 100 steps, 30 have a quarter of the pixels, 20 nine sixteenths."""
+    work = {step: full_size_steps(step, 100, 32, 0.5) for step in (0, 10, 30, 40, 50, 51, 100)}
+    assert work == pytest.approx({0: 0, 10: 2.5, 30: 7.5, 40: 13.125, 50: 18.75, 51: 19.75, 100: 68.75})
+    assert [full_size_steps(step, 7, 27, 0.0) for step in (0, 3, 7)] == [0, 3, 7]
+    assert full_size_steps(100, 100, 32, 1.0) == pytest.approx(60 / 4 + 40 * 9 / 16)
+
+
+@pytest.mark.parametrize(
+    ("progressive", "said"),
+    [
+        (0.0, ""),
+        (
+            0.75,
+            "14 pixels until epoch 1.35, 20 pixels until epoch 2.25, then 28; validated at the size reached by then,",
+        ),
+        (1.0, "14 pixels until epoch 1.8, then 20; validated at the size reached by then, at the end at 28"),
+    ],
+)
+def test_how_images_grow_is_said(progressive, said):
+    assert describe_images(3, 28, progressive).startswith(said)
+    assert bool(describe_images(3, 28, progressive)) == bool(said)
