@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdhm import models
+from fastdhm.benchmarks.frame import check_value
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders import Batch
 from fastdhm.data.sources import is_reid
@@ -26,6 +27,7 @@ from fastdhm.recipes import recipe
 
 T = TypeVar("T")
 LONG_RUN = 1 << 62  # steps: long enough to repay whatever `auto` weighs
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 SMALL = 64  # pixels: up to here images are CIFAR's kind
 
 
@@ -40,7 +42,7 @@ def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size:
     small = max(image_size if isinstance(image_size, tuple) else (image_size,)) <= SMALL
     values = recipe("cifar100" if small else "imagenet", arch, given.get("method", "dhm"))
     batch_size = batch_size or (128 if small else 32)
-    return settle(TrainConfig(**values | {"image_size": image_size, "batch_size": batch_size} | given))
+    return _settled(values | {"image_size": image_size, "batch_size": batch_size} | given)
 
 
 def recipe_config(dataset: str, arch: str | None, method: str, preset: str = "paper", **given) -> TrainConfig:
@@ -54,7 +56,17 @@ def recipe_config(dataset: str, arch: str | None, method: str, preset: str = "pa
             f"data set '{dataset}': the reference classifies images and has no re-identification; name another"
         )
     given = {name: value for name, value in given.items() if value is not None}
-    return settle(TrainConfig(**recipe(dataset, arch, method, preset) | {"compile": "off"} | given))
+    return _settled(recipe(dataset, arch, method, preset) | {"compile": "off"} | given)
+
+
+def _settled(values: dict[str, object]) -> TrainConfig:
+    """The config of a run that the user described by flags."""
+    try:
+        config = TrainConfig(**values)
+        check_value("precision", config.precision, PRECISIONS)
+        return settle(config)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def schedule(config: TrainConfig) -> dict[str, object]:

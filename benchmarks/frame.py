@@ -32,7 +32,7 @@ class Frame:
         json: print one JSON object on stdout, all else on stderr.
 
     Raises:
-        ValueError: a count below 1, or no such device.
+        ValueError: a count below 1, more threads than processors, or no such device.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Frame:
         json: bool = False,
     ):
         check_counts(rounds=rounds, threads=threads)
+        if threads is not None and threads > os.cpu_count():
+            raise UserError(f"--threads is {threads}: this machine has {os.cpu_count()} processors, take no more")
         self.name, self.device, self.threads, self.rounds = name, pick_device(device), threads, rounds
         self.quick, self.out, self.json = quick, Path(out).expanduser(), json
         self.console = Console(stderr=json)

@@ -53,6 +53,8 @@ def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
         ValueError: a value that cannot be, or a folder that cannot be written to.
     """
     check_counts(images=images, workers=workers, batch_size=batch_size)
+    if images < len(COLOURS):
+        raise UserError(f"--images is {images}: must be at least {len(COLOURS)}, one of each colour")
     small, batch_size = QUICK_SMALL_IMAGES if frame.quick else SMALL_IMAGES, min(batch_size, images)
     with frame.measuring(), tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as temporary:
         folder = Path(temporary)

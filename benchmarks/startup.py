@@ -64,9 +64,11 @@ def bench(frame: Frame, *, dataset: str, arch: str, method: str, steps: int, com
     if steps < FEWEST_STEPS:
         raise UserError(f"--steps is {steps}: must be at least {FEWEST_STEPS}, or there is no speed to tell")
     check_value("compile", compile, ("off", "on", "auto"))
-    recipe_config(dataset, arch, method, device=str(frame.device))
+    recipe_config(dataset, arch, method, device=str(frame.device))  # finds what cannot be, before anything runs
     if dataset.partition(":")[0] not in {name.partition(":")[0] for name in DATASETS}:
         raise unknown_dataset(dataset)
+    if dataset == "imagenet":
+        raise UserError("--dataset is imagenet: a cold start has an empty data folder; write folder:PATH, its folder")
     run = {"dataset": dataset, "arch": arch, "method": method, "device": str(frame.device)}
     with frame.measuring():
         started = measure(frame, run, steps, compile)
@@ -148,7 +150,8 @@ def watch(command: Sequence[str], log: Path, steps: int, caches: dict[str, str],
     if process.returncode:
         return Started([], f"it ended with status {process.returncode}: {last[0][:200]}")
     if len(step_seconds) != steps:
-        return Started([], f"its log has {len(step_seconds)} steps, must have {steps}")
+        advice = "take fewer --steps, or more images"
+        return Started([], f"its log has {len(step_seconds)} steps, must have {steps}: {advice}")
     told = [row["startup_seconds"] for row in rows if "startup_seconds" in row]
     return Started([*(told or step_seconds)[:1], *step_seconds[1:]])
 

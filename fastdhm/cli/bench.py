@@ -141,7 +141,9 @@ def run(argv: list[str]) -> int:
         flags["--device"] = {"type": str, "default": "auto", "help": "auto, cpu, cuda, cuda:N"}
     flags["--threads"] = {"type": int | None, "default": None, "help": "threads of torch (default: torch's own)"}
     if name != "accuracy":  # its samples are its seeds
-        flags["--rounds"] = {"type": int, "default": ROUNDS.get(name, 50), "quick": 1, "help": "samples of each peer"}
+        rounds = ROUNDS.get(name, 50)
+        told = f"samples of each peer (default: {rounds}; 1 in a smoke run)"
+        flags["--rounds"] = {"type": int, "default": rounds, "quick": 1, "help": told}
     flags["--quick"] = {"action": "store_true", "help": "a smoke run: small, one round, no compiling"}
     flags["--out"] = {"type": str, "default": "bench", "help": "folder for JSON, CSV and plots"}
     flags["--json"] = {"action": "store_true", "help": "print one JSON object on stdout"}

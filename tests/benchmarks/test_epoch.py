@@ -85,6 +85,9 @@ def test_moving_mean():
         ("--agreement 0", "--agreement is 0: must be at least 1"),
         ("--max-steps 0", "--max-steps is 0: must be at least 1"),
         ("--rounds 0", "--rounds is 0: must be at least 1"),
+        ("--workers -1", "workers is -1: must be 0 or more"),
+        ("--precision int8", "unknown value of --precision 'int8'"),
+        ("--dataset reid-synthetic", "the reference classifies images"),
     ],
     ids=lambda value: value if value.startswith("--") else "",
 )

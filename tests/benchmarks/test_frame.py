@@ -39,12 +39,21 @@ def test_a_failed_check_is_status_1(tmp_path, capsys):
 
 def test_threads_are_those_that_are_told(tmp_path, capsys):
     before = torch.get_num_threads()
-    told = Frame("mask", threads=before + 1, out=tmp_path)
-    assert told.machine["threads"] == before + 1
-    with told.measuring():
+    torch.set_num_threads(before + 1)
+    try:
+        told = Frame("mask", threads=1, out=tmp_path)
+        assert told.machine["threads"] == 1
+        with told.measuring():
+            assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    assert f"{before + 1} used" in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(before)
+    assert ", 1 used" in capsys.readouterr().out
+
+
+def test_more_threads_than_processors_are_refused():
+    with pytest.raises(UserError, match="--threads is 100000: this machine has"):
+        Frame("mask", threads=100_000)
 
 
 def test_nothing_is_made_before_measuring(tmp_path):

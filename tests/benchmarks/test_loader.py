@@ -84,3 +84,8 @@ def test_a_loader_that_mixes_up_labels_gets_no_time(tmp_path, capsys, monkeypatc
 def test_a_mistake_is_one_line(flag, tmp_path, capsys):
     assert main(["bench", "loader", flag, "0", "--out", str(tmp_path)]) == 2
     assert f"{flag} is 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_every_colour_needs_a_photograph(tmp_path, capsys):
+    assert main(["bench", "loader", "--images", "7", "--out", str(tmp_path)]) == 2
+    assert "--images is 7: must be at least 8" in capsys.readouterr().err

@@ -6,13 +6,15 @@ import sys
 import pytest
 
 from fastdhm.benchmarks import startup
+from fastdhm.benchmarks.frame import Frame
 from fastdhm.benchmarks.startup import Started, watch
 from fastdhm.cli import main
+from fastdhm.errors import UserError
 
 
-def test_smoke_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(startup, "QUICK", {"dataset": "synthetic:256", "arch": "resnet8", "steps": 4})
-    assert main(["bench", "startup", "--quick", "--device", "cpu", "--json", "--out", str(tmp_path)]) == 0
+def test_smoke_run(tmp_path, capsys):
+    flags = ["--quick", "--dataset", "synthetic:256", "--steps", "4", "--device", "cpu", "--json"]
+    assert main(["bench", "startup", *flags, "--out", str(tmp_path)]) == 0
     record = json.loads(capsys.readouterr().out)
     first, full = record["comparisons"]
     assert list(first["peers"]) == list(full["peers"]) == ["cold", "warm", "reference"]
@@ -60,6 +62,37 @@ def test_a_program_that_fails_gets_no_time(tmp_path):
     assert started.failure == "it ended with status 1: no such thing"
 
 
+def test_what_a_program_calls_a_mistake_is_one(tmp_path):
+    program_text = "import sys; print('fastdhm: error: no such folder', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(UserError, match="^no such folder$"):
+        watch(program(tmp_path, program_text), tmp_path / "log", 3, {}, None)
+
+
+def test_a_program_ends_with_its_watcher(tmp_path, monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(startup.time, "sleep", interrupted)
+    running = []
+    popen = startup.subprocess.Popen
+    monkeypatch.setattr(
+        startup.subprocess, "Popen", lambda *args, **options: running.append(popen(*args, **options)) or running[0]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        watch(program(tmp_path, "import threading; threading.Event().wait(60)"), tmp_path / "log", 3, {}, None)
+    assert running[0].returncode == -9
+
+
+def test_all_programs_are_told_the_device(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(startup, "watch", lambda command, *args: told.append(command) or Started([1.0, 2.0]))
+    run = {"dataset": "synthetic", "arch": "resnet8", "method": "dhm", "device": "cpu"}
+    startup.measure(Frame("startup", device="cpu", rounds=1, out=tmp_path), run, 4, "off")
+    assert len(told) == 3
+    assert " ".join(told[1]).partition("--method ")[2].startswith("dhm --device cpu --compile off --max-steps 4 ")
+    assert told[2][-4:] == ["synthetic", "resnet8", "dhm", "cpu"]
+
+
 def test_a_failed_run_is_status_1(tmp_path, capsys, monkeypatch):
     fine = Started([1.0, 1.1, 1.2, 1.3])
     monkeypatch.setattr(startup, "start_training", lambda *args: Started([], "it ended with status 2: what it said"))
@@ -78,6 +111,8 @@ def test_a_failed_run_is_status_1(tmp_path, capsys, monkeypatch):
         ("--arch resnet9", "resnet9: needs 6n+2 layers"),
         ("--method foo", "unknown method 'foo'"),
         ("--dataset cifar11", "unknown data set 'cifar11'"),
+        ("--dataset imagenet", "--dataset is imagenet: a cold start has an empty data folder"),
+        ("--compile maybe", "unknown value of --compile 'maybe'"),
         ("--rounds 0", "--rounds is 0: must be at least 1"),
     ],
     ids=lambda value: value if value.startswith("--") else "",
