@@ -7,3 +7,5 @@ import os
 os.environ.pop("OPENBLAS_CORETYPE", None)
 # Read when torch is loaded: its profiler warns of every block that was there before it.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# Development versions of torch print a line whenever the profiler starts.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -6,6 +6,8 @@ fixed steps B0's error on the whole test set is taken at full resolution by the 
 that. A run ends at the first such step at which the error is at the target or below. Medians are over seeds, taken in
 turns; a run that does not get there has no time, and the benchmark's status is 1. ``preset fast`` is the engine with
 that preset of the data set's recipe, where it has one: it need not learn the same, only reach the same error.
+
+Legend: M branches.
 """
 
 import csv
@@ -14,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fastdhm.benchmarks import harness, report
 from fastdhm.benchmarks.contender import Engine, recipe_config, schedule
 from fastdhm.benchmarks.frame import Frame, check_counts
 from fastdhm.benchmarks.harness import Comparison
+from fastdhm.benchmarks.machine import wait_for
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.benchmarks.reference_data import training_loader, training_transform
 from fastdhm.benchmarks.same_step import Yard
@@ -96,13 +98,8 @@ def bench(
     check_counts(seeds=seeds, eval_steps=eval_steps, epochs=epochs)
     if not 0 < target < 100:
         raise UserError(f"--target is {target}: must be an error in percent, above 0 and below 100")
-    make = partial(
-        recipe_config, dataset, arch, method, epochs=epochs, data_dir=data_dir, precision=precision,
-        workers=pick_workers(None, frame.device), device=str(frame.device),
-    )  # fmt: skip
-    fast = {PRESET: make(preset="fast")} if preset and dataset.partition(":")[0] in FAST else {}
-    configs = {"fastdhm": make(), **fast, "reference": make()}
-    training_transform(configs["reference"])  # refuses what the reference lacks: now, and not after the engine's run
+    given = {"epochs": epochs, "data_dir": data_dir, "precision": precision, "device": str(frame.device)}
+    configs = contenders(dataset, arch, method, preset, workers=pick_workers(None, frame.device), **given)
     settings = {name: getattr(configs["fastdhm"], name) for name in SETTINGS}
     settings |= {"target": target, "eval_steps": eval_steps, "seeds": seeds}
     label = f"{configs['fastdhm'].arch} {method} {dataset}: to {target:g}% error"
@@ -116,6 +113,15 @@ def bench(
                 write(ways, target, frame.out, f"{label}, {frame.where}")
     report.print_comparison(frame.console, comparison)
     return frame.conclude([comparison], **found)
+
+
+def contenders(dataset: str, arch: str | None, method: str, preset: bool, **given) -> dict[str, TrainConfig]:
+    """Who trains, and its run: see :func:`recipe_config`."""
+    usual = recipe_config(dataset, arch, method, **given)
+    training_transform(usual)  # refuses what the reference lacks: now, and not after the engine's run
+    has_fast = preset and dataset.partition(":")[0] in FAST
+    fast = {PRESET: recipe_config(dataset, arch, method, "fast", **given)} if has_fast else {}
+    return {"fastdhm": usual, **fast, "reference": usual}
 
 
 def judge(config: TrainConfig) -> str | None:
@@ -195,8 +201,8 @@ def to_target(
         start = clock()
         over = next(steps, OVER) is OVER
         due = over or number % eval_steps == 0
-        if due and device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if due:
+            wait_for(device)
         trained += clock() - start
         if due:
             errors = evaluate(network, data.val, transform, device, torch.float32, side)

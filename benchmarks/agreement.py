@@ -4,6 +4,8 @@ All start from the same weights and take the same batches: the reference, the en
 float32, and plain torch in the engine's number format and layout. Rounding sends any two trainings apart after some
 dozen steps, and the single losses with them; what must stay together are their moving means, as closely as plain
 torch's in that format stays with float32.
+
+Legend: B batch, C channels, H height, W width.
 """
 
 import csv
@@ -23,6 +25,7 @@ from fastdhm.data import LoadedData
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import build_model
 from fastdhm.engine.schedule import learning_rate, mimic_scale
+from fastdhm.files import replacing
 
 WINDOWS = 20  # moving means are over so large a part of the steps
 SLACK = 3.0  # times what plain torch in that format is away from float32
@@ -131,7 +134,7 @@ def moving_mean(losses: list[float]) -> torch.Tensor:
 
 def write(found: Agreement, folder: Path, title: str) -> None:
     """``agreement.csv``, a row for each step, and ``agreement.png``, the moving means."""
-    with report.replacing(folder / "agreement.csv") as path, open(path, "w", newline="") as file:
+    with replacing(folder / "agreement.csv") as path, open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", *found.losses])
         writer.writerows([step, *row] for step, row in enumerate(zip(*found.losses.values(), strict=True), 1))

@@ -1,10 +1,11 @@
 """Where the time of a training step goes, by kind of work, and what the machine's matrix units could do."""
 
-import os
 import time
 from collections.abc import Callable
 
 import torch
+
+from fastdhm.benchmarks.machine import wait_for
 
 PROFILED_STEPS = 3
 CONVOLUTION, NORM, LOSS, OPTIMIZER, COPIES, OTHER = KINDS = (
@@ -29,7 +30,6 @@ def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, f
     On CUDA the time is that of the kernels, and ``other`` includes what the GPU waits. The profiler slows a step down a
     little: shares are to be trusted, not sums.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
     run()
@@ -37,8 +37,7 @@ def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, f
         start = time.perf_counter()
         for _ in range(PROFILED_STEPS):
             run()
-        if on_gpu:
-            torch.cuda.synchronize()
+        wait_for(device)
         seconds = time.perf_counter() - start
     spent = dict.fromkeys(KINDS, 0.0)
     for event in profile.events():
@@ -76,14 +75,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     left @ right
     fastest = float("inf")
     for _ in range(PEAK_ROUNDS):
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         left @ right
-        _wait(device)
+        wait_for(device)
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * side**3 / fastest
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

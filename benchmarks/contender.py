@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdhm import models
 from fastdhm.benchmarks.frame import check_value
 from fastdhm.config import TrainConfig
+from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
 from fastdhm.data.sources import is_reid
 from fastdhm.engine.compiling import computes
@@ -39,7 +40,7 @@ def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size:
     height, width = models.family_of(arch).image_size
     if image_size is None:
         image_size = height if height == width else (height, width)
-    small = max(image_size if isinstance(image_size, tuple) else (image_size,)) <= SMALL
+    small = max(height_width(image_size)) <= SMALL
     values = recipe("cifar100" if small else "imagenet", arch, given.get("method", "dhm"))
     batch_size = batch_size or (128 if small else 32)
     return _settled(values | {"image_size": image_size, "batch_size": batch_size} | given)
@@ -123,9 +124,7 @@ class Waited:
 def random_batch(config: TrainConfig, num_classes: int) -> Batch:
     """Noise in the shape of a batch: what a step takes does not depend on the pixels."""
     generator = torch.Generator().manual_seed(config.seed)
-    size = config.image_size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    shape = (config.batch_size, height, width, 3)
+    shape = (config.batch_size, *height_width(config.image_size), 3)
     return Batch(
         image_BHWC=torch.randint(256, shape, dtype=torch.uint8, generator=generator),
         target_B=torch.randint(num_classes, shape[:1], generator=generator),

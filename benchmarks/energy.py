@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from fastdhm.benchmarks.machine import wait_for
+
 NOT_TOLD = "not told by this machine"
 POWERCAP = Path("/sys/class/powercap")
 
@@ -20,8 +22,7 @@ def joules(run: Callable[[], object], calls: int, device: torch.device, powercap
     before = meter()
     for _ in range(calls):
         run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     used = [
         after - start if after >= start else after - start + wrap
         for (start, wrap), (after, _) in zip(before, meter(), strict=True)

@@ -4,6 +4,8 @@ Both train the same network by the same recipe at full resolution, the engine fr
 ``DataLoader`` of PIL images with as many workers. What a loop waits for its next batch is measured in both. With
 ``--agreement`` both, and the engine in float32, also train from the same weights on the same batches, and the curves of
 their losses are drawn and held together.
+
+Legend: B batch, C channels, H height, W width.
 """
 
 import math

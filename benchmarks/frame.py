@@ -7,7 +7,7 @@ frame.measuring()``, and ends in :meth:`Frame.conclude`; the rest of the file is
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -64,7 +64,8 @@ class Frame:
         is told."""
         report.check_folder(self.out)
         report.print_machine(self.console, self.machine)
-        with harness.threads(self.threads):
+        there = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with harness.threads(self.threads), there:  # clocks and counters of memory are the current device's
             yield
 
     def say(self, text: str) -> None:

@@ -6,7 +6,6 @@ the ratios of all rounds. A peer whose result is wrong gets no time.
 """
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -190,7 +189,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # development versions of torch print a line at every start
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -203,7 +201,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def ops_called(run: Callable[[], object]) -> frozenset[str]:
     """The names of the operations that a call goes through."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     run()  # what only a first call does, it does here
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()

@@ -30,6 +30,12 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
     }
 
 
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def busy(load_average: float, processors: int, threads: int) -> str | None:
     """A warning where other processes take the processors that the benchmark needs, else None."""
     if load_average <= processors - threads + 0.5:

@@ -5,7 +5,7 @@ SGD; torchvision's transforms on PIL images in a ``DataLoader``. Every number th
 there, M * M + 2 M times a step (15 with three branches), and each reading waits for the device. Nothing is slower than
 it has to be to be that: torch's defaults of today hold, and data sets that fit are in memory.
 
-Legend: M branches, B batch, K classes, N samples.
+Legend: M branches, B batch, C channels, H height, W width, K classes, N samples.
 """
 
 from collections.abc import Sequence

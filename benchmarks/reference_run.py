@@ -1,6 +1,8 @@
 """The reference as a program: ``python -m fastdhm.benchmarks.reference_run LOG STEPS DATASET ARCH METHOD DEVICE``.
 
 It is what ``bench startup`` runs beside ``fastdhm train``: imports, data, network, then steps, a line of JSON for each.
+
+Legend: B batch, C channels, H height, W width.
 """
 
 import json
@@ -8,8 +10,7 @@ import sys
 from itertools import chain, islice, repeat
 from pathlib import Path
 
-import torch
-
+from fastdhm.benchmarks.machine import wait_for
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.benchmarks.reference_data import training_loader
 from fastdhm.config import TrainConfig, default_data_dir
@@ -29,8 +30,7 @@ def main(log: Path, steps: int, dataset: str, arch: str, method: str, device_nam
     with open(log, "w", buffering=1) as file:
         for number, (image_BCHW, target_B) in enumerate(islice(epochs, steps), 1):
             loss = reference.loss(reference.step(image_BCHW, target_B))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             file.write(json.dumps({"kind": "step", "step": number, "loss": loss}) + "\n")
 
 

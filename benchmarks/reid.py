@@ -1,6 +1,6 @@
 """Ranking a gallery at the size of Market-1501's, against the loop over queries that evaluators usually are.
 
-Legend: Q queries, G gallery, D features.
+Legend: Q queries, G gallery, D features, M the matches of a query.
 
 Of distances: the backends of :func:`fastdhm.reid.ranking_metrics` (``auto`` is ``cpp`` where the C++ extension was
 built); ``loop``, a plain NumPy loop with a stable argsort for each query, which ranks equal distances alike, too;

@@ -4,7 +4,7 @@ float64 is right. The engine may be off by what plain torch is off by when it co
 memory layout: the reference in float32 or under bfloat16 autocast, channels last. That yardstick is needed because a
 rounding near zero turns a ReLU on or off and moves a gradient by far more than a rounding does, in any implementation.
 
-Legend: M branches, B batch, C channels, H height, W width.
+Legend: A the branches that a step computes, B batch, C channels, H height, W width.
 """
 
 import copy

@@ -10,6 +10,8 @@ Peers, each a whole step from a batch to the updated weights:
 - ``eager``      the engine without torch.compile, where it compiles.
 
 All run in one process, so what the engine sets for it (that the C library keeps freed memory) the reference has too.
+
+Legend: B batch, C channels, H height, W width.
 """
 
 import dataclasses

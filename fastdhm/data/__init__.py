@@ -1,6 +1,6 @@
 """From images on disk to batches: sources, ``.beton`` files, loaders, and what is done to a batch on the device.
 
-Importing this costs nothing: FFCV, torchvision and torch load when first used.
+Importing this costs nothing: FFCV, torchvision and torch load when first used. Legend: N samples.
 """
 
 from __future__ import annotations

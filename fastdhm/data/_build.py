@@ -2,7 +2,7 @@
 
 FFCV's ``DatasetWriter`` is not used: it waits for ever for a worker that died, leaves its shared memory behind, shrinks
 very thin images to nothing, and writes in the order in which workers finish. Written in the source's order, equal
-sources give equal files. Legend: N samples.
+sources give equal files. Legend: N samples, H height, W width, C channels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Batches on their way to the device, one ahead of the step that uses them."""
+"""Batches on their way to the device, one ahead of the step that uses them.
+
+Legend: B batch, H height, W width, C channels.
+"""
 
 from __future__ import annotations
 

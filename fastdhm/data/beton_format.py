@@ -3,7 +3,7 @@
 header | field descriptors | metadata, one row a sample | image data | allocation table, one row an image
 
 The types are FFCV's (``ffcv/types.py``), written out here so that a file can be built and checked where FFCV is not
-installed; a test holds the two equal. Legend: N samples.
+installed; a test holds the two equal. Legend: N samples, H height, W width, C channels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One image file in, one 8-bit RGB image out, whatever the file held."""
+"""One image file in, one 8-bit RGB image out, whatever the file held.
+
+Legend: H height, W width.
+"""
 
 from __future__ import annotations
 

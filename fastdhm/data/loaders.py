@@ -4,7 +4,7 @@
 same samples in the same batches with the same crop boxes, and the same bytes where a box needs no resizing; where it
 does, FFCV averages areas (OpenCV) and torch uses its antialiased bilinear filter. The crops that stretch the image are
 resized by that filter in both, and differ by at most one level of 255. ``resident`` takes only what needs no resizing.
-Legend: N samples, B batch, H height, W width, C channels.
+Legend: N samples, S of them that are taken, B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Re-identification sets: identity and camera of each picture from its file name, as Market-1501 has them.
 
-Legend: N samples.
+Legend: N samples, K classes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A person is a build, skin, hair, clothes with a pattern, shoes and perhaps a bag
 tint and a view. Each picture has its own pose, place and noise. Backgrounds, light and tint differ more between cameras
 than clothes do between many people, so that comparing pixels finds the camera and a trained network the person.
 
-Legend: N samples, H height, W width.
+Legend: N samples, H height, W width, C channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images made up from their index: a data set for tests and first steps that needs no file and no network.
 
-Legend: B batch, N samples, H height, W width, C channels.
+Legend: B batch, N samples, H height, W width, J blocks of random words.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class SyntheticSource:
         index_B = np.asarray(index_B, dtype=np.int64)
         if index_B.min(initial=0) < 0 or index_B.max(initial=-1) >= len(self):
             raise IndexError(f"sample index outside [0, {len(self)})")
-        unit_B = [word[:, None, None, None] / 2**32 for word in self._words(index_B, np.array([0]))[:, :, 0]]
-        phase, contrast, tint, _ = unit_B
+        units = (word[:, None, None, None] / 2**32 for word in self._words(index_B, np.array([0]))[:, :, 0])
+        phase, contrast, tint, _ = units
         y, x = np.mgrid[:SIDE, :SIDE][:, None, :, :, None]
         angle = (np.pi / CLASSES) * self.target_N[index_B][:, None, None, None]
         wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / 8) + 2 * np.pi * phase)
-        colour_C = 0.5 + 0.5 * np.cos(2 * np.pi * (tint + np.arange(3) / 3))
+        colour = 0.5 + 0.5 * np.cos(2 * np.pi * (tint + np.arange(3) / 3))
         noise = self._noise(index_B)
-        image = 128 + (20 + 60 * contrast) * wave * colour_C + 80 * (noise - 0.5)
+        image = 128 + (20 + 60 * contrast) * wave * colour + 80 * (noise - 0.5)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     def _words(self, index_B: np.ndarray, block_J: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The loader for where FFCV is not: a torch ``DataLoader`` over the images themselves.
 
-Legend: B batch, H height, W width, C channels.
+Legend: N samples, B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How alike the convolutions of the main branch and of a side branch have become (App. H, Figure 4).
 
-Legend: F filters (output channels) of a layer, C its input channels, H and W those of an image.
+Legend: B batch, F filters (output channels) of a layer, C its input channels, H and W those of an image.
 """
 
 import math

@@ -1,6 +1,6 @@
 """What a network does with one small batch: which modules and functions run, and which values all data passes through.
 
-Legend: B batch, C channels, H height, W width, N tokens.
+Legend: B batch, C channels, H height, W width, K classes, N tokens.
 """
 
 import copy
