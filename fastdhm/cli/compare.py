@@ -54,7 +54,7 @@ def _parser() -> Parser:
     parser.add_argument("--reference", type=str | None, default=None, help="compare the others with this (baseline)")
     parser.add_argument(
         "--score", type=str, default="auto",
-        help="of each run the last epoch, or the best by B0's validation error (a branch alone: its own); auto: as --keep",
+        help="of each run the last epoch, or the best by B0's validation error (a lone branch's own); auto: as --keep",
     )  # fmt: skip
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and how far each is; do nothing")
