@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "conv3x3_width.h"
 #include "philox.h"
 #include "simd.h"
 
@@ -25,6 +26,9 @@ TORCH_LIBRARY(fastdhm, m) {
   m.def(
       "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor? y, Tensor weight, Tensor mean, Tensor variance, "
       "float eps, bool need_residual) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+  m.def("conv3x3(Tensor x, Tensor weight) -> Tensor");
+  m.def("conv3x3_input_grad(Tensor grad_y, Tensor weight) -> Tensor");
+  m.def("conv3x3_weight_grad(Tensor grad_y, Tensor x) -> Tensor");
 }
 
 namespace {
@@ -38,6 +42,9 @@ std::vector<std::string> cpu_features() {
   if (__builtin_cpu_supports("fma")) names.emplace_back("fma");
   if (__builtin_cpu_supports("avx512f")) names.emplace_back("avx512f");
   if (__builtin_cpu_supports("avx512bw")) names.emplace_back("avx512bw");
+#ifdef FASTDHM_BFLOAT16_PRODUCTS
+  if (__builtin_cpu_supports("avx512bf16")) names.emplace_back("avx512_bf16");
+#endif
 #endif
   return names;
 }
@@ -82,5 +89,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("simds", &fastdhm::simd_names, "Instruction sets that the CPU ops can use here, the fastest last.");
   m.def("simd", &fastdhm::simd_name, "The one they use, or none.");
   m.def("set_simd", &fastdhm::set_simd, py::arg("name"), "Have them use another one, to test it.");
+  m.def("conv3x3_width", &fastdhm::conv3x3_width, py::arg("dtype"),
+        "What conv3x3 needs the channels of such activations to be multiples of; 0 where it has no code for them here.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

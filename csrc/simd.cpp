@@ -34,6 +34,14 @@ Simd simd() { return in_use; }
 
 std::string simd_name() { return kNames[static_cast<int>(simd())]; }
 
+bool has_bfloat16_products() {
+#ifdef FASTDHM_BFLOAT16_PRODUCTS
+  return simd() == Simd::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 std::vector<std::string> simd_names() {
   std::vector<std::string> names;
   for (const Simd each : available()) {

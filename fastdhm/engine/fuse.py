@@ -1,4 +1,4 @@
-"""The training forward pass with every batch norm, the residual added to it and its relu as one op each.
+"""The training forward pass by our own ops: 3x3 convolutions, and each batch norm with the residual and relu after it.
 
 The network is traced by torch.fx into straight-line code over the same parameters; nothing of the network itself
 changes. On a GPU torch.compile does this and more; on a CPU this needs no compiler and no waiting, and is faster.
@@ -16,7 +16,8 @@ from torch.fx.passes.split_module import split_module
 
 from fastdhm.models import BranchedModel
 from fastdhm.models.recompute import recomputed
-from fastdhm.ops.batch_norm_act import batch_norm_act, why_not
+from fastdhm.ops import batch_norm_act as norms
+from fastdhm.ops import conv3x3 as convolutions
 
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 RELU = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -31,15 +32,31 @@ class NormAct(nn.Module):
 
     def forward(self, x_BCHW: Tensor, residual_BCHW: Tensor | None = None) -> Tensor:
         norm = self.norm
-        if norm.training and why_not(x_BCHW, norm.weight, residual_BCHW) is None:
+        if norm.training and norms.why_not(x_BCHW, norm.weight, residual_BCHW) is None:
             norm.num_batches_tracked.add_(1)
-            return batch_norm_act(
+            return norms.batch_norm_act(
                 x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, residual_BCHW,
                 momentum=norm.momentum, eps=norm.eps, relu=self.relu,
             )  # fmt: skip
         y_BCHW = norm(x_BCHW)
         y_BCHW = y_BCHW if residual_BCHW is None else y_BCHW + residual_BCHW
         return F.relu(y_BCHW) if self.relu else y_BCHW
+
+
+class Conv3x3(nn.Module):
+    """A 3x3 convolution of a network that moves by one pixel and keeps the size."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        weight_KC33, kind = self.conv.weight, x_BCHW.device.type
+        if torch.is_autocast_enabled(kind) and x_BCHW.is_floating_point() and x_BCHW.dtype != torch.float64:
+            x_BCHW = x_BCHW.to(torch.get_autocast_dtype(kind))
+        if convolutions.why_not(x_BCHW, weight_KC33) is None and convolutions.pays(x_BCHW):
+            return convolutions.conv3x3(x_BCHW, weight_KC33)
+        return self.conv(x_BCHW)
 
 
 class FusedForward:
@@ -136,7 +153,8 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             graph.erase_node(node)
     for node in graph.nodes:
         if node.op == "call_module" and node.target not in holder:
-            holder[node.target] = parts[node.target]
+            part = parts[node.target]
+            holder[node.target] = Conv3x3(part) if _is_conv3x3(part) else part
         elif node.op == "get_attr":
             holder[node.target] = operator.attrgetter(node.target)(root)
     return fx.GraphModule(holder, graph)
@@ -166,6 +184,13 @@ def recompute_groups(traced: fx.GraphModule) -> fx.GraphModule:
         if group is not None and part is not None:
             setattr(split, f"submod_{number}", _Recomputed(part))
     return split
+
+
+def _is_conv3x3(part: nn.Module) -> bool:
+    if type(part) is not nn.Conv2d or part.bias is not None or part.padding_mode != "zeros":
+        return False
+    shape = part.kernel_size, part.stride, part.padding, part.dilation, part.groups
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 def _is_norm(node: fx.Node, parts: dict[str, nn.Module]) -> bool:

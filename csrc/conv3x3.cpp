@@ -1,0 +1,207 @@
+// The CPU form of fastdhm::conv3x3 and its gradients. Legend: conv3x3.h.
+#include "conv3x3.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/BFloat16.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <string>
+
+#include "conv3x3_width.h"
+#include "scalar.h"
+#include "simd.h"
+
+#include "conv3x3_simd.h"
+
+namespace fastdhm {
+namespace {
+
+template <class Scalar>
+struct OneProduct : One<Scalar> {
+  using Element = Scalar;
+  using Packed = Scalar;
+  static constexpr int64_t kPair = 1;
+  static constexpr int kVectors = 4;
+
+  static Packed load_packed(const Scalar* p) { return *p; }
+  static Packed broadcast(const Scalar* p) { return *p; }
+  static Scalar dot(Scalar sum, Packed a, Packed b) { return sum + a * b; }
+  static void store_element(Scalar* p, Scalar x) { *p = x; }
+  static void store_pair(Scalar* p, Scalar, Scalar x) { *p = x; }
+};
+
+const Conv3x3Code<double> kExact = Conv3x3<OneProduct<double>, double>::code();
+
+// The vector code for activations of this type, or null where this processor has none.
+const Conv3x3Code<float>* find_code(at::ScalarType dtype) {
+#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTDHM_BFLOAT16_PRODUCTS
+  if (dtype == at::kBFloat16 && has_bfloat16_products()) return &kConv3x3Avx512BFloat16;
+#endif
+  if (dtype == at::kFloat && simd() == Simd::avx512) return &kConv3x3Avx512;
+  if (dtype == at::kFloat && simd() == Simd::avx2) return &kConv3x3Avx2;
+#endif
+  return nullptr;
+}
+
+const Conv3x3Code<float>& float_code(at::ScalarType dtype) {
+  const Conv3x3Code<float>* code = find_code(dtype);
+  TORCH_CHECK_VALUE(code != nullptr, "this processor has no vector code for a convolution of ", dtype);
+  return *code;
+}
+
+constexpr int64_t kCached = 1 << 23;  // bytes of transformed numbers that are kept near
+
+at::Tensor scratch(int64_t bytes) { return at::empty({bytes}, at::kByte); }
+
+void check_channels(int64_t one, int64_t other, int64_t width) {
+  TORCH_CHECK_VALUE(one % width == 0 && other % width == 0, "channels must be multiples of ", width, ", got ", one,
+                    " and ", other);
+}
+
+// The convolution of x with the weight, or (turned) what makes its input's gradient of its output's.
+template <class S>
+at::Tensor convolve(const Conv3x3Code<S>& code, const at::Tensor& x, const at::Tensor& weight, bool turned) {
+  const int64_t rows = weight.size(0), columns = weight.size(1), outputs = turned ? columns : rows;
+  const Conv3x3Shape shape = {x.size(0), x.size(2), x.size(3), x.size(1), outputs};
+  check_channels(rows, columns, code.width);
+  at::Tensor y = at::empty({shape.B, outputs, shape.H, shape.W}, x.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor packed = scratch(kPoints * rows * columns * code.element_size);
+  at::parallel_for(0, rows / code.width, 1, [&](int64_t begin, int64_t end) {
+    code.pack(weight.const_data_ptr<S>(), rows, columns, turned, begin * code.width, end * code.width,
+              packed.mutable_data_ptr());
+  });
+  const int64_t bytes = code.forward_scratch(shape);
+  const at::Tensor own = scratch(bytes * at::get_num_threads());
+  at::parallel_for(0, shape.B * shape.tile_rows(), 1, [&](int64_t begin, int64_t end) {
+    code.forward(x.const_data_ptr(), packed.const_data_ptr(), y.mutable_data_ptr(), shape, begin, end,
+                 own.mutable_data_ptr<uint8_t>() + bytes * at::get_thread_num());
+  });
+  return y;
+}
+
+template <class S>
+at::Tensor weight_grad(const Conv3x3Code<S>& code, const at::Tensor& grad_y, const at::Tensor& x) {
+  const Conv3x3Shape shape = {x.size(0), x.size(2), x.size(3), x.size(1), grad_y.size(1)};
+  check_channels(shape.C, shape.K, code.width);
+  const int64_t rows = shape.B * shape.tile_rows();
+  const int64_t room = kCached / code.transforms_size(shape, 1), few = 256 / shape.tile_columns() + 1;
+  const int64_t most = std::min(rows, std::max(room, few));
+  const auto options = x.options().dtype(c10::CppTypeToScalarType<S>::value);
+  const at::Tensor sums = at::empty({kPoints * shape.K * shape.C}, options);
+  const at::Tensor transforms = scratch(code.transforms_size(shape, most));
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t last = std::min(rows, first + most);
+    at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+      code.transform(x.const_data_ptr(), grad_y.const_data_ptr(), shape, first, last, begin, end,
+                     transforms.mutable_data_ptr());
+    });
+    at::parallel_for(0, kPoints, 1, [&](int64_t begin, int64_t end) {
+      code.add_products(transforms.const_data_ptr(), shape, last - first, begin, end, first > 0,
+                        sums.mutable_data_ptr<S>());
+    });
+  }
+  at::Tensor grad = at::empty({shape.K, shape.C, 3, 3}, options, at::MemoryFormat::ChannelsLast);
+  at::parallel_for(0, shape.K, 1, [&](int64_t begin, int64_t end) {
+    code.weight_grad(sums.const_data_ptr<S>(), shape.K, shape.C, begin, end, grad.mutable_data_ptr<S>());
+  });
+  return grad;
+}
+
+void check(const at::Tensor& x, const char* name) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name,
+                    " must be [B, C, H, W] in channels-last order and not empty, got ", x.sizes());
+}
+
+void check_weight(const at::Tensor& weight, const at::Tensor& x, int64_t channels) {
+  const at::ScalarType own = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.scalar_type() == own &&
+                        weight.is_contiguous(at::MemoryFormat::ChannelsLast) && channels == x.size(1),
+                    "weight must be ", own, " [K, C, 3, 3] in channels-last order for ", x.size(1), " channels, got ",
+                    weight.dtype(), " ", weight.sizes());
+}
+
+at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& weight) {
+  check(x, "x");
+  check_weight(weight, x, weight.size(1));
+  return x.scalar_type() == at::kDouble ? convolve<double>(kExact, x, weight, false)
+                                        : convolve<float>(float_code(x.scalar_type()), x, weight, false);
+}
+
+at::Tensor conv3x3_input_grad_cpu(const at::Tensor& grad_y, const at::Tensor& weight) {
+  check(grad_y, "grad_y");
+  check_weight(weight, grad_y, weight.size(0));
+  return grad_y.scalar_type() == at::kDouble ? convolve<double>(kExact, grad_y, weight, true)
+                                             : convolve<float>(float_code(grad_y.scalar_type()), grad_y, weight, true);
+}
+
+at::Tensor conv3x3_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x) {
+  check(grad_y, "grad_y");
+  check(x, "x");
+  TORCH_CHECK_VALUE(x.scalar_type() == grad_y.scalar_type() && x.size(0) == grad_y.size(0) &&
+                        x.size(2) == grad_y.size(2) && x.size(3) == grad_y.size(3),
+                    "grad_y must be ", x.dtype(), " of the images of x, ", x.sizes(), ", got ", grad_y.dtype(), " ",
+                    grad_y.sizes());
+  return x.scalar_type() == at::kDouble ? weight_grad<double>(kExact, grad_y, x)
+                                        : weight_grad<float>(float_code(x.scalar_type()), grad_y, x);
+}
+
+// In C++, because in Python a call and its gradient cost as much as a small convolution.
+struct Conv3x3Autograd : torch::autograd::Function<Conv3x3Autograd> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({x, weight});
+    return op_forward(x, weight);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    if (!grads[0].defined()) return {at::Tensor(), at::Tensor()};
+    const auto saved = context->get_saved_variables();
+    const at::Tensor grad_y = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
+    return {context->needs_input_grad(0) ? op_input_grad(grad_y, saved[1]) : at::Tensor(),
+            context->needs_input_grad(1) ? op_weight_grad(grad_y, saved[0]) : at::Tensor()};
+  }
+
+  static at::Tensor op_forward(const at::Tensor& x, const at::Tensor& weight) {
+    static const auto op = find("fastdhm::conv3x3");
+    return op.call(x, weight);
+  }
+  static at::Tensor op_input_grad(const at::Tensor& grad_y, const at::Tensor& weight) {
+    static const auto op = find("fastdhm::conv3x3_input_grad");
+    return op.call(grad_y, weight);
+  }
+  static at::Tensor op_weight_grad(const at::Tensor& grad_y, const at::Tensor& x) {
+    static const auto op = find("fastdhm::conv3x3_weight_grad");
+    return op.call(grad_y, x);
+  }
+  using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
+  static c10::TypedOperatorHandle<Op> find(const char* name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
+  }
+};
+
+at::Tensor conv3x3_autograd(const at::Tensor& x, const at::Tensor& weight) { return Conv3x3Autograd::apply(x, weight); }
+
+}  // namespace
+
+// What the channels of these activations must be multiples of; 0 where this processor has no instructions for them.
+int64_t conv3x3_width(const std::string& dtype) {
+  if (dtype == "float64") return kExact.width;
+  const Conv3x3Code<float>* code = find_code(dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  return code == nullptr ? 0 : code->width;
+}
+
+TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
+  m.impl("conv3x3", &conv3x3_cpu);
+  m.impl("conv3x3_input_grad", &conv3x3_input_grad_cpu);
+  m.impl("conv3x3_weight_grad", &conv3x3_weight_grad_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) { m.impl("conv3x3", &conv3x3_autograd); }
+
+}  // namespace fastdhm

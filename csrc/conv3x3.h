@@ -1,0 +1,48 @@
+// What the CPU forms of fastdhm::conv3x3 share. Legend: B images of H x W pixels, C channels in, K channels out.
+//
+// Winograd's F(2x2, 3x3): the image is cut into tiles of 4 x 4 pixels, two apart, that make 2 x 2 outputs each. In its
+// transformed place a tile is 16 numbers, and a convolution 16 matrix products, one for each "point" of the tile:
+// 16 multiplications for four outputs instead of 36. All tensors of activations are [B, H, W, C], channels adjacent.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdhm {
+
+constexpr int64_t kPoints = 16;
+
+struct Conv3x3Shape {
+  int64_t B, H, W, C, K;
+
+  int64_t tile_rows() const { return (H + 1) / 2; }
+  int64_t tile_columns() const { return (W + 1) / 2; }
+  int64_t tiles() const { return B * tile_rows() * tile_columns(); }
+};
+
+// Code for activations of one type, Real being what weights and sums are: float, or double for double.
+template <class Real>
+struct Conv3x3Code {
+  int64_t width;         // C and K must be multiples of it
+  int64_t element_size;  // bytes of a transformed number
+  // Weights [K, 3, 3, C] of rows k in [begin, end), transformed, in the order in which `forward` reads them: for a
+  // convolution with them, or (turned) for one of K channels to C with the weight turned round, which is its gradient.
+  void (*pack)(const Real* weight, int64_t K, int64_t C, bool turned, int64_t begin, int64_t end, void* packed);
+  // y of rows of tiles [begin, end); scratch holds forward_scratch(shape) bytes.
+  void (*forward)(const void* x, const void* packed, void* y, Conv3x3Shape shape, int64_t begin, int64_t end,
+                  void* scratch);
+  int64_t (*forward_scratch)(Conv3x3Shape shape);
+  // The gradient of the weights, for rows of tiles [begin, end) at a time: first their inputs and gradients transformed,
+  // for some of the rows, then products of them, for some of the points, added to sums [point, K, C] (or put there, if
+  // `more` is not set). `transforms` holds transforms_size(shape, end - begin) bytes.
+  void (*transform)(const void* x, const void* grad_y, Conv3x3Shape shape, int64_t begin, int64_t end,
+                    int64_t first, int64_t last, void* transforms);
+  void (*add_products)(const void* transforms, Conv3x3Shape shape, int64_t rows, int64_t first_point,
+                       int64_t last_point, bool more, Real* sums);
+  int64_t (*transforms_size)(Conv3x3Shape shape, int64_t rows);
+  // Rows [begin, end) of the gradient [K, 3, 3, C], from the sums.
+  void (*weight_grad)(const Real* sums, int64_t K, int64_t C, int64_t begin, int64_t end, Real* grad);
+};
+
+extern const Conv3x3Code<float> kConv3x3Avx2, kConv3x3Avx512, kConv3x3Avx512BFloat16;
+
+}  // namespace fastdhm

@@ -1,0 +1,282 @@
+// Winograd convolutions in vectors, for products P of an instruction set (conv3x3_avx512.cpp shows what P gives) and
+// activations of type T. No include that holds inline functions may stand here or after here: they would be compiled for
+// P's instructions and called by all.
+
+#include "conv3x3_transforms.h"
+
+namespace fastdhm {
+namespace {
+
+constexpr int64_t kApart = 64;        // bytes between the arrays of two points, lest all begin on one line of the cache
+constexpr int64_t kNearInputs = 128;  // channels whose weights stay near while all tiles of a block meet them
+constexpr int64_t kTileUnit = 8;      // the most rows of a product that are computed side by side
+
+// Call body.run<N>(v) for the vectors from 0 on, in blocks of N side by side.
+template <int kMost, class Body>
+inline void for_vector_blocks(int64_t vectors, const Body& body) {
+  int64_t v = 0;
+  if constexpr (kMost >= 4) {
+    for (; v + 4 <= vectors; v += 4) body.template run<4>(v);
+  }
+  for (; v + 2 <= vectors; v += 2) body.template run<2>(v);
+  for (; v < vectors; ++v) body.template run<1>(v);
+}
+
+template <class P, class T>
+struct Conv3x3 {
+  using F = typename P::F;
+  using S = typename P::S;
+  using E = typename P::Element;
+  static constexpr int64_t W = P::kWidth, kPair = P::kPair;
+  static constexpr int kMost = P::kVectors;  // side by side in a block
+
+  static int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+  static int64_t apart(int64_t size) { return size + kApart / sizeof(E); }
+
+  // Rows of a product that share a load of N vectors: as many as there are registers for.
+  static constexpr int kRows(int N) { return N == 4 ? 4 : kTileUnit; }
+
+  // to[r, n] (+)= sum over pairs of a(r, pair) * b(n, pair), for kRows(N) rows of N vectors that lie to_row apart; a and b
+  // say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the function stands
+  // alone, or the sums would not stay in registers.
+  template <int N, bool kMore, class A, class B>
+  __attribute__((noinline)) static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row) {
+    constexpr int R = kRows(N);
+    F sum[R][N];
+    const auto add = [&](int64_t pair, bool first) {
+      typename P::Packed w[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) w[n] = P::load_packed(b(n, pair));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const typename P::Packed one = P::broadcast(a(r, pair));
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          const F before = !first ? sum[r][n] : kMore ? P::load(to + r * to_row + n * W) : P::all(0);
+          sum[r][n] = P::dot(before, one, w[n]);
+        }
+      }
+    };
+    add(0, true);
+    for (int64_t pair = 1; pair < pairs; ++pair) add(pair, false);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) P::store(to + r * to_row + n * W, sum[r][n]);
+    }
+  }
+  template <int N, class A, class B>
+  static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row, bool more) {
+    more ? multiply<N, true>(a, b, pairs, to, to_row) : multiply<N, false>(a, b, pairs, to, to_row);
+  }
+
+  // ---- the weights, as [blocks of N vectors of outputs][point][pairs of inputs][N][W][pair]
+
+  struct Pack {
+    const S* weight;  // [K, 3, 3, C]
+    int64_t K, C;
+    bool turned;  // the outputs are columns c, else rows k
+    int64_t begin, end;  // rows
+    E* packed;
+
+    template <int N>
+    void run(int64_t vector) const {
+      turned ? along(vector, N) : across(vector, N);
+    }
+
+    // Lanes go across the rows.
+    void across(int64_t vector, int N) const {
+      for (int64_t k = begin > vector * W ? begin : vector * W; k < end && k < (vector + N) * W; ++k) {
+        for (int64_t c = 0; c < C; c += W) {
+          F u[kPoints];
+          transform_weights<P>(weight + k * 9 * C + c, C, false, u);
+          E* to = packed + vector * W * kPoints * C + c * N * W + (k - vector * W) * kPair;
+          for (int64_t point = 0; point < kPoints; ++point, to += C * N * W) {
+            E lanes[W];
+            P::store_element(lanes, u[point]);
+            for (int64_t i = 0; i < W; i += kPair) __builtin_memcpy(to + i * N * W, lanes + i, kPair * sizeof(E));
+          }
+        }
+      }
+    }
+
+    // Lanes go along the rows, pairs across them.
+    void along(int64_t vector, int N) const {
+      for (int n = 0; n < N; ++n) {
+        for (int64_t k = begin; k < end; k += kPair) {
+          F u[kPair][kPoints];
+          for (int i = 0; i < kPair; ++i) {
+            transform_weights<P>(weight + (k + i) * 9 * C + (vector + n) * W, C, true, u[i]);
+          }
+          E* to = packed + (vector * kPoints * K + k * N + n * kPair) * W;
+          for (int point = 0; point < kPoints; ++point, to += K * N * W) {
+            P::store_pair(to, u[0][point], u[kPair - 1][point]);
+          }
+        }
+      }
+    }
+  };
+
+  static void pack(const S* weight, int64_t K, int64_t C, bool turned, int64_t begin, int64_t end, void* packed) {
+    for_vector_blocks<kMost>((turned ? C : K) / W, Pack{weight, K, C, turned, begin, end, static_cast<E*>(packed)});
+  }
+
+  // ---- y, for blocks of tiles: their inputs are [point][tile][C], products [point][tile][N][W]
+
+  // Rows of tiles in a block: more where more weights pass by for each.
+  static int64_t block_rows(const Conv3x3Shape& shape) {
+    const int64_t weights = shape.C * shape.K, tiles = weights <= 64 * 64 ? 24 : weights <= 128 * 128 ? 32 : 96;
+    return (tiles + shape.tile_columns() - 1) / shape.tile_columns();
+  }
+  static int64_t block_tiles(const Conv3x3Shape& shape) {
+    return up(block_rows(shape) * shape.tile_columns(), kTileUnit);
+  }
+  static int64_t forward_scratch(Conv3x3Shape shape) {
+    const int64_t tiles = block_tiles(shape);
+    return kPoints * (apart(tiles * shape.C) * sizeof(E) + tiles * kMost * W * sizeof(S) + kApart);
+  }
+
+  struct Block {
+    Conv3x3Shape shape;
+    int64_t first_row, last_row;  // of tiles
+    const E *inputs, *packed;
+    S* products;
+    T* y;
+
+    template <int N>
+    void run(int64_t vector) const {
+      const int64_t C = shape.C, columns = shape.tile_columns();
+      const int64_t tiles = up((last_row - first_row) * columns, kTileUnit);
+      const int64_t products_apart = tiles * N * W + kApart / sizeof(S);
+      for (int64_t point = 0; point < kPoints; ++point) {
+        const E* u = packed + (vector * kPoints + point * N) * W * C;
+        const E* v = inputs + point * apart(block_tiles(shape) * C);
+        for (int64_t c = 0; c < C; c += kNearInputs) {
+          const int64_t pairs = (C - c < kNearInputs ? C - c : kNearInputs) / kPair;
+          for (int64_t t = 0; t < tiles; t += kRows(N)) {
+            const E *a = v + t * C + c, *b = u + c * N * W;
+            multiply<N>([=](int r, int64_t pair) { return a + r * C + pair * kPair; },
+                        [=](int n, int64_t pair) { return b + (pair * N + n) * kPair * W; }, pairs,
+                        products + point * products_apart + t * N * W, N * W, c > 0);
+          }
+        }
+      }
+      const S* m = products;
+      for (int64_t row = first_row; row < last_row; ++row) {
+        for (int64_t tile = 0; tile < columns; ++tile) {
+          for (int n = 0; n < N; ++n, m += W) {
+            store_outputs<P>(m, products_apart, shape, row, tile, y + (vector + n) * W);
+          }
+        }
+      }
+    }
+  };
+
+  static void forward(const void* x, const void* packed, void* y, Conv3x3Shape shape, int64_t begin, int64_t end,
+                      void* scratch) {
+    const int64_t C = shape.C, columns = shape.tile_columns(), rows = block_rows(shape);
+    const int64_t inputs_apart = apart(block_tiles(shape) * C);
+    E* inputs = static_cast<E*>(scratch);
+    S* products = reinterpret_cast<S*>(inputs + kPoints * inputs_apart);
+    for (int64_t first = begin; first < end; first += rows) {
+      const int64_t last = first + rows < end ? first + rows : end;
+      for (int64_t row = first; row < last; ++row) {
+        for (int64_t c = 0; c < C; c += W) {
+          E* at = inputs + (row - first) * columns * C + c;
+          transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c, [=](int64_t tile, const F* v) {
+            E* to = at + tile * C;
+            for (int point = 0; point < kPoints; ++point, to += inputs_apart) P::store_element(to, v[point]);
+          });
+        }
+      }
+      for_vector_blocks<kMost>(shape.K / W, Block{shape, first, last, inputs, static_cast<const E*>(packed), products,
+                                                  static_cast<T*>(y)});
+    }
+  }
+
+  // ---- the weights' gradient, from transforms [point][vectors of C, or of K][pairs of tiles][W][pair]
+
+  // Pairs lie in one row of tiles, which has an even number of them then: the last perhaps of nothing but zeros.
+  static int64_t pair_columns(Conv3x3Shape shape) { return up(shape.tile_columns(), kPair); }
+  static int64_t transforms_size(Conv3x3Shape shape, int64_t rows) {
+    const int64_t tiles = rows * pair_columns(shape);
+    return kPoints * (apart(tiles * shape.C) + apart(tiles * shape.K)) * sizeof(E);
+  }
+
+  // Puts the tiles of a row, one after the other, in pairs at to + point * apart.
+  struct Pairs {
+    E* to;
+    int64_t apart;
+    F held[kPoints];
+
+    void operator()(int64_t tile, const F* v) {
+      E* at = to + tile / kPair * kPair * W;
+      for (int point = 0; point < kPoints; ++point, at += apart) {
+        if (tile % kPair == kPair - 1) {
+          P::store_pair(at, held[point], v[point]);
+        } else {
+          held[point] = v[point];
+        }
+      }
+    }
+  };
+
+  static void transform(const void* x, const void* grad_y, Conv3x3Shape shape, int64_t begin, int64_t end,
+                        int64_t first, int64_t last, void* transforms) {
+    const int64_t columns = pair_columns(shape), tiles = (end - begin) * columns;
+    E* inputs = static_cast<E*>(transforms);
+    E* gradients = inputs + kPoints * apart(tiles * shape.C);
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t tile = (row - begin) * columns;
+      for (int64_t c = 0; c < shape.C; c += W) {
+        transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c,
+                            Pairs{inputs + c * tiles + tile * W, apart(tiles * shape.C), {}});
+      }
+      for (int64_t k = 0; k < shape.K; k += W) {
+        transform_gradients<P>(static_cast<const T*>(grad_y), shape, row, columns, k,
+                               Pairs{gradients + k * tiles + tile * W, apart(tiles * shape.K), {}});
+      }
+    }
+  }
+
+  struct Products {
+    Conv3x3Shape shape;
+    int64_t tiles, first_point, last_point;
+    bool more;
+    const E *inputs, *gradients;
+    S* sums;  // [point][K][C]
+
+    template <int N>
+    void run(int64_t vector) const {
+      const int64_t C = shape.C, K = shape.K, tiles = this->tiles;
+      const int64_t next = W < kRows(N) ? tiles * W : kPair;  // single numbers are vectors of their own
+      for (int64_t point = first_point; point < last_point; ++point) {
+        const E* v = inputs + point * apart(tiles * C) + vector * W * tiles;
+        const E* y = gradients + point * apart(tiles * K);
+        for (int64_t k = 0; k < K; k += kRows(N)) {
+          const E* a = y + k / W * W * tiles + k % W * kPair;
+          multiply<N>([=](int r, int64_t pair) { return a + r * next + pair * kPair * W; },
+                      [=](int n, int64_t pair) { return v + (n * tiles + pair * kPair) * W; }, tiles / kPair,
+                      sums + (point * K + k) * C + vector * W, C, more);
+        }
+      }
+    }
+  };
+
+  static void add_products(const void* transforms, Conv3x3Shape shape, int64_t rows, int64_t first_point,
+                           int64_t last_point, bool more, S* sums) {
+    const int64_t tiles = rows * pair_columns(shape);
+    const E* inputs = static_cast<const E*>(transforms);
+    const E* gradients = inputs + kPoints * apart(tiles * shape.C);
+    for_vector_blocks<kMost>(shape.C / W,
+                             Products{shape, tiles, first_point, last_point, more, inputs, gradients, sums});
+  }
+
+  static constexpr Conv3x3Code<S> code() {
+    return {W < kTileUnit ? kTileUnit : W, sizeof(E), &pack, &forward, &forward_scratch, &transform, &add_products,
+            &transforms_size, &transform_sums<P>};
+  }
+};
+
+}  // namespace
+}  // namespace fastdhm

@@ -1,0 +1,215 @@
+"""3x3 convolutions by Winograd's tiles, in every form that runs here, against torch's own.
+
+Legend: B batch, C channels in, K channels out, H height, W width.
+"""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastdhm.ops import _extension
+from fastdhm.ops.conv3x3 import NAMES, conv3x3, pays, why_not
+
+pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
+# B, C, K, H, W: one pixel, odd sides, an odd number of tiles a row, one to four vectors of channels and runs of them,
+# more channels than stay near at once, more tiles than one block
+SHAPES = [
+    (1, 16, 16, 1, 1), (3, 16, 32, 7, 9), (2, 32, 16, 5, 14), (1, 48, 80, 2, 3), (2, 64, 112, 6, 6), (2, 144, 16, 4, 7),
+    (9, 16, 16, 18, 22),
+]  # fmt: skip
+
+
+def case(shape, dtype, seed=0):
+    """x, the weight and the gradient of the result."""
+    B, C, K, H, W = shape
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def draw(size, dtype):
+        values = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    return draw((B, C, H, W), dtype), draw((K, C, 3, 3), own) / (3 * C**0.5), draw((B, K, H, W), dtype)
+
+
+def run(x, weight, grad_y, impl):
+    """The result and both gradients, by name, as float64."""
+    leaves = [x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()]
+    y = conv3x3(*leaves, impl=impl)
+    y.backward(grad_y)
+    return {"y": y.detach().double(), "grad_x": leaves[0].grad.double(), "grad_weight": leaves[1].grad.double()}
+
+
+def error(got, exact):
+    return {name: float((got[name] - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)) for name in exact}
+
+
+def skip_unless_taken(x, weight):
+    reason = why_not(x, weight)
+    if reason is not None and "vector instructions" in reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 8, 24, 5, 5)], ids=str)
+def test_float64_is_exact(shape):
+    x, weight, grad_y = case(shape, torch.float64)
+    got, exact = run(x, weight, grad_y, "cpp"), run(x, weight, grad_y, "eager")
+    for name in exact:
+        torch.testing.assert_close(got[name], exact[name], rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_low_precision_against_float64(simd, dtype, shape):
+    """float32 loses what torch's own convolution does. bfloat16 rounds the inputs, the weights and the gradients once
+    more, after sums and differences of four of them, by 2^-9 each: about twice of what torch loses, three at most."""
+    x, weight, grad_y = case(shape, dtype)
+    skip_unless_taken(x, weight)
+    exact = run(x.double(), weight.double(), grad_y.double(), "eager")
+    lost = error(run(x, weight, grad_y, "eager"), exact)
+    for name, loss in error(run(x, weight, grad_y, "cpp"), exact).items():
+        assert loss <= 3 * lost[name] + 1e-6, name
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(1, 11), st.integers(1, 11)),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_any_shape(shape, dtype, seed):
+    B, C, K, H, W = shape
+    x, weight, grad_y = case((B, 16 * C, 16 * K, H, W), dtype, seed)
+    skip_unless_taken(x, weight)
+    exact = run(x.double(), weight.double(), grad_y.double(), "eager")
+    for name, loss in error(run(x, weight, grad_y, "cpp"), exact).items():
+        assert loss <= {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 2e-2}[dtype], name
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: x.contiguous(), lambda x: x.transpose(2, 3), lambda x: x[:, :, ::2, 1:],
+    lambda x: x[:1].expand(4, -1, -1, -1),
+], ids=["nchw", "transposed", "sliced", "expanded"])  # fmt: skip
+def test_strides(make):
+    generator = torch.Generator().manual_seed(0)
+    x, grad_y = (make(torch.randn(4, 8, 6, 6, generator=generator, dtype=torch.float64)) for _ in range(2))
+    weight = torch.randn(8, 8, 3, 3, generator=generator, dtype=torch.float64).transpose(2, 3)
+    results = []
+    for impl in ("cpp", "eager"):
+        leaves = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
+        y = conv3x3(*leaves, impl=impl)
+        results.append([y, *torch.autograd.grad(y, leaves, grad_y)])
+    for got, exact in zip(*results, strict=True):
+        torch.testing.assert_close(got, exact)
+
+
+def test_gradcheck():
+    x, weight, _ = case((1, 8, 8, 3, 4), torch.float64)
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *leaves: conv3x3(*leaves, impl="cpp"), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_opcheck(dtype):
+    x, weight, grad_y = case((2, 16, 32, 5, 4), dtype)
+    torch.library.opcheck(torch.ops.fastdhm.conv3x3, (x.clone().requires_grad_(), weight.clone().requires_grad_()))
+    torch.library.opcheck(torch.ops.fastdhm.conv3x3_input_grad, (grad_y, weight))
+    torch.library.opcheck(torch.ops.fastdhm.conv3x3_weight_grad, (grad_y, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(9, 16, 16, 18, 22), (40, 128, 64, 8, 8)], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype, shape):
+    x, weight, grad_y = case(shape, dtype)
+    skip_unless_taken(x, weight)
+    results, threads = [], torch.get_num_threads()
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        results.append(run(x, weight, grad_y, "cpp"))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows(simd, value):
+    """At least where it does in torch: a tile shares it with all of its outputs."""
+    x, weight, grad_y = case((2, 16, 16, 8, 8), torch.float32)
+    skip_unless_taken(x, weight)
+    x[1, 4, 3, 2] = value
+    got, exact = (run(x, weight, grad_y, impl) for impl in ("cpp", "eager"))
+    for name in ("y", "grad_weight"):
+        assert not (~exact[name].isfinite() & got[name].isfinite()).any(), name
+    assert got["y"][0].isfinite().all()
+    assert got["grad_x"].isfinite().all()
+
+
+def test_gradients_are_those_that_are_asked_for():
+    x, weight, grad_y = case((2, 16, 16, 4, 4), torch.float32)
+    weight.requires_grad_()
+    conv3x3(x, weight, impl="cpp").backward(grad_y)
+    assert weight.grad is not None
+    assert x.grad is None
+    with torch.no_grad():
+        assert not conv3x3(x, weight, impl="cpp").requires_grad
+
+
+def test_an_input_changed_in_place_is_noticed():
+    x, weight, grad_y = case((2, 16, 16, 4, 4), torch.float32)
+    weight.requires_grad_()
+    y = conv3x3(x, weight, impl="cpp")
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(grad_y)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.float16)}, "x is torch.float16.*must be bfloat16, float32 or float64"),
+    ({"x": torch.zeros(2, 16)}, r"x is torch.float32 \(2, 16\)"),
+    ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, r"weight is torch.float64 .*must be torch.float32"),
+    ({"weight": torch.zeros(16, 8, 3, 3)}, r"must be torch.float32 \[K, 16, 3, 3\]"),
+    ({"weight": torch.zeros(16, 16, 1, 1)}, r"must be torch.float32 \[K, 16, 3, 3\]"),
+    ({"weight": torch.zeros(10, 16, 3, 3)}, "channels are 16 and 10, must be multiples of"),
+])  # fmt: skip
+def test_what_cpp_cannot_take_is_refused(change, message):
+    values = {"x": torch.zeros(2, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3)} | change
+    with pytest.raises(ValueError, match=message):
+        conv3x3(*values.values(), impl="cpp")
+
+
+def test_auto_does_the_rest_by_torch():
+    x, weight, grad_y = case((2, 16, 10, 4, 4), torch.float32)
+    auto, eager = (run(x, weight, grad_y, impl) for impl in ("auto", "eager"))
+    assert all(torch.equal(auto[name], eager[name]) for name in eager)
+    assert not pays(torch.zeros(2, 16, 3, 8))
+    with pytest.raises(ValueError, match="impl is 'triton', must be one of auto, eager, cpp"):
+        conv3x3(x, weight, impl="triton")
+
+
+def test_bfloat16_is_left_to_matrix_units(monkeypatch):
+    narrow, wide = (torch.zeros(2, 16, 8, 8, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert (pays(narrow), pays(wide)) == (False, True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert pays(narrow)
+
+
+@pytest.mark.parametrize(("name", "tensors"), [
+    ("conv3x3", (torch.zeros(2, 16, 4, 4)[:, :, ::2], torch.zeros(16, 16, 3, 3))),
+    ("conv3x3", (torch.zeros(0, 16, 4, 4), torch.zeros(16, 16, 3, 3))),
+    ("conv3x3", (torch.zeros(2, 16, 4, 4), torch.zeros(16, 32, 3, 3))),
+    ("conv3x3", (torch.zeros(2, 16, 4, 4), torch.zeros(16, 16, 3, 3, dtype=torch.float64))),
+    ("conv3x3", (torch.zeros(2, 4, 4, 4), torch.zeros(16, 4, 3, 3))),
+    ("conv3x3_input_grad", (torch.zeros(2, 16, 4, 4), torch.zeros(32, 16, 3, 3))),
+    ("conv3x3_weight_grad", (torch.zeros(2, 16, 4, 4), torch.zeros(2, 16, 4, 5))),
+    ("conv3x3_weight_grad", (torch.zeros(2, 16, 4, 4), torch.zeros(2, 16, 4, 4, dtype=torch.float64))),
+    ("conv3x3_weight_grad", (torch.zeros(2, 4, 4, 4), torch.zeros(2, 16, 4, 4))),
+])  # fmt: skip
+def test_the_raw_ops_read_nothing_out_of_bounds(name, tensors):
+    first, second = (t.contiguous(memory_format=torch.channels_last) if t.shape[2] != 2 else t for t in tensors)
+    with pytest.raises(ValueError, match="must be"):
+        getattr(torch.ops.fastdhm, name)(first, second)
+
+
+def test_every_type_has_a_name_for_the_extension():
+    module = _extension.require("this test")
+    assert all(module.conv3x3_width(name) in (0, 8, 16) for name in NAMES.values())
