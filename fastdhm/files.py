@@ -38,6 +38,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path, flag: str) -> None:
+    """``ValueError`` naming ``flag`` if nothing can be written in ``folder``, which need not be there yet."""
+    try:
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        why = None if place.is_dir() else "is no folder"
+        why = why or (None if os.access(place, os.W_OK | os.X_OK) else "cannot be written to")
+    except OSError as error:
+        place, why = folder, f"cannot be reached ({error.strerror})"
+    if why:
+        raise UserError(f"{flag} is {folder}, and {place} {why}: choose another, or make it writable")
+
+
 def out_of_space(error: BaseException) -> bool:
     """Whether ``error`` is about a full disk or quota; torch and safetensors report it as text only."""
     if isinstance(error, OSError):

@@ -5,6 +5,9 @@ Legend: M branches, A those that a step computes, E what some steps measure.
 
 import json
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import out_of_space, replacing
 
 
 def to_host(tensor: Tensor) -> list:
@@ -188,6 +191,7 @@ class Log:
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self.excepthook, threading.excepthook = threading.excepthook, self._in_a_thread
         self.folder, self.first_step = run_dir / "tensorboard", step + 1
         self.folder.mkdir(exist_ok=True)
 
@@ -200,15 +204,34 @@ class Log:
 
     def write(self, kind: str, *, step: int, **scalars: Any) -> None:
         """Add a row of ``kind`` ("startup", "step", "epoch", "compile" or "reid")."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        with self._told_if_full():
+            self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close both."""
-        self.file.close()
-        if "tensorboard" in vars(self):  # nothing was written otherwise
-            self.tensorboard.close()
+        with self._told_if_full(), ExitStack() as both:
+            both.callback(setattr, threading, "excepthook", self.excepthook)
+            if "tensorboard" in vars(self):  # nothing was written otherwise
+                both.callback(self.tensorboard.close)
+            both.callback(self.file.close)
+
+    @contextmanager
+    def _told_if_full(self) -> Iterator[None]:
+        """``UserError`` with the way to go on where the disk is full."""
+        try:
+            yield
+        except OSError as error:
+            if not out_of_space(error):
+                raise
+            again = f"make room, then go on with: fastdhm train --resume {self.path.parent}"
+            raise UserError(f"no space left to write {self.path}: {again}") from error
+
+    def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""
+        if not out_of_space(args.exc_value):
+            self.excepthook(args)
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:

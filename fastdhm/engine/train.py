@@ -34,6 +34,7 @@ from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.step import make_step
 from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.errors import UserError
+from fastdhm.files import check_writable
 from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import use_fused
 
@@ -145,6 +146,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     console = console or Console()
     config = settle(config)
     run_dir = Path(config.run_dir)
+    check_writable(run_dir, "run_dir")
     if not resume:
         checkpoint.refuse_existing(run_dir, config)
         if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():

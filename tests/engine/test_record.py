@@ -1,11 +1,14 @@
 """Sums on the device, the log, and what a non-finite loss says."""
 
+import errno
 import json
+import threading
 
 import pytest
 import torch
 
 from fastdhm.engine.record import Log, NonFiniteLoss, TrainingSums, read_log
+from fastdhm.errors import UserError
 from fastdhm.methods import weight_matrix
 
 NAMES = ("B0", "B1")
@@ -87,6 +90,42 @@ def test_a_resumed_log_forgets_the_future(tmp_path):
     assert [(row["kind"], row["step"]) for row in read_log(tmp_path)] == [("step", n) for n in range(1, 5)]
     Log(tmp_path, 2, 0).close()
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
+
+
+class Full:
+    """A file on a disk without room."""
+
+    def write(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self):
+        pass
+
+
+def test_a_full_disk_is_told_with_the_way_to_go_on(tmp_path):
+    log = Log(tmp_path, 0, 0)
+    log.file.close()
+    log.file = Full()
+    with pytest.raises(UserError, match=f"no space left to write .*log.jsonl: make room, .*--resume {tmp_path}"):
+        log.write("step", step=1, loss=1.0)
+    log.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("number", "shown"), [(errno.ENOSPC, False), (errno.EIO, True)], ids=["full", "other"])
+def test_a_full_disk_in_tensorboards_thread_is_not_told_twice(tmp_path, number, shown, monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    log = Log(tmp_path, 0, 0)
+
+    def fail():
+        raise OSError(number, "what a write says")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    log.close()
+    assert bool(seen) == shown and threading.excepthook == seen.append
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
