@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "conv3x3_width.h"
@@ -54,9 +55,16 @@ const Conv3x3Code<float>& float_code(at::ScalarType dtype) {
   return *code;
 }
 
-constexpr int64_t kCached = 1 << 23;  // bytes of transformed numbers that are kept near
+constexpr int64_t kCached = 1 << 22;  // bytes of transformed numbers that are kept near
 
-at::Tensor scratch(int64_t bytes) { return at::empty({bytes}, at::kByte); }
+// Memory that a thread takes up again in its next call, and that is near then.
+enum class Use { weights, blocks, transforms, sums, count };
+void* scratch(Use use, int64_t bytes) {
+  thread_local std::array<at::Tensor, static_cast<size_t>(Use::count)> kept;
+  at::Tensor& memory = kept[static_cast<size_t>(use)];
+  if (!memory.defined() || memory.numel() < bytes) memory = at::empty({bytes}, at::kByte);
+  return memory.mutable_data_ptr();
+}
 
 void check_channels(int64_t one, int64_t other, int64_t width) {
   TORCH_CHECK_VALUE(one % width == 0 && other % width == 0, "channels must be multiples of ", width, ", got ", one,
@@ -70,16 +78,15 @@ at::Tensor convolve(const Conv3x3Code<S>& code, const at::Tensor& x, const at::T
   const Conv3x3Shape shape = {x.size(0), x.size(2), x.size(3), x.size(1), outputs};
   check_channels(rows, columns, code.width);
   at::Tensor y = at::empty({shape.B, outputs, shape.H, shape.W}, x.options(), at::MemoryFormat::ChannelsLast);
-  const at::Tensor packed = scratch(kPoints * rows * columns * code.element_size);
+  void* packed = scratch(Use::weights, kPoints * rows * columns * code.element_size);
   at::parallel_for(0, rows / code.width, 1, [&](int64_t begin, int64_t end) {
-    code.pack(weight.const_data_ptr<S>(), rows, columns, turned, begin * code.width, end * code.width,
-              packed.mutable_data_ptr());
+    code.pack(weight.const_data_ptr<S>(), rows, columns, turned, begin * code.width, end * code.width, packed);
   });
   const int64_t bytes = code.forward_scratch(shape);
-  const at::Tensor own = scratch(bytes * at::get_num_threads());
+  auto* own = static_cast<char*>(scratch(Use::blocks, bytes * at::get_num_threads()));
   at::parallel_for(0, shape.B * shape.tile_rows(), 1, [&](int64_t begin, int64_t end) {
-    code.forward(x.const_data_ptr(), packed.const_data_ptr(), y.mutable_data_ptr(), shape, begin, end,
-                 own.mutable_data_ptr<uint8_t>() + bytes * at::get_thread_num());
+    code.forward(x.const_data_ptr(), packed, y.mutable_data_ptr(), shape, begin, end,
+                 own + bytes * at::get_thread_num());
   });
   return y;
 }
@@ -92,22 +99,22 @@ at::Tensor weight_grad(const Conv3x3Code<S>& code, const at::Tensor& grad_y, con
   const int64_t room = kCached / code.transforms_size(shape, 1), few = 256 / shape.tile_columns() + 1;
   const int64_t most = std::min(rows, std::max(room, few));
   const auto options = x.options().dtype(c10::CppTypeToScalarType<S>::value);
-  const at::Tensor sums = at::empty({kPoints * shape.K * shape.C}, options);
-  const at::Tensor transforms = scratch(code.transforms_size(shape, most));
+  S* sums = static_cast<S*>(scratch(Use::sums, kPoints * shape.K * shape.C * sizeof(S)));
+  void* transforms = scratch(Use::transforms, code.transforms_size(shape, most));
   for (int64_t first = 0; first < rows; first += most) {
     const int64_t last = std::min(rows, first + most);
     at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
       code.transform(x.const_data_ptr(), grad_y.const_data_ptr(), shape, first, last, begin, end,
-                     transforms.mutable_data_ptr());
+                     transforms);
     });
     at::parallel_for(0, kPoints, 1, [&](int64_t begin, int64_t end) {
-      code.add_products(transforms.const_data_ptr(), shape, last - first, begin, end, first > 0,
-                        sums.mutable_data_ptr<S>());
+      code.add_products(transforms, shape, last - first, begin, end, first > 0,
+                        sums);
     });
   }
   at::Tensor grad = at::empty({shape.K, shape.C, 3, 3}, options, at::MemoryFormat::ChannelsLast);
   at::parallel_for(0, shape.K, 1, [&](int64_t begin, int64_t end) {
-    code.weight_grad(sums.const_data_ptr<S>(), shape.K, shape.C, begin, end, grad.mutable_data_ptr<S>());
+    code.weight_grad(sums, shape.K, shape.C, begin, end, grad.mutable_data_ptr<S>());
   });
   return grad;
 }
