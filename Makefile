@@ -42,6 +42,7 @@ bench: setup ## what is fast here against its peers, and training against the ea
 	$(BIN)/fastdhm bench loss --sweep
 	$(BIN)/fastdhm bench mask
 	$(BIN)/fastdhm bench norm
+	$(BIN)/fastdhm bench conv
 	$(BIN)/fastdhm bench step --arch resnet32 --arch resnet50
 	$(BIN)/fastdhm bench epoch --max-steps 200 --agreement 900
 	$(BIN)/fastdhm bench loader

@@ -8,6 +8,7 @@ from fastdhm.cli.parser import Parser
 BENCHES = {
     "loss": "Time the mimicking loss, forward and backward, against its peers; each is checked first.",
     "mask": "Time the branch mask against its peers; each is checked first.",
+    "conv": "Time 3x3 convolutions, forward and backward, on the CPU, against torch's; each is checked first.",
     "norm": "Time batch norm with residual and relu, forward and backward, on the CPU, against its peers.",
     "reid": "Time the ranking of a gallery of Market-1501's size, on the CPU, against its peers; each is checked.",
     "epoch": "Whole epochs, data included, of the engine and of the eager reference, in turns; and how long each waits "
@@ -43,6 +44,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--sweep": {"action": "store_true", "help": "also over branches and classes, with plots"},
     },
+    "conv": {"--dtype": {"type": str, "default": "bfloat16", "help": "bfloat16 or float32"}},
     "norm": {
         "--dtype": {"type": str, "default": "bfloat16", "help": "bfloat16 or float32"},
         "--compiled": {"type": str, "default": "auto", "help": "time torch.compile too: on, off, auto"},
@@ -128,8 +130,9 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "--batch_size": {"type": int, "default": 64, "help": "images a batch"},
     },
 }
-ROUNDS = {"reid": 5, "step": 15, "epoch": 3, "loader": 5, "startup": 3}  # samples of each peer; 50 elsewhere
-ON_THE_CPU = ("loader", "norm", "reid")
+# samples of each peer; 50 elsewhere
+ROUNDS = {"conv": 20, "reid": 5, "step": 15, "epoch": 3, "loader": 5, "startup": 3}
+ON_THE_CPU = ("conv", "loader", "norm", "reid")
 SHARED = ("device", "threads", "rounds", "quick", "out", "json")  # the frame's
 
 

@@ -208,7 +208,8 @@ def _open(
     kind, reason = picked or pick_kind("auto")  # this imports FFCV, which takes seconds
     if kind == "torch" and wished:
         raise UserError(
-            f"the torch loader ({reason}) stores no images: leave the wishes how to store them out, or take ffcv"
+            f"the torch loader ({reason}) stores no images: leave --store, --store-size and --store-quality out, or "
+            "take --loader ffcv, which a run that began with them resumes with"
         )
     if loader == "auto" and kind == "torch":
         say(f"loading with torch: {reason}")

@@ -6,6 +6,7 @@ import torch
 
 from fastdhm.errors import UserError
 
+OPS = ("branch_mask", "batch_norm_act", "conv3x3", "match_ranks")  # what it must have beside the loss
 BUILD = "build it from a checkout with 'pip install --no-build-isolation .' (needs a C++ compiler, such as apt's g++)"
 
 
@@ -24,6 +25,9 @@ def _load():
     built_for = module.build_info()["torch"]
     if _minor(built_for) != _minor(torch.__version__):
         return None, f"the C++ extension was built for torch {built_for}, this is torch {torch.__version__}: {BUILD}"
+    lacking = [op for op in OPS if not hasattr(torch.ops.fastdhm, op)]
+    if lacking:
+        return None, f"the C++ extension was built from older sources, which had no {', '.join(lacking)}: {BUILD}"
     return module, None
 
 

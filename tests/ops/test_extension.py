@@ -35,14 +35,19 @@ def other_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastdhm._C", module)
 
 
+def stale(monkeypatch):
+    monkeypatch.setattr(_extension, "OPS", (*_extension.OPS, "newest"))
+
+
 @pytest.mark.parametrize(
     ("arrange", "words"),
     [
+        (stale, "was built from older sources, which had no newest"),
         (missing, "was not built"),
         (other_abi, "most likely because it was built for another (undefined symbol"),
         (other_torch, "was built for torch 1.2.3, this is torch"),
     ],
-    ids=["missing", "other-abi", "other-torch"],
+    ids=["stale", "missing", "other-abi", "other-torch"],
 )
 def test_it_says_why_it_cannot_be_used(monkeypatch, arrange, words):
     arrange(monkeypatch)
@@ -83,5 +88,5 @@ def test_it_reports_how_it_was_built():
     assert torch.__version__.startswith(info["torch"])
     assert isinstance(info["cuda"], bool)
     assert info["openmp"], "ops would run on one thread"
-    assert set(info["cpu_features"]) <= {"avx2", "fma", "avx512f", "avx512bw"}
+    assert set(info["cpu_features"]) <= {"avx2", "fma", "avx512f", "avx512bw", "avx512_bf16"}
     assert _extension.reason() is None
