@@ -85,7 +85,7 @@ struct Avx2 {
   }
 
   static F widen_bfloat16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
-  // To nearest, ties to even; a NaN may come out as infinity, and its rows are done again.
+  // To nearest, ties to even; a NaN with low bits set may come out as infinity: mimic_loss does such rows again.
   static __m128i narrow_bfloat16(F x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -69,7 +69,7 @@ struct Avx512 {
   }
 
   static F widen_bfloat16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-  // To nearest, ties to even; a NaN may come out as infinity, and its rows are done again.
+  // To nearest, ties to even; a NaN with low bits set may come out as infinity: mimic_loss does such rows again.
   static __m256i narrow_bfloat16(F x) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

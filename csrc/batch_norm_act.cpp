@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/BFloat16.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -173,6 +174,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backwa
 TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("batch_norm_act", &batch_norm_act_cpu);
   m.impl("batch_norm_act_backward", &batch_norm_act_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {  // a gradient of the gradient: an error, not a warning and 0
+  m.impl("batch_norm_act_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace fastdhm

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -55,7 +56,11 @@ const Conv3x3Code<float>& float_code(at::ScalarType dtype) {
   return *code;
 }
 
-constexpr int64_t kCached = 1 << 22;  // bytes of transformed numbers that are kept near
+constexpr int64_t kNear = 1 << 18;       // bytes of transformed numbers that stay in the near cache of a core
+constexpr int64_t kShared = 1 << 22;     // and in that which the cores share
+constexpr int64_t kSmallSums = 64 * 64;  // weights so few that their sums stay near too
+constexpr int64_t kSets = 8;             // of such sums: so many threads can work on one gradient
+constexpr int64_t kLeastTiles = 256;     // make products long enough to pay for their sums' way to memory and back
 
 // Memory that a thread takes up again in its next call, and that is near then.
 enum class Use { weights, blocks, transforms, sums, count };
@@ -91,37 +96,71 @@ at::Tensor convolve(const Conv3x3Code<S>& code, const at::Tensor& x, const at::T
   return y;
 }
 
+// The products of all images in sets of sums [sets, point, K, C], whose number depends on nothing but the shape, so
+// that any number of threads gives the same bits: each set is one thread's, in memory of its own.
+template <class S>
+void sums_by_images(const Conv3x3Code<S>& code, const void* grad_y, const void* x, const Conv3x3Shape& shape,
+                    int64_t sets, S* sums) {
+  const int64_t rows = shape.B * shape.tile_rows(), size = kPoints * shape.K * shape.C;
+  const int64_t most = std::max<int64_t>(1, kNear / code.transforms_size(shape, 1));
+  const int64_t bytes = code.transforms_size(shape, most);
+  auto* transforms = static_cast<char*>(scratch(Use::transforms, bytes * at::get_num_threads()));
+  at::parallel_for(0, sets, 1, [&](int64_t first, int64_t last) {
+    void* own = transforms + bytes * at::get_thread_num();
+    for (int64_t set = first; set < last; ++set) {
+      const int64_t start = rows * set / sets, stop = rows * (set + 1) / sets;
+      for (int64_t begin = start; begin < stop; begin += most) {
+        const int64_t end = std::min(stop, begin + most);
+        code.transform(x, grad_y, shape, begin, end, begin, end, own);
+        code.add_products(own, shape, end - begin, 0, kPoints, begin > start, sums + set * size);
+      }
+    }
+  });
+}
+
+// The same in one set, too large for that: parts of the images are transformed by all threads, then each thread has
+// some of the points. At most 16 threads work on the products.
+template <class S>
+void sums_by_points(const Conv3x3Code<S>& code, const void* grad_y, const void* x, const Conv3x3Shape& shape, S* sums) {
+  const int64_t rows = shape.B * shape.tile_rows();
+  const int64_t near = kShared / code.transforms_size(shape, 1), least = kLeastTiles / shape.tile_columns() + 1;
+  const int64_t most = std::min(rows, std::max(near, least));
+  void* transforms = scratch(Use::transforms, code.transforms_size(shape, most));
+  for (int64_t begin = 0; begin < rows; begin += most) {
+    const int64_t end = std::min(rows, begin + most);
+    at::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
+      code.transform(x, grad_y, shape, begin, end, first, last, transforms);
+    });
+    at::parallel_for(0, kPoints, 1, [&](int64_t first, int64_t last) {
+      code.add_products(transforms, shape, end - begin, first, last, begin > 0, sums);
+    });
+  }
+}
+
 template <class S>
 at::Tensor weight_grad(const Conv3x3Code<S>& code, const at::Tensor& grad_y, const at::Tensor& x) {
   const Conv3x3Shape shape = {x.size(0), x.size(2), x.size(3), x.size(1), grad_y.size(1)};
-  check_channels(shape.C, shape.K, code.width);
-  const int64_t rows = shape.B * shape.tile_rows();
-  const int64_t room = kCached / code.transforms_size(shape, 1), few = 256 / shape.tile_columns() + 1;
-  const int64_t most = std::min(rows, std::max(room, few));
-  const auto options = x.options().dtype(c10::CppTypeToScalarType<S>::value);
-  S* sums = static_cast<S*>(scratch(Use::sums, kPoints * shape.K * shape.C * sizeof(S)));
-  void* transforms = scratch(Use::transforms, code.transforms_size(shape, most));
-  for (int64_t first = 0; first < rows; first += most) {
-    const int64_t last = std::min(rows, first + most);
-    at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-      code.transform(x.const_data_ptr(), grad_y.const_data_ptr(), shape, first, last, begin, end,
-                     transforms);
-    });
-    at::parallel_for(0, kPoints, 1, [&](int64_t begin, int64_t end) {
-      code.add_products(transforms, shape, last - first, begin, end, first > 0,
-                        sums);
-    });
+  const int64_t C = shape.C, K = shape.K, rows = shape.B * shape.tile_rows();
+  check_channels(C, K, code.width);
+  const int64_t sets = C * K <= kSmallSums ? std::min(rows, kSets) : 1;
+  S* sums = static_cast<S*>(scratch(Use::sums, sets * kPoints * K * C * sizeof(S)));
+  if (C * K <= kSmallSums) {
+    sums_by_images(code, grad_y.const_data_ptr(), x.const_data_ptr(), shape, sets, sums);
+  } else {
+    sums_by_points(code, grad_y.const_data_ptr(), x.const_data_ptr(), shape, sums);
   }
-  at::Tensor grad = at::empty({shape.K, shape.C, 3, 3}, options, at::MemoryFormat::ChannelsLast);
-  at::parallel_for(0, shape.K, 1, [&](int64_t begin, int64_t end) {
-    code.weight_grad(sums, shape.K, shape.C, begin, end, grad.mutable_data_ptr<S>());
+  const auto options = x.options().dtype(c10::CppTypeToScalarType<S>::value);
+  at::Tensor grad = at::empty({K, C, 3, 3}, options, at::MemoryFormat::ChannelsLast);
+  at::parallel_for(0, K, 1, [&](int64_t begin, int64_t end) {
+    code.weight_grad(sums, sets, K, C, begin, end, grad.mutable_data_ptr<S>());
   });
   return grad;
 }
 
 void check(const at::Tensor& x, const char* name) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name,
-                    " must be [B, C, H, W] in channels-last order and not empty, got ", x.sizes());
+                    " must be [B, C, H, W] in channels-last order and not empty, got ", x.sizes(), " with strides ",
+                    x.strides());
 }
 
 void check_weight(const at::Tensor& weight, const at::Tensor& x, int64_t channels) {
@@ -199,6 +238,8 @@ at::Tensor conv3x3_autograd(const at::Tensor& x, const at::Tensor& weight) { ret
 // What the channels of these activations must be multiples of; 0 where this processor has no instructions for them.
 int64_t conv3x3_width(const std::string& dtype) {
   if (dtype == "float64") return kExact.width;
+  TORCH_CHECK_VALUE(dtype == "float32" || dtype == "bfloat16", "dtype is ", dtype,
+                    ", must be float64, float32 or bfloat16");
   const Conv3x3Code<float>* code = find_code(dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
   return code == nullptr ? 0 : code->width;
 }
@@ -209,6 +250,11 @@ TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("conv3x3_weight_grad", &conv3x3_weight_grad_cpu);
 }
 
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) { m.impl("conv3x3", &conv3x3_autograd); }
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
+  m.impl("conv3x3", &conv3x3_autograd);
+  for (const char* op : {"conv3x3_input_grad", "conv3x3_weight_grad"}) {  // an error, not a warning and a gradient of 0
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
 
 }  // namespace fastdhm

@@ -1,7 +1,7 @@
 // What the CPU forms of fastdhm::conv3x3 share. Legend: B images of H x W pixels, C channels in, K channels out.
 //
-// Winograd's F(2x2, 3x3): the image is cut into tiles of 4 x 4 pixels, two apart, that make 2 x 2 outputs each. In its
-// transformed place a tile is 16 numbers, and a convolution 16 matrix products, one for each "point" of the tile:
+// Winograd's F(2x2, 3x3): the image is cut into tiles of 4 x 4 pixels, two apart, that make 2 x 2 outputs each.
+// Transformed, a tile is 16 numbers, and a convolution 16 matrix products, one for each "point" of the tile:
 // 16 multiplications for four outputs instead of 36. All tensors of activations are [B, H, W, C], channels adjacent.
 #pragma once
 
@@ -31,16 +31,16 @@ struct Conv3x3Code {
   void (*forward)(const void* x, const void* packed, void* y, Conv3x3Shape shape, int64_t begin, int64_t end,
                   void* scratch);
   int64_t (*forward_scratch)(Conv3x3Shape shape);
-  // The gradient of the weights, for rows of tiles [begin, end) at a time: first their inputs and gradients transformed,
-  // for some of the rows, then products of them, for some of the points, added to sums [point, K, C] (or put there, if
-  // `more` is not set). `transforms` holds transforms_size(shape, end - begin) bytes.
-  void (*transform)(const void* x, const void* grad_y, Conv3x3Shape shape, int64_t begin, int64_t end,
-                    int64_t first, int64_t last, void* transforms);
+  // The gradient of the weights. First inputs and gradients are transformed: of the rows of tiles [part_begin,
+  // part_end), whose transforms lie in memory together, those of [begin, end).
+  void (*transform)(const void* x, const void* grad_y, Conv3x3Shape shape, int64_t part_begin, int64_t part_end,
+                    int64_t begin, int64_t end, void* transforms);
+  int64_t (*transforms_size)(Conv3x3Shape shape, int64_t rows);  // bytes for a part of so many rows
+  // Then their products, for some of the points, are put into sums [point, K, C], or added to them.
   void (*add_products)(const void* transforms, Conv3x3Shape shape, int64_t rows, int64_t first_point,
-                       int64_t last_point, bool more, Real* sums);
-  int64_t (*transforms_size)(Conv3x3Shape shape, int64_t rows);
-  // Rows [begin, end) of the gradient [K, 3, 3, C], from the sums.
-  void (*weight_grad)(const Real* sums, int64_t K, int64_t C, int64_t begin, int64_t end, Real* grad);
+                       int64_t last_point, bool accumulate, Real* sums);
+  // Rows [begin, end) of the gradient [K, 3, 3, C], from sums [sets, point, K, C].
+  void (*weight_grad)(const Real* sums, int64_t sets, int64_t K, int64_t C, int64_t begin, int64_t end, Real* grad);
 };
 
 extern const Conv3x3Code<float> kConv3x3Avx2, kConv3x3Avx512, kConv3x3Avx512BFloat16;

@@ -1,6 +1,6 @@
 // Winograd convolutions in vectors, for products P of an instruction set (conv3x3_avx512.cpp shows what P gives) and
-// activations of type T. No include that holds inline functions may stand here or after here: they would be compiled for
-// P's instructions and called by all.
+// activations of type T. No include that holds inline functions may stand here or after here: they would be compiled
+// for P's instructions and called by all.
 
 #include "conv3x3_transforms.h"
 
@@ -12,10 +12,10 @@ constexpr int64_t kNearInputs = 128;  // channels whose weights stay near while 
 constexpr int64_t kTileUnit = 8;      // the most rows of a product that are computed side by side
 
 // Call body.run<N>(v) for the vectors from 0 on, in blocks of N side by side.
-template <int kMost, class Body>
+template <int kAtOnce, class Body>
 inline void for_vector_blocks(int64_t vectors, const Body& body) {
   int64_t v = 0;
-  if constexpr (kMost >= 4) {
+  if constexpr (kAtOnce >= 4) {
     for (; v + 4 <= vectors; v += 4) body.template run<4>(v);
   }
   for (; v + 2 <= vectors; v += 2) body.template run<2>(v);
@@ -28,18 +28,18 @@ struct Conv3x3 {
   using S = typename P::S;
   using E = typename P::Element;
   static constexpr int64_t W = P::kWidth, kPair = P::kPair;
-  static constexpr int kMost = P::kVectors;  // side by side in a block
+  static constexpr int kAtOnce = P::kVectors;  // side by side in a block
 
-  static int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-  static int64_t apart(int64_t size) { return size + kApart / sizeof(E); }
+  static int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+  static int64_t apart(int64_t size) { return size + kApart / sizeof(E); }  // elements from one point to the next
 
   // Rows of a product that share a load of N vectors: as many as there are registers for.
   static constexpr int kRows(int N) { return N == 4 ? 4 : kTileUnit; }
 
-  // to[r, n] (+)= sum over pairs of a(r, pair) * b(n, pair), for kRows(N) rows of N vectors that lie to_row apart; a and b
-  // say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the function stands
+  // to[r, n] (+)= sum over pairs of a(r, pair) * b(n, pair), for kRows(N) rows of N vectors that lie to_row apart; a and
+  // b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the function stands
   // alone, or the sums would not stay in registers.
-  template <int N, bool kMore, class A, class B>
+  template <int N, bool kAccumulate, class A, class B>
   __attribute__((noinline)) static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row) {
     constexpr int R = kRows(N);
     F sum[R][N];
@@ -52,7 +52,7 @@ struct Conv3x3 {
         const typename P::Packed one = P::broadcast(a(r, pair));
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
-          const F before = !first ? sum[r][n] : kMore ? P::load(to + r * to_row + n * W) : P::all(0);
+          const F before = !first ? sum[r][n] : kAccumulate ? P::load(to + r * to_row + n * W) : P::all(0);
           sum[r][n] = P::dot(before, one, w[n]);
         }
       }
@@ -66,12 +66,11 @@ struct Conv3x3 {
     }
   }
   template <int N, class A, class B>
-  static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row, bool more) {
-    more ? multiply<N, true>(a, b, pairs, to, to_row) : multiply<N, false>(a, b, pairs, to, to_row);
+  static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row, bool accumulate) {
+    accumulate ? multiply<N, true>(a, b, pairs, to, to_row) : multiply<N, false>(a, b, pairs, to, to_row);
   }
 
-  // ---- the weights, as [blocks of N vectors of outputs][point][pairs of inputs][N][W][pair]
-
+  // The weights, packed as [blocks of N vectors of outputs][point][pairs of inputs][N][W][pair].
   struct Pack {
     const S* weight;  // [K, 3, 3, C]
     int64_t K, C;
@@ -118,24 +117,23 @@ struct Conv3x3 {
   };
 
   static void pack(const S* weight, int64_t K, int64_t C, bool turned, int64_t begin, int64_t end, void* packed) {
-    for_vector_blocks<kMost>((turned ? C : K) / W, Pack{weight, K, C, turned, begin, end, static_cast<E*>(packed)});
+    for_vector_blocks<kAtOnce>((turned ? C : K) / W, Pack{weight, K, C, turned, begin, end, static_cast<E*>(packed)});
   }
 
-  // ---- y, for blocks of tiles: their inputs are [point][tile][C], products [point][tile][N][W]
-
-  // Rows of tiles in a block: more where more weights pass by for each.
+  // Rows of tiles in a block of y: more where more weights pass by for each. Measured on an EPYC with AVX-512.
   static int64_t block_rows(const Conv3x3Shape& shape) {
     const int64_t weights = shape.C * shape.K, tiles = weights <= 64 * 64 ? 24 : weights <= 128 * 128 ? 32 : 96;
     return (tiles + shape.tile_columns() - 1) / shape.tile_columns();
   }
   static int64_t block_tiles(const Conv3x3Shape& shape) {
-    return up(block_rows(shape) * shape.tile_columns(), kTileUnit);
+    return round_up(block_rows(shape) * shape.tile_columns(), kTileUnit);
   }
   static int64_t forward_scratch(Conv3x3Shape shape) {
     const int64_t tiles = block_tiles(shape);
-    return kPoints * (apart(tiles * shape.C) * sizeof(E) + tiles * kMost * W * sizeof(S) + kApart);
+    return kPoints * (apart(tiles * shape.C) * sizeof(E) + tiles * kAtOnce * W * sizeof(S) + kApart);
   }
 
+  // A block of y, from inputs [point][tile][C] by products [point][tile][N][W].
   struct Block {
     Conv3x3Shape shape;
     int64_t first_row, last_row;  // of tiles
@@ -146,7 +144,7 @@ struct Conv3x3 {
     template <int N>
     void run(int64_t vector) const {
       const int64_t C = shape.C, columns = shape.tile_columns();
-      const int64_t tiles = up((last_row - first_row) * columns, kTileUnit);
+      const int64_t tiles = round_up((last_row - first_row) * columns, kTileUnit);
       const int64_t products_apart = tiles * N * W + kApart / sizeof(S);
       for (int64_t point = 0; point < kPoints; ++point) {
         const E* u = packed + (vector * kPoints + point * N) * W * C;
@@ -189,29 +187,27 @@ struct Conv3x3 {
           });
         }
       }
-      for_vector_blocks<kMost>(shape.K / W, Block{shape, first, last, inputs, static_cast<const E*>(packed), products,
+      for_vector_blocks<kAtOnce>(shape.K / W, Block{shape, first, last, inputs, static_cast<const E*>(packed), products,
                                                   static_cast<T*>(y)});
     }
   }
 
-  // ---- the weights' gradient, from transforms [point][vectors of C, or of K][pairs of tiles][W][pair]
-
-  // Pairs lie in one row of tiles, which has an even number of them then: the last perhaps of nothing but zeros.
-  static int64_t pair_columns(Conv3x3Shape shape) { return up(shape.tile_columns(), kPair); }
+  // Pairs lie in one row of tiles, which has an even number of them then: the gradients of the last may all be 0.
+  static int64_t pair_columns(Conv3x3Shape shape) { return round_up(shape.tile_columns(), kPair); }
   static int64_t transforms_size(Conv3x3Shape shape, int64_t rows) {
     const int64_t tiles = rows * pair_columns(shape);
     return kPoints * (apart(tiles * shape.C) + apart(tiles * shape.K)) * sizeof(E);
   }
 
-  // Puts the tiles of a row, one after the other, in pairs at to + point * apart.
+  // Puts the tiles of a row, one after the other, in pairs at to + point * point_stride.
   struct Pairs {
     E* to;
-    int64_t apart;
+    int64_t point_stride;
     F held[kPoints];
 
     void operator()(int64_t tile, const F* v) {
       E* at = to + tile / kPair * kPair * W;
-      for (int point = 0; point < kPoints; ++point, at += apart) {
+      for (int point = 0; point < kPoints; ++point, at += point_stride) {
         if (tile % kPair == kPair - 1) {
           P::store_pair(at, held[point], v[point]);
         } else {
@@ -221,13 +217,13 @@ struct Conv3x3 {
     }
   };
 
-  static void transform(const void* x, const void* grad_y, Conv3x3Shape shape, int64_t begin, int64_t end,
-                        int64_t first, int64_t last, void* transforms) {
-    const int64_t columns = pair_columns(shape), tiles = (end - begin) * columns;
+  static void transform(const void* x, const void* grad_y, Conv3x3Shape shape, int64_t part_begin, int64_t part_end,
+                        int64_t begin, int64_t end, void* transforms) {
+    const int64_t columns = pair_columns(shape), tiles = (part_end - part_begin) * columns;
     E* inputs = static_cast<E*>(transforms);
     E* gradients = inputs + kPoints * apart(tiles * shape.C);
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t tile = (row - begin) * columns;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t tile = (row - part_begin) * columns;
       for (int64_t c = 0; c < shape.C; c += W) {
         transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c,
                             Pairs{inputs + c * tiles + tile * W, apart(tiles * shape.C), {}});
@@ -239,10 +235,11 @@ struct Conv3x3 {
     }
   }
 
+  // The gradient, from transforms [point][vectors of C, or of K][pairs of tiles][W][pair].
   struct Products {
     Conv3x3Shape shape;
     int64_t tiles, first_point, last_point;
-    bool more;
+    bool accumulate;
     const E *inputs, *gradients;
     S* sums;  // [point][K][C]
 
@@ -257,24 +254,24 @@ struct Conv3x3 {
           const E* a = y + k / W * W * tiles + k % W * kPair;
           multiply<N>([=](int r, int64_t pair) { return a + r * next + pair * kPair * W; },
                       [=](int n, int64_t pair) { return v + (n * tiles + pair * kPair) * W; }, tiles / kPair,
-                      sums + (point * K + k) * C + vector * W, C, more);
+                      sums + (point * K + k) * C + vector * W, C, accumulate);
         }
       }
     }
   };
 
   static void add_products(const void* transforms, Conv3x3Shape shape, int64_t rows, int64_t first_point,
-                           int64_t last_point, bool more, S* sums) {
+                           int64_t last_point, bool accumulate, S* sums) {
     const int64_t tiles = rows * pair_columns(shape);
     const E* inputs = static_cast<const E*>(transforms);
     const E* gradients = inputs + kPoints * apart(tiles * shape.C);
-    for_vector_blocks<kMost>(shape.C / W,
-                             Products{shape, tiles, first_point, last_point, more, inputs, gradients, sums});
+    for_vector_blocks<kAtOnce>(shape.C / W,
+                             Products{shape, tiles, first_point, last_point, accumulate, inputs, gradients, sums});
   }
 
   static constexpr Conv3x3Code<S> code() {
-    return {W < kTileUnit ? kTileUnit : W, sizeof(E), &pack, &forward, &forward_scratch, &transform, &add_products,
-            &transforms_size, &transform_sums<P>};
+    return {W < kTileUnit ? kTileUnit : W, sizeof(E), &pack, &forward, &forward_scratch, &transform, &transforms_size,
+            &add_products, &transform_sums<P>};
   }
 };
 

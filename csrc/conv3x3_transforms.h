@@ -1,8 +1,8 @@
-// The transforms of Winograd's F(2x2, 3x3), in vectors of channels, for products P of an instruction set and activations
-// of type T. With the columns of a tile, its points are numbered row by row. Source: Lavin and Gray, CVPR 2016, whose
+// The transforms of Winograd's F(2x2, 3x3), in vectors of channels, for products P of an instruction set and
+// activations of type T. The points of a tile are numbered row by row. Source: Lavin and Gray, CVPR 2016, whose
 // matrices are G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1], B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1] and
-// A^T = [1 1 1 0; 0 1 -1 -1]. No include that holds inline functions may stand here or after here: they would be compiled
-// for P's instructions and called by all.
+// A^T = [1 1 1 0; 0 1 -1 -1]. No include that holds inline functions may stand here or after here: they would be
+// compiled for P's instructions and called by all.
 
 namespace fastdhm {
 namespace {
@@ -55,11 +55,11 @@ inline void transform_gradients(const T* grad_y, const Conv3x3Shape& shape, int6
   using F = typename P::F;
   const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * 2;
   const T* row = grad_y + (image * shape.H + top) * shape.W * shape.K + k;
-  const bool two = top + 1 < shape.H;
+  const bool has_lower = top + 1 < shape.H;
   const auto column = [&](int64_t at, F* out) {
     const bool inside = at < shape.W;
     const F upper = inside ? P::load(row + at * shape.K) : P::all(0);
-    const F lower = inside && two ? P::load(row + (shape.W + at) * shape.K) : P::all(0);
+    const F lower = inside && has_lower ? P::load(row + (shape.W + at) * shape.K) : P::all(0);
     out[0] = upper;
     out[1] = upper + lower;
     out[2] = upper - lower;
@@ -102,17 +102,17 @@ inline void transform_weights(const typename P::S* g, int64_t C, bool turned, ty
   }
 }
 
-// y = A^T m A of one tile, for one vector of outputs, put at `to`; m has its points `apart`.
+// y = A^T m A of one tile, for one vector of outputs, put at `to`; m has its points `point_stride` apart.
 template <class P, class T>
-inline void store_outputs(const typename P::S* m, int64_t apart, const Conv3x3Shape& shape, int64_t tile_row,
+inline void store_outputs(const typename P::S* m, int64_t point_stride, const Conv3x3Shape& shape, int64_t tile_row,
                           int64_t tile, T* to) {
   using F = typename P::F;
   F a[2][4];
   for (int j = 0; j < 4; ++j) {
-    const F m0 = P::load(m + j * apart), m1 = P::load(m + (4 + j) * apart), m2 = P::load(m + (8 + j) * apart),
-            m3 = P::load(m + (12 + j) * apart);
-    a[0][j] = m0 + m1 + m2;
-    a[1][j] = m1 - m2 - m3;
+    const auto at = [&](int i) { return P::load(m + (4 * i + j) * point_stride); };
+    const F middle = at(1), low = at(2);
+    a[0][j] = at(0) + middle + low;
+    a[1][j] = middle - low - at(3);
   }
   const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * 2;
   to += ((image * shape.H + top) * shape.W + 2 * tile) * shape.K;
@@ -122,9 +122,9 @@ inline void store_outputs(const typename P::S* m, int64_t apart, const Conv3x3Sh
   }
 }
 
-// g = G^T U G: rows [begin, end) of the gradient of the weights [K, 3, 3, C] from U, [point, K, C].
+// g = G^T U G: rows [begin, end) of the gradient of the weights [K, 3, 3, C]; U is sums [sets, point, K, C] added up.
 template <class P>
-inline void transform_sums(const typename P::S* sums, int64_t K, int64_t C, int64_t begin, int64_t end,
+inline void transform_sums(const typename P::S* sums, int64_t sets, int64_t K, int64_t C, int64_t begin, int64_t end,
                            typename P::S* grad) {
   using F = typename P::F;
   const F half = P::all(0.5);
@@ -132,7 +132,12 @@ inline void transform_sums(const typename P::S* sums, int64_t K, int64_t C, int6
     F t[3][4];
     for (int j = 0; j < 4; ++j) {
       F u[4];
-      for (int i = 0; i < 4; ++i) u[i] = P::load(sums + (4 * i + j) * K * C + at);
+      for (int i = 0; i < 4; ++i) {
+        u[i] = P::load(sums + (4 * i + j) * K * C + at);
+        for (int64_t set = 1; set < sets; ++set) {
+          u[i] = u[i] + P::load(sums + (set * kPoints + 4 * i + j) * K * C + at);
+        }
+      }
       t[0][j] = u[0] + half * (u[1] + u[2]);
       t[1][j] = half * (u[1] - u[2]);
       t[2][j] = half * (u[1] + u[2]) + u[3];

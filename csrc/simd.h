@@ -16,7 +16,7 @@ enum class Simd { none, avx2, avx512 };
 Simd simd();                             // the one in use
 std::string simd_name();                 // its name
 std::vector<std::string> simd_names();   // those of this processor, none aside, the fastest last
-bool has_bfloat16_products();              // whether that and the processor go with products of bfloat16 pairs
+bool has_bfloat16_products();            // of pairs, by AVX-512: in use, compiled, and in this processor
 void set_simd(const std::string& name);  // have all ops use another one, to test it
 
 }  // namespace fastdhm

@@ -1,4 +1,4 @@
-// Closes the region that avx2.h or avx512.h opened.
+// Closes the region that avx2.h, avx512.h or the file itself opened.
 #ifdef __clang__
 #pragma clang attribute pop
 #else

@@ -32,6 +32,7 @@ def batch_norm_act(
     The C++ form reads each activation twice forward and twice backward (a mean must be known before it is used) and
     writes each result once; torch's own operations, one after the other, touch them about three times as often. It
     computes channels-last, in float32 (float64 for float64), and gives the same bits on any number of threads.
+    Gradients of gradients: by ``eager`` alone, ``cpp`` raises.
 
     Args:
         x_BCHW: float32, bfloat16 or float64 (any floating type with ``eager``), any strides; gets a gradient, as do

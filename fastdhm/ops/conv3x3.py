@@ -20,29 +20,41 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
 
     The C++ form cuts the image into tiles ``d`` of 4x4 pixels, two apart, and has for each (F(2x2, 3x3), Eq. 8 of the
     source) ``A^T [sum_c (G g G^T) * (B^T d B)] A``: 16 products for four outputs in place of 36, as 16 matrix products
-    over channels. The gradients of x and of the weight are tiled likewise. For float32 that is as exact as the plain
-    sum. For bfloat16 the transformed numbers are rounded once more, sums are float32: errors are about twice those of
-    torch's own convolution. It computes channels-last, and gives the same bits on any number of threads.
+    over channels. The gradients of x and of the weight are tiled likewise. In float32 it loses what torch's convolution
+    does; in bfloat16 about twice that, because the transformed numbers are rounded once more (sums are float32, and
+    subnormal numbers count as 0). What is not finite reaches all outputs of its tiles. It computes channels-last, and
+    gives the same bits on any number of threads. Gradients of gradients: by ``eager`` alone, ``cpp`` raises.
 
     Args:
-        x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient.
+        x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under
+            autocast it is taken in autocast's type, float64 aside.
         weight_KC33: float32 (float64 for float64), any strides; gets a gradient.
         impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run and pays, else ``eager``.
 
     Returns:
-        ``y_BKHW`` of the type of ``x_BCHW``; channels-last from ``cpp``.
+        ``y_BKHW`` of the type in which ``x_BCHW`` is taken; channels-last from ``cpp``.
 
     Raises:
-        ValueError: an unknown impl, or ``cpp`` for what it cannot do.
+        ValueError: shapes or devices that do not fit, an unknown impl, or ``cpp`` for what it cannot do.
 
     Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
     """
     if impl not in IMPLS:
         raise UserError(f"impl is {impl!r}, must be one of {', '.join(IMPLS)}")
-    reason = None if impl == "eager" else why_not(x_BCHW, weight_KC33)
-    if impl == "cpp" and reason is not None:
-        raise UserError(f"conv3x3 with impl='cpp' cannot take this: {reason}")
-    if impl == "eager" or reason is not None or (impl == "auto" and not pays(x_BCHW)):
+    if x_BCHW.ndim != 4 or weight_KC33.ndim != 4 or weight_KC33.shape[1:] != (x_BCHW.shape[1], 3, 3):
+        shapes = f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KC33.shape)}"
+        raise UserError(f"{shapes}: they must be [B, C, H, W] and [K, C, 3, 3]")
+    if weight_KC33.device != x_BCHW.device:
+        raise UserError(f"x is on {x_BCHW.device} and weight on {weight_KC33.device}: they must be on one device")
+    kind = x_BCHW.device.type
+    if torch.is_autocast_enabled(kind) and x_BCHW.is_floating_point() and x_BCHW.dtype != torch.float64:
+        x_BCHW = x_BCHW.to(torch.get_autocast_dtype(kind))
+    if impl == "eager" or (impl == "auto" and not pays(x_BCHW)):
+        return conv3x3_eager(x_BCHW, weight_KC33)
+    reason = why_not(x_BCHW, weight_KC33)
+    if reason is not None:
+        if impl == "cpp":
+            raise UserError(f"conv3x3 with impl='cpp' cannot take this: {reason}")
         return conv3x3_eager(x_BCHW, weight_KC33)
     last = torch.channels_last
     return torch.ops.fastdhm.conv3x3(x_BCHW.contiguous(memory_format=last), weight_KC33.contiguous(memory_format=last))
@@ -57,32 +69,43 @@ def why_not(x_BCHW: Tensor, weight_KC33: Tensor) -> str | None:
     """Why the C++ form cannot take these, or None where it can."""
     if not _extension.available():
         return _extension.reason()
-    if x_BCHW.device.type != "cpu" or x_BCHW.dtype not in NAMES or x_BCHW.ndim != 4 or not x_BCHW.numel():
-        shape = tuple(x_BCHW.shape)
-        return (
-            f"x is {x_BCHW.dtype} {shape} on {x_BCHW.device}, must be bfloat16, float32 or float64 [B, C, H, W] on cpu"
-        )
+    if x_BCHW.device.type != "cpu" or x_BCHW.dtype not in NAMES:
+        return f"x is {x_BCHW.dtype} on {x_BCHW.device}, must be bfloat16, float32 or float64 on cpu"
     own = torch.float64 if x_BCHW.dtype == torch.float64 else torch.float32
-    channels = x_BCHW.shape[1]
-    if weight_KC33.dtype != own or weight_KC33.shape[1:] != (channels, 3, 3):
-        shape = tuple(weight_KC33.shape)
-        return f"weight is {weight_KC33.dtype} {shape}, must be {own} [K, {channels}, 3, 3] for {x_BCHW.dtype} images"
-    width = _extension.require("conv3x3").conv3x3_width(NAMES[x_BCHW.dtype])
+    if weight_KC33.dtype != own:
+        return f"weight is {weight_KC33.dtype}, must be {own} for {x_BCHW.dtype} images"
+    if not x_BCHW.numel() or not weight_KC33.numel():
+        return f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KC33.shape)}: there is nothing to compute"
+    width = _width(NAMES[x_BCHW.dtype])
     if width == 0:
         return f"this processor has no vector instructions for products of {x_BCHW.dtype}"
-    if channels % width or weight_KC33.shape[0] % width:
-        return f"channels are {channels} and {weight_KC33.shape[0]}, must be multiples of {width} here"
+    out_channels, in_channels = weight_KC33.shape[:2]
+    if in_channels % width or out_channels % width:
+        return f"channels are {in_channels} and {out_channels}, must be multiples of {width} here"
     return None
 
 
 def pays(x_BCHW: Tensor) -> bool:
     """Whether the C++ form is the faster one for these images, where it can take them.
 
-    Not for images of a few pixels, nor where the processor has matrix units for bfloat16 (AMX): those multiply 16 times
-    faster than its vectors do.
+    Not for images of a few pixels, nor in float64, which is one number at a time, to be exact; nor where the processor
+    has matrix units for bfloat16 (AMX): those multiply 16 times faster than its vectors do.
     """
-    small = min(x_BCHW.shape[2:]) < SMALLEST
-    return not small and not (x_BCHW.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
+    if x_BCHW.dtype == torch.float64 or min(x_BCHW.shape[2:]) < SMALLEST:
+        return False
+    return x_BCHW.dtype != torch.bfloat16 or not _has_matrix_units()
+
+
+def _width(dtype: str) -> int:
+    return _extension.require("conv3x3").conv3x3_width(dtype)
+
+
+def _has_matrix_units() -> bool:
+    return torch.cpu._is_amx_tile_supported()
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the whole compiler.
+_width._dynamo_marked_constant = _has_matrix_units._dynamo_marked_constant = True
 
 
 if _extension.available():
@@ -98,9 +121,10 @@ if _extension.available():
     @torch.library.register_fake("fastdhm::conv3x3_weight_grad")
     def _weight_grad_fake(grad_y, x):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        grad = x.new_empty((grad_y.shape[1], x.shape[1], 3, 3), dtype=dtype)
-        return grad.contiguous(memory_format=torch.channels_last)
+        return _channels_last((grad_y.shape[1], x.shape[1], 3, 3), dtype, x.device)
 
     def _like(x, channels):
-        y = x.new_empty((x.shape[0], channels, *x.shape[2:]))
-        return y.contiguous(memory_format=torch.channels_last)
+        return _channels_last((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
+
+    def _channels_last(shape, dtype, device):
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
