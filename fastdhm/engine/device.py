@@ -121,8 +121,9 @@ def keep_freed_memory() -> None:
     of ResNet-20 at batch 128, 6% of its time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
+    # Some glibc take no more than 32 MiB. Where even that is refused, nothing is set: any call ends the growing of the
+    # threshold by itself, and at its 128 KiB more would go back to the kernel than without.
+    if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, -1)  # no limit: the activations of a step of ResNet-50 are gigabytes
 
 

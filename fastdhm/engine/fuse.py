@@ -15,11 +15,28 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
 from fastdhm.models import BranchedModel
+from fastdhm.models.alone import leave
+from fastdhm.models.branched import Capture
 from fastdhm.models.recompute import recomputed
+from fastdhm.ops import _extension
 from fastdhm.ops import batch_norm_act as norms
 from fastdhm.ops import conv3x3 as convolutions
 
-ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+def _in_place(name: str) -> Callable:
+    """The operator ``name`` as a function of ours: torch.fx would write ``x += y``, by which a number x is another."""
+    function = getattr(operator, name)
+
+    def write(x, y):
+        return function(x, y)
+
+    write.__name__ = name
+    return write
+
+
+IN_PLACE = {f"__{name}__": _in_place(name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")}
+ADD_IN_PLACE = (IN_PLACE["__iadd__"], operator.iadd, "add_")
+ADD = (operator.add, torch.add, "add", *ADD_IN_PLACE)
 RELU = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
 
@@ -30,15 +47,15 @@ class NormAct(nn.Module):
         super().__init__()
         self.norm, self.relu = norm, relu
 
-    def forward(self, x_BCHW: Tensor, residual_BCHW: Tensor | None = None) -> Tensor:
-        norm = self.norm
-        if norm.training and norms.why_not(x_BCHW, norm.weight, residual_BCHW) is None:
+    def forward(self, x_BCHW: Tensor, residual_BCHW: Tensor | float | None = None) -> Tensor:
+        norm, summand = self.norm, residual_BCHW is None or isinstance(residual_BCHW, Tensor)
+        if norm.training and summand and norms.why_not(x_BCHW, norm.weight, residual_BCHW) is None:
             norm.num_batches_tracked.add_(1)
             return norms.batch_norm_act(
                 x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, residual_BCHW,
                 momentum=norm.momentum, eps=norm.eps, relu=self.relu,
             )  # fmt: skip
-        y_BCHW = norm(x_BCHW)
+        y_BCHW = norm.forward(x_BCHW)
         y_BCHW = y_BCHW if residual_BCHW is None else y_BCHW + residual_BCHW
         return F.relu(y_BCHW) if self.relu else y_BCHW
 
@@ -51,54 +68,61 @@ class Conv3x3(nn.Module):
         self.conv = conv
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        weight_KC33, kind = self.conv.weight, x_BCHW.device.type
-        if torch.is_autocast_enabled(kind) and x_BCHW.is_floating_point() and x_BCHW.dtype != torch.float64:
-            x_BCHW = x_BCHW.to(torch.get_autocast_dtype(kind))
-        if convolutions.why_not(x_BCHW, weight_KC33) is None and convolutions.pays(x_BCHW):
-            return convolutions.conv3x3(x_BCHW, weight_KC33)
-        return self.conv(x_BCHW)
+        return convolutions.conv3x3(x_BCHW, self.conv.weight)
 
 
 class FusedForward:
     """``(image_BCHW, active) -> logits_ABK`` as the model gives them, by fused ops, with the gradients of the same.
 
-    Traced at the first call with each set of branches and of modules in training mode. Where a network's forward cannot
-    be traced, the model itself runs, and ``reason`` says why.
+    Traced at the first call with each set of branches, and of modules in training mode and without hooks. Where a
+    network's forward cannot be traced, or there are no fused ops, the model itself runs; :meth:`why_not` says why.
     """
 
     def __init__(self, model: BranchedModel):
         self.model = model
-        self.reason: str | None = None  # why some call is not fused
-        self.traced: dict[tuple, Callable[[Tensor], Tensor]] = {}
+        self.traced: dict[tuple, tuple[Callable[[Tensor], Tensor], str | None]] = {}
 
     def __call__(self, image_BCHW: Tensor, active: tuple[str, ...] | None = None) -> Tensor:
-        return self._traced(tuple(self.model.branches) if active is None else active)(image_BCHW)
+        try:
+            return self._traced(active)[0](image_BCHW)
+        finally:
+            self.model.drop_features()
 
-    def describe(self, active: tuple[str, ...]) -> str:
-        """In words, whether the norms of the network with these branches are fused, or why not."""
-        self._traced(active)
-        return "norms fused" if self.reason is None else f"norms not fused ({self.reason})"
+    def why_not(self, active: tuple[str, ...] | None = None) -> str | None:
+        """Why the network with these branches (default: all) is not run by fused ops, or None where it is."""
+        return self._traced(active)[1]
 
-    def _traced(self, active: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
-        key = (active, *(module.training for module in self.model.modules()))
+    def describe(self, active: tuple[str, ...] | None = None) -> str:
+        """In words, what of the network with these branches is fused, or why nothing is."""
+        why_not = self.why_not(active)
+        return f"no fused ops ({why_not})" if why_not else "norms and 3x3 convolutions by fused ops"
+
+    def _traced(self, active: tuple[str, ...] | None) -> tuple[Callable[[Tensor], Tensor], str | None]:
+        active = tuple(self.model.branches) if active is None else active
+        key = (active, *((module.training, _is_plain(module)) for module in self.model.modules()))
         if key not in self.traced:
             self.traced[key] = self._trace(active)
         return self.traced[key]
 
-    def _trace(self, active: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
+    def _trace(self, active: tuple[str, ...]) -> tuple[Callable[[Tensor], Tensor], str | None]:
         chosen = _Chosen(self.model, active)
-        drawn = torch.get_rng_state(), random.getstate()
+        if not _extension.available():
+            return chosen, _extension.reason()
+        before = torch.get_rng_state(), random.getstate()
         try:
             graph = _Tracer().trace(chosen)
+            drawn = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
         except Exception as error:  # whatever a network's own forward may do with what is no tensor yet
-            self.reason = f"its forward cannot be traced: {(str(error) or type(error).__name__).splitlines()[0]}"
-            return chosen
-        if not torch.equal(drawn[0], torch.get_rng_state()) or drawn[1] != random.getstate():
-            torch.set_rng_state(drawn[0])
-            random.setstate(drawn[1])
-            self.reason = "its forward draws random numbers that a trace would freeze"
-            return chosen
-        return recompute_groups(fuse(chosen, graph))
+            return chosen, f"its forward cannot be traced: {(str(error) or type(error).__name__).splitlines()[0]}"
+        finally:
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+        if drawn:
+            return chosen, "its forward draws random numbers that a trace would freeze"
+        fused = fuse(chosen, graph)
+        if not any(isinstance(part, (NormAct, Conv3x3)) for part in fused.children()):
+            return chosen, "it has no norm or convolution that they know"
+        return recompute_groups(fused), None
 
 
 class _Chosen(nn.Module):
@@ -112,10 +136,19 @@ class _Chosen(nn.Module):
         return self.model(image_BCHW, self.active)
 
 
+class _Proxy(fx.Proxy):
+    """Writes where the network does: torch.fx takes ``x += y`` for ``x = x + y``, which leaves others' x alone."""
+
+
+for _name, _function in IN_PLACE.items():
+    setattr(_Proxy, _name, lambda x, y, f=_function: x.tracer.create_proxy("call_function", f, (x, y), {}))
+
+
 class _Tracer(fx.Tracer):
-    """Traces hooks too, by which the branches get their features: torch.fx leaves out those of the modules it enters
-    not. A node of modules that are computed again in the backward pass knows its ``group`` of them. A forward that is
-    left by an exception, as the trunk of a branch alone is, can be caught outside of it."""
+    """Traces the hooks by which the branches get their features too: torch.fx leaves out those of the modules it enters
+    not. What has other hooks is not entered, so that they see tensors. A node of modules that are computed again in the
+    backward pass knows its ``group`` of them. A forward that is left by an exception, as the trunk of a branch alone
+    is, can be caught outside of it."""
 
     group: nn.Module | None = None
 
@@ -124,37 +157,60 @@ class _Tracer(fx.Tracer):
         node.meta["group"] = self.group
         return node
 
+    def proxy(self, node):
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, module, name):
+        return _has_hooks(module) or super().is_leaf_module(module, name)
+
     def call_module(self, module, forward, args, kwargs):
+        name = self.path_of_module(module)
+        if _has_hooks(module) and any(_is_ours(hook) for part in module.modules() for hook in _hooks(part)):
+            raise ValueError(f"{name.removeprefix('model.')} has hooks, and a branch leaves from there")
         entered, group = self.module_stack.copy(), self.group
         try:
             output = super().call_module(module, forward, args, kwargs)
+            if self.is_leaf_module(module, name):
+                for hook in filter(_is_ours, _hooks(module)):
+                    hook(module, args, output)
         except Exception:
             self.module_stack, self.group = entered, group
             raise
-        if self.is_leaf_module(module, self.path_of_module(module)):
-            for hook in module._forward_hooks.values():
-                hook(module, args, output)
         return output
 
 
+class _Followed(nn.Module):
+    """A module of a network without its hooks, which the tracer has followed."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args, **kwargs):
+        return self.part.forward(*args, **kwargs)
+
+
 def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The graph as a module on the parameters of ``root``, every batch norm with what follows it as one call."""
+    """The graph as a module on the parameters of ``root``, with every batch norm and what follows it as one call."""
     parts = dict(root.named_modules())
     holder: dict[str, object] = {}
     for number, norm in enumerate([node for node in graph.nodes if _is_norm(node, parts)]):
         replaced, residual = _chain(norm, parts)
         name = f"norm_act_{number}"
         holder[name] = NormAct(parts[norm.target], relu=_is_relu(replaced[-1], parts))
-        with graph.inserting_before(replaced[-1]):
+        with graph.inserting_before(norm if residual is None else replaced[1]):  # where the residual is what is added
             call = graph.call_module(name, (norm.args[0], *([] if residual is None else [residual])))
             call.meta["group"] = norm.meta["group"]
         replaced[-1].replace_all_uses_with(call)
         for node in reversed(replaced):
             graph.erase_node(node)
+    for number, conv in enumerate([node for node in graph.nodes if _is_conv3x3(node, parts)]):
+        name = f"conv3x3_{number}"
+        holder[name], conv.target = Conv3x3(parts[conv.target]), name
     for node in graph.nodes:
         if node.op == "call_module" and node.target not in holder:
             part = parts[node.target]
-            holder[node.target] = Conv3x3(part) if _is_conv3x3(part) else part
+            holder[node.target] = part if _has_hooks(part) or not _hooks(part) else _Followed(part)
         elif node.op == "get_attr":
             holder[node.target] = operator.attrgetter(node.target)(root)
     return fx.GraphModule(holder, graph)
@@ -186,39 +242,69 @@ def recompute_groups(traced: fx.GraphModule) -> fx.GraphModule:
     return split
 
 
-def _is_conv3x3(part: nn.Module) -> bool:
-    if type(part) is not nn.Conv2d or part.bias is not None or part.padding_mode != "zeros":
+def _is_ours(hook: Callable) -> bool:
+    return isinstance(hook, Capture) or hook is leave
+
+
+def _hooks(module: nn.Module) -> list[Callable]:
+    return list(module._forward_hooks.values())
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call does more than ``forward`` and what the branches ask for, such as to make the weight anew."""
+    if module._forward_pre_hooks or module._backward_pre_hooks or module._backward_hooks:
+        return True
+    return not all(map(_is_ours, _hooks(module)))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a call does what the class does."""
+    return not _has_hooks(module) and "forward" not in vars(module)
+
+
+def _is_plain_call(node: fx.Node, parts: dict[str, nn.Module], kind: type[nn.Module]) -> bool:
+    """Whether a node is a call of a module of just this kind on one tensor."""
+    part = parts.get(node.target) if node.op == "call_module" else None
+    return type(part) is kind and _is_plain(part) and len(node.args) == 1 and not node.kwargs
+
+
+def _is_conv3x3(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
+    if not _is_plain_call(node, parts, nn.Conv2d):
         return False
-    shape = part.kernel_size, part.stride, part.padding, part.dilation, part.groups
-    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    conv = parts[node.target]
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.bias is None and conv.padding_mode == "zeros"
 
 
 def _is_norm(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
-    if node.op != "call_module" or type(parts[node.target]) is not nn.BatchNorm2d:
+    if not _is_plain_call(node, parts, nn.BatchNorm2d):
         return False
     norm = parts[node.target]
-    return norm.affine and norm.track_running_stats and norm.momentum is not None and len(node.args) == 1
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def _is_relu(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return type(parts.get(node.target)) is nn.ReLU
-    return node.target in RELU
+    return _is_plain_call(node, parts, nn.ReLU) if node.op == "call_module" else node.target in RELU
 
 
 def _chain(norm: fx.Node, parts: dict[str, nn.Module]) -> tuple[list[fx.Node], fx.Node | None]:
     """The nodes that one op can do, a norm with the sum and the relu that alone use it, and what the sum adds."""
     chain, residual = [norm], None
     user = _only_user(norm)
-    if user is not None and user.op != "call_module" and user.target in ADD:
+    if user is not None and _is_sum(user):
         others = [arg for arg in user.args if arg is not norm]
-        if len(user.args) == 2 and not user.kwargs and len(others) == 1 and isinstance(others[0], fx.Node):
+        written = user.target in ADD_IN_PLACE and user.args[0] is not norm  # others may read what this adds to
+        if len(others) == 1 and isinstance(others[0], fx.Node) and not written:
             residual = others[0]
             chain.append(user)
             user = _only_user(user)
     if user is not None and _is_relu(user, parts):
         chain.append(user)
     return chain, residual
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return node.op != "call_module" and node.target in ADD and len(node.args) == 2 and not node.kwargs
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

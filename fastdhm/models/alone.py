@@ -17,7 +17,8 @@ class _Reached(Exception):
     """The fork is reached; ``args`` holds the output of the module there. Of this form torch.compile follows it."""
 
 
-def _leave(module: nn.Module, args: tuple, output: Tensor) -> None:
+def leave(module: nn.Module, args: tuple, output: Tensor) -> None:
+    """The forward hook of a fork: nothing of the trunk after it is run."""
     if not Recomputing.active:  # else somebody needs what is computed again, and nobody waits at the fork
         raise _Reached(output)
 
@@ -37,7 +38,7 @@ class AloneBranch(nn.Module):
 
     def __init__(self, trunk: nn.Module, tap: str, branch: nn.Module, size_CHW: tuple[int, int, int]):
         super().__init__()
-        trunk.get_submodule(tap).register_forward_hook(_leave)
+        trunk.get_submodule(tap).register_forward_hook(leave)
         _drop_behind(trunk, tap, size_CHW)
         self.trunk, self.branch = trunk, branch
 

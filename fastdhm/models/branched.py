@@ -13,7 +13,7 @@ from fastdhm.errors import unknown
 from fastdhm.models.recompute import Recomputing, keep_activations
 
 
-class _Capture:
+class Capture:
     """A forward hook that keeps a module's output under a name; that of a recomputation is nobody's input."""
 
     def __init__(self, features: dict[str, Tensor], tap: str):
@@ -54,7 +54,7 @@ class BranchedModel(nn.Module):
         self.taps = {name: taps[name] for name in branches}
         self._features: dict[str, Tensor] = {}
         self._hooks = {
-            tap: trunk.get_submodule(tap).register_forward_hook(_Capture(self._features, tap))
+            tap: trunk.get_submodule(tap).register_forward_hook(Capture(self._features, tap))
             for tap in dict.fromkeys(self.taps.values())
         }
 
@@ -76,12 +76,16 @@ class BranchedModel(nn.Module):
             logits = [self.trunk(x)]
             logits += [self.branches[name](self._features[self.taps[name]]) for name in active]
         finally:
-            self._features.clear()  # nothing may outlive the pass: a kept feature map is kept memory
+            self.drop_features()
         return torch.stack(logits)
+
+    def drop_features(self) -> None:
+        """Let go of the feature maps that the branches took: nothing may outlive a pass, kept maps are kept memory."""
+        self._features.clear()
 
     def strip(self) -> nn.Module:
         """A copy of the plain network without the branches: same class, same parameter names, bit-equal output."""
-        self._features.clear()
+        self.drop_features()
         trunk = copy.deepcopy(self.trunk)
         for tap, hook in self._hooks.items():
             trunk.get_submodule(tap)._forward_hooks.pop(hook.id)

@@ -63,3 +63,23 @@ def test_loader_workers_leave_a_cpu_step_its_cores(monkeypatch):
     assert choices.pick_workers(None, CPU) == 4
     assert choices.pick_workers(None, torch.device("cuda")) == 16
     assert choices.pick_workers(0, CPU) == 0
+
+
+@pytest.mark.parametrize(
+    ("most", "calls"),
+    [(2**30, [(-3, 2**30), (-1, -1)]), (2**25, [(-3, 2**30), (-3, 2**25), (-1, -1)]), (0, [(-3, 2**30), (-3, 2**25)])],
+)
+def test_freed_memory_is_kept_only_where_the_threshold_can_be_set(monkeypatch, most, calls):
+    seen = []
+
+    class Library:
+        def __init__(self, _):
+            pass
+
+        def mallopt(self, option, value):
+            seen.append((option, value))
+            return int(value <= most)
+
+    monkeypatch.setattr(choices.ctypes, "CDLL", Library)
+    choices.keep_freed_memory()
+    assert seen == calls

@@ -1,19 +1,30 @@
 """The fused forward pass is the model's own: same logits, gradients, statistics and random numbers."""
 
 import copy
+import operator
+import random
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune, spectral_norm
 
 from fastdhm import attach, methods, mimic_loss, models
-from fastdhm.engine.fuse import FusedForward, NormAct, _Recomputed
+from fastdhm.engine.fuse import Conv3x3, FusedForward, NormAct, _Recomputed
 from fastdhm.models import Branch, BranchedModel
+from fastdhm.models.alone import alone
 from fastdhm.models.recompute import find_rows
 from fastdhm.ops import _extension
+from fastdhm.ops import conv3x3 as convolutions
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
+
+
+@pytest.fixture(autouse=True)
+def convolutions_pay(monkeypatch):
+    """In float64 too, where rounding hides nothing."""
+    monkeypatch.setattr(convolutions, "pays", lambda x_BCHW: True)
 
 
 def compare(model, image_BCHW, active=None):
@@ -37,8 +48,8 @@ def compare(model, image_BCHW, active=None):
     return forward
 
 
-def fused_norms(forward):
-    return [m for graph in forward.traced.values() for m in graph.modules() if isinstance(m, NormAct)]
+def fused(forward, kind):
+    return [m for graph, _ in forward.traced.values() for m in graph.modules() if isinstance(m, kind)]
 
 
 def images(side, batch=3):
@@ -60,9 +71,9 @@ def test_families(arch, side):
     torch.manual_seed(0)
     model = models.build(arch, 4).double()
     forward = compare(model, images(side))
-    assert forward.reason is None
+    assert forward.why_not() is None
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(fused_norms(forward)) == len(norms)
+    assert len(fused(forward, NormAct)) == len(norms)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "regnet_y_400mf", "densenet121"])
@@ -70,15 +81,15 @@ def test_attached_networks(name):
     torch.manual_seed(0)
     model = attach(torchvision.models.get_model(name, num_classes=4), verbose=False).double()
     forward = compare(model, images(64, 2))
-    assert forward.reason is None
-    assert fused_norms(forward)
+    assert forward.why_not() is None
+    assert fused(forward, NormAct)
 
 
 def test_a_residual_block_is_two_ops():
     model = models.build("resnet8", 4).double()
     forward = FusedForward(model)
     forward(images(8))
-    (graph,) = forward.traced.values()
+    ((graph, _),) = forward.traced.values()
     called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     others = [
         node for node in graph.graph.nodes if node.op == "call_function" and "add" in node.name + str(node.target)
@@ -105,7 +116,7 @@ def compare_logits(model, active):
     expected = model(images(8), active)
     model.load_state_dict(state)
     torch.testing.assert_close(forward(images(8), active), expected)
-    return forward.reason is None
+    return forward.why_not(active) is None
 
 
 def test_modes_are_followed():
@@ -131,7 +142,7 @@ class Trunk(nn.Module):
 
     def __init__(self, inside):
         super().__init__()
-        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
         self.inside = inside
 
     def forward(self, x):
@@ -139,7 +150,7 @@ class Trunk(nn.Module):
 
 
 def branched(inside):
-    branch = Branch([nn.Conv2d(4, 4, 3)], 4, 4)
+    branch = Branch([nn.Conv2d(8, 4, 3)], 4, 4)
     return BranchedModel(Trunk(inside), {"B1": branch}, {"B1": "bn"}).double()
 
 
@@ -155,8 +166,8 @@ def test_what_cannot_be_traced_runs_as_it_is(inside, reason):
     torch.manual_seed(0)
     model = branched(inside)
     forward = compare(model, images(8))
-    assert reason in forward.reason
-    assert reason in forward.describe(("B1",))
+    assert reason in forward.why_not()
+    assert forward.describe(("B1",)).startswith("no fused ops (its forward ")
 
 
 def test_a_branch_may_leave_from_a_norm():
@@ -164,8 +175,8 @@ def test_a_branch_may_leave_from_a_norm():
     relu that the branch does not see."""
     torch.manual_seed(0)
     forward = compare(branched(nn.Identity()), images(8))
-    assert forward.reason is None
-    assert [norm.relu for norm in fused_norms(forward)] == [False]
+    assert forward.why_not() is None
+    assert [norm.relu for norm in fused(forward, NormAct)] == [False]
 
 
 def test_norms_that_the_op_does_not_know_stay():
@@ -175,7 +186,7 @@ def test_norms_that_the_op_does_not_know_stay():
     model.trunk.layer1[0].bn1 = nn.BatchNorm2d(16, momentum=None).double()
     forward = compare(model, images(8))
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert len(fused_norms(forward)) == norms - 2
+    assert len(fused(forward, NormAct)) == norms - 2
 
 
 def test_bfloat16_under_autocast_is_as_near_as_eager():
@@ -184,8 +195,8 @@ def test_bfloat16_under_autocast_is_as_near_as_eager():
     exact = copy.deepcopy(model).double()(images(16))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = copy.deepcopy(model)(images(16).float())
-        fused = FusedForward(model)(images(16).float())
-    assert (fused - exact).norm() <= 2 * (plain - exact).norm()
+        found = FusedForward(model)(images(16).float())
+    assert (found - exact).norm() <= 2 * (plain - exact).norm()
 
 
 @pytest.mark.parametrize(
@@ -207,9 +218,268 @@ def test_activations_computed_again_change_no_bit(arch, side):
         logits_ABK.float().square().mean().backward()
         seen.append([logits_ABK.detach(), *(p.grad for p in model.parameters()), *model.buffers()])
     torch.testing.assert_close(*seen, rtol=0, atol=0)
-    if forward.reason is None:
-        (graph,) = forward.traced.values()
+    if forward.why_not() is None:
+        ((graph, _),) = forward.traced.values()
         rows = list(find_rows(again))
         assert len([part for part in graph.children() if isinstance(part, _Recomputed)]) > len(rows)
     else:  # stochastic depth is drawn while tracing
         assert arch == "torchvision:convnext_tiny"
+
+
+class Recorded:
+    """The op's 3x3 convolution, which keeps the weights that it is given."""
+
+    def __init__(self, monkeypatch):
+        self.weights, self.op = [], convolutions.conv3x3
+        monkeypatch.setattr(convolutions, "conv3x3", self)
+
+    def __call__(self, x_BCHW, weight_KC33, **options):
+        self.weights.append(weight_KC33)
+        return self.op(x_BCHW, weight_KC33, **options)
+
+    def saw(self, convs):
+        """Whether just these were computed, of those whose channels the op can take."""
+        seen = [weight for weight in self.weights if weight.shape[1] > 3]
+        return [id(weight) for weight in seen] == [id(conv.weight) for conv in convs]
+
+
+def test_the_plain_3x3_convolutions_are_the_ops(monkeypatch):
+    torch.manual_seed(0)
+    model, recorded = models.build("resnet8", 4, ()).double(), Recorded(monkeypatch)
+    forward = FusedForward(model)
+    forward(images(8))
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)]
+    assert len(convs) == 5 and [part.conv for part in fused(forward, Conv3x3)] == convs
+    assert recorded.saw(convs[1:])  # of three channels the op knows nothing
+
+
+OTHERS = {
+    "bias": {},
+    "stride": {"stride": 2, "bias": False},
+    "groups": {"groups": 2, "bias": False},
+    "dilation": {"dilation": 2, "bias": False},
+    "reflect": {"padding_mode": "reflect", "bias": False},
+}
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_other_convolutions_stay(monkeypatch, options):
+    torch.manual_seed(0)
+    recorded = Recorded(monkeypatch)
+    forward = compare(branched(nn.Conv2d(8, 8, 3, padding=1, **options)), images(8))
+    assert not recorded.weights and fused(forward, NormAct) and not fused(forward, Conv3x3)
+
+
+def plain_conv():
+    return nn.Conv2d(8, 8, 3, padding=1, bias=False)
+
+
+class Twice(nn.Module):
+    """One convolution called twice, the second time with the name of its argument if ``named``."""
+
+    def __init__(self, named=False):
+        super().__init__()
+        self.conv, self.named = plain_conv(), named
+
+    def forward(self, x):
+        return self.conv(input=self.conv(x)) if self.named else self.conv(self.conv(x))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_convolution_may_be_called_twice(monkeypatch, named):
+    torch.manual_seed(0)
+    twice, recorded = Twice(named), Recorded(monkeypatch)
+    model = branched(twice)
+    compare(model, images(8))
+    assert recorded.saw([twice.conv] * (1 if named else 2))
+
+
+def test_a_frozen_convolution_passes_the_gradient_on(monkeypatch):
+    torch.manual_seed(0)
+    conv, recorded = plain_conv(), Recorded(monkeypatch)
+    model = branched(conv)
+    conv.weight.requires_grad_(False)
+    compare(model, images(8))
+    assert recorded.saw([conv]) and model.trunk.conv.weight.grad.abs().sum() > 0 and conv.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    "change", [spectral_norm, lambda conv: prune.l1_unstructured(conv, "weight", 9)], ids=["spectral", "pruned"]
+)
+def test_a_weight_made_in_a_hook_is_made_at_each_step(change):
+    networks = []
+    for _ in range(2):  # alike; a pruned one cannot be copied
+        torch.manual_seed(0)
+        networks.append(models.build("resnet8", 4).double())
+        change(networks[-1].trunk.layer1[0].conv1)
+    plain, model = networks
+    forward = FusedForward(model)
+    for network, run in ((plain, plain), (model, forward)):
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            run(images(8)).square().sum().backward()
+            optimizer.step()
+    assert forward.why_not() is None
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("part", ["0", "1", "2"], ids=["conv", "norm", "relu"])
+def test_hooks_of_a_part_are_called_with_tensors(part):
+    """Also those that come after the trace."""
+    torch.manual_seed(0)
+    model = branched(nn.Sequential(plain_conv(), nn.BatchNorm2d(8), nn.ReLU())).double()
+    forward, plain = FusedForward(model), copy.deepcopy(model)
+    seen = []
+    for network, run in ((model, forward), (plain, plain)):
+        run(images(8))
+        module, outputs, gradients = network.trunk.inside.get_submodule(part), [], []
+        module.register_forward_hook(lambda _, args, y, outputs=outputs: outputs.append(y.detach()) or y + 2 * y**2)
+        module.register_full_backward_hook(lambda _, x, y, gradients=gradients: gradients.append(y[0]))
+        logits_ABK = run(images(8))
+        logits_ABK.square().sum().backward()
+        seen.append((outputs, gradients, logits_ABK))
+    assert len(seen[0][0]) == len(seen[0][1]) == 1
+    torch.testing.assert_close(*seen)
+
+
+def test_a_hook_around_a_branch_leaves_the_model_as_it_is():
+    torch.manual_seed(0)
+    model, shapes = models.build("resnet8", 4).double(), []
+    model.trunk.register_forward_hook(lambda _, args, output: shapes.append(tuple(output.shape)))
+    forward = compare(model, images(8))
+    assert "trunk has hooks" in forward.why_not() and shapes == [(3, 4), (3, 4)]
+
+
+def test_a_forward_of_a_modules_own_is_called():
+    torch.manual_seed(0)
+    model = models.build("resnet8", 4).double()
+    forward = FusedForward(model)
+    conv, before = model.trunk.layer1[0].conv1, forward(images(8))
+    conv.forward = lambda x: 2 * nn.Conv2d.forward(conv, x)
+    model.trunk.layer1[0].bn1.eval()  # in training the norm takes the factor out again
+    torch.testing.assert_close(forward(images(8)), model(images(8)))
+    assert not torch.equal(forward(images(8)), before)
+
+
+def test_a_failed_trace_gives_its_random_numbers_back():
+    torch.manual_seed(0)
+    random.seed(0)
+
+    def inside(x):
+        torch.rand(()), random.random()
+        return x if x.sum() > 0 else -x
+
+    forward = FusedForward(branched(inside))
+    before = torch.get_rng_state(), random.getstate()
+    assert "cannot be traced" in forward.why_not()
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+
+def test_each_set_of_branches_has_its_own_reason():
+    model = branched(nn.Identity())
+    model.branches["B1"].stages.append(Inside(lambda x: x if x.sum() > 0 else -x))
+    forward = FusedForward(model)
+    assert forward.describe(("B1",)).startswith("no fused ops (its forward cannot be traced")
+    assert forward.describe(()) == "norms and 3x3 convolutions by fused ops"
+    assert forward.why_not(("B1",)) is not None
+
+
+class Inside(nn.Module):
+    """A module that is a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_without_the_extension_it_says_so(monkeypatch):
+    monkeypatch.setattr(_extension, "_module", None)
+    monkeypatch.setattr(_extension, "_reason", "it was not built")
+    model = models.build("resnet8", 4).double()
+    forward = compare(model, images(8))
+    assert forward.describe() == "no fused ops (it was not built)"
+
+
+def test_a_network_without_what_they_know_says_so():
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    assert "no norm or convolution" in FusedForward(BranchedModel(trunk, {}, {})).describe(())
+
+
+def leaf_tapped():
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), plain_conv(), nn.AdaptiveAvgPool2d(1)]
+    trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4))
+    return BranchedModel(trunk, {"B1": Branch([nn.Conv2d(8, 4, 3)], 4, 4)}, {"B1": "3"})
+
+
+@pytest.mark.parametrize("only", [False, True], ids=["with-its-trunk", "alone"])
+def test_a_branch_may_leave_from_a_pool_and_keeps_nothing(only):
+    torch.manual_seed(0)
+    model = leaf_tapped()
+    model = (alone(model, "B1", (3, 12, 12)) if only else model).double()
+    forward = compare(model, images(12))
+    assert forward.why_not() is None and not model._features
+
+
+def test_a_pass_that_fails_keeps_no_features():
+    model = branched(nn.Identity())
+    forward = FusedForward(model)
+    assert forward.why_not() is None
+    model._features["bn"] = torch.ones(1)  # as a module leaves that is called as a whole
+    with pytest.raises(RuntimeError):
+        forward(images(8)[:, :2])
+    assert not model._features
+
+
+def numbered(y):
+    size = before = y.size(0)
+    size += 1
+    return before
+
+
+SUMS = {
+    "plain": (lambda n, y: n + y, True),
+    "second": (lambda n, y: y + n, True),
+    "in-place": (lambda n, y: n.add_(y), True),
+    "in-place-second": (lambda n, y: y.add_(n), False),
+    "iadd-second": (lambda n, y: operator.iadd(y, n), False),
+    "number": (lambda n, y: n + numbered(y), True),
+    "scaled": (lambda n, y: torch.add(n, y, alpha=2), False),
+    "size": (lambda n, y: n + y.size(0), True),
+}
+
+
+class Sums(nn.Module):
+    """A norm, its sum with another tensor, and whoever else sees that tensor."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.bn, self.add = nn.BatchNorm2d(8), add
+
+    def forward(self, x):
+        y = x * 2
+        total = self.add(self.bn(x), y)
+        return torch.relu(total) + y
+
+
+@pytest.mark.parametrize(("add", "expected"), SUMS.values(), ids=SUMS)
+def test_sums(add, expected):
+    """What another part of the network sees changed is not fused, and a number is added as it is."""
+    torch.manual_seed(0)
+    forward = compare(branched(Sums(add)), images(8))
+    ((graph, _),) = forward.traced.values()
+    calls = [node for node in graph.graph.nodes if node.op == "call_module" and node.target.startswith("norm_act")]
+    assert any(len(call.args) == 2 for call in calls) == expected
+
+
+def test_a_residual_is_read_where_it_is_added():
+    def add(n, y):
+        total = n + y
+        y.neg_()
+        return total
+
+    torch.manual_seed(0)
+    compare(branched(Sums(add)), images(8))
