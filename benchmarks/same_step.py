@@ -20,6 +20,7 @@ from fastdhm.benchmarks.contender import Engine, random_batch
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
+from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.run import build_model
 from fastdhm.errors import UserError
 
@@ -139,6 +140,7 @@ def verdict(found: Errors, yardstick: Errors, precision: torch.dtype) -> str | N
 
 def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device) -> int:
     """How many images of a batch float64 steps have memory for; ``ValueError`` where float32 has too little for all."""
+    give_back_freed_memory()  # or what earlier steps have freed would count as taken
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
     if free is None:
         return config.batch_size

@@ -14,27 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
+from fastdhm.engine.trace import IN_PLACE, Tracer, has_hooks, hooks, is_plain
 from fastdhm.models import BranchedModel
-from fastdhm.models.alone import leave
-from fastdhm.models.branched import Capture
 from fastdhm.models.recompute import recomputed
 from fastdhm.ops import _extension
 from fastdhm.ops import batch_norm_act as norms
 from fastdhm.ops import conv3x3 as convolutions
 
-
-def _in_place(name: str) -> Callable:
-    """The operator ``name`` as a function of ours: torch.fx would write ``x += y``, by which a number x is another."""
-    function = getattr(operator, name)
-
-    def write(x, y):
-        return function(x, y)
-
-    write.__name__ = name
-    return write
-
-
-IN_PLACE = {f"__{name}__": _in_place(name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")}
 ADD_IN_PLACE = (IN_PLACE["__iadd__"], operator.iadd, "add_")
 ADD = (operator.add, torch.add, "add", *ADD_IN_PLACE)
 RELU = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -99,7 +85,7 @@ class FusedForward:
 
     def _traced(self, active: tuple[str, ...] | None) -> tuple[Callable[[Tensor], Tensor], str | None]:
         active = tuple(self.model.branches) if active is None else active
-        key = (active, *((module.training, _is_plain(module)) for module in self.model.modules()))
+        key = (active, *((module.training, is_plain(module)) for module in self.model.modules()))
         if key not in self.traced:
             self.traced[key] = self._trace(active)
         return self.traced[key]
@@ -110,7 +96,7 @@ class FusedForward:
             return chosen, _extension.reason()
         before = torch.get_rng_state(), random.getstate()
         try:
-            graph = _Tracer().trace(chosen)
+            graph = Tracer().trace(chosen)
             drawn = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
         except Exception as error:  # whatever a network's own forward may do with what is no tensor yet
             return chosen, f"its forward cannot be traced: {(str(error) or type(error).__name__).splitlines()[0]}"
@@ -134,49 +120,6 @@ class _Chosen(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.model(image_BCHW, self.active)
-
-
-class _Proxy(fx.Proxy):
-    """Writes where the network does: torch.fx takes ``x += y`` for ``x = x + y``, which leaves others' x alone."""
-
-
-for _name, _function in IN_PLACE.items():
-    setattr(_Proxy, _name, lambda x, y, f=_function: x.tracer.create_proxy("call_function", f, (x, y), {}))
-
-
-class _Tracer(fx.Tracer):
-    """Traces the hooks by which the branches get their features too: torch.fx leaves out those of the modules it enters
-    not. What has other hooks is not entered, so that they see tensors. A node of modules that are computed again in the
-    backward pass knows its ``group`` of them. A forward that is left by an exception, as the trunk of a branch alone
-    is, can be caught outside of it."""
-
-    group: nn.Module | None = None
-
-    def create_node(self, *args, **kwargs):
-        node = super().create_node(*args, **kwargs)
-        node.meta["group"] = self.group
-        return node
-
-    def proxy(self, node):
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, module, name):
-        return _has_hooks(module) or super().is_leaf_module(module, name)
-
-    def call_module(self, module, forward, args, kwargs):
-        name = self.path_of_module(module)
-        if _has_hooks(module) and any(_is_ours(hook) for part in module.modules() for hook in _hooks(part)):
-            raise ValueError(f"{name.removeprefix('model.')} has hooks, and a branch leaves from there")
-        entered, group = self.module_stack.copy(), self.group
-        try:
-            output = super().call_module(module, forward, args, kwargs)
-            if self.is_leaf_module(module, name):
-                for hook in filter(_is_ours, _hooks(module)):
-                    hook(module, args, output)
-        except Exception:
-            self.module_stack, self.group = entered, group
-            raise
-        return output
 
 
 class _Followed(nn.Module):
@@ -210,7 +153,7 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op == "call_module" and node.target not in holder:
             part = parts[node.target]
-            holder[node.target] = part if _has_hooks(part) or not _hooks(part) else _Followed(part)
+            holder[node.target] = part if has_hooks(part) or not hooks(part) else _Followed(part)
         elif node.op == "get_attr":
             holder[node.target] = operator.attrgetter(node.target)(root)
     return fx.GraphModule(holder, graph)
@@ -242,30 +185,10 @@ def recompute_groups(traced: fx.GraphModule) -> fx.GraphModule:
     return split
 
 
-def _is_ours(hook: Callable) -> bool:
-    return isinstance(hook, Capture) or hook is leave
-
-
-def _hooks(module: nn.Module) -> list[Callable]:
-    return list(module._forward_hooks.values())
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call does more than ``forward`` and what the branches ask for, such as to make the weight anew."""
-    if module._forward_pre_hooks or module._backward_pre_hooks or module._backward_hooks:
-        return True
-    return not all(map(_is_ours, _hooks(module)))
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a call does what the class does."""
-    return not _has_hooks(module) and "forward" not in vars(module)
-
-
 def _is_plain_call(node: fx.Node, parts: dict[str, nn.Module], kind: type[nn.Module]) -> bool:
     """Whether a node is a call of a module of just this kind on one tensor."""
     part = parts.get(node.target) if node.op == "call_module" else None
-    return type(part) is kind and _is_plain(part) and len(node.args) == 1 and not node.kwargs
+    return type(part) is kind and is_plain(part) and len(node.args) == 1 and not node.kwargs
 
 
 def _is_conv3x3(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
