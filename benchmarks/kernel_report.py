@@ -11,24 +11,27 @@ import argparse
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+from fastdhm.files import replacing
 from fastdhm.kernels import mimic_loss
+from fastdhm.kernels.mimic_loss import Launch
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "kernels.md"
 TARGETS = {80: "A100", 90: "H100, H200", 100: "B200"}
 B = 256
-# (M, K, dtype, temperature, label smoothing, gradient)
-VARIANTS = [
+Variant = tuple[int, int, torch.dtype, float, float, bool]  # M, K, dtype, temperature, label smoothing, gradient
+VARIANTS: list[Variant] = [
     *((3, 1000, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
     (3, 1000, torch.float32, 1.0, 0.0, False),
     (3, 1000, torch.bfloat16, 3.0, 0.1, True),
@@ -83,33 +86,35 @@ Where the incoming gradient is 1 it reads that number and nothing else; *bytes* 
 class AheadOfTime:
     """The part of a triton driver that compiling asks: what to compile for, here without a device."""
 
-    def __init__(self, capability):
+    def __init__(self, capability: int):
         self.capability = capability
 
-    def get_current_target(self):
+    def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.capability, 32)
 
-    def get_current_device(self):
+    def get_current_device(self) -> int:
         return self.capability  # kernels are cached by device
 
-    def get_current_stream(self, device):
+    def get_current_stream(self, device: int) -> int:
         return 0
 
 
-def compile_launch(launch, capability):
+def compile_launch(launch: Launch, capability: int) -> CompiledKernel:
     """The compiled kernel of a launch."""
     driver.set_active(AheadOfTime(capability))
     return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
 
 
-def loss_launches(M, K, dtype, temperature, smoothing, need_grad):
+def loss_launches(
+    M: int, K: int, dtype: torch.dtype, temperature: float, smoothing: float, need_grad: bool
+) -> tuple[Launch, Launch]:
     """The launches of the loss for contiguous logits and a batch of B."""
     logits_MBK, target_B = torch.empty(M, B, K, dtype=dtype), torch.empty(B, dtype=torch.int64)
     options = (temperature, smoothing, -100, need_grad)
     return mimic_loss.plan(logits_MBK, target_B, torch.empty(M, M), *options)[0]
 
 
-def resources(kernel):
+def resources(kernel: CompiledKernel) -> dict[str, int]:
     """Registers and stack bytes of a thread and shared bytes of a program, as ptxas allotted them.
 
     A stack is what spilled registers need, and nothing else in these kernels: so its size is the spills.
@@ -124,7 +129,7 @@ def resources(kernel):
     return {"registers": found["REG"], "spilled": spilled, "shared": kernel.metadata.shared}
 
 
-def widths(kernel, instruction):
+def widths(kernel: CompiledKernel, instruction: str) -> str:
     """How many global loads (``LDG``) or stores (``STG``) of each width in bytes the machine code has."""
     count = Counter()
     for modifiers in re.findall(rf"\b{instruction}((?:\.\w+)*)", kernel.asm["sass"]):
@@ -133,7 +138,7 @@ def widths(kernel, instruction):
     return ", ".join(f"{count[size]} x {size}" for size in sorted(count, reverse=True))
 
 
-def compiled_cells(launch, targets):
+def compiled_cells(launch: Launch, targets: Sequence[int]) -> list[str]:
     """Registers, spills and shared memory for all targets, widths of loads and stores for the first."""
     kernels = [compile_launch(launch, capability) for capability in targets]
     used = [resources(kernel) for kernel in kernels]
@@ -141,7 +146,7 @@ def compiled_cells(launch, targets):
     return [*allotted, widths(kernels[0], "LDG"), widths(kernels[0], "STG")]
 
 
-def rows_line(variant, targets):
+def rows_line(variant: Variant, targets: Sequence[int]) -> list[str]:
     """A line of the table of the forward kernel."""
     M, K, dtype, temperature, smoothing, need_grad = variant
     rows, _ = loss_launches(*variant)
@@ -158,28 +163,30 @@ def rows_line(variant, targets):
     ]
 
 
-def sum_line(M, dtype, targets):
+def sum_line(M: int, dtype: torch.dtype, targets: Sequence[int]) -> list[str]:
     """A line of the table of the second kernel."""
     _, total = loss_launches(M, 1000, dtype, 1.0, 0.0, True)
     return [str(M), name_of(dtype), *compiled_cells(total, targets)]
 
 
-def scale_line(dtype, targets):
+def scale_line(dtype: torch.dtype, targets: Sequence[int]) -> list[str]:
     """A line of the table of ``scale_``."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     launch = mimic_loss.plan_scale(torch.empty(3, B, 1000, dtype=dtype), torch.empty((), dtype=wide))
     return [name_of(dtype), *compiled_cells(launch, targets), str(2 * dtype.itemsize)]
 
 
-def name_of(dtype):
+def name_of(dtype: torch.dtype) -> str:
+    """``float32``, as people write it."""
     return str(dtype).removeprefix("torch.")
 
 
-def table(header, rows):
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
 
 
-def report(variants, targets):
+def report(variants: Sequence[Variant], targets: Sequence[int]) -> str:
     """The whole page."""
     names = " / ".join(f"sm_{capability}" for capability in targets)
     cells = ["registers", "spilled", "shared", "loads", "stores"]
@@ -196,15 +203,17 @@ def report(variants, targets):
     )  # fmt: skip
 
 
-def main():
+def main() -> None:
+    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the page to write")
     parser.add_argument("--first", action="store_true", help="one variant for one target only, as a quick check")
     arguments = parser.parse_args()
     page = report(VARIANTS[:1], [90]) if arguments.first else report(VARIANTS, list(TARGETS))
-    arguments.output.write_text(page)
+    with replacing(arguments.output) as path:
+        path.write_text(page)
     print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,6 +17,9 @@ def _is_distribution(probabilities: dict[str, float]) -> bool:
 
 
 MAX_SIDE = 8192  # pixels; a batch of larger images fits into no memory
+MAX_STORED_SIDE = 65535  # pixels; what JPEG and .beton files can say
+MAX_RAMP = 1e6  # epochs; one longer than the run is only its beginning, but this is no ramp any more
+MAX_LR = 3.4e38  # the weights are float32
 
 
 def _is_image_size(size: int | tuple[int, int]) -> bool:
@@ -224,12 +227,16 @@ class TrainConfig:
             self._check(name, "1 or more", lambda value: value >= 1)
         for name in ("lr", "temperature", "gamma", "clip_grad", "crop_ratio", "save_minutes"):
             self._check(name, "a finite number above 0", lambda value: 0 < value < math.inf)
-        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "ce_weight", "mimic_weight", "mimic_warmup"):
+        for name in ("weight_decay", "warmup_lr", "ce_weight", "mimic_weight"):
             self._check(name, "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
+        for name in ("warmup_epochs", "mimic_warmup"):
+            self._check(name, f"0 to {MAX_RAMP:,.0f} epochs", lambda value: 0 <= value <= MAX_RAMP)
         self._check("image_size", f"1 to {MAX_SIDE}, or two of those as [HEIGHT,WIDTH]", _is_image_size)
         self._check("store_quality", "1 to 100", lambda value: 1 <= value <= 100)
-        for name in ("workers", "pad", "freeze_epochs", "grad_cosine", "store_size"):
+        for name in ("workers", "pad", "freeze_epochs", "grad_cosine"):
             self._check(name, "0 or more", lambda value: value >= 0)
+        stored = f"1 to {MAX_STORED_SIDE} pixels, or 0 to store images as large as they are"
+        self._check("store_size", stored, lambda value: 0 <= value <= MAX_STORED_SIDE)
         for name in ("seed", "corrupt_seed"):
             self._check(name, "in [0, 2**63)", lambda value: 0 <= value < 2**63)
         for name in ("momentum", "dropout", "ema"):
@@ -247,6 +254,10 @@ class TrainConfig:
         sharp = self.batch_size > self.lr_batch_size and not self.warmup_epochs
         self._check(
             "scale_lr", "with warmup_epochs, 5 say: a larger lr has to be risen to", lambda s: not (s and sharp)
+        )
+        how = f" after scale_lr ({self.batch_size} / {self.lr_batch_size} of it)" * self.scale_lr
+        self._check(
+            "lr", f"below {MAX_LR:g}, float32's largest number{how}: set a smaller one", lambda _: self.peak_lr < MAX_LR
         )
         sampler = self.sampler
         self._check("sample_every", "null: the binary sampler does not draw", lambda _: sampler != "binary")
@@ -281,7 +292,7 @@ class TrainConfig:
         value = getattr(self, name)
         try:
             fine = value is None or holds(value)
-        except (TypeError, AttributeError):  # read from a file that was edited by hand
+        except (TypeError, AttributeError, OverflowError):  # read from a file that was edited by hand
             fine = False
         if not fine:
             raise ValueError(f"{name} is {value}: must be {rule}")

@@ -10,7 +10,7 @@ import yaml
 
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 
 OWN = (
     "out", "resume", "methods", "variants", "seeds", "table", "rows", "reference", "score", "confidence", "dry_run",
@@ -54,7 +54,7 @@ def _parser() -> Parser:
     parser.add_argument("--reference", type=str | None, default=None, help="compare the others with this (baseline)")
     parser.add_argument(
         "--score", type=str, default="auto",
-        help="of each run the last epoch, or the best by B0's validation error; auto: as --keep",
+        help="of each run the last epoch, or the best by B0's validation error (a lone branch's own); auto: as --keep",
     )  # fmt: skip
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and how far each is; do nothing")
@@ -107,6 +107,9 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     arms = tuple(dataclasses.replace(arm, config=c) for arm, c in zip(comparison.arms, configs, strict=True))
     seeds = parse_seeds(own["seeds"]) if "seeds" in own else comparison.seeds
     reference = own.get("reference", comparison.reference)
+    known = {name for arm in arms for name in (arm.name, arm.label, arm.config.method)}
+    if reference is not None and reference not in known:
+        raise unknown("reference", reference, dict.fromkeys(arm.label for arm in arms))
     return dataclasses.replace(comparison, arms=arms, seeds=seeds, reference=reference)
 
 

@@ -73,7 +73,7 @@ def split_methods(text: str) -> list[Variant]:
     variants: list[Variant] = []
     for part in (part.strip() for part in text.strip().removeprefix("[").removesuffix("]").split(",")):
         key, _, value = part.partition("=")
-        if key in FIELDS and variants:
+        if _field(key) in FIELDS and variants:
             _set_field(variants[-1], key, value, part)
             continue
         head, _, first = part.partition(":")
@@ -86,7 +86,13 @@ def split_methods(text: str) -> list[Variant]:
     return named
 
 
+def _field(key: str) -> str:
+    """A field as a flag is written, ``mimic-weight``, or as it is called, ``mimic_weight``."""
+    return key.strip().replace("-", "_")
+
+
 def _set_field(variant: Variant, key: str, value: str, part: str) -> None:
+    key = _field(key)
     if key not in FIELDS or key in OWN_FIELDS or not value:
         raise UserError(
             f"methods has {part!r}: write METHOD:FIELD=VALUE,FIELD=VALUE with values of `fastdhm train`, such as "

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fastdhm import models
 from fastdhm.compare.arms import Arm, Variant, changed, fitting, folder_name, make_config
 from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
 from fastdhm.config import TrainConfig
@@ -147,6 +148,7 @@ def reproduce_table(
         arm = _arm(table, entry, given)
         if arm.name not in {other.name for other in arms}:  # as with --arch, which makes several rows one
             arms, origins = [*arms, arm], [*origins, entry]
+    _check_branches(name, arms)
     people = PEOPLE[0] in table.metrics
     for arm in arms:
         if is_reid(arm.config.dataset) != people:
@@ -163,6 +165,20 @@ def reproduce_table(
         title=title, table=name, metrics=table.metrics, arms=tuple(arms), seeds=seeds, reference=None,
         notes=(*notes, *_warnings(arms)),
     )  # fmt: skip
+
+
+def _check_branches(table: str, arms: list[Arm]) -> None:
+    """``ValueError`` if the network of a run does not have the branches that the table gives it."""
+    for arm in arms:
+        arch, wanted = arm.config.arch, arm.config.branches or filter(None, (arm.config.only_branch,))
+        wanted = [branch for branch in wanted if branch != "B0"]
+        known_branches = models.family_of(arch).branches(arch)
+        missing = [branch for branch in wanted if branch not in known_branches]
+        if missing:
+            raise UserError(
+                f"table {table} trains {arm.label} with branch {missing[0]}, which {arch} does not have (it has "
+                f"{', '.join(known_branches)}): leave that row out by --rows, or take another --arch, such as resnet18"
+            )
 
 
 def _picked(table: Table, name: str, rows: tuple[str, ...]) -> list[Entry]:

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import itertools
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,8 +223,8 @@ def what_is_counted(results: Results) -> str:
     metrics = " and ".join(METRICS[metric] for metric in results.comparison.metrics)
     at = {
         "last": "of each run's last epoch",
-        "best": "of each run's epoch with the lowest validation error of B0, which flatters it, as the epoch is chosen "
-        "by the images that it is judged on",
+        "best": f"of each run's epoch with the lowest validation error of {_judged(results)}, which flatters it, as "
+        "the epoch is chosen by the images that it is judged on",
     }[results.score]
     if "map_percent" in results.comparison.metrics:
         at = "of the stripped network at the end of each run"
@@ -232,9 +234,39 @@ def what_is_counted(results: Results) -> str:
     )
 
 
+def _judged(results: Results) -> str:
+    """Whose error picks the best epoch: B0's, but where a branch is trained alone that one's."""
+    alone = [arm.config.only_branch or "B0" for arm in results.comparison.arms]
+    others = sorted({name for name in alone if name != "B0"})
+    if "B0" not in alone:
+        return others[0] if len(others) == 1 else f"the branch that is trained alone ({', '.join(others)})"
+    return "B0" + f", or of the branch that is trained alone ({', '.join(others)})" * bool(others)
+
+
+def _without_reference(results: Results) -> Iterable[str]:
+    """Which side branches stand in the table and have no difference, as the reference does not have them."""
+    comparison = results.comparison
+    unmatched: dict[tuple[str, str], list[str]] = {}
+    for group, branch in itertools.product(comparison.groups, results.branches):
+        metric = results.shown_metrics(branch)[0]
+        reference = comparison.reference_of(group, branch)
+        having = [arm for arm in comparison.members(group) if results.values(arm, branch, metric)]
+        if len(having) > 1 and reference not in having:
+            other = next((arm for arm in having if arm.config.method == "dsl"), having[0])
+            name = other.config.method if len(comparison.groups) > 1 else other.label
+            unmatched.setdefault((reference.label, name), []).append(branch)
+    for (reference, other), branches in unmatched.items():
+        names = ", ".join(dict.fromkeys(branches))
+        yield (
+            f"{names}: no difference from {reference}, which has no such branch. `fastdhm compare --resume FOLDER "
+            f"--report-only --reference {shlex.quote(other)}` shows theirs from {other}."
+        )
+
+
 def remarks(results: Results) -> list[str]:
     """What has to be known beside the tables: what is not the paper's, what is missing, what failed."""
     lines = [f"Note: {note}." for note in results.comparison.notes]
+    lines += _without_reference(results)
     left = sum(state.status in ("missing", "begun") for state in results.states)
     if left:
         lines.append(f"Not complete: {left} of {len(results.states)} runs are not finished.")

@@ -19,7 +19,7 @@ class Results:
     comparison: Comparison
     states: tuple[RunState, ...]
     score: Literal["last", "best"]
-    """Of each run the last epoch, or that with the lowest validation error of B0."""
+    """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own)."""
     confidence: float
 
     def of(self, arm: Arm, *statuses: str) -> list[RunState]:

@@ -29,7 +29,8 @@ class HowToReport:
     """What of the runs is reported."""
 
     score: Literal["auto", "last", "best"] = "auto"
-    """Of each run the last epoch, or that with the lowest validation error of B0; auto: as the runs' ``keep``."""
+    """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own); auto: as
+    the runs' ``keep``."""
     confidence: float = 0.95
 
     def __post_init__(self) -> None:

@@ -24,11 +24,12 @@ class Timer:
 
     def __init__(self, step: int):
         self.first_step, self.last_save = step + 1, time.monotonic()
+        self.waited = 0.0  # seconds, from here on
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Begin an interval after ``step``; what went before (a validation, say) is not training time."""
-        self.step, self.time, self.waited = step, time.monotonic(), 0.0
+        """Begin an epoch, and an interval, after ``step``; what went before (a validation, say) is not training."""
+        self.of_epoch = self.of_interval = (step, time.monotonic(), self.waited)
 
     @contextmanager
     def feed(self, loader: Loader, epoch: int, start_batch: int, device: torch.device) -> Iterator[Iterator[Batch]]:
@@ -50,11 +51,19 @@ class Timer:
     def interval(self, images_per_step: int, step: int) -> dict[str, float]:
         """``images_per_s``, ``data_wait`` (the share of the time, in [0, 1], in which the loop waited for a batch) and
         ``process_seconds`` of the interval that ends here; begins the next."""
-        before, since, waited = self.step, self.time, self.waited
-        self.restart(step)
-        seconds = self.time - since
+        speed = self._since(self.of_interval, images_per_step, step)
+        self.of_interval = (step, time.monotonic(), self.waited)
+        return speed | {"process_seconds": process_seconds()}
+
+    def epoch(self, images_per_step: int, step: int) -> dict[str, float]:
+        """``images_per_s`` and ``data_wait`` of the steps that this process made of the epoch."""
+        return self._since(self.of_epoch, images_per_step, step)
+
+    def _since(self, begun: tuple[int, float, float], images_per_step: int, step: int) -> dict[str, float]:
+        before, since, waited = begun
+        seconds = max(time.monotonic() - since, 1e-9)  # the clock is no finer
         rate = images_per_step * (step - before) / seconds
-        return {"images_per_s": rate, "data_wait": waited / seconds, "process_seconds": process_seconds()}
+        return {"images_per_s": rate, "data_wait": min(1.0, (self.waited - waited) / seconds)}
 
     def minutes_since_save(self) -> float:
         """Minutes since the last checkpoint."""

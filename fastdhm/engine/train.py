@@ -97,12 +97,12 @@ def fit(
                     break
         if stop():
             return
-        finish_epoch(run, data, log, display, stop)
+        finish_epoch(run, data, log, display, timer, stop)
         timer.restart(at.step)
 
 
 def finish_epoch(
-    run: Run, data: LoadedData, log: Log, display: TrainingDisplay, stop: Callable[[], int | None]
+    run: Run, data: LoadedData, log: Log, display: TrainingDisplay, timer: Timer, stop: Callable[[], int | None]
 ) -> None:
     """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is."""
     config, at = run.config, run.at
@@ -110,6 +110,7 @@ def finish_epoch(
     scalars = run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
     run.trained.stop()
     scalars |= {"train_seconds": run.trained.seconds, "peak_mib": peak_mib(run.device)}
+    scalars |= timer.epoch(config.batch_size, at.step)
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
@@ -220,7 +221,10 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
         machine.append(run.forward.describe(run.model.branch_names[1:]))
     machine += ["deterministic"] if config.deterministic else []
     machine += ["activations computed again"] if config.activation_checkpointing else []
-    rate = f", lr {config.peak_lr:g} ({config.lr:g} for {config.lr_batch_size} images)" if config.scale_lr else ""
+    rate = f", lr {config.peak_lr:g}"
+    rate += f" ({config.lr:g} for {config.lr_batch_size} images)" if config.scale_lr else ""
+    if config.warmup_epochs > config.epochs:
+        rate += f", whose warm-up of {config.warmup_epochs:g} epochs the run ends before"
     rate += f", moving average of the weights {config.ema:g}" if config.ema else ""
     begun = f"; from {config.weights} weights" if config.weights else ""
     if config.freeze_epochs:

@@ -21,6 +21,12 @@ def test_a_comma_before_a_field_goes_on_with_the_variant():
     ]
 
 
+def test_a_field_has_dashes_or_underscores():
+    dashes, underscores = (split_methods(f"dhm:mimic{c}weight=0.5,ce{c}weight=2") for c in "-_")
+    assert dashes == underscores
+    assert dashes[0].changes == {"mimic_weight": "0.5", "ce_weight": "2"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

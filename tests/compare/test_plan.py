@@ -190,3 +190,11 @@ def test_a_table_is_scored_on_a_set_of_its_kind(table, dataset):
 def test_a_changed_table_says_in_its_title_what_was_run():
     title = reproduce_table("corrupt", {"dataset": "synthetic", "arch": "resnet8", "epochs": 1}).title
     assert "here resnet8 on synthetic" in title
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "densenet-10-4"])
+def test_a_table_with_a_branch_that_the_network_lacks_is_refused(arch):
+    shrunk = {"arch": arch, "dataset": "synthetic", "epochs": 4}
+    with pytest.raises(UserError, match=rf"table 4 .* branch B3, which {arch} does not have \(it has B1, B2\)"):
+        reproduce_table("4", shrunk)
+    assert len(reproduce_table("4", shrunk, rows=("B0", "B0 + B1 + B2")).arms) == 2

@@ -1,6 +1,7 @@
 """Tables, records and curves of runs that are made up, so that every number is known."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,16 @@ import pytest
 from fastdhm.compare.arms import Variant
 from fastdhm.compare.plan import compare_methods, reproduce_table
 from fastdhm.compare.plots import curve
-from fastdhm.compare.report import main_table, paper_table, published, record, spread, tables_markdown, write_results
+from fastdhm.compare.report import (
+    main_table,
+    paper_table,
+    published,
+    record,
+    spread,
+    tables_markdown,
+    what_is_counted,
+    write_results,
+)  # fmt: skip
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
 from fastdhm.compare.statistics import Summary
@@ -62,6 +72,28 @@ def test_the_words_name_what_is_missing_and_what_failed():
     assert "Failed: dhm, seed 2: the loss is not finite since step 12." in text
     assert "last epoch" in text and "which flatters it" not in text
     assert "which flatters it" in tables_markdown(results("best"))
+
+
+def test_side_branches_that_the_reference_lacks_are_named_with_what_shows_them():
+    variants = [Variant(name, name, {}) for name in ("baseline", "dsl", "dhm")]
+    made = compare_methods(variants, (0,), {"dataset": "cifar100", "arch": "resnet32"})
+    runs = (run("baseline", 0, [40], branches=("B0",)), run("dsl", 0, [39]), run("dhm", 0, [37]))
+    text = tables_markdown(Results(made, runs, "last", 0.95))
+    assert (
+        "B1: no difference from baseline, which has no such branch. `fastdhm compare --resume FOLDER --report-only "
+        "--reference dsl` shows theirs from dsl." in text
+    )
+    from_dsl = tables_markdown(Results(dataclasses.replace(made, reference="dsl"), runs, "last", 0.95))
+    assert "no difference from" not in from_dsl and "| dhm | B1 | top-1 error | 1 | -2.00 |" in from_dsl
+    assert "no difference from" not in tables_markdown(results()), "one method alone has nothing to differ from"
+
+
+def test_the_best_epoch_of_a_branch_alone_is_said_to_be_its_own():
+    alone = compare_methods([Variant("baseline", "baseline", {})], (0,), {"dataset": "cifar100", "only_branch": "B1"})
+    assert "error of B1, which flatters it" in what_is_counted(Results(alone, (), "best", 0.95))
+    both = reproduce_table("5", {})
+    said = what_is_counted(Results(both, (), "best", 0.95))
+    assert "error of B0, or of the branch that is trained alone (B1, B2), which flatters it" in said
 
 
 def test_the_record_pairs_by_seed_and_keeps_each_run():

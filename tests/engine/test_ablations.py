@@ -57,6 +57,16 @@ def test_what_is_left_of_a_branch_alone_is_its_network(alone, capsys):
     assert json.loads(capsys.readouterr().out) == {"network": results["B2"]}
 
 
+def test_a_branch_alone_of_any_network_learns_the_same_with_activations_computed_again(tmp_path):
+    """The fork lies in the middle of a row whose activations are dropped."""
+    states = []
+    for recomputed in ("false", "true"):
+        flags = ["--arch", "torchvision:mobilenet_v3_small", "--only-branch", "B2", "--max-steps", "2"]
+        assert train(tmp_path / recomputed, *flags, "--activation-checkpointing", recomputed) == 0
+        states.append(load_checkpoint(tmp_path / recomputed / "last.pt")["model"])
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 def test_a_branch_alone_resumes_bit_for_bit(alone, tmp_path):
     assert train(tmp_path / "cut", "--only-branch", "B2", "--epochs", "2", "--log-every", "1", "--max-steps", "5") == 0
     assert main(["train", "--resume", str(tmp_path / "cut")]) == 0

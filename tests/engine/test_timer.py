@@ -67,6 +67,11 @@ def test_the_wait_for_data_is_a_share_of_the_interval(clock):
     assert seen == [1, 2, 3]
     assert (first["images_per_s"], first["data_wait"]) == (2 * 16 / 21, 5 / 21)
     assert (last["images_per_s"], last["data_wait"]) == (16 / 10, 2 / 10)
+    assert watch.epoch(16, 13) == {"images_per_s": 3 * 16 / 31, "data_wait": 7 / 31}
+    clock[0] += 100  # a validation
+    watch.restart(13)
+    clock[0] += 4
+    assert watch.epoch(16, 15) == {"images_per_s": 2 * 16 / 4, "data_wait": 0}
 
 
 def test_process_seconds_count_from_the_command(tmp_path):

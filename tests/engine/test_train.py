@@ -76,6 +76,7 @@ def test_the_log_has_every_term_by_name(finished):
     terms = {f"ce/B{m}" for m in range(3)} | {f"mimic/B{p}->B{q}" for p in range(3) for q in range(3) if p != q}
     assert terms <= steps[0].keys()
     assert {"val_error/B0", "val_top5_error/B2", "train_error/B1"} <= epochs[0].keys()
+    assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] <= 1 for row in [*steps, *epochs])
     assert all(100 < row["peak_mib"] < 1e6 for row in [*steps, *epochs])
 
 
