@@ -87,15 +87,17 @@ def bench(
     with frame.measuring(), closing(open_data(config, frame.console)) as data:
         comparison, sides = measure(frame, config, data, max_steps)
         comparisons, answer = [comparison], _answer(comparison, sides)
+        marks = _marks(comparison, sides)
+        settings = {name: getattr(config, name) for name in SETTINGS} | {"max_steps": max_steps}
+        frame.plot_bars([comparison], "An epoch")
+        frame.write(comparisons, marks=marks, settings=settings, answer=answer)  # kept if what follows is stopped
         if agreement:
             found = agree.compare(config, data, agreement, frame.console)
             agree.write(found, frame.out, f"{config.arch} {config.method}, {config.dataset}, {frame.where}")
             found.show(frame.console)
             comparisons.append(found.comparison())
             answer["agreement"] = found.summary()
-    frame.plot_bars([comparison], "An epoch")
-    settings = {name: getattr(config, name) for name in SETTINGS} | {"max_steps": max_steps}
-    return frame.conclude(comparisons, marks=_marks(comparison, sides), settings=settings, answer=answer)
+    return frame.conclude(comparisons, marks=marks, settings=settings, answer=answer)
 
 
 def measure(

@@ -60,7 +60,7 @@ def grow(
             channels = _fitted(layout, stages, start, factor)
             break
         except CannotFitError as error:
-            reason = reason or str(error).strip().splitlines()[0]
+            reason = reason or (str(error).strip() or type(error.__cause__ or error).__name__).splitlines()[0]
     else:
         raise UserError(
             f"branch {name} of {type(model).__name__} does not run on its own ({reason}): fork elsewhere (forks=), or "

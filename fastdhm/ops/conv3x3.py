@@ -22,8 +22,9 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     source) ``A^T [sum_c (G g G^T) * (B^T d B)] A``: 16 products for four outputs in place of 36, as 16 matrix products
     over channels. The gradients of x and of the weight are tiled likewise. In float32 it loses what torch's convolution
     does; in bfloat16 about twice that, because the transformed numbers are rounded once more (sums are float32, and
-    subnormal numbers count as 0). What is not finite reaches all outputs of its tiles. It computes channels-last, and
-    gives the same bits on any number of threads. Gradients of gradients: by ``eager`` alone, ``cpp`` raises.
+    subnormal numbers count as 0). What is not finite reaches all outputs of its tiles, and four numbers of a quarter of
+    the largest are not. It computes channels-last, and gives the same bits on any number of threads. Gradients of
+    gradients and the transforms of torch.func: by ``eager`` alone, ``cpp`` raises.
 
     Args:
         x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under
@@ -35,7 +36,7 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
         ``y_BKHW`` of the type in which ``x_BCHW`` is taken; channels-last from ``cpp``.
 
     Raises:
-        ValueError: shapes or devices that do not fit, an unknown impl, or ``cpp`` for what it cannot do.
+        ValueError: shapes, types or devices that do not fit, an unknown impl, or ``cpp`` for what it cannot do.
 
     Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
     """
@@ -44,6 +45,10 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     if x_BCHW.ndim != 4 or weight_KC33.ndim != 4 or weight_KC33.shape[1:] != (x_BCHW.shape[1], 3, 3):
         shapes = f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KC33.shape)}"
         raise UserError(f"{shapes}: they must be [B, C, H, W] and [K, C, 3, 3]")
+    if not (x_BCHW.is_floating_point() and weight_KC33.is_floating_point()):
+        raise UserError(
+            f"x is {x_BCHW.dtype} and weight {weight_KC33.dtype}: they must be floating, convert them first"
+        )
     if weight_KC33.device != x_BCHW.device:
         raise UserError(f"x is on {x_BCHW.device} and weight on {weight_KC33.device}: they must be on one device")
     kind = x_BCHW.device.type

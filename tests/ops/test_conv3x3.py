@@ -221,6 +221,7 @@ def test_in_a_compiled_function():
 @pytest.mark.parametrize(("change", "message"), [
     ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.float16)}, "x is torch.float16.*must be bfloat16, float32 or float64"),
     ({"x": torch.zeros(2, 16)}, r"x is \(2, 16\) and weight .*must be \[B, C, H, W\] and \[K, C, 3, 3\]"),
+    ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.uint8)}, "x is torch.uint8 .*must be floating"),
     ({"x": torch.zeros(0, 16, 4, 4)}, r"x is \(0, 16, 4, 4\).*nothing to compute"),
     ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, "weight is torch.float64, must be torch.float32"),
     ({"weight": torch.zeros(16, 8, 3, 3)}, r"must be \[B, C, H, W\] and \[K, C, 3, 3\]"),
