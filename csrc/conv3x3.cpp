@@ -11,9 +11,7 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
 
-#include "conv3x3_width.h"
 #include "scalar.h"
 #include "simd.h"
 
@@ -22,21 +20,7 @@
 namespace fastdhm {
 namespace {
 
-template <class Scalar>
-struct OneProduct : One<Scalar> {
-  using Element = Scalar;
-  using Packed = Scalar;
-  static constexpr int64_t kPair = 1;
-  static constexpr int kVectors = 4;
-
-  static Packed load_packed(const Scalar* p) { return *p; }
-  static Packed broadcast(const Scalar* p) { return *p; }
-  static Scalar dot(Scalar sum, Packed a, Packed b) { return sum + a * b; }
-  static void store_element(Scalar* p, Scalar x) { *p = x; }
-  static void store_pair(Scalar* p, Scalar, Scalar x) { *p = x; }
-};
-
-const Conv3x3Code<double> kExact = Conv3x3<OneProduct<double>, double>::code();
+const Conv3x3Code<double> kExact = Conv3x3<Singles<One<double>, 4>, double>::code();
 
 // The vector code for activations of this type, or null where this processor has none.
 const Conv3x3Code<float>* find_code(at::ScalarType dtype) {
@@ -201,30 +185,21 @@ struct Conv3x3Autograd : torch::autograd::Function<Conv3x3Autograd> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
-    return op_forward(x, weight);
+    static const auto op = find("fastdhm::conv3x3");
+    return op.call(x, weight);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
     if (!grads[0].defined()) return {at::Tensor(), at::Tensor()};
+    static const auto input_grad = find("fastdhm::conv3x3_input_grad");
+    static const auto weight_grad = find("fastdhm::conv3x3_weight_grad");
     const auto saved = context->get_saved_variables();
     const at::Tensor grad_y = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
-    return {context->needs_input_grad(0) ? op_input_grad(grad_y, saved[1]) : at::Tensor(),
-            context->needs_input_grad(1) ? op_weight_grad(grad_y, saved[0]) : at::Tensor()};
+    return {context->needs_input_grad(0) ? input_grad.call(grad_y, saved[1]) : at::Tensor(),
+            context->needs_input_grad(1) ? weight_grad.call(grad_y, saved[0]) : at::Tensor()};
   }
 
-  static at::Tensor op_forward(const at::Tensor& x, const at::Tensor& weight) {
-    static const auto op = find("fastdhm::conv3x3");
-    return op.call(x, weight);
-  }
-  static at::Tensor op_input_grad(const at::Tensor& grad_y, const at::Tensor& weight) {
-    static const auto op = find("fastdhm::conv3x3_input_grad");
-    return op.call(grad_y, weight);
-  }
-  static at::Tensor op_weight_grad(const at::Tensor& grad_y, const at::Tensor& x) {
-    static const auto op = find("fastdhm::conv3x3_weight_grad");
-    return op.call(grad_y, x);
-  }
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
   static c10::TypedOperatorHandle<Op> find(const char* name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
@@ -235,7 +210,6 @@ at::Tensor conv3x3_autograd(const at::Tensor& x, const at::Tensor& weight) { ret
 
 }  // namespace
 
-// What the channels of these activations must be multiples of; 0 where this processor has no instructions for them.
 int64_t conv3x3_width(const std::string& dtype) {
   if (dtype == "float64") return kExact.width;
   TORCH_CHECK_VALUE(dtype == "float32" || dtype == "bfloat16", "dtype is ", dtype,

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace fastdhm {
 
@@ -16,7 +17,6 @@ struct Conv3x3Shape {
 
   int64_t tile_rows() const { return (H + 1) / 2; }
   int64_t tile_columns() const { return (W + 1) / 2; }
-  int64_t tiles() const { return B * tile_rows() * tile_columns(); }
 };
 
 // Code for activations of one type, Real being what weights and sums are: float, or double for double.
@@ -42,6 +42,10 @@ struct Conv3x3Code {
   // Rows [begin, end) of the gradient [K, 3, 3, C], from sums [sets, point, K, C].
   void (*weight_grad)(const Real* sums, int64_t sets, int64_t K, int64_t C, int64_t begin, int64_t end, Real* grad);
 };
+
+// What the channels of activations of this type (float64, float32 or bfloat16) must be multiples of; 0 where this
+// processor has no instructions for them.
+int64_t conv3x3_width(const std::string& dtype);
 
 extern const Conv3x3Code<float> kConv3x3Avx2, kConv3x3Avx512, kConv3x3Avx512BFloat16;
 

@@ -1,4 +1,4 @@
-// Winograd convolutions in vectors, for products P of an instruction set (conv3x3_avx512.cpp shows what P gives) and
+// Winograd convolutions in vectors, for products P of an instruction set (Singles shows what P gives) and
 // activations of type T. No include that holds inline functions may stand here or after here: they would be compiled
 // for P's instructions and called by all.
 
@@ -21,6 +21,21 @@ inline void for_vector_blocks(int64_t vectors, const Body& body) {
   for (; v + 2 <= vectors; v += 2) body.template run<2>(v);
   for (; v < vectors; ++v) body.template run<1>(v);
 }
+
+// Products of the numbers of V themselves, N vectors side by side: for float32, and for double.
+template <class V, int N>
+struct Singles : V {
+  using Element = typename V::S;
+  using Packed = typename V::F;
+  static constexpr int64_t kPair = 1;
+  static constexpr int kVectors = N;
+
+  static Packed load_packed(const Element* p) { return V::load(p); }
+  static Packed broadcast(const Element* p) { return V::all(*p); }
+  static Packed dot(Packed sum, Packed a, Packed b) { return V::fma(a, b, sum); }
+  static void store_element(Element* p, Packed x) { V::store(p, x); }
+  static void store_pair(Element* p, Packed, Packed x) { V::store(p, x); }
+};
 
 template <class P, class T>
 struct Conv3x3 {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "conv3x3_width.h"
+#include "conv3x3.h"
 #include "philox.h"
 #include "simd.h"
 

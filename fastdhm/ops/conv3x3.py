@@ -52,7 +52,7 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     if weight_KC33.device != x_BCHW.device:
         raise UserError(f"x is on {x_BCHW.device} and weight on {weight_KC33.device}: they must be on one device")
     kind = x_BCHW.device.type
-    if torch.is_autocast_enabled(kind) and x_BCHW.is_floating_point() and x_BCHW.dtype != torch.float64:
+    if torch.is_autocast_enabled(kind) and x_BCHW.dtype != torch.float64:
         x_BCHW = x_BCHW.to(torch.get_autocast_dtype(kind))
     if impl == "eager" or (impl == "auto" and not pays(x_BCHW)):
         return conv3x3_eager(x_BCHW, weight_KC33)

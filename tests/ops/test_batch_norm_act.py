@@ -10,8 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastdhm.benchmarks import harness
 from fastdhm.ops import _extension
 from fastdhm.ops.batch_norm_act import batch_norm_act
+from views import VIEWS
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
 # channels below, at and between the widths of vectors and the runs of one, two and four of them; one row, many groups
@@ -106,10 +108,7 @@ def test_any_shape(simd, shape, residual, relu, seed):
         assert loss <= 2e-5, name
 
 
-@pytest.mark.parametrize("make", [
-    lambda x: x.contiguous(), lambda x: x.transpose(2, 3), lambda x: x[:, :, ::2, 1:],
-    lambda x: x[:1].expand(4, -1, -1, -1),
-], ids=["nchw", "transposed", "sliced", "expanded"])  # fmt: skip
+@pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
 def test_strides(make):
     generator = torch.Generator().manual_seed(0)
     x, residual, grad_y = (make(torch.randn(4, 5, 6, 6, generator=generator, dtype=torch.float64)) for _ in range(3))
@@ -149,11 +148,9 @@ def test_opcheck(residual, relu):
 def test_any_number_of_threads_gives_the_same_bits(simd):
     values, grad_y = case(LARGE, torch.bfloat16)
     results = []
-    threads = torch.get_num_threads()
     for number in (1, 2, 5):
-        torch.set_num_threads(number)
-        results.append(run(values, grad_y, impl="cpp"))
-    torch.set_num_threads(threads)
+        with harness.threads(number):
+            results.append(run(values, grad_y, impl="cpp"))
     assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
 
 

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdhm.benchmarks import harness
 from fastdhm.ops import _extension
 from fastdhm.ops import conv3x3 as module
 from fastdhm.ops.conv3x3 import NAMES, conv3x3, pays, why_not
+from views import VIEWS
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
 # B, C, K, H, W: one pixel, odd sides, an odd number of tiles a row, one to four vectors of channels and runs of them,
@@ -113,10 +115,7 @@ def test_any_shape(shape, dtype, seed):
         assert loss <= {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 2e-2}[dtype], name
 
 
-@pytest.mark.parametrize("make", [
-    lambda x: x.contiguous(), lambda x: x.transpose(2, 3), lambda x: x[:, :, ::2, 1:],
-    lambda x: x[:1].expand(4, -1, -1, -1),
-], ids=["nchw", "transposed", "sliced", "expanded"])  # fmt: skip
+@pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
 def test_strides(make):
     generator = torch.Generator().manual_seed(0)
     x, grad_y = (make(torch.randn(4, 8, 6, 6, generator=generator, dtype=torch.float64)) for _ in range(2))
@@ -151,13 +150,10 @@ def test_opcheck(dtype, side):
 def test_any_number_of_threads_gives_the_same_bits(dtype, shape):
     x, weight, grad_y = case(shape, dtype)
     skip_unless_taken(x, weight)
-    results, threads = [], torch.get_num_threads()
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
+    results = []
+    for number in (1, 2, 5):
+        with harness.threads(number):
             results.append(run(x, weight, grad_y, "cpp"))
-    finally:
-        torch.set_num_threads(threads)
     assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
 
 

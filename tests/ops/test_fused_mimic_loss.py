@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdhm.benchmarks import harness
 from fastdhm.methods import weight_matrix
 from fastdhm.ops import _extension
 from fastdhm.ops.mimic_loss import mimic_loss, mimic_loss_eager
@@ -124,8 +125,8 @@ def test_the_number_of_threads_changes_no_bit(simd):
     logits_MBK, target_B = case(3, 50, 1000)
     results = []
     for threads in (1, 2):
-        torch.set_num_threads(threads)
-        results.append(OP(logits_MBK.detach(), target_B, torch.ones(3, 3), 1.0, 0.0, -100, True))
+        with harness.threads(threads):
+            results.append(OP(logits_MBK.detach(), target_B, torch.ones(3, 3), 1.0, 0.0, -100, True))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastdhm.benchmarks import harness
 from fastdhm.ops import _extension
 from fastdhm.ops.match_ranks import match_ranks, match_ranks_eager
 
@@ -90,14 +91,10 @@ def test_strides(layout):
 
 def test_threads_change_nothing():
     case = random_case(3, torch.float32, 1, num_queries=300)
-    threads = torch.get_num_threads()
     wanted = match_ranks_eager(*case)
     for number in (1, 2, 5):
-        torch.set_num_threads(number)
-        try:
+        with harness.threads(number):
             got = match_ranks(*case)
-        finally:
-            torch.set_num_threads(threads)
         assert_same(got, wanted)
 
 
