@@ -3,39 +3,13 @@
 // for P's instructions and called by all.
 
 #include "conv3x3_transforms.h"
+#include "products_simd.h"
 
 namespace fastdhm {
 namespace {
 
 constexpr int64_t kApart = 64;        // bytes between the arrays of two points, lest all begin on one line of the cache
 constexpr int64_t kNearInputs = 128;  // channels whose weights stay near while all tiles of a block meet them
-constexpr int64_t kTileUnit = 8;      // the most rows of a product that are computed side by side
-
-// Call body.run<N>(v) for the vectors from 0 on, in blocks of N side by side.
-template <int kAtOnce, class Body>
-inline void for_vector_blocks(int64_t vectors, const Body& body) {
-  int64_t v = 0;
-  if constexpr (kAtOnce >= 4) {
-    for (; v + 4 <= vectors; v += 4) body.template run<4>(v);
-  }
-  for (; v + 2 <= vectors; v += 2) body.template run<2>(v);
-  for (; v < vectors; ++v) body.template run<1>(v);
-}
-
-// Products of the numbers of V themselves, N vectors side by side: for float32, and for double.
-template <class V, int N>
-struct Singles : V {
-  using Element = typename V::S;
-  using Packed = typename V::F;
-  static constexpr int64_t kPair = 1;
-  static constexpr int kVectors = N;
-
-  static Packed load_packed(const Element* p) { return V::load(p); }
-  static Packed broadcast(const Element* p) { return V::all(*p); }
-  static Packed dot(Packed sum, Packed a, Packed b) { return V::fma(a, b, sum); }
-  static void store_element(Element* p, Packed x) { V::store(p, x); }
-  static void store_pair(Element* p, Packed, Packed x) { V::store(p, x); }
-};
 
 template <class P, class T>
 struct Conv3x3 {
@@ -47,43 +21,6 @@ struct Conv3x3 {
 
   static int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
   static int64_t apart(int64_t size) { return size + kApart / sizeof(E); }  // elements from one point to the next
-
-  // Rows of a product that share a load of N vectors: as many as there are registers for.
-  static constexpr int kRows(int N) { return N == 4 ? 4 : kTileUnit; }
-
-  // to[r, n] (+)= sum over pairs of a(r, pair) * b(n, pair), for kRows(N) rows of N vectors that lie to_row apart; a and
-  // b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the function stands
-  // alone, or the sums would not stay in registers.
-  template <int N, bool kAccumulate, class A, class B>
-  __attribute__((noinline)) static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row) {
-    constexpr int R = kRows(N);
-    F sum[R][N];
-    const auto add = [&](int64_t pair, bool first) {
-      typename P::Packed w[N];
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) w[n] = P::load_packed(b(n, pair));
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const typename P::Packed one = P::broadcast(a(r, pair));
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-          const F before = !first ? sum[r][n] : kAccumulate ? P::load(to + r * to_row + n * W) : P::all(0);
-          sum[r][n] = P::dot(before, one, w[n]);
-        }
-      }
-    };
-    add(0, true);
-    for (int64_t pair = 1; pair < pairs; ++pair) add(pair, false);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) P::store(to + r * to_row + n * W, sum[r][n]);
-    }
-  }
-  template <int N, class A, class B>
-  static void multiply(A a, B b, int64_t pairs, S* to, int64_t to_row, bool accumulate) {
-    accumulate ? multiply<N, true>(a, b, pairs, to, to_row) : multiply<N, false>(a, b, pairs, to, to_row);
-  }
 
   // The weights, packed as [blocks of N vectors of outputs][point][pairs of inputs][N][W][pair].
   struct Pack {
@@ -141,7 +78,7 @@ struct Conv3x3 {
     return (tiles + shape.tile_columns() - 1) / shape.tile_columns();
   }
   static int64_t block_tiles(const Conv3x3Shape& shape) {
-    return round_up(block_rows(shape) * shape.tile_columns(), kTileUnit);
+    return round_up(block_rows(shape) * shape.tile_columns(), kMostRows);
   }
   static int64_t forward_scratch(Conv3x3Shape shape) {
     const int64_t tiles = block_tiles(shape);
@@ -159,7 +96,7 @@ struct Conv3x3 {
     template <int N>
     void run(int64_t vector) const {
       const int64_t C = shape.C, columns = shape.tile_columns();
-      const int64_t tiles = round_up((last_row - first_row) * columns, kTileUnit);
+      const int64_t tiles = round_up((last_row - first_row) * columns, kMostRows);
       const int64_t products_apart = tiles * N * W + kApart / sizeof(S);
       for (int64_t point = 0; point < kPoints; ++point) {
         const E* u = packed + (vector * kPoints + point * N) * W * C;
@@ -168,9 +105,9 @@ struct Conv3x3 {
           const int64_t pairs = (C - c < kNearInputs ? C - c : kNearInputs) / kPair;
           for (int64_t t = 0; t < tiles; t += kRows(N)) {
             const E *a = v + t * C + c, *b = u + c * N * W;
-            multiply<N>([=](int r, int64_t pair) { return a + r * C + pair * kPair; },
-                        [=](int n, int64_t pair) { return b + (pair * N + n) * kPair * W; }, pairs,
-                        products + point * products_apart + t * N * W, N * W, c > 0);
+            multiply<P, N>([=](int r, int64_t pair) { return a + r * C + pair * kPair; },
+                           [=](int n, int64_t pair) { return b + (pair * N + n) * kPair * W; }, pairs,
+                           products + point * products_apart + t * N * W, N * W, c > 0);
           }
         }
       }
@@ -267,9 +204,9 @@ struct Conv3x3 {
         const E* y = gradients + point * apart(tiles * K);
         for (int64_t k = 0; k < K; k += kRows(N)) {
           const E* a = y + k / W * W * tiles + k % W * kPair;
-          multiply<N>([=](int r, int64_t pair) { return a + r * next + pair * kPair * W; },
-                      [=](int n, int64_t pair) { return v + (n * tiles + pair * kPair) * W; }, tiles / kPair,
-                      sums + (point * K + k) * C + vector * W, C, accumulate);
+          multiply<P, N>([=](int r, int64_t pair) { return a + r * next + pair * kPair * W; },
+                         [=](int n, int64_t pair) { return v + (n * tiles + pair * kPair) * W; }, tiles / kPair,
+                         sums + (point * K + k) * C + vector * W, C, accumulate);
         }
       }
     }
@@ -285,7 +222,7 @@ struct Conv3x3 {
   }
 
   static constexpr Conv3x3Code<S> code() {
-    return {W < kTileUnit ? kTileUnit : W, sizeof(E), &pack, &forward, &forward_scratch, &transform, &transforms_size,
+    return {W < kMostRows ? kMostRows : W, sizeof(E), &pack, &forward, &forward_scratch, &transform, &transforms_size,
             &add_products, &transform_sums<P>};
   }
 };

@@ -1,0 +1,78 @@
+// Products of small matrices in vectors, for products P of an instruction set (Singles shows what P gives). No include that
+// holds inline functions may stand here or after here: they would be compiled for P's instructions and called by all.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdhm {
+namespace {
+
+constexpr int64_t kMostRows = 8;  // of a product that are computed side by side
+
+// Call body.run<N>(v) for the vectors from 0 on, in blocks of N side by side.
+template <int kAtOnce, class Body>
+inline void for_vector_blocks(int64_t vectors, const Body& body) {
+  int64_t v = 0;
+  if constexpr (kAtOnce >= 4) {
+    for (; v + 4 <= vectors; v += 4) body.template run<4>(v);
+  }
+  for (; v + 2 <= vectors; v += 2) body.template run<2>(v);
+  for (; v < vectors; ++v) body.template run<1>(v);
+}
+
+// Products of the numbers of V themselves, N vectors side by side: for float32, and for double.
+template <class V, int N>
+struct Singles : V {
+  using Element = typename V::S;
+  using Packed = typename V::F;
+  static constexpr int64_t kPair = 1;
+  static constexpr int kVectors = N;
+
+  static Packed load_packed(const Element* p) { return V::load(p); }
+  static Packed broadcast(const Element* p) { return V::all(*p); }
+  static Packed dot(Packed sum, Packed a, Packed b) { return V::fma(a, b, sum); }
+  static void store_element(Element* p, Packed x) { V::store(p, x); }
+  static void store_pair(Element* p, Packed, Packed x) { V::store(p, x); }
+};
+
+// Rows of a product that share a load of N vectors: as many as there are registers for.
+constexpr int kRows(int N) { return N == 4 ? 4 : kMostRows; }
+
+// to[r, n] (+)= sum over pairs of a(r, pair) * b(n, pair), for kRows(N) rows of N vectors that lie to_row apart; a and
+// b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the function stands
+// alone, or the sums would not stay in registers.
+template <class P, int N, bool kAccumulate, class A, class B>
+__attribute__((noinline)) void multiply(A a, B b, int64_t pairs, typename P::S* to, int64_t to_row) {
+  using F = typename P::F;
+  constexpr int64_t W = P::kWidth;
+  constexpr int R = kRows(N);
+  F sum[R][N];
+  const auto add = [&](int64_t pair, bool first) {
+    typename P::Packed w[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) w[n] = P::load_packed(b(n, pair));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const typename P::Packed one = P::broadcast(a(r, pair));
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        const F before = !first ? sum[r][n] : kAccumulate ? P::load(to + r * to_row + n * W) : P::all(0);
+        sum[r][n] = P::dot(before, one, w[n]);
+      }
+    }
+  };
+  add(0, true);
+  for (int64_t pair = 1; pair < pairs; ++pair) add(pair, false);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) P::store(to + r * to_row + n * W, sum[r][n]);
+  }
+}
+template <class P, int N, class A, class B>
+void multiply(A a, B b, int64_t pairs, typename P::S* to, int64_t to_row, bool accumulate) {
+  accumulate ? multiply<P, N, true>(a, b, pairs, to, to_row) : multiply<P, N, false>(a, b, pairs, to, to_row);
+}
+
+}  // namespace
+}  // namespace fastdhm
