@@ -34,7 +34,10 @@ struct Avx2 {
   static F fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
-  static F where_above_0(F y, F x) { return _mm256_and_ps(x, _mm256_cmp_ps(y, all(0), _CMP_NLE_UQ)); }  // else 0
+  // x where y exceeds the limit or is NaN, else 0
+  static F where_above(F y, float limit, F x) {
+    return _mm256_and_ps(x, _mm256_cmp_ps(y, all(limit), _CMP_NLE_UQ));
+  }
   static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // x 2^n for n <= 0; 0 below the normal numbers
   static F scale(F x, F n) {

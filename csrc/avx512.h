@@ -38,7 +38,10 @@ struct Avx512 {
   static F fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
-  static F where_above_0(F y, F x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, all(0), _CMP_NLE_UQ), x); }  // else 0
+  // x where y exceeds the limit or is NaN, else 0
+  static F where_above(F y, float limit, F x) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, all(limit), _CMP_NLE_UQ), x);
+  }
   static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F scale(F x, F n) { return _mm512_scalef_ps(x, n); }  // x 2^n
   static float sum_lanes(F x) { return _mm512_reduce_add_ps(x); }

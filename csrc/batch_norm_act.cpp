@@ -82,6 +82,22 @@ void for_rows(int64_t R, int64_t C, const Body& body) {
   at::parallel_for(0, R, std::max<int64_t>(1, 32768 / C), body);
 }
 
+// y before the residual and the relu is x * scale + shift. Made of what is kept for the backward pass, which needs the
+// same bits.
+template <class S>
+struct Affine {
+  std::vector<S> scale, shift;
+
+  Affine(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+         double eps) {
+    for (int64_t c = 0; c < weight.size(0); ++c) {
+      const double scaled = read<S>(weight)[c] / std::sqrt(read<S>(variance)[c] + eps);
+      scale.push_back(static_cast<S>(scaled));
+      shift.push_back(static_cast<S>(read<S>(bias)[c] - read<S>(mean)[c] * scaled));
+    }
+  }
+};
+
 template <class S>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>& code, const at::Tensor& x,
                                                        const at::Tensor& weight, const at::Tensor& bias,
@@ -89,7 +105,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>
   const int64_t C = x.size(1), R = x.numel() / C;
   at::Tensor y = at::empty_like(x), mean = at::empty_like(weight), variance = at::empty_like(weight);
   const void* from = x.const_data_ptr();
-  std::vector<S> pivot(C), scale(C), shift(C);
+  std::vector<S> pivot(C);
   // The first row is near enough to the mean that squares of differences from it lose nothing.
   for (int64_t c = 0; c < C; ++c) {
     pivot[c] = x.scalar_type() == at::kBFloat16 ? static_cast<S>(static_cast<const c10::BFloat16*>(from)[c])
@@ -101,14 +117,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>
   for (int64_t c = 0; c < C; ++c) {
     const double offset = sums[c] / R;
     const double var = std::max(sums[C + c] / R - offset * offset, 0.0);  // NaN stays NaN
-    const double scaled = read<S>(weight)[c] / std::sqrt(var + eps), middle = pivot[c] + offset;
-    mean.mutable_data_ptr<S>()[c] = static_cast<S>(middle);
+    mean.mutable_data_ptr<S>()[c] = static_cast<S>(pivot[c] + offset);
     variance.mutable_data_ptr<S>()[c] = static_cast<S>(var);
-    scale[c] = static_cast<S>(scaled);
-    shift[c] = static_cast<S>(read<S>(bias)[c] - middle * scaled);
   }
+  const Affine<S> affine(weight, bias, mean, variance, eps);
   for_rows(R, C, [&](int64_t begin, int64_t end) {
-    code.forward(from, residual, y.mutable_data_ptr(), scale.data(), shift.data(), relu, begin, end, C);
+    code.forward(from, residual, y.mutable_data_ptr(), affine.scale.data(), affine.shift.data(), relu, begin, end, C);
   });
   return {y, mean, variance};
 }
@@ -128,20 +142,27 @@ template <class S>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const BatchNormActCode<S>& code,
                                                                     const at::Tensor& grad_y, const at::Tensor& x,
                                                                     const void* y, const at::Tensor& weight,
-                                                                    const at::Tensor& mean, const at::Tensor& variance,
-                                                                    double eps, bool need_residual) {
+                                                                    const at::Tensor& bias, const at::Tensor& mean,
+                                                                    const at::Tensor& variance, double eps, Mask mask,
+                                                                    bool need_residual) {
   const int64_t C = x.size(1), R = x.numel() / C;
   at::Tensor grad_x = at::empty_like(x), grad_weight = at::empty_like(weight), grad_bias = at::empty_like(weight);
   // Where the gradient is masked, what the residual gets is written once and read in place of grad_y and y.
   at::Tensor masked = need_residual ? at::empty_like(x) : at::empty({0}, x.options());
-  const void *from = grad_y.const_data_ptr(), *inputs = x.const_data_ptr();
   void* keep = need_residual ? masked.mutable_data_ptr() : nullptr;
+  const Affine<S> affine(weight, bias, mean, variance, eps);
+  BatchNormActGradInputs<S> inputs = {grad_y.const_data_ptr(), y, x.const_data_ptr(), read<S>(mean),
+                                      affine.scale.data(), affine.shift.data(), mask};
   const std::vector<double> sums = sums_over_rows(R, C, [&](int64_t begin, int64_t end, double* sum) {
-    code.backward_sums(from, y, inputs, read<S>(mean), keep, begin, end, C, sum);
+    code.backward_sums(inputs, keep, begin, end, C, sum);
   });
+  if (need_residual) {
+    inputs.grad_y = keep;
+    inputs.mask = Mask::none;
+  }
   std::vector<S> a(C), b(C), shift(C);
   for (int64_t c = 0; c < C; ++c) {
-    const double inverse = 1 / std::sqrt(static_cast<double>(read<S>(variance)[c]) + eps);
+    const double inverse = 1 / std::sqrt(read<S>(variance)[c] + eps);
     const double factor = read<S>(weight)[c] * inverse;
     a[c] = static_cast<S>(factor);
     b[c] = static_cast<S>(-factor * inverse * inverse * sums[C + c] / R);
@@ -150,23 +171,25 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const BatchN
     grad_bias.mutable_data_ptr<S>()[c] = static_cast<S>(sums[c]);
   }
   for_rows(R, C, [&](int64_t begin, int64_t end) {
-    code.backward(need_residual ? keep : from, need_residual ? nullptr : y, inputs, read<S>(mean), a.data(), b.data(),
-                  shift.data(), grad_x.mutable_data_ptr(), begin, end, C);
+    code.backward(inputs, a.data(), b.data(), shift.data(), grad_x.mutable_data_ptr(), begin, end, C);
   });
   return {grad_x, grad_weight, grad_bias, masked};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward_cpu(
     const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& y, const at::Tensor& weight,
-    const at::Tensor& mean, const at::Tensor& variance, double eps, bool need_residual) {
-  check(x, {&weight, &mean, &variance});
+    const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance, double eps, bool relu,
+    bool need_residual) {
+  check(x, {&weight, &bias, &mean, &variance});
   check_channels_last(grad_y, "grad_y", x);
   if (y.has_value()) check_channels_last(*y, "y", x);
+  TORCH_CHECK_VALUE(relu || !y.has_value(), "y says nothing where there is no relu");
   TORCH_CHECK_VALUE(y.has_value() || !need_residual, "without y the residual's gradient is grad_y itself");
-  return x.scalar_type() == at::kDouble
-             ? backward<double>(double_code(), grad_y, x, data(y), weight, mean, variance, eps, need_residual)
-             : backward<float>(float_code(x.scalar_type()), grad_y, x, data(y), weight, mean, variance, eps,
-                               need_residual);
+  const Mask mask = !relu ? Mask::none : y.has_value() ? Mask::by_y : Mask::by_x;
+  return x.scalar_type() == at::kDouble ? backward<double>(double_code(), grad_y, x, data(y), weight, bias, mean,
+                                                           variance, eps, mask, need_residual)
+                                        : backward<float>(float_code(x.scalar_type()), grad_y, x, data(y), weight, bias,
+                                                          mean, variance, eps, mask, need_residual);
 }
 
 }  // namespace

@@ -1,12 +1,23 @@
 // What the CPU forms of fastdhm::batch_norm_act share. Legend: R rows (a row is one pixel of one image), C channels.
 //
-// All tensors of activations are [R, C], channels adjacent; all vectors are [C]. With relu y is max(0, .), so that the
-// sign of y says where the gradient goes on.
+// All tensors of activations are [R, C], channels adjacent; all vectors are [C].
 #pragma once
 
 #include <cstdint>
 
 namespace fastdhm {
+
+// Which gradients go on through the relu: all where there is none; else those whose y is above 0, as y says, or, where
+// no residual was added, as x says, from which y is computed once more to the bit.
+enum class Mask { none, by_y, by_x };
+
+// What both passes of the gradient read. `y` is there only for Mask::by_y.
+template <class S>
+struct BatchNormActGradInputs {
+  const void *grad_y, *y, *x;
+  const S *mean, *scale, *shift;  // y is x * scale + shift, before the residual and the relu
+  Mask mask;
+};
 
 // Code for activations of one type; S, the type of the sums' inputs and of the vectors, is float, or double for double.
 template <class S>
@@ -16,13 +27,13 @@ struct BatchNormActCode {
   // y = x * scale + shift (+ residual) (then relu)
   void (*forward)(const void* x, const void* residual, void* y, const S* scale, const S* shift, bool relu,
                   int64_t begin, int64_t end, int64_t C);
-  // With g = grad_y where y is above 0 (everywhere if y is null), add to sums the sums of g and of g * (x - mean), and
-  // write g to `masked` unless that is null.
-  void (*backward_sums)(const void* grad_y, const void* y, const void* x, const S* mean, void* masked, int64_t begin,
-                        int64_t end, int64_t C, double* sums);
+  // With g = grad_y where the mask lets it through, else 0, add to sums the sums of g and of g * (x - mean), and write g
+  // to `masked` unless that is null.
+  void (*backward_sums)(const BatchNormActGradInputs<S>& inputs, void* masked, int64_t begin, int64_t end, int64_t C,
+                        double* sums);
   // grad_x = a * g + b * (x - mean) + c
-  void (*backward)(const void* grad_y, const void* y, const void* x, const S* mean, const S* a, const S* b, const S* c,
-                   void* grad_x, int64_t begin, int64_t end, int64_t C);
+  void (*backward)(const BatchNormActGradInputs<S>& inputs, const S* a, const S* b, const S* c, void* grad_x,
+                   int64_t begin, int64_t end, int64_t C);
 };
 
 struct BatchNormActSimd {

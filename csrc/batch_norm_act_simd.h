@@ -74,41 +74,67 @@ struct Moments {
   }
 };
 
+// y before the relu, by the one expression that forward and backward share.
 template <class V, class T>
-struct BackwardSums {
+inline typename V::F normalized(const T* x, int64_t lanes, typename V::F scale, typename V::F shift) {
+  return V::fma(load_lanes<V>(x, lanes), scale, shift);
+}
+
+// What a number must exceed to be above 0 once it is rounded to T.
+template <class T>
+constexpr float kRoundsTo0 = 0;
+template <>
+constexpr float kRoundsTo0<c10::BFloat16> = 0x1p-134f;
+
+// The gradient that goes on through the relu, for N vectors of channels from the first on.
+template <class V, class T, Mask M, int N>
+struct Masked {
   const T *grad_y, *y, *x;
-  const typename V::S* mean;
+  typename V::F scale[N], shift[N];
+
+  Masked(const BatchNormActGradInputs<typename V::S>& from, int64_t offset, int64_t c, int64_t lanes)
+      : grad_y(static_cast<const T*>(from.grad_y) + offset),
+        y(M == Mask::by_y ? static_cast<const T*>(from.y) + offset : nullptr),
+        x(static_cast<const T*>(from.x) + offset) {
+    for (int n = 0; n < N && M == Mask::by_x; ++n) {
+      scale[n] = load_lanes<V>(from.scale + c + n * V::kWidth, lanes);
+      shift[n] = load_lanes<V>(from.shift + c + n * V::kWidth, lanes);
+    }
+  }
+
+  typename V::F load(int64_t i, int n, int64_t lanes) const {
+    const typename V::F g = load_lanes<V>(grad_y + i, lanes);
+    if (M == Mask::by_y) return V::where_above(load_lanes<V>(y + i, lanes), 0, g);
+    if (M == Mask::by_x) return V::where_above(normalized<V>(x + i, lanes, scale[n], shift[n]), kRoundsTo0<T>, g);
+    return g;
+  }
+};
+
+template <class V, class T, Mask M, bool Write>
+struct BackwardSums {
+  const BatchNormActGradInputs<typename V::S>& from;
   T* masked;
-  int64_t rows, C;
+  int64_t offset, rows, C;
   double* sums;
 
   template <int N>
   void run(int64_t c, int64_t lanes) const {
-    if (y == nullptr) {
-      run_as<N, false, false>(c, lanes);
-    } else if (masked == nullptr) {
-      run_as<N, true, false>(c, lanes);
-    } else {
-      run_as<N, true, true>(c, lanes);
-    }
-  }
-
-  template <int N, bool Relu, bool Write>
-  void run_as(int64_t c, int64_t lanes) const {
     constexpr int U = 4 / N;
+    const Masked<V, T, M, N> gradient(from, offset, c, lanes);
+    T* const to = Write ? masked + offset : nullptr;
+    const int64_t stride = C;  // here, where no store can be to it
     typename V::F at[N], sum[U][N], product[U][N];
     for (int n = 0; n < N; ++n) {
-      at[n] = load_lanes<V>(mean + c + n * V::kWidth, lanes);
+      at[n] = load_lanes<V>(from.mean + c + n * V::kWidth, lanes);
       for (int u = 0; u < U; ++u) sum[u][n] = product[u][n] = V::all(0);
     }
     auto add = [&](int64_t row, int u) {
       for (int n = 0; n < N; ++n) {
-        const int64_t i = row * C + c + n * V::kWidth;
-        typename V::F g = load_lanes<V>(grad_y + i, lanes);
-        if (Relu) g = V::where_above_0(load_lanes<V>(y + i, lanes), g);
-        if (Write) store_lanes<V>(masked + i, g, lanes);
+        const int64_t i = row * stride + c + n * V::kWidth;
+        const typename V::F g = gradient.load(i, n, lanes);
+        if (Write) store_lanes<V>(to + i, g, lanes);
         sum[u][n] = sum[u][n] + g;
-        product[u][n] = V::fma(g, load_lanes<V>(x + i, lanes) - at[n], product[u][n]);
+        product[u][n] = V::fma(g, load_lanes<V>(gradient.x + i, lanes) - at[n], product[u][n]);
       }
     };
     int64_t row = 0;
@@ -138,7 +164,7 @@ struct Forward {
     for (int64_t row = 0; row < rows; ++row) {
       for (int n = 0; n < N; ++n) {
         const int64_t i = row * C + c + n * V::kWidth;
-        typename V::F value = V::fma(load_lanes<V>(x + i, lanes), a[n], b[n]);
+        typename V::F value = normalized<V>(x + i, lanes, a[n], b[n]);
         if (Residual) value = value + load_lanes<V>(residual + i, lanes);
         if (Relu) value = V::max(V::all(0), value);  // in this order a NaN stays one
         store_lanes<V>(y + i, value, lanes);
@@ -147,18 +173,20 @@ struct Forward {
   }
 };
 
-template <class V, class T, bool Relu>
+template <class V, class T, Mask M>
 struct Backward {
-  const T *grad_y, *y, *x;
-  const typename V::S *mean, *a, *b, *c;
+  const BatchNormActGradInputs<typename V::S>& from;
+  const typename V::S *a, *b, *c;
   T* grad_x;
-  int64_t rows, C;
+  int64_t offset, rows, C;
 
   template <int N>
   void run(int64_t first, int64_t lanes) const {
+    const Masked<V, T, M, N> gradient(from, offset, first, lanes);
+    T* const to = grad_x + offset;
     typename V::F at[N], va[N], vb[N], vc[N];
     for (int n = 0; n < N; ++n) {
-      at[n] = load_lanes<V>(mean + first + n * V::kWidth, lanes);
+      at[n] = load_lanes<V>(from.mean + first + n * V::kWidth, lanes);
       va[n] = load_lanes<V>(a + first + n * V::kWidth, lanes);
       vb[n] = load_lanes<V>(b + first + n * V::kWidth, lanes);
       vc[n] = load_lanes<V>(c + first + n * V::kWidth, lanes);
@@ -166,10 +194,9 @@ struct Backward {
     for (int64_t row = 0; row < rows; ++row) {
       for (int n = 0; n < N; ++n) {
         const int64_t i = row * C + first + n * V::kWidth;
-        typename V::F g = load_lanes<V>(grad_y + i, lanes);
-        if (Relu) g = V::where_above_0(load_lanes<V>(y + i, lanes), g);
-        const typename V::F rest = V::fma(load_lanes<V>(x + i, lanes) - at[n], vb[n], vc[n]);
-        store_lanes<V>(grad_x + i, V::fma(g, va[n], rest), lanes);
+        const typename V::F g = gradient.load(i, n, lanes);
+        const typename V::F rest = V::fma(load_lanes<V>(gradient.x + i, lanes) - at[n], vb[n], vc[n]);
+        store_lanes<V>(to + i, V::fma(g, va[n], rest), lanes);
       }
     }
   }
@@ -214,31 +241,35 @@ struct BatchNormActRows {
     });
   }
 
-  static void backward_sums(const void* grad_y, const void* y, const void* x, const S* mean, void* masked,
-                            int64_t begin, int64_t end, int64_t C, double* sums) {
+  static void backward_sums(const BatchNormActGradInputs<S>& inputs, void* masked, int64_t begin, int64_t end,
+                            int64_t C, double* sums) {
+    if (inputs.mask == Mask::none) return sums_as<Mask::none, false>(inputs, masked, begin, end, C, sums);
+    if (inputs.mask == Mask::by_x) return sums_as<Mask::by_x, false>(inputs, masked, begin, end, C, sums);
+    masked == nullptr ? sums_as<Mask::by_y, false>(inputs, masked, begin, end, C, sums)
+                      : sums_as<Mask::by_y, true>(inputs, masked, begin, end, C, sums);
+  }
+
+  template <Mask M, bool Write>
+  static void sums_as(const BatchNormActGradInputs<S>& inputs, void* masked, int64_t begin, int64_t end, int64_t C,
+                      double* sums) {
     for_parts(begin, end, C, [&](int64_t row, int64_t rows) {
-      const int64_t i = row * C;
-      for_channels<V>(
-          C, BackwardSums<V, T>{static_cast<const T*>(grad_y) + i,
-                                y == nullptr ? nullptr : static_cast<const T*>(y) + i, static_cast<const T*>(x) + i,
-                                mean, masked == nullptr ? nullptr : static_cast<T*>(masked) + i, rows, C, sums});
+      for_channels<V>(C, BackwardSums<V, T, M, Write>{inputs, static_cast<T*>(masked), row * C, rows, C, sums});
     });
   }
 
-  static void backward(const void* grad_y, const void* y, const void* x, const S* mean, const S* a, const S* b, const S* c,
-                       void* grad_x, int64_t begin, int64_t end, int64_t C) {
-    y == nullptr ? backward_as<false>(grad_y, y, x, mean, a, b, c, grad_x, begin, end, C)
-                 : backward_as<true>(grad_y, y, x, mean, a, b, c, grad_x, begin, end, C);
+  static void backward(const BatchNormActGradInputs<S>& inputs, const S* a, const S* b, const S* c, void* grad_x,
+                       int64_t begin, int64_t end, int64_t C) {
+    const auto as = inputs.mask == Mask::none   ? &backward_as<Mask::none>
+                    : inputs.mask == Mask::by_x ? &backward_as<Mask::by_x>
+                                                : &backward_as<Mask::by_y>;
+    as(inputs, a, b, c, grad_x, begin, end, C);
   }
 
-  template <bool Relu>
-  static void backward_as(const void* grad_y, const void* y, const void* x, const S* mean, const S* a, const S* b, const S* c,
-                          void* grad_x, int64_t begin, int64_t end, int64_t C) {
+  template <Mask M>
+  static void backward_as(const BatchNormActGradInputs<S>& inputs, const S* a, const S* b, const S* c, void* grad_x,
+                          int64_t begin, int64_t end, int64_t C) {
     for_parts(begin, end, C, [&](int64_t row, int64_t rows) {
-      const int64_t i = row * C;
-      for_channels<V>(C, Backward<V, T, Relu>{static_cast<const T*>(grad_y) + i,
-                                              static_cast<const T*>(y) + (Relu ? i : 0), static_cast<const T*>(x) + i,
-                                              mean, a, b, c, static_cast<T*>(grad_x) + i, rows, C});
+      for_channels<V>(C, Backward<V, T, M>{inputs, a, b, c, static_cast<T*>(grad_x), row * C, rows, C});
     });
   }
 

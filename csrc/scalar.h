@@ -16,7 +16,7 @@ struct One {
   static F all(S x) { return x; }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F max(F a, F b) { return a > b ? a : b; }
-  static F where_above_0(F y, F x) { return y <= 0 ? 0 : x; }
+  static F where_above(F y, S limit, F x) { return y <= limit ? 0 : x; }
   template <class T>
   static F load(const T* p) {
     return static_cast<F>(*p);

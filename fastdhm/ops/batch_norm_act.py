@@ -100,10 +100,11 @@ def _channels_last(tensor: Tensor | None) -> Tensor | None:
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, _bias, residual, ctx.eps, relu = inputs
+    x, weight, bias, residual, ctx.eps, ctx.relu = inputs
     y, mean, var = output
     ctx.has_residual = residual is not None
-    ctx.save_for_backward(x, weight, mean, var, *([y] if relu else []))
+    # Where the relu cut y off shows in y, but in x too if nothing else was added: then y need not be kept nor read.
+    ctx.save_for_backward(x, weight, bias, mean, var, *([y] if ctx.relu and ctx.has_residual else []))
     ctx.mark_non_differentiable(mean, var)
     ctx.set_materialize_grads(False)
 
@@ -111,11 +112,11 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y, _grad_mean, _grad_var):
     if grad_y is None:
         return (None,) * 6
-    x, weight, mean, var, *y = ctx.saved_tensors
+    x, weight, bias, mean, var, *y = ctx.saved_tensors
     grad_y = _channels_last(grad_y.to(x.dtype))
-    need_masked = bool(y) and ctx.has_residual and ctx.needs_input_grad[3]
+    need_masked = bool(y) and ctx.needs_input_grad[3]
     grad_x, grad_weight, grad_bias, masked = torch.ops.fastdhm.batch_norm_act_backward(
-        grad_y, x, y[0] if y else None, weight, mean, var, ctx.eps, need_masked
+        grad_y, x, y[0] if y else None, weight, bias, mean, var, ctx.eps, ctx.relu, need_masked
     )
     grad_residual = (masked if need_masked else grad_y) if ctx.has_residual else None
     return grad_x, grad_weight, grad_bias, grad_residual, None, None
@@ -128,7 +129,7 @@ if _extension.available():
         return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
 
     @torch.library.register_fake("fastdhm::batch_norm_act_backward")
-    def _backward_fake(grad_y, x, y, weight, mean, variance, eps, need_residual):
+    def _backward_fake(grad_y, x, y, weight, bias, mean, variance, eps, relu, need_residual):
         masked = torch.empty_like(x) if need_residual else x.new_empty(0)
         return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight), masked
 

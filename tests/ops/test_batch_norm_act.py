@@ -140,17 +140,63 @@ def test_opcheck(residual, relu):
     args = [None if values[n] is None else values[n].requires_grad_() for n in ("x", "weight", "bias", "residual")]
     torch.library.opcheck(torch.ops.fastdhm.batch_norm_act, (*args, 1e-5, relu))
     y, mean, var = (t.detach() for t in torch.ops.fastdhm.batch_norm_act(*args, 1e-5, relu))
-    x, weight = args[0].detach(), args[1].detach()
-    given = (torch.randn_like(y), x, y if relu else None, weight, mean, var, 1e-5, residual and relu)
+    x, weight, bias = (arg.detach() for arg in args[:3])
+    masked = residual and relu
+    given = (torch.randn_like(y), x, y if masked else None, weight, bias, mean, var, 1e-5, relu, masked)
     torch.library.opcheck(torch.ops.fastdhm.batch_norm_act_backward, given)
 
 
-def test_any_number_of_threads_gives_the_same_bits(simd):
-    values, grad_y = case(LARGE, torch.bfloat16)
+EDGES = {
+    "random": lambda values: None,
+    # x of -1, 0 and 1 alike often and no shift: a third of the sums is exactly 0
+    "zeros": lambda values: (values["x"].copy_(thirds(values["x"])), values["bias"].zero_()),
+    # around the smallest number of bfloat16, of float32 and of both: what is above 0 may round to 0
+    "tiny": lambda values: (
+        values["weight"].copy_(2.0 ** -(125 + torch.arange(len(values["weight"])) % 26)),
+        values["bias"].zero_(),
+    ),
+    "not finite": lambda values: values["x"].permute(0, 2, 3, 1).view(-1)[::97].copy_(torch.tensor(float("nan"))),
+    "infinite": lambda values: values["x"].permute(0, 2, 3, 1).view(-1)[::97].copy_(torch.tensor(float("inf"))),
+    "no weight": lambda values: (values["weight"].zero_(), values["bias"].zero_()),
+}
+
+
+def thirds(x):
+    return (torch.arange(len(x)) % 3 - 1).view(-1, 1, 1, 1).expand_as(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 7, 5, 3), (6, 33, 4, 7), (3, 100, 2, 2), (6, 1031, 3, 1), LARGE], ids=str)
+@pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
+def test_x_says_what_y_would_of_the_relu(simd, dtype, shape, edge):
+    """Without a residual the gradient is masked by what x gives, to the bit as by y itself, also where that is 0."""
+    values, grad_y = case(shape, dtype, residual=False)
+    edge(values)
+    x, weight, bias = (values[name] for name in ("x", "weight", "bias"))
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    y, mean, var = torch.ops.fastdhm.batch_norm_act(x, weight, bias, None, 1e-5, True)
+    by_y, by_x = (
+        torch.ops.fastdhm.batch_norm_act_backward(grad_y, x, given, weight, bias, mean, var, 1e-5, True, False)
+        for given in (y, None)
+    )
+    torch.testing.assert_close(by_x, by_y, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_sum_of_exactly_0_passes_no_gradient():
+    values, grad_y = case((6, 20, 3, 3), torch.float64, residual=False)
+    EDGES["zeros"](values)
+    got, exact = (run(values, grad_y, impl=impl) for impl in ("cpp", "eager"))
+    assert 0.3 < (got["y"] == 0).double().mean() < 0.7
+    torch.testing.assert_close(got, exact)
+
+
+@pytest.mark.parametrize(("residual", "relu"), list(itertools.product([True, False], repeat=2)))
+def test_any_number_of_threads_gives_the_same_bits(simd, residual, relu):
+    values, grad_y = case(LARGE, torch.bfloat16, residual=residual)
     results = []
     for number in (1, 2, 5):
         with harness.threads(number):
-            results.append(run(values, grad_y, impl="cpp"))
+            results.append(run(values, grad_y, relu=relu, impl="cpp"))
     assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
 
 
@@ -176,14 +222,20 @@ def test_gradients_are_those_that_are_asked_for():
         assert not batch_norm_act(*values.values(), impl="cpp").requires_grad
 
 
-def test_a_result_changed_in_place_is_noticed():
-    values, grad_y = case((2, 4, 3, 3), torch.float32)
-    values["x"].requires_grad_()
-    y = batch_norm_act(*values.values(), impl="cpp")
-    with torch.no_grad():
-        y.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.backward(grad_y)
+def test_a_result_changed_in_place_is_noticed_where_it_is_needed():
+    for residual in (True, False):
+        values, grad_y = case((2, 4, 3, 3), torch.float32, residual=residual)
+        expected = run(values, grad_y, impl="cpp")["grad_x"]
+        x = values["x"].requires_grad_()
+        y = batch_norm_act(*values.values(), impl="cpp")
+        with torch.no_grad():
+            y.add_(1)
+        if residual:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.backward(grad_y)
+        else:
+            y.backward(grad_y)
+            assert torch.equal(x.grad.double(), expected)
 
 
 @pytest.mark.parametrize(
