@@ -7,6 +7,7 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/BFloat16.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -98,10 +99,18 @@ struct Affine {
   }
 };
 
+// Move a running statistic towards what this batch has.
 template <class S>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>& code, const at::Tensor& x,
-                                                       const at::Tensor& weight, const at::Tensor& bias,
-                                                       const void* residual, double eps, bool relu) {
+void move(const at::Tensor& running, int64_t c, double found, double momentum) {
+  S& value = running.mutable_data_ptr<S>()[c];
+  value = static_cast<S>(value + momentum * (found - value));
+}
+
+using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+template <class S>
+Result forward(const BatchNormActCode<S>& code, const at::Tensor& x, const at::Tensor& running_mean,
+               const at::Tensor& running_var, const at::Tensor& weight, const at::Tensor& bias, const void* residual,
+               double momentum, double eps, bool relu) {
   const int64_t C = x.size(1), R = x.numel() / C;
   at::Tensor y = at::empty_like(x), mean = at::empty_like(weight), variance = at::empty_like(weight);
   const void* from = x.const_data_ptr();
@@ -119,6 +128,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>
     const double var = std::max(sums[C + c] / R - offset * offset, 0.0);  // NaN stays NaN
     mean.mutable_data_ptr<S>()[c] = static_cast<S>(pivot[c] + offset);
     variance.mutable_data_ptr<S>()[c] = static_cast<S>(var);
+    move<S>(running_mean, c, pivot[c] + offset, momentum);
+    move<S>(running_var, c, var * R / (R - 1), momentum);
   }
   const Affine<S> affine(weight, bias, mean, variance, eps);
   for_rows(R, C, [&](int64_t begin, int64_t end) {
@@ -127,24 +138,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const BatchNormActCode<S>
   return {y, mean, variance};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_cpu(const at::Tensor& x, const at::Tensor& weight,
-                                                                  const at::Tensor& bias,
-                                                                  const std::optional<at::Tensor>& residual, double eps,
-                                                                  bool relu) {
-  check(x, {&weight, &bias});
+Result batch_norm_act_cpu(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
+                          const at::Tensor& weight, const at::Tensor& bias, const std::optional<at::Tensor>& residual,
+                          double momentum, double eps, bool relu) {
+  check(x, {&running_mean, &running_var, &weight, &bias});
   if (residual.has_value()) check_channels_last(*residual, "residual", x);
   return x.scalar_type() == at::kDouble
-             ? forward<double>(double_code(), x, weight, bias, data(residual), eps, relu)
-             : forward<float>(float_code(x.scalar_type()), x, weight, bias, data(residual), eps, relu);
+             ? forward<double>(double_code(), x, running_mean, running_var, weight, bias, data(residual), momentum, eps,
+                               relu)
+             : forward<float>(float_code(x.scalar_type()), x, running_mean, running_var, weight, bias, data(residual),
+                              momentum, eps, relu);
 }
 
+using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 template <class S>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const BatchNormActCode<S>& code,
-                                                                    const at::Tensor& grad_y, const at::Tensor& x,
-                                                                    const void* y, const at::Tensor& weight,
-                                                                    const at::Tensor& bias, const at::Tensor& mean,
-                                                                    const at::Tensor& variance, double eps, Mask mask,
-                                                                    bool need_residual) {
+Grads backward(const BatchNormActCode<S>& code, const at::Tensor& grad_y, const at::Tensor& x, const void* y,
+               const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+               double eps, Mask mask, bool need_residual) {
   const int64_t C = x.size(1), R = x.numel() / C;
   at::Tensor grad_x = at::empty_like(x), grad_weight = at::empty_like(weight), grad_bias = at::empty_like(weight);
   // Where the gradient is masked, what the residual gets is written once and read in place of grad_y and y.
@@ -176,10 +186,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const BatchN
   return {grad_x, grad_weight, grad_bias, masked};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward_cpu(
-    const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& y, const at::Tensor& weight,
-    const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance, double eps, bool relu,
-    bool need_residual) {
+Grads batch_norm_act_backward_cpu(const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& y,
+                                  const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& mean,
+                                  const at::Tensor& variance, double eps, bool relu, bool need_residual) {
   check(x, {&weight, &bias, &mean, &variance});
   check_channels_last(grad_y, "grad_y", x);
   if (y.has_value()) check_channels_last(*y, "y", x);
@@ -192,6 +201,61 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backwa
                                                           mean, variance, eps, mask, need_residual);
 }
 
+template <class Op>
+c10::TypedOperatorHandle<Op> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
+}
+
+// In C++, because in Python a call and its gradient cost as much as a small norm.
+struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
+  // Tensors first: their places are those of the gradients.
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                                                const at::Tensor& weight, const at::Tensor& bias,
+                                                const std::optional<at::Tensor>& residual,
+                                                const at::Tensor& running_mean, const at::Tensor& running_var,
+                                                double momentum, double eps, bool relu) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op = find<decltype(batch_norm_act_cpu)>("fastdhm::batch_norm_act");
+    const auto [y, mean, variance] =
+        op.call(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu);
+    for (const at::Tensor& written : {running_mean, running_var}) written.unsafeGetTensorImpl()->bump_version();
+    // What the relu cut off shows in y, but in x too if nothing else was added: then y need not be kept nor read.
+    context->save_for_backward({x, weight, bias, mean, variance, relu && residual ? y : at::Tensor()});
+    context->saved_data["residual"] = residual.has_value();
+    context->saved_data["eps"] = eps;
+    context->saved_data["relu"] = relu;
+    context->mark_non_differentiable({mean, variance});
+    context->set_materialize_grads(false);
+    return {y, mean, variance};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    torch::autograd::variable_list to(9);
+    if (!grads[0].defined()) return to;
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &y = saved[5];
+    const at::Tensor grad_y = grads[0].to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
+    const bool has_residual = context->saved_data["residual"].toBool();
+    const bool need_masked = y.defined() && context->needs_input_grad(3);
+    static const auto op = find<decltype(batch_norm_act_backward_cpu)>("fastdhm::batch_norm_act_backward");
+    at::Tensor masked;
+    std::tie(to[0], to[1], to[2], masked) =
+        op.call(grad_y, x, y.defined() ? std::make_optional(y) : std::nullopt, saved[1], saved[2], saved[3], saved[4],
+                context->saved_data["eps"].toDouble(), context->saved_data["relu"].toBool(), need_masked);
+    if (has_residual) to[3] = need_masked ? masked : grad_y;
+    return to;
+  }
+};
+
+Result batch_norm_act_autograd(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
+                               const at::Tensor& weight, const at::Tensor& bias,
+                               const std::optional<at::Tensor>& residual, double momentum, double eps, bool relu) {
+  const auto results =
+      BatchNormActAutograd::apply(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu);
+  return {results[0], results[1], results[2]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
@@ -199,7 +263,9 @@ TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("batch_norm_act_backward", &batch_norm_act_backward_cpu);
 }
 
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {  // a gradient of the gradient: an error, not a warning and 0
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
+  m.impl("batch_norm_act", &batch_norm_act_autograd);
+  // a gradient of the gradient: an error, not a warning and 0
   m.impl("batch_norm_act_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

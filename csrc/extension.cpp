@@ -21,8 +21,8 @@ TORCH_LIBRARY(fastdhm, m) {
       "match_ranks(Tensor distances, Tensor query, Tensor gallery, Tensor left_query, Tensor left_gallery, "
       "Tensor junk, int top_k) -> (Tensor ranks, Tensor nearest, int wrong_row)");
   m.def(
-      "batch_norm_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu) -> "
-      "(Tensor y, Tensor mean, Tensor variance)");
+      "batch_norm_act(Tensor x, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor weight, Tensor bias, "
+      "Tensor? residual, float momentum, float eps, bool relu) -> (Tensor y, Tensor mean, Tensor variance)");
   m.def(
       "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, "
       "Tensor variance, float eps, bool relu, bool need_residual) -> "

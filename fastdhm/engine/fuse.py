@@ -34,8 +34,8 @@ class NormAct(nn.Module):
         self.norm, self.relu = norm, relu
 
     def forward(self, x_BCHW: Tensor, residual_BCHW: Tensor | float | None = None) -> Tensor:
-        norm, summand = self.norm, residual_BCHW is None or isinstance(residual_BCHW, Tensor)
-        if norm.training and summand and norms.why_not(x_BCHW, norm.weight, residual_BCHW) is None:
+        norm = self.norm
+        if norm.training and (residual_BCHW is None or isinstance(residual_BCHW, Tensor)):
             norm.num_batches_tracked.add_(1)
             return norms.batch_norm_act(
                 x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, residual_BCHW,

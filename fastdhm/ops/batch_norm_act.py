@@ -3,6 +3,8 @@
 Legend: B batch, C channels, H height, W width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from fastdhm.ops import _extension
 
 IMPLS = ("auto", "eager", "cpp")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # of the C++ form
+VECTORS = ("running_mean", "running_var", "weight", "bias")
 
 
 def batch_norm_act(
@@ -38,7 +41,7 @@ def batch_norm_act(
         x_BCHW: float32, bfloat16 or float64 (any floating type with ``eager``), any strides; gets a gradient, as do
             ``weight_C``, ``bias_C`` and ``residual_BCHW``.
         running_mean_C, running_var_C: moved in place by ``momentum`` towards the batch's mean and unbiased variance.
-        weight_C, bias_C: the scale and the shift of each channel, float32 (float64 for float64).
+        weight_C, bias_C: the scale and the shift of each channel. All four vectors: float32 (float64 for float64).
         residual_BCHW: added before the activation, like ``x_BCHW``; ``None`` for none.
         relu: whether there is an activation.
         impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run, else ``eager``.
@@ -53,22 +56,16 @@ def batch_norm_act(
     """
     if impl not in IMPLS:
         raise UserError(f"impl is {impl!r}, must be one of {', '.join(IMPLS)}")
-    reason = None if impl == "eager" else why_not(x_BCHW, weight_C, residual_BCHW)
+    vectors = (running_mean_C, running_var_C, weight_C, bias_C)
+    reason = None if impl == "eager" else why_not(x_BCHW, vectors, residual_BCHW)
     if impl == "cpp" and reason is not None:
         raise UserError(f"batch_norm_act with impl='cpp' cannot take this: {reason}")
-    running = (running_mean_C, running_var_C)
     if impl == "eager" or reason is not None:
-        return batch_norm_act_eager(x_BCHW, *running, weight_C, bias_C, residual_BCHW, momentum, eps, relu)
-    count = x_BCHW.numel() // x_BCHW.shape[1]
-    if count < 2:
+        return batch_norm_act_eager(x_BCHW, *vectors, residual_BCHW, momentum, eps, relu)
+    if x_BCHW.numel() == x_BCHW.shape[1]:
         raise UserError(f"x is {tuple(x_BCHW.shape)}: batch norm needs more than one value per channel in training")
-    y_BCHW, mean_C, var_C = torch.ops.fastdhm.batch_norm_act(
-        _channels_last(x_BCHW), weight_C, bias_C, _channels_last(residual_BCHW), eps, relu
-    )
-    with torch.no_grad():
-        running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
-        running_var_C.lerp_((var_C * (count / (count - 1))).to(running_var_C.dtype), momentum)
-    return y_BCHW
+    x_BCHW, residual_BCHW = _channels_last(x_BCHW), _channels_last(residual_BCHW)
+    return torch.ops.fastdhm.batch_norm_act(x_BCHW, *vectors, residual_BCHW, momentum, eps, relu)[0]
 
 
 def batch_norm_act_eager(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu):
@@ -78,19 +75,19 @@ def batch_norm_act_eager(x, running_mean, running_var, weight, bias, residual, m
     return F.relu(y) if relu else y
 
 
-def why_not(x_BCHW: Tensor, weight_C: Tensor, residual_BCHW: Tensor | None) -> str | None:
+def why_not(x_BCHW: Tensor, vectors: Sequence[Tensor], residual_BCHW: Tensor | None) -> str | None:
     """Why the C++ form cannot take these, or None where it can."""
     if not _extension.available():
         return _extension.reason()
-    if x_BCHW.device.type != "cpu" or x_BCHW.dtype not in DTYPES or x_BCHW.ndim != 4 or not x_BCHW.numel():
-        shape = tuple(x_BCHW.shape)
-        return (
-            f"x is {x_BCHW.dtype} {shape} on {x_BCHW.device}, must be float32, bfloat16 or float64 [B, C, H, W] on cpu"
-        )
-    own = torch.float64 if x_BCHW.dtype == torch.float64 else torch.float32
-    if weight_C.dtype != own:
-        return f"weight is {weight_C.dtype}, must be {own} for {x_BCHW.dtype} activations"
-    if residual_BCHW is not None and (residual_BCHW.shape, residual_BCHW.dtype) != (x_BCHW.shape, x_BCHW.dtype):
+    dtype = x_BCHW.dtype
+    if x_BCHW.device.type != "cpu" or dtype not in DTYPES or x_BCHW.ndim != 4 or not x_BCHW.numel():
+        what = f"x is {dtype} {tuple(x_BCHW.shape)} on {x_BCHW.device}"
+        return f"{what}, must be float32, bfloat16 or float64 [B, C, H, W] on cpu"
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, vector_C in zip(VECTORS, vectors, strict=True):
+        if vector_C.dtype != own:
+            return f"{name} is {vector_C.dtype}, must be {own} for {dtype} activations"
+    if residual_BCHW is not None and (residual_BCHW.dtype != dtype or residual_BCHW.shape != x_BCHW.shape):
         return f"residual is {residual_BCHW.dtype} {tuple(residual_BCHW.shape)}, must be like x"
     return None
 
@@ -99,38 +96,13 @@ def _channels_last(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _setup_context(ctx, inputs, output):
-    x, weight, bias, residual, ctx.eps, ctx.relu = inputs
-    y, mean, var = output
-    ctx.has_residual = residual is not None
-    # Where the relu cut y off shows in y, but in x too if nothing else was added: then y need not be kept nor read.
-    ctx.save_for_backward(x, weight, bias, mean, var, *([y] if ctx.relu and ctx.has_residual else []))
-    ctx.mark_non_differentiable(mean, var)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_y, _grad_mean, _grad_var):
-    if grad_y is None:
-        return (None,) * 6
-    x, weight, bias, mean, var, *y = ctx.saved_tensors
-    grad_y = _channels_last(grad_y.to(x.dtype))
-    need_masked = bool(y) and ctx.needs_input_grad[3]
-    grad_x, grad_weight, grad_bias, masked = torch.ops.fastdhm.batch_norm_act_backward(
-        grad_y, x, y[0] if y else None, weight, bias, mean, var, ctx.eps, ctx.relu, need_masked
-    )
-    grad_residual = (masked if need_masked else grad_y) if ctx.has_residual else None
-    return grad_x, grad_weight, grad_bias, grad_residual, None, None
-
-
 if _extension.available():
 
     @torch.library.register_fake("fastdhm::batch_norm_act")
-    def _fake(x, weight, bias, residual, eps, relu):
+    def _fake(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu):
         return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
 
     @torch.library.register_fake("fastdhm::batch_norm_act_backward")
     def _backward_fake(grad_y, x, y, weight, bias, mean, variance, eps, relu, need_residual):
         masked = torch.empty_like(x) if need_residual else x.new_empty(0)
         return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight), masked
-
-    torch.library.register_autograd("fastdhm::batch_norm_act", _backward, setup_context=_setup_context)

@@ -137,10 +137,10 @@ def test_gradcheck():
 @pytest.mark.parametrize("relu", [True, False])
 def test_opcheck(residual, relu):
     values, _ = case((3, 18, 2, 3), torch.float32, residual=residual)
-    args = [None if values[n] is None else values[n].requires_grad_() for n in ("x", "weight", "bias", "residual")]
-    torch.library.opcheck(torch.ops.fastdhm.batch_norm_act, (*args, 1e-5, relu))
-    y, mean, var = (t.detach() for t in torch.ops.fastdhm.batch_norm_act(*args, 1e-5, relu))
-    x, weight, bias = (arg.detach() for arg in args[:3])
+    x, weight, bias = (values[name] for name in ("x", "weight", "bias"))
+    leaves = {n: v if v is None or n.startswith("running") else v.clone().requires_grad_() for n, v in values.items()}
+    torch.library.opcheck(torch.ops.fastdhm.batch_norm_act, (*leaves.values(), 0.1, 1e-5, relu))
+    y, mean, var = torch.ops.fastdhm.batch_norm_act(*values.values(), 0.1, 1e-5, relu)
     masked = residual and relu
     given = (torch.randn_like(y), x, y if masked else None, weight, bias, mean, var, 1e-5, relu, masked)
     torch.library.opcheck(torch.ops.fastdhm.batch_norm_act_backward, given)
@@ -174,7 +174,7 @@ def test_x_says_what_y_would_of_the_relu(simd, dtype, shape, edge):
     edge(values)
     x, weight, bias = (values[name] for name in ("x", "weight", "bias"))
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-    y, mean, var = torch.ops.fastdhm.batch_norm_act(x, weight, bias, None, 1e-5, True)
+    y, mean, var = torch.ops.fastdhm.batch_norm_act(*values.values(), 0.1, 1e-5, True)
     by_y, by_x = (
         torch.ops.fastdhm.batch_norm_act_backward(grad_y, x, given, weight, bias, mean, var, 1e-5, True, False)
         for given in (y, None)
@@ -222,6 +222,50 @@ def test_gradients_are_those_that_are_asked_for():
         assert not batch_norm_act(*values.values(), impl="cpp").requires_grad
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_in_a_compiled_function(residual):
+    """As a whole, with the running statistics moved."""
+    values, grad_y = case((3, 18, 2, 3), torch.float32, residual=residual)
+
+    def twice(x, running_mean, running_var, weight, bias, residual):
+        y = batch_norm_act(x, running_mean, running_var, weight, bias, residual, impl="cpp")
+        return batch_norm_act(2 * y, running_mean, running_var, weight, bias, residual, impl="cpp")
+
+    results = []
+    for op in (twice, torch.compile(twice, fullgraph=True, backend="aot_eager")):
+        given = {n: v if v is None else v.clone() for n, v in values.items()}
+        leaves = [v.requires_grad_() for n, v in given.items() if v is not None and not n.startswith("running")]
+        y = op(*given.values())
+        results.append([y, given["running_mean"], given["running_var"], *torch.autograd.grad(y, leaves, grad_y)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    values, grad_y = case((2, 4, 3, 3), torch.float32)
+    x = values["x"].requires_grad_()
+    y = batch_norm_act(*values.values(), impl="cpp")
+    (grad_x,) = torch.autograd.grad(y, x, grad_y, create_graph=True)
+    with pytest.raises(RuntimeError, match="derivative for fastdhm::batch_norm_act_backward is not implemented"):
+        grad_x.sum().backward()
+
+
+def test_mean_and_variance_have_no_gradient():
+    values, _ = case((2, 4, 3, 3), torch.float32)
+    values["x"].requires_grad_()
+    y, mean, var = torch.ops.fastdhm.batch_norm_act(*values.values(), 0.1, 1e-5, True)
+    assert y.requires_grad and not mean.requires_grad and not var.requires_grad
+
+
+def test_the_running_statistics_count_as_written():
+    """Autograd notices that what it kept of them is gone."""
+    values, _ = case((2, 4, 3, 3), torch.float32)
+    scale = torch.ones(4, requires_grad=True)
+    kept = scale * values["running_var"]
+    batch_norm_act(*values.values(), impl="cpp")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.sum().backward()
+
+
 def test_a_result_changed_in_place_is_noticed_where_it_is_needed():
     for residual in (True, False):
         values, grad_y = case((2, 4, 3, 3), torch.float32, residual=residual)
@@ -248,6 +292,7 @@ def test_a_result_changed_in_place_is_noticed_where_it_is_needed():
         ({"x": torch.zeros(2, 4)}, r"x is torch.float32 \(2, 4\)"),
         ({"x": torch.zeros(1, 4, 1, 1), "residual": None}, r"x is \(1, 4, 1, 1\).*more than one value per channel"),
         ({"weight": torch.ones(4, dtype=torch.float64)}, "weight is torch.float64, must be torch.float32"),
+        ({"running_var": torch.ones(4, dtype=torch.bfloat16)}, "running_var is torch.bfloat16, must be torch.float32"),
         ({"residual": torch.zeros(2, 4, 3, 1)}, "residual is torch.float32 .*must be like x"),
     ],
 )
@@ -269,10 +314,10 @@ def test_auto_does_the_rest_by_eager():
 @pytest.mark.parametrize("given", [
     {"x": torch.zeros(2, 4, 3, 3, dtype=torch.float64)}, {"x": torch.zeros(2, 4, 3, 3)[:, :, ::2]},
     {"x": torch.zeros(0, 4, 3, 3)}, {"weight": torch.zeros(3)}, {"bias": torch.zeros(8)[::2]},
+    {"running_mean": torch.zeros(3)}, {"running_var": torch.zeros(4, dtype=torch.float64)},
     {"residual": torch.zeros(2, 4, 3, 2)},
 ])  # fmt: skip
 def test_the_raw_op_reads_nothing_out_of_bounds(given):
-    names = ("x", "weight", "bias", "residual")
     values = case((2, 4, 3, 3), torch.float32)[0] | given
     with pytest.raises(ValueError, match="must be|no elements"):
-        torch.ops.fastdhm.batch_norm_act(*(values[name] for name in names), 1e-5, True)
+        torch.ops.fastdhm.batch_norm_act(*values.values(), 0.1, 1e-5, True)
