@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.sgd import sgd as functional_sgd
 
 
 def make_sgd(
@@ -16,7 +17,7 @@ def make_sgd(
     A branch that sits a step out has no gradient, and SGD leaves it alone: no decay, and its momentum stays for later.
     """
     groups = _groups(model, weight_decay, decay_norm_bias)
-    sgd = _without_compiler(torch.optim.SGD)(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    sgd = _sgd()(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
         # The fused step fails where some of its tensors have a buffer and others have not, such as those of a branch
         # that was out until now. From zeros the first step is what it is from nothing.
@@ -33,7 +34,7 @@ def make_amsgrad(
     begin with its first gradient, so that a layer which was frozen till then starts with the right bias correction.
     """
     groups = _groups(model, weight_decay, decay_norm_bias)
-    return _without_compiler(torch.optim.Adam)(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
+    return _adam()(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
 
 
 def place_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device, captured: bool) -> None:
@@ -52,6 +53,58 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+
+
+@functools.cache
+def _sgd() -> type[torch.optim.SGD]:
+    class SGD(_without_compiler(torch.optim.SGD)):
+        """torch's, whose step is handed views; with momentum it has all its buffers from the start."""
+
+        @torch.no_grad()
+        def step(self) -> None:
+            for group in self.param_groups:
+                moved = [p for p in group["params"] if p.grad is not None]
+                buffers = [self.state[p]["momentum_buffer"] for p in moved] if group["momentum"] else []
+                functional = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize", "fused")
+                functional_sgd(
+                    *_as_they_lie(moved, [p.grad for p in moved], buffers),
+                    **{name: group[name] for name in functional},
+                    grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None),
+                )  # fmt: skip
+
+    return SGD
+
+
+@functools.cache
+def _adam() -> type[torch.optim.Adam]:
+    class Adam(_without_compiler(torch.optim.Adam)):
+        """torch's, whose step is handed views."""
+
+        def _init_group(self, group, params, grads, *state):
+            has_complex = super()._init_group(group, params, grads, *state)
+            lists = (params, grads, *state[:-1])  # the last are the counts of steps
+            for tensors, views in zip(lists, _as_they_lie(*lists), strict=True):
+                tensors[:] = views
+            return has_complex
+
+    return Adam
+
+
+def _as_they_lie(params: list[Tensor], grads: list[Tensor], *state: list[Tensor]) -> tuple[list[Tensor], ...]:
+    """The same memory as views whose elements are adjacent, each in the order in which its parameter has them.
+
+    On a CPU torch's fused steps go through memory as it lies, whatever the strides: where a gradient lies otherwise
+    than its parameter, numbers meet that do not belong together. And of a channels-last one they make a copy of no use.
+    """
+    orders = [None if p.is_contiguous() else sorted(range(p.ndim), key=p.stride, reverse=True) for p in params]
+
+    def views(tensors: list[Tensor]) -> list[Tensor]:
+        pairs = zip(tensors, orders, strict=bool(tensors))  # a list may be empty: without momentum, without AMSGrad
+        return [tensor if order is None else tensor.permute(order) for tensor, order in pairs]
+
+    seen = [views(tensors) for tensors in (params, *state)]
+    assert all(tensor.is_contiguous() for tensors in seen for tensor in tensors), "lies otherwise than its parameter"
+    return seen[0], [grad.contiguous() for grad in views(grads)], *seen[1:]
 
 
 @functools.cache

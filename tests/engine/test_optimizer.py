@@ -1,5 +1,7 @@
 """What moves the weights, and what stands still."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,50 @@ def test_without_torchs_wrappers_the_bits_are_the_same(name):
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
         models.append(model)
     assert torch.equal(models[0].weight, models[1].weight)
+
+
+LAYOUTS = {
+    "plain": lambda tensor: tensor.contiguous(),
+    "channels-last": lambda tensor: tensor.contiguous(memory_format=torch.channels_last),
+    "turned": lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+def test_a_step_is_the_same_wherever_numbers_lie(kind, layout, grad_layout):
+    """Parameters of any layout with gradients of any other, against torch's own step of plain ones."""
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        parameter = nn.Parameter((LAYOUTS[layout] if ours else torch.Tensor.contiguous)(torch.randn(8, 6, 3, 3)))
+        holder = nn.ParameterList([parameter])
+        if ours:
+            optimizer = MAKERS[kind](holder, 0.01, True)
+        elif kind == "sgd":
+            optimizer = torch.optim.SGD([parameter], 0.1, 0.9, weight_decay=0.01, fused=True)
+        else:
+            optimizer = torch.optim.Adam([parameter], 0.1, weight_decay=0.01, amsgrad=True, fused=True)
+        for _ in range(3):
+            parameter.grad = (LAYOUTS[grad_layout] if ours else torch.Tensor.contiguous)(torch.randn(8, 6, 3, 3))
+            optimizer.step()
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        if ours:
+            assert set(optimizer.state) == {parameter}
+            state = [value for name, value in optimizer.state[parameter].items() if name != "step"]
+            assert state and all(value.stride() == parameter.stride() for value in state)
+        results.append(parameter.detach().contiguous())
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_step_copies_no_gradient(kind):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
+    optimizer = MAKERS[kind](model, 0.01, True)
+    model(torch.randn(2, 4, 6, 6)).sum().backward()
+    optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        optimizer.step()
+    seen = [event.input_shapes[0] for event in profile.events() if event.name == "aten::clone"]
+    assert not seen and any("fused" in event.name for event in profile.events())
