@@ -3,7 +3,7 @@
 Legend: B batch, C channels in, K channels out, H height, W width.
 
 Peers: ``tiles`` (``impl="cpp"``, Winograd's), ``eager`` (torch's convolution, of oneDNN), and ``products``, the limit:
-the multiplications that tiles of 2x2 outputs cannot do without, 16 matrix products of [tiles, C] and [C, K] for y and
+the multiplications that tiles of 4x4 outputs cannot do without, 36 matrix products of [tiles, C] and [C, K] for y and
 as many for each gradient, by ``torch.bmm`` on numbers that lie ready. What the op keeps between calls is not in
 its memory here.
 """
@@ -27,7 +27,8 @@ GRID = (
 )  # fmt: skip
 QUICK = ((2, 16, 16, 8, 8),)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-POINTS = 16  # of a tile
+POINTS, SIDE = 36, 4  # of a tile, and its outputs a side
+TOLERANCE = 0.03  # bfloat16's tiles lose 1% on average, see conv3x3
 MARKS = {"eager over tiles": ("eager", "tiles"), "tiles over the products": ("tiles", "products")}
 
 
@@ -65,7 +66,7 @@ def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
     weight_KC33 = (torch.randn(K, C, 3, 3, generator=generator) / (3 * C**0.5)).contiguous(**last)
     grad_BKHW = torch.randn(B, K, H, W, generator=generator).to(dtype, **last)
     expected = _rows(_once(conv3x3_eager, x_BCHW.double(), weight_KC33.double(), grad_BKHW.double()), torch.float64)
-    agrees = harness.agrees_with(expected)
+    agrees = harness.agrees_with(expected, TOLERANCE if dtype == torch.bfloat16 else None)
     rules = {"tiles": lambda x, weight: conv3x3(x, weight, impl="cpp"), "eager": conv3x3_eager}
     found = [
         Peer(
@@ -75,7 +76,7 @@ def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
         )
         for name, rule in rules.items()
     ]
-    tiles = B * -(-H // 2) * -(-W // 2)
+    tiles = B * -(-H // SIDE) * -(-W // SIDE)
     ready = [torch.randn(POINTS, *size, generator=generator).to(dtype) for size in ((tiles, C), (C, K), (tiles, K))]
     return [*found, Peer(name="products", run=lambda: _products(*ready), check=lambda _: None)]
 

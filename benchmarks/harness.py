@@ -220,32 +220,34 @@ def name_auto(run: Callable[[str], object], impls: Sequence[str]) -> str:
     return ", ".join(sorted(name for name in wanted if name.startswith("fastdhm::"))) or "unknown"
 
 
-def agrees_with(expected: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], str | None]:
-    """A check that every tensor of a result is the expected one of that name, within its own dtype's tolerance."""
+def agrees_with(
+    expected: dict[str, Tensor], tolerance: float | None = None
+) -> Callable[[dict[str, Tensor]], str | None]:
+    """A check that every tensor of a result is the expected one of that name, see :func:`disagreement`."""
 
     def check(result: dict[str, Tensor]) -> str | None:
         unknown = result.keys() - expected.keys()
         if unknown or not result:
             return f"nothing to check {', '.join(sorted(unknown)) or 'an empty result'} against"
-        found = ((name, disagreement(tensor, expected[name])) for name, tensor in result.items())
+        found = ((name, disagreement(tensor, expected[name], tolerance)) for name, tensor in result.items())
         return next((f"{name} {reason}" for name, reason in found if reason), None)
 
     return check
 
 
-def disagreement(actual: Tensor, expected: Tensor) -> str | None:
+def disagreement(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> str | None:
     """What is wrong with ``actual``, or None.
 
     Floating: in each row (the last dimension) ``sum |actual - expected| <= tolerance * sum |expected|``, with the
-    tolerance of ``actual``'s dtype; so a few wrong values count even where one other outweighs them all. Any other
-    dtype: equal.
+    tolerance given, or that of ``actual``'s dtype; so a few wrong values count even where one other outweighs them
+    all. Any other dtype: equal.
     """
     if actual.shape != expected.shape:
         return f"has shape {tuple(actual.shape)}, must have {tuple(expected.shape)}"
     actual, expected = actual.detach().cpu(), expected.detach().cpu()
     if not actual.is_floating_point():
         return None if torch.equal(actual, expected) else "differs"
-    tolerance, limits = TOLERANCES[actual.dtype], torch.finfo(actual.dtype)
+    tolerance, limits = tolerance or TOLERANCES[actual.dtype], torch.finfo(actual.dtype)
     actual, expected = torch.atleast_1d(actual.double()), torch.atleast_1d(expected.double())
     size = expected.abs().sum(-1)
     error = (actual - expected).abs().sum(-1)

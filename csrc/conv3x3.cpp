@@ -40,9 +40,9 @@ const Conv3x3Code<float>& float_code(at::ScalarType dtype) {
   return *code;
 }
 
-constexpr int64_t kNear = 1 << 18;       // bytes of transformed numbers that stay in the near cache of a core
+constexpr int64_t kNear = 1 << 19;       // bytes of transformed numbers that stay in the near cache of a core
 constexpr int64_t kShared = 1 << 22;     // and in that which the cores share
-constexpr int64_t kSmallSums = 64 * 64;  // weights so few that their sums stay near too
+constexpr int64_t kSmallSums = 32 * 32;  // weights so few that their sums stay near too
 constexpr int64_t kSets = 8;             // of such sums: so many threads can work on one gradient
 constexpr int64_t kLeastTiles = 256;     // make products long enough to pay for their sums' way to memory and back
 
@@ -103,7 +103,7 @@ void sums_by_images(const Conv3x3Code<S>& code, const void* grad_y, const void* 
 }
 
 // The same in one set, too large for that: parts of the images are transformed by all threads, then each thread has
-// some of the points. At most 16 threads work on the products.
+// some of the points. At most 36 threads work on the products.
 template <class S>
 void sums_by_points(const Conv3x3Code<S>& code, const void* grad_y, const void* x, const Conv3x3Shape& shape, S* sums) {
   const int64_t rows = shape.B * shape.tile_rows();

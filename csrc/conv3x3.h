@@ -1,8 +1,8 @@
 // What the CPU forms of fastdhm::conv3x3 share. Legend: B images of H x W pixels, C channels in, K channels out.
 //
-// Winograd's F(2x2, 3x3): the image is cut into tiles of 4 x 4 pixels, two apart, that make 2 x 2 outputs each.
-// Transformed, a tile is 16 numbers, and a convolution 16 matrix products, one for each "point" of the tile:
-// 16 multiplications for four outputs instead of 36. All tensors of activations are [B, H, W, C], channels adjacent.
+// Winograd's F(4x4, 3x3): the image is cut into tiles of 6 x 6 pixels, four apart, that make 4 x 4 outputs each.
+// Transformed, a tile is 36 numbers, and a convolution 36 matrix products, one for each "point" of the tile:
+// 36 multiplications for 16 outputs instead of 144. All tensors of activations are [B, H, W, C], channels adjacent.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,14 @@
 
 namespace fastdhm {
 
-constexpr int64_t kPoints = 16;
+constexpr int kOutputs = 4, kInputs = 6;  // of a tile, a side
+constexpr int kPoints = kInputs * kInputs;
 
 struct Conv3x3Shape {
   int64_t B, H, W, C, K;
 
-  int64_t tile_rows() const { return (H + 1) / 2; }
-  int64_t tile_columns() const { return (W + 1) / 2; }
+  int64_t tile_rows() const { return (H + kOutputs - 1) / kOutputs; }
+  int64_t tile_columns() const { return (W + kOutputs - 1) / kOutputs; }
 };
 
 // Code for activations of one type, Real being what weights and sums are: float, or double for double.

@@ -9,6 +9,7 @@ namespace fastdhm {
 namespace {
 
 constexpr int64_t kApart = 64;        // bytes between the arrays of two points, lest all begin on one line of the cache
+constexpr int64_t kBlockTiles = 64;    // about so many tiles pass through the near cache together
 constexpr int64_t kNearInputs = 128;  // channels whose weights stay near while all tiles of a block meet them
 
 template <class P, class T>
@@ -35,17 +36,24 @@ struct Conv3x3 {
       turned ? along(vector, N) : across(vector, N);
     }
 
-    // Lanes go across the rows.
+    // Lanes go across the rows: W of them are transformed, then put side by side.
     void across(int64_t vector, int N) const {
-      for (int64_t k = begin > vector * W ? begin : vector * W; k < end && k < (vector + N) * W; ++k) {
-        for (int64_t c = 0; c < C; c += W) {
-          F u[kPoints];
-          transform_weights<P>(weight + k * 9 * C + c, C, false, u);
-          E* to = packed + vector * W * kPoints * C + c * N * W + (k - vector * W) * kPair;
-          for (int64_t point = 0; point < kPoints; ++point, to += C * N * W) {
-            E lanes[W];
-            P::store_element(lanes, u[point]);
-            for (int64_t i = 0; i < W; i += kPair) __builtin_memcpy(to + i * N * W, lanes + i, kPair * sizeof(E));
+      for (int n = 0; n < N; ++n) {
+        const int64_t first = (vector + n) * W;
+        for (int64_t c = 0; begin <= first && first < end && c < C; c += W) {
+          E lanes[W][kPoints][W];
+          for (int64_t i = 0; i < W; ++i) {
+            F u[kPoints];
+            transform_weights<P>(weight + (first + i) * 9 * C + c, C, false, u);
+            for (int point = 0; point < kPoints; ++point) P::store_element(lanes[i][point], u[point]);
+          }
+          E* to = packed + (vector * kPoints * C + c * N + n * kPair) * W;
+          for (int point = 0; point < kPoints; ++point, to += C * N * W) {
+            for (int64_t pair = 0; pair < W; pair += kPair) {
+              for (int64_t i = 0; i < W; ++i) {
+                __builtin_memcpy(to + pair * N * W + i * kPair, lanes[i][point] + pair, kPair * sizeof(E));
+              }
+            }
           }
         }
       }
@@ -72,10 +80,9 @@ struct Conv3x3 {
     for_vector_blocks<kAtOnce>((turned ? C : K) / W, Pack{weight, K, C, turned, begin, end, static_cast<E*>(packed)});
   }
 
-  // Rows of tiles in a block of y: more where more weights pass by for each. Measured on an EPYC with AVX-512.
+  // Rows of tiles in a block of y.
   static int64_t block_rows(const Conv3x3Shape& shape) {
-    const int64_t weights = shape.C * shape.K, tiles = weights <= 64 * 64 ? 24 : weights <= 128 * 128 ? 32 : 96;
-    return (tiles + shape.tile_columns() - 1) / shape.tile_columns();
+    return (kBlockTiles + shape.tile_columns() - 1) / shape.tile_columns();
   }
   static int64_t block_tiles(const Conv3x3Shape& shape) {
     return round_up(block_rows(shape) * shape.tile_columns(), kMostRows);
@@ -133,9 +140,9 @@ struct Conv3x3 {
       for (int64_t row = first; row < last; ++row) {
         for (int64_t c = 0; c < C; c += W) {
           E* at = inputs + (row - first) * columns * C + c;
-          transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c, [=](int64_t tile, const F* v) {
-            E* to = at + tile * C;
-            for (int point = 0; point < kPoints; ++point, to += inputs_apart) P::store_element(to, v[point]);
+          transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c, [=](int64_t tile, int i, const F* v) {
+            E* to = at + kInputs * i * inputs_apart + tile * C;
+            for (int j = 0; j < kInputs; ++j, to += inputs_apart) P::store_element(to, v[j]);
           });
         }
       }
@@ -157,13 +164,14 @@ struct Conv3x3 {
     int64_t point_stride;
     F held[kPoints];
 
-    void operator()(int64_t tile, const F* v) {
-      E* at = to + tile / kPair * kPair * W;
-      for (int point = 0; point < kPoints; ++point, at += point_stride) {
+    void operator()(int64_t tile, int i, const F* v) {
+      E* at = to + kInputs * i * point_stride + tile / kPair * kPair * W;
+      for (int j = 0; j < kInputs; ++j, at += point_stride) {
+        F& before = held[kInputs * i + j];
         if (tile % kPair == kPair - 1) {
-          P::store_pair(at, held[point], v[point]);
+          P::store_pair(at, before, v[j]);
         } else {
-          held[point] = v[point];
+          before = v[j];
         }
       }
     }

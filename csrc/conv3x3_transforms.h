@@ -1,50 +1,123 @@
-// The transforms of Winograd's F(2x2, 3x3), in vectors of channels, for products P of an instruction set and
-// activations of type T. The points of a tile are numbered row by row. Source: Lavin and Gray, CVPR 2016, whose
-// matrices are G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1], B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1] and
-// A^T = [1 1 1 0; 0 1 -1 -1]. No include that holds inline functions may stand here or after here: they would be
-// compiled for P's instructions and called by all.
+// Winograd's transforms, in vectors of channels, for products P of an instruction set and activations of type T. The
+// points of a tile are numbered row by row. Source: Lavin and Gray, CVPR 2016, whose matrices for one dimension Tile
+// holds. No include that holds inline functions may stand here or after here: they would be compiled for P's
+// instructions and called by all.
 
 namespace fastdhm {
 namespace {
 
-// V = B^T d B of the tiles of one row of tiles, for one vector of channels; emit(column of tiles, V as 16 vectors).
+// One dimension of a tile, by the values of polynomials at 0, a, -a, b, -b and infinity. With 5/8 and 3/2 least is lost when
+// the transformed numbers are rounded to bfloat16: 0.44 of what the usual 1 and 2 lose.
+template <class P>
+struct Tile {
+  using F = typename P::F;
+  static constexpr double a = 0.625, b = 1.5, a2 = a * a, b2 = b * b;
+  static constexpr double kAtZero = 1 / (a2 * b2), kAtA = 1 / (2 * a2 * (a2 - b2)), kAtB = 1 / (2 * b2 * (b2 - a2));
+
+  static F times(double factor, F x) { return P::all(static_cast<typename P::S>(factor)) * x; }
+  static F add_times(F sum, double factor, F x) { return P::fma(P::all(static_cast<typename P::S>(factor)), x, sum); }
+
+  static void inputs(const F* d, F* v) {
+    v[0] = add_times(add_times(d[4], -a2 - b2, d[2]), a2 * b2, d[0]);
+    const F even_a = add_times(d[4], -b2, d[2]), odd_a = times(a, add_times(d[3], -b2, d[1]));
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    const F even_b = add_times(d[4], -a2, d[2]), odd_b = times(b, add_times(d[3], -a2, d[1]));
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
+    v[5] = add_times(add_times(d[5], -a2 - b2, d[3]), a2 * b2, d[1]);
+  }
+  static void weights(const F* g, F* u) {
+    u[0] = times(kAtZero, g[0]);
+    const F even_a = times(kAtA, add_times(g[0], a2, g[2])), odd_a = times(kAtA * a, g[1]);
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    const F even_b = times(kAtB, add_times(g[0], b2, g[2])), odd_b = times(kAtB * b, g[1]);
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[2];
+  }
+  static void outputs(const F* m, F* y) {
+    const F even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + even_a + even_b;
+    y[1] = add_times(times(a, odd_a), b, odd_b);
+    y[2] = add_times(times(a2, even_a), b2, even_b);
+    y[3] = add_times(add_times(m[5], a * a2, odd_a), b * b2, odd_b);
+  }
+  static void gradients(const F* y, F* v) {
+    v[0] = y[0];
+    const F even_a = add_times(y[0], a2, y[2]), odd_a = times(a, add_times(y[1], a2, y[3]));
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    const F even_b = add_times(y[0], b2, y[2]), odd_b = times(b, add_times(y[1], b2, y[3]));
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
+    v[5] = y[3];
+  }
+  static void sums(const F* u, F* g) {
+    const F even_a = times(kAtA, u[1] + u[2]), odd_a = u[1] - u[2], even_b = times(kAtB, u[3] + u[4]), odd_b = u[3] - u[4];
+    g[0] = add_times(even_a + even_b, kAtZero, u[0]);
+    g[1] = add_times(times(kAtA * a, odd_a), kAtB * b, odd_b);
+    g[2] = add_times(add_times(u[5], a2, even_a), b2, even_b);
+  }
+};
+
+// Have memory bring what lies `ahead`, to be read or (kWrite) written soon: the next row of tiles, which processors do not
+// foresee. Without this the transforms wait for memory most of their time. It need not be there: nothing is touched.
+template <int kWrite = 0, class T>
+inline void ask_for(const T* from, int64_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + ahead * sizeof(T)), kWrite);
+}
+
+// The second dimension: rows of kRows numbers, the columns of which `from` holds, each made by `one` and put(row, it).
+template <int kRows, int kFrom, int kTo, class F, class Put>
+__attribute__((always_inline)) inline void along_rows(const F (*from)[kRows], void one(const F*, F*), Put put) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+    F line[kFrom], made[kTo];
+#pragma GCC unroll 8
+    for (int j = 0; j < kFrom; ++j) line[j] = from[j][i];
+    one(line, made);
+    put(i, made);
+  }
+}
+
+// V = B^T d B of the tiles of one row of tiles, for one vector of channels; emit(column of tiles, row of V, its vectors).
 template <class P, class T, class Emit>
 inline void transform_inputs(const T* x, const Conv3x3Shape& shape, int64_t tile_row, int64_t columns, int64_t c,
                              Emit emit) {
   using F = typename P::F;
-  const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * 2 - 1;
+  const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * kOutputs - 1;
   const T zeros[P::kWidth] = {};
-  const T* rows[4];
-  int64_t steps[4];
-  for (int i = 0; i < 4; ++i) {
+  const T* rows[kInputs];
+  int64_t steps[kInputs];
+  for (int i = 0; i < kInputs; ++i) {
     const bool inside = top + i >= 0 && top + i < shape.H;
     rows[i] = inside ? x + (image * shape.H + top + i) * shape.W * shape.C + c : zeros;
     steps[i] = inside ? shape.C : 0;
   }
+  const int64_t below = kOutputs * shape.W * shape.C;  // from here to the next row of tiles
   const auto column = [&](int64_t at, F* out) {
-    F d[4];
-    for (int i = 0; i < 4; ++i) d[i] = at < 0 || at >= shape.W ? P::all(0) : P::load(rows[i] + at * steps[i]);
-    out[0] = d[0] - d[2];
-    out[1] = d[1] + d[2];
-    out[2] = d[2] - d[1];
-    out[3] = d[1] - d[3];
-  };
-  F a[4], b[4];
-  column(-1, a);
-  column(0, b);
-  for (int64_t tile = 0; tile < columns; ++tile) {
-    F e[4], f[4], v[kPoints];
-    column(2 * tile + 1, e);
-    column(2 * tile + 2, f);
-    for (int i = 0; i < 4; ++i) {
-      v[4 * i] = a[i] - e[i];
-      v[4 * i + 1] = b[i] + e[i];
-      v[4 * i + 2] = e[i] - b[i];
-      v[4 * i + 3] = b[i] - f[i];
-      a[i] = e[i];
-      b[i] = f[i];
+    F d[kInputs];
+#pragma GCC unroll 8
+    for (int i = 0; i < kInputs; ++i) {
+      d[i] = at < 0 || at >= shape.W ? P::all(0) : P::load(rows[i] + at * steps[i]);
+      if (i >= kInputs - kOutputs) ask_for(rows[i] + at * steps[i], below);
     }
-    emit(tile, v);
+    Tile<P>::inputs(d, out);
+  };
+  F seen[kInputs][kInputs];  // columns, transformed; the first two are the last of the tile before
+  column(-1, seen[kOutputs]);
+  column(0, seen[kOutputs + 1]);
+  for (int64_t tile = 0; tile < columns; ++tile) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kInputs; ++i) {
+      seen[0][i] = seen[kOutputs][i];
+      seen[1][i] = seen[kOutputs + 1][i];
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < kOutputs; ++j) column(kOutputs * tile + 1 + j, seen[2 + j]);
+    along_rows<kInputs, kInputs, kInputs>(seen, &Tile<P>::inputs, [&](int i, const F* v) { emit(tile, i, v); });
   }
 }
 
@@ -53,29 +126,23 @@ template <class P, class T, class Emit>
 inline void transform_gradients(const T* grad_y, const Conv3x3Shape& shape, int64_t tile_row, int64_t columns,
                                 int64_t k, Emit emit) {
   using F = typename P::F;
-  const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * 2;
+  const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * kOutputs;
   const T* row = grad_y + (image * shape.H + top) * shape.W * shape.K + k;
-  const bool has_lower = top + 1 < shape.H;
-  const auto column = [&](int64_t at, F* out) {
-    const bool inside = at < shape.W;
-    const F upper = inside ? P::load(row + at * shape.K) : P::all(0);
-    const F lower = inside && has_lower ? P::load(row + (shape.W + at) * shape.K) : P::all(0);
-    out[0] = upper;
-    out[1] = upper + lower;
-    out[2] = upper - lower;
-    out[3] = P::all(0) - lower;
-  };
   for (int64_t tile = 0; tile < columns; ++tile) {
-    F left[4], right[4], v[kPoints];
-    column(2 * tile, left);
-    column(2 * tile + 1, right);
-    for (int i = 0; i < 4; ++i) {
-      v[4 * i] = left[i];
-      v[4 * i + 1] = left[i] + right[i];
-      v[4 * i + 2] = left[i] - right[i];
-      v[4 * i + 3] = P::all(0) - right[i];
+    F seen[kOutputs][kInputs];
+#pragma GCC unroll 8
+    for (int j = 0; j < kOutputs; ++j) {
+      const int64_t at = kOutputs * tile + j;
+      F y[kOutputs];
+#pragma GCC unroll 8
+      for (int i = 0; i < kOutputs; ++i) {
+        const bool inside = at < shape.W && top + i < shape.H;
+        y[i] = inside ? P::load(row + (i * shape.W + at) * shape.K) : P::all(0);
+        ask_for(row + (i * shape.W + at) * shape.K, kOutputs * shape.W * shape.K);
+      }
+      Tile<P>::gradients(y, seen[j]);
     }
-    emit(tile, v);
+    along_rows<kInputs, kOutputs, kInputs>(seen, &Tile<P>::gradients, [&](int i, const F* v) { emit(tile, i, v); });
   }
 }
 
@@ -83,23 +150,15 @@ inline void transform_gradients(const T* grad_y, const Conv3x3Shape& shape, int6
 template <class P>
 inline void transform_weights(const typename P::S* g, int64_t C, bool turned, typename P::F* u) {
   using F = typename P::F;
-  const F half = P::all(0.5);
-  F t[4][3];
+  F seen[3][kInputs];
   for (int j = 0; j < 3; ++j) {
-    const auto at = [&](int i) { return P::load(g + (turned ? 8 - 3 * i - j : 3 * i + j) * C); };
-    const F sum = at(0) + at(2);
-    t[0][j] = at(0);
-    t[1][j] = half * (sum + at(1));
-    t[2][j] = half * (sum - at(1));
-    t[3][j] = at(2);
+    F column[3];
+    for (int i = 0; i < 3; ++i) column[i] = P::load(g + (turned ? 8 - 3 * i - j : 3 * i + j) * C);
+    Tile<P>::weights(column, seen[j]);
   }
-  for (int i = 0; i < 4; ++i) {
-    const F sum = t[i][0] + t[i][2];
-    u[4 * i] = t[i][0];
-    u[4 * i + 1] = half * (sum + t[i][1]);
-    u[4 * i + 2] = half * (sum - t[i][1]);
-    u[4 * i + 3] = t[i][2];
-  }
+  along_rows<kInputs, 3, kInputs>(seen, &Tile<P>::weights, [&](int i, const F* row) {
+    for (int j = 0; j < kInputs; ++j) u[kInputs * i + j] = row[j];
+  });
 }
 
 // y = A^T m A of one tile, for one vector of outputs, put at `to`; m has its points `point_stride` apart.
@@ -107,19 +166,22 @@ template <class P, class T>
 inline void store_outputs(const typename P::S* m, int64_t point_stride, const Conv3x3Shape& shape, int64_t tile_row,
                           int64_t tile, T* to) {
   using F = typename P::F;
-  F a[2][4];
-  for (int j = 0; j < 4; ++j) {
-    const auto at = [&](int i) { return P::load(m + (4 * i + j) * point_stride); };
-    const F middle = at(1), low = at(2);
-    a[0][j] = at(0) + middle + low;
-    a[1][j] = middle - low - at(3);
+  F seen[kInputs][kOutputs];
+#pragma GCC unroll 8
+  for (int j = 0; j < kInputs; ++j) {
+    F column[kInputs];
+#pragma GCC unroll 8
+    for (int i = 0; i < kInputs; ++i) column[i] = P::load(m + (kInputs * i + j) * point_stride);
+    Tile<P>::outputs(column, seen[j]);
   }
-  const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * 2;
-  to += ((image * shape.H + top) * shape.W + 2 * tile) * shape.K;
-  for (int i = 0; i < 2 && top + i < shape.H; ++i, to += shape.W * shape.K) {
-    P::store(to, a[i][0] + a[i][1] + a[i][2]);
-    if (2 * tile + 1 < shape.W) P::store(to + shape.K, a[i][1] - a[i][2] - a[i][3]);
-  }
+  const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * kOutputs;
+  to += ((image * shape.H + top) * shape.W + kOutputs * tile) * shape.K;
+  along_rows<kOutputs, kInputs, kOutputs>(seen, &Tile<P>::outputs, [&](int i, const F* y) {
+    for (int j = 0; j < kOutputs; ++j) {
+      if (top + i < shape.H && kOutputs * tile + j < shape.W) P::store(to + (i * shape.W + j) * shape.K, y[j]);
+      ask_for<1>(to + (i * shape.W + j) * shape.K, kOutputs * shape.W * shape.K);
+    }
+  });
 }
 
 // g = G^T U G: rows [begin, end) of the gradient of the weights [K, 3, 3, C]; U is sums [sets, point, K, C] added up.
@@ -127,27 +189,22 @@ template <class P>
 inline void transform_sums(const typename P::S* sums, int64_t sets, int64_t K, int64_t C, int64_t begin, int64_t end,
                            typename P::S* grad) {
   using F = typename P::F;
-  const F half = P::all(0.5);
   for (int64_t at = begin * C; at < end * C; at += P::kWidth) {
-    F t[3][4];
-    for (int j = 0; j < 4; ++j) {
-      F u[4];
-      for (int i = 0; i < 4; ++i) {
-        u[i] = P::load(sums + (4 * i + j) * K * C + at);
+    F seen[kInputs][3];
+    for (int j = 0; j < kInputs; ++j) {
+      F u[kInputs];
+      for (int i = 0; i < kInputs; ++i) {
+        u[i] = P::load(sums + (kInputs * i + j) * K * C + at);
         for (int64_t set = 1; set < sets; ++set) {
-          u[i] = u[i] + P::load(sums + (set * kPoints + 4 * i + j) * K * C + at);
+          u[i] = u[i] + P::load(sums + (set * kPoints + kInputs * i + j) * K * C + at);
         }
       }
-      t[0][j] = u[0] + half * (u[1] + u[2]);
-      t[1][j] = half * (u[1] - u[2]);
-      t[2][j] = half * (u[1] + u[2]) + u[3];
+      Tile<P>::sums(u, seen[j]);
     }
     typename P::S* to = grad + at / C * 9 * C + at % C;
-    for (int i = 0; i < 3; ++i) {
-      P::store(to + 3 * i * C, t[i][0] + half * (t[i][1] + t[i][2]));
-      P::store(to + (3 * i + 1) * C, half * (t[i][1] - t[i][2]));
-      P::store(to + (3 * i + 2) * C, half * (t[i][1] + t[i][2]) + t[i][3]);
-    }
+    along_rows<3, kInputs, 3>(seen, &Tile<P>::sums, [&](int i, const F* g) {
+      for (int j = 0; j < 3; ++j) P::store(to + (3 * i + j) * C, g[j]);
+    });
   }
 }
 

@@ -190,13 +190,23 @@ def test_norms_that_the_op_does_not_know_stay():
 
 
 def test_bfloat16_under_autocast_is_as_near_as_eager():
+    """The convolutions' tiles lose more than torch's own do; of a whole network's gradient twice as much at most."""
     torch.manual_seed(0)
-    model = models.build("resnet8", 4)
-    exact = copy.deepcopy(model).double()(images(16))
+    model = models.build("resnet20", 4)
+
+    def take(model, forward, image_BCHW):
+        logits_ABK = forward(image_BCHW)
+        gradients = torch.autograd.grad(logits_ABK.double().logsumexp(-1).sum(), list(model.parameters()))
+        return logits_ABK.detach().double(), torch.cat([gradient.double().flatten() for gradient in gradients])
+
+    doubled = copy.deepcopy(model).double()
+    exact = take(doubled, doubled, images(16))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        plain = copy.deepcopy(model)(images(16).float())
-        found = FusedForward(model)(images(16).float())
-    assert (found - exact).norm() <= 2 * (plain - exact).norm()
+        twin = copy.deepcopy(model)
+        plain = take(twin, twin, images(16).float())
+        found = take(model, FusedForward(model), images(16).float())
+    for ours, torchs, true in zip(found, plain, exact, strict=True):
+        assert (ours - true).norm() <= 2 * (torchs - true).norm()
 
 
 @pytest.mark.parametrize(
