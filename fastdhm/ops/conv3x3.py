@@ -23,10 +23,10 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     over channels. The gradients of x and of the weight are tiled likewise. In float32 it loses two to four times what
     torch's convolution does. In bfloat16 the transformed numbers are rounded once more: 1.1% of a result is lost where
     torch loses 0.23%; of a whole network, where every op of either rounds, 2 to 2.5 times what torch's bfloat16 loses of
-    the logits and 1.4 to 1.8 times of the gradient. Sums are float32, and subnormal numbers count as 0. What is not finite reaches all outputs of its
-    tiles, and numbers above a twentieth of the largest may come out so. It computes channels-last, and gives the same
-    bits on any number of threads. Gradients of gradients and the transforms of torch.func: by ``eager`` alone, ``cpp``
-    raises.
+    the logits and 1.4 to 1.8 times of the gradient. Sums are float32, and subnormal numbers count as 0. What is not
+    finite reaches all outputs of its tiles, and numbers above a twentieth of the largest may come out so. It computes
+    channels-last, and gives the same bits on any number of threads. Gradients of gradients and the transforms of
+    torch.func: by ``eager`` alone, ``cpp`` raises.
 
     Args:
         x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under
