@@ -35,7 +35,15 @@ struct Avx512BFloat16s : Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
   }
   static void store_pair(BFloat16* p, F first, F second) {
-    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+    interleave(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+  }
+  static void store_both(BFloat16* p, const BFloat16* one, const BFloat16* other) {
+    const __m512i first = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(one)));
+    interleave(p, _mm512_inserti64x4(first, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(other)), 1));
+  }
+
+  // The numbers of the lower half and of the upper in pairs.
+  static void interleave(BFloat16* p, __m512i both) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                                            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, both));

@@ -30,6 +30,9 @@ TORCH_LIBRARY(fastdhm, m) {
   m.def("conv3x3(Tensor x, Tensor weight) -> Tensor");
   m.def("conv3x3_input_grad(Tensor grad_y, Tensor weight) -> Tensor");
   m.def("conv3x3_weight_grad(Tensor grad_y, Tensor x) -> Tensor");
+  m.def("conv2d(Tensor x, Tensor weight, int[2] stride, int[2] padding) -> Tensor");
+  m.def("conv2d_input_grad(Tensor grad_y, Tensor x, Tensor weight, int[2] stride, int[2] padding) -> Tensor");
+  m.def("conv_weight_grad(Tensor grad_y, Tensor x, int[2] kernel, int[2] stride, int[2] padding) -> Tensor");
 }
 
 namespace {

@@ -33,36 +33,39 @@ struct Singles : V {
   static Packed dot(Packed sum, Packed a, Packed b) { return V::fma(a, b, sum); }
   static void store_element(Element* p, Packed x) { V::store(p, x); }
   static void store_pair(Element* p, Packed, Packed x) { V::store(p, x); }
+  static void store_both(Element* p, const Element* one, const Element*) { V::store(p, V::load(one)); }
 };
 
 // Rows of a product that share a load of N vectors: as many as there are registers for.
 constexpr int kRows(int N) { return N == 4 ? 4 : kMostRows; }
 
-// to[r, n] (+)= sum over pairs of a(r, pair) * b(n, pair), for kRows(N) rows of N vectors that lie to_row apart; a and
-// b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the function stands
-// alone, or the sums would not stay in registers.
+// to[r, n] (+)= sum over lines and their pairs of a(r, line, pair) * b(n, line, pair), for kRows(N) rows of N vectors
+// that lie to_row apart; a and b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the
+// function stands alone, or the sums would not stay in registers.
 template <class P, int N, bool kAccumulate, class A, class B>
-__attribute__((noinline)) void multiply(A a, B b, int64_t pairs, typename P::S* to, int64_t to_row) {
+__attribute__((noinline)) void multiply(A a, B b, int64_t lines, int64_t pairs, typename P::S* to, int64_t to_row) {
   using F = typename P::F;
   constexpr int64_t W = P::kWidth;
   constexpr int R = kRows(N);
   F sum[R][N];
-  const auto add = [&](int64_t pair, bool first) {
-    typename P::Packed w[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) w[n] = P::load_packed(b(n, pair));
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const typename P::Packed one = P::broadcast(a(r, pair));
+    for (int n = 0; n < N; ++n) sum[r][n] = kAccumulate ? P::load(to + r * to_row + n * W) : P::all(0);
+  }
+  for (int64_t line = 0; line < lines; ++line) {
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      typename P::Packed w[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const F before = !first ? sum[r][n] : kAccumulate ? P::load(to + r * to_row + n * W) : P::all(0);
-        sum[r][n] = P::dot(before, one, w[n]);
+      for (int n = 0; n < N; ++n) w[n] = P::load_packed(b(n, line, pair));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const typename P::Packed one = P::broadcast(a(r, line, pair));
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) sum[r][n] = P::dot(sum[r][n], one, w[n]);
       }
     }
-  };
-  add(0, true);
-  for (int64_t pair = 1; pair < pairs; ++pair) add(pair, false);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -70,8 +73,16 @@ __attribute__((noinline)) void multiply(A a, B b, int64_t pairs, typename P::S* 
   }
 }
 template <class P, int N, class A, class B>
+void multiply(A a, B b, int64_t lines, int64_t pairs, typename P::S* to, int64_t to_row, bool accumulate) {
+  accumulate ? multiply<P, N, true>(a, b, lines, pairs, to, to_row)
+             : multiply<P, N, false>(a, b, lines, pairs, to, to_row);
+}
+
+// The same for one line, of a(r, pair) and b(n, pair).
+template <class P, int N, class A, class B>
 void multiply(A a, B b, int64_t pairs, typename P::S* to, int64_t to_row, bool accumulate) {
-  accumulate ? multiply<P, N, true>(a, b, pairs, to, to_row) : multiply<P, N, false>(a, b, pairs, to, to_row);
+  multiply<P, N>([=](int r, int64_t, int64_t pair) { return a(r, pair); },
+                 [=](int n, int64_t, int64_t pair) { return b(n, pair); }, 1, pairs, to, to_row, accumulate);
 }
 
 }  // namespace

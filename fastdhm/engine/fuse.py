@@ -1,4 +1,4 @@
-"""The training forward pass by our own ops: 3x3 convolutions, and each batch norm with the residual and relu after it.
+"""The training forward pass by our own ops: convolutions, and each batch norm with the residual and relu after it.
 
 The network is traced by torch.fx into straight-line code over the same parameters; nothing of the network itself
 changes. On a GPU torch.compile does this and more; on a CPU this needs no compiler and no waiting, and is faster.
@@ -19,6 +19,7 @@ from fastdhm.models import BranchedModel
 from fastdhm.models.recompute import recomputed
 from fastdhm.ops import _extension
 from fastdhm.ops import batch_norm_act as norms
+from fastdhm.ops import conv2d as plain_convolutions
 from fastdhm.ops import conv3x3 as convolutions
 
 ADD_IN_PLACE = (IN_PLACE["__iadd__"], operator.iadd, "add_")
@@ -57,6 +58,17 @@ class Conv3x3(nn.Module):
         return convolutions.conv3x3(x_BCHW, self.conv.weight)
 
 
+class Conv2d(nn.Module):
+    """Any other convolution of a network, of whole images by a whole kernel."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return plain_convolutions.conv2d(x_BCHW, self.conv.weight, self.conv.stride, self.conv.padding)
+
+
 class FusedForward:
     """``(image_BCHW, active) -> logits_ABK`` as the model gives them, by fused ops, with the gradients of the same.
 
@@ -81,7 +93,7 @@ class FusedForward:
     def describe(self, active: tuple[str, ...] | None = None) -> str:
         """In words, what of the network with these branches is fused, or why nothing is."""
         why_not = self.why_not(active)
-        return f"no fused ops ({why_not})" if why_not else "norms and 3x3 convolutions by fused ops"
+        return f"no fused ops ({why_not})" if why_not else "norms and convolutions by fused ops"
 
     def _traced(self, active: tuple[str, ...] | None) -> tuple[Callable[[Tensor], Tensor], str | None]:
         active = tuple(self.model.branches) if active is None else active
@@ -106,7 +118,7 @@ class FusedForward:
         if drawn:
             return chosen, "its forward draws random numbers that a trace would freeze"
         fused = fuse(chosen, graph)
-        if not any(isinstance(part, (NormAct, Conv3x3)) for part in fused.children()):
+        if not any(isinstance(part, (NormAct, Conv2d, Conv3x3)) for part in fused.children()):
             return chosen, "it has no norm or convolution that they know"
         return recompute_groups(fused), None
 
@@ -147,9 +159,9 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         replaced[-1].replace_all_uses_with(call)
         for node in reversed(replaced):
             graph.erase_node(node)
-    for number, conv in enumerate([node for node in graph.nodes if _is_conv3x3(node, parts)]):
-        name = f"conv3x3_{number}"
-        holder[name], conv.target = Conv3x3(parts[conv.target]), name
+    for number, node in enumerate([node for node in graph.nodes if _is_conv(node, parts)]):
+        name, conv = f"conv_{number}", parts[node.target]
+        holder[name], node.target = (Conv3x3 if _keeps_size(conv) else Conv2d)(conv), name
     for node in graph.nodes:
         if node.op == "call_module" and node.target not in holder:
             part = parts[node.target]
@@ -191,12 +203,16 @@ def _is_plain_call(node: fx.Node, parts: dict[str, nn.Module], kind: type[nn.Mod
     return type(part) is kind and is_plain(part) and len(node.args) == 1 and not node.kwargs
 
 
-def _is_conv3x3(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
+def _is_conv(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
     if not _is_plain_call(node, parts, nn.Conv2d):
         return False
     conv = parts[node.target]
-    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.bias is None and conv.padding_mode == "zeros"
+    whole = (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+    return whole and conv.bias is None and not isinstance(conv.padding, str)
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
 
 
 def _is_norm(node: fx.Node, parts: dict[str, nn.Module]) -> bool:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.ops import _extension
+from fastdhm.ops import _convolution, _extension
+from fastdhm.ops._convolution import why_not
+from fastdhm.ops.conv2d import conv2d
 
-IMPLS = ("auto", "eager", "cpp")
-NAMES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
 SMALLEST = 4  # pixels a side below which tiles of 4 x 4 outputs are mostly border
 
 
@@ -22,8 +22,8 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     source) ``A^T [sum_c (G g G^T) * (B^T d B)] A``: 36 products for 16 outputs in place of 144, as 36 matrix products
     over channels. The gradients of x and of the weight are tiled likewise. In float32 it loses two to four times what
     torch's convolution does. In bfloat16 the transformed numbers are rounded once more: 1.1% of a result is lost where
-    torch loses 0.23%; of a whole network, where every op of either rounds, 2 to 2.5 times what torch's bfloat16 loses of
-    the logits and 1.4 to 1.8 times of the gradient. Sums are float32, and subnormal numbers count as 0. What is not
+    torch loses 0.23%; of a whole network, where every op of either rounds, 2 to 2.5 times what torch's bfloat16 loses
+    of the logits and 1.4 to 1.8 times of the gradient. Sums are float32, and subnormal numbers count as 0. What is not
     finite reaches all outputs of its tiles, and numbers above a twentieth of the largest may come out so. It computes
     channels-last, and gives the same bits on any number of threads. Gradients of gradients and the transforms of
     torch.func: by ``eager`` alone, ``cpp`` raises.
@@ -32,7 +32,8 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
         x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under
             autocast it is taken in autocast's type, float64 aside.
         weight_KC33: float32 (float64 for float64), any strides; gets a gradient.
-        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run and pays, else ``eager``.
+        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run and pays, else
+            :func:`fastdhm.ops.conv2d.conv2d`.
 
     Returns:
         ``y_BKHW`` of the type in which ``x_BCHW`` is taken; channels-last from ``cpp``.
@@ -42,27 +43,17 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
 
     Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
     """
-    if impl not in IMPLS:
-        raise UserError(f"impl is {impl!r}, must be one of {', '.join(IMPLS)}")
     if x_BCHW.ndim != 4 or weight_KC33.ndim != 4 or weight_KC33.shape[1:] != (x_BCHW.shape[1], 3, 3):
         shapes = f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KC33.shape)}"
         raise UserError(f"{shapes}: they must be [B, C, H, W] and [K, C, 3, 3]")
-    if not (x_BCHW.is_floating_point() and weight_KC33.is_floating_point()):
-        raise UserError(
-            f"x is {x_BCHW.dtype} and weight {weight_KC33.dtype}: they must be floating, convert them first"
-        )
-    if weight_KC33.device != x_BCHW.device:
-        raise UserError(f"x is on {x_BCHW.device} and weight on {weight_KC33.device}: they must be on one device")
-    kind = x_BCHW.device.type
-    if torch.is_autocast_enabled(kind) and x_BCHW.dtype != torch.float64:
-        x_BCHW = x_BCHW.to(torch.get_autocast_dtype(kind))
-    if impl == "eager" or (impl == "auto" and not pays(x_BCHW)):
+    x_BCHW = _convolution.taken(x_BCHW, weight_KC33, impl)
+    if impl == "eager":
         return conv3x3_eager(x_BCHW, weight_KC33)
     reason = why_not(x_BCHW, weight_KC33)
-    if reason is not None:
-        if impl == "cpp":
-            raise UserError(f"conv3x3 with impl='cpp' cannot take this: {reason}")
-        return conv3x3_eager(x_BCHW, weight_KC33)
+    if impl == "cpp" and reason is not None:
+        raise UserError(f"conv3x3 with impl='cpp' cannot take this: {reason}")
+    if impl == "auto" and (reason is not None or not pays(x_BCHW)):
+        return conv2d(x_BCHW, weight_KC33, padding=(1, 1))
     last = torch.channels_last
     return torch.ops.fastdhm.conv3x3(x_BCHW.contiguous(memory_format=last), weight_KC33.contiguous(memory_format=last))
 
@@ -70,26 +61,6 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
 def conv3x3_eager(x_BCHW: Tensor, weight_KC33: Tensor) -> Tensor:
     """The reference: the rule of :func:`conv3x3` in torch operations, without checks."""
     return F.conv2d(x_BCHW, weight_KC33.to(x_BCHW.dtype), padding=1)
-
-
-def why_not(x_BCHW: Tensor, weight_KC33: Tensor) -> str | None:
-    """Why the C++ form cannot take these, or None where it can."""
-    if not _extension.available():
-        return _extension.reason()
-    if x_BCHW.device.type != "cpu" or x_BCHW.dtype not in NAMES:
-        return f"x is {x_BCHW.dtype} on {x_BCHW.device}, must be bfloat16, float32 or float64 on cpu"
-    own = torch.float64 if x_BCHW.dtype == torch.float64 else torch.float32
-    if weight_KC33.dtype != own:
-        return f"weight is {weight_KC33.dtype}, must be {own} for {x_BCHW.dtype} images"
-    if not x_BCHW.numel() or not weight_KC33.numel():
-        return f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KC33.shape)}: there is nothing to compute"
-    width = _width(NAMES[x_BCHW.dtype])
-    if width == 0:
-        return f"this processor has no vector instructions for products of {x_BCHW.dtype}"
-    out_channels, in_channels = weight_KC33.shape[:2]
-    if in_channels % width or out_channels % width:
-        return f"channels are {in_channels} and {out_channels}, must be multiples of {width} here"
-    return None
 
 
 def pays(x_BCHW: Tensor) -> bool:
@@ -100,19 +71,7 @@ def pays(x_BCHW: Tensor) -> bool:
     """
     if x_BCHW.dtype == torch.float64 or min(x_BCHW.shape[2:]) < SMALLEST:
         return False
-    return x_BCHW.dtype != torch.bfloat16 or not _has_matrix_units()
-
-
-def _width(dtype: str) -> int:
-    return _extension.require("conv3x3").conv3x3_width(dtype)
-
-
-def _has_matrix_units() -> bool:
-    return torch.cpu._is_amx_tile_supported()
-
-
-# What torch.compiler.assume_constant_result sets, without its import of the whole compiler.
-_width._dynamo_marked_constant = _has_matrix_units._dynamo_marked_constant = True
+    return x_BCHW.dtype != torch.bfloat16 or not _convolution.has_matrix_units()
 
 
 if _extension.available():
@@ -127,11 +86,8 @@ if _extension.available():
 
     @torch.library.register_fake("fastdhm::conv3x3_weight_grad")
     def _weight_grad_fake(grad_y, x):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return _channels_last((grad_y.shape[1], x.shape[1], 3, 3), dtype, x.device)
+        size = (grad_y.shape[1], x.shape[1], 3, 3)
+        return _convolution.channels_last(size, _convolution.sum_dtype(x), x.device)
 
     def _like(x, channels):
-        return _channels_last((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
-
-    def _channels_last(shape, dtype, device):
-        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+        return _convolution.channels_last((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)

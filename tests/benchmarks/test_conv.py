@@ -7,7 +7,8 @@ import pytest
 from fastdhm.benchmarks import conv
 from fastdhm.cli import main
 from fastdhm.ops import _extension
-from fastdhm.ops.conv3x3 import NAMES, conv3x3
+from fastdhm.ops._convolution import NAMES
+from fastdhm.ops.conv3x3 import conv3x3
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
 

@@ -77,7 +77,7 @@ def test_a_branch_alone_resumes_bit_for_bit(alone, tmp_path):
 
 def test_the_norms_of_a_branch_alone_are_fused_as_any_networks(tmp_path):
     run = Run(TrainConfig(arch="resnet8", method="baseline", only_branch="B2", device="cpu"), tmp_path, ("a", "b"))
-    assert run.forward.describe(()) == "norms and 3x3 convolutions by fused ops"
+    assert run.forward.describe(()) == "norms and convolutions by fused ops"
     image_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(run.forward(image_BCHW), run.model(image_BCHW), rtol=1e-4, atol=1e-5)
 

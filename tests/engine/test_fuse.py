@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm
 
 from fastdhm import attach, methods, mimic_loss, models
-from fastdhm.engine.fuse import Conv3x3, FusedForward, NormAct, _Recomputed
+from fastdhm.engine.fuse import Conv2d, Conv3x3, FusedForward, NormAct, _Recomputed
 from fastdhm.models import Branch, BranchedModel
 from fastdhm.models.alone import alone
 from fastdhm.models.recompute import find_rows
 from fastdhm.ops import _extension
+from fastdhm.ops import conv2d as plain_convolutions
 from fastdhm.ops import conv3x3 as convolutions
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extensio
 def convolutions_pay(monkeypatch):
     """In float64 too, where rounding hides nothing."""
     monkeypatch.setattr(convolutions, "pays", lambda x_BCHW: True)
+    monkeypatch.setattr(plain_convolutions, "pays", lambda *_: True)
 
 
 def compare(model, image_BCHW, active=None):
@@ -263,9 +265,28 @@ def test_the_plain_3x3_convolutions_are_the_ops(monkeypatch):
     assert recorded.saw(convs[1:])  # of three channels the op knows nothing
 
 
+SHAPES = {
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "one pixel": {"kernel_size": 1},
+    "shortcut": {"kernel_size": 1, "stride": 2},
+    "oblong": {"kernel_size": (5, 2), "stride": (1, 2), "padding": (2, 1)},
+    "padding": {"kernel_size": 3},
+}
+
+
+@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
+def test_convolutions_of_any_shape_are_the_ops(options, monkeypatch):
+    torch.manual_seed(0)
+    shapes, op = [], torch.ops.fastdhm.conv2d
+    monkeypatch.setattr(torch.ops.fastdhm, "conv2d", lambda *args: shapes.append(args[1].shape) or op(*args))
+    conv = nn.Conv2d(8, 8, **options, bias=False)
+    forward = compare(branched(conv), images(9))
+    assert conv in [part.conv for part in fused(forward, Conv2d)] and shapes == [conv.weight.shape]
+
+
 OTHERS = {
     "bias": {},
-    "stride": {"stride": 2, "bias": False},
+    "same": {"padding": "same", "bias": False},
     "groups": {"groups": 2, "bias": False},
     "dilation": {"dilation": 2, "bias": False},
     "reflect": {"padding_mode": "reflect", "bias": False},
@@ -276,8 +297,10 @@ OTHERS = {
 def test_other_convolutions_stay(monkeypatch, options):
     torch.manual_seed(0)
     recorded = Recorded(monkeypatch)
-    forward = compare(branched(nn.Conv2d(8, 8, 3, padding=1, **options)), images(8))
-    assert not recorded.weights and fused(forward, NormAct) and not fused(forward, Conv3x3)
+    conv = nn.Conv2d(8, 8, 3, **{"padding": 1} | options)
+    forward = compare(branched(conv), images(8))
+    assert not recorded.weights and fused(forward, NormAct)
+    assert conv not in [part.conv for kind in (Conv2d, Conv3x3) for part in fused(forward, kind)]
 
 
 def plain_conv():
@@ -391,7 +414,7 @@ def test_each_set_of_branches_has_its_own_reason():
     model.branches["B1"].stages.append(Inside(lambda x: x if x.sum() > 0 else -x))
     forward = FusedForward(model)
     assert forward.describe(("B1",)).startswith("no fused ops (its forward cannot be traced")
-    assert forward.describe(()) == "norms and 3x3 convolutions by fused ops"
+    assert forward.describe(()) == "norms and convolutions by fused ops"
     assert forward.why_not(("B1",)) is not None
 
 

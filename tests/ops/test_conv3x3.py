@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdhm.benchmarks import harness
-from fastdhm.ops import _extension
-from fastdhm.ops import conv3x3 as module
-from fastdhm.ops.conv3x3 import NAMES, conv3x3, pays, why_not
+from fastdhm.ops import _convolution, _extension
+from fastdhm.ops._convolution import NAMES
+from fastdhm.ops.conv3x3 import conv3x3, pays, why_not
 from views import VIEWS
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
@@ -243,9 +243,9 @@ def test_auto_does_the_rest_by_torch():
 
 def test_bfloat16_is_left_to_matrix_units(monkeypatch):
     narrow, wide = (torch.zeros(2, 16, 8, 8, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
-    monkeypatch.setattr(module, "_has_matrix_units", lambda: True)
+    monkeypatch.setattr(_convolution, "has_matrix_units", lambda: True)
     assert (pays(narrow), pays(wide)) == (False, True)
-    monkeypatch.setattr(module, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(_convolution, "has_matrix_units", lambda: False)
     assert pays(narrow)
 
 

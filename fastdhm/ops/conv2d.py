@@ -1,0 +1,104 @@
+"""A convolution in training on a CPU: torch's own, but for the gradient of its weight, which torch is slow at.
+
+Legend: B batch, C channels in, K channels out, H height, W width, R x S kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdhm.errors import UserError
+from fastdhm.ops import _convolution, _extension
+
+Pair = tuple[int, int]  # down, across
+
+
+def conv2d(
+    x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0), *, impl: str = "auto"
+) -> Tensor:
+    """``y[b, k, i, j] = sum_c,r,s weight[k, c, r, s] x[b, c, i stride + r - padding, j stride + s - padding]``.
+
+    x is 0 outside of the image. The C++ form has the weight's gradient, ``sum_b,i,j grad_y[b, k, i, j] x[b, c, ...]``
+    of the same places, as matrix products over pixels, which it packs a block at a time while the next is on its way
+    from memory; y and the gradient of x are torch's. The weight's gradient is summed in float32 and not rounded to
+    bfloat16, which torch's own is; it has the same bits on any number of threads. It computes channels-last. Gradients
+    of gradients and the transforms of torch.func: by ``eager`` alone, ``cpp`` raises.
+
+    Args:
+        x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under
+            autocast it is taken in autocast's type, float64 aside.
+        weight_KCRS: float32 (float64 for float64), any strides; gets a gradient.
+        stride: rows down and columns across, from 1.
+        padding: rows above and below, columns left and right, from 0.
+        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run and pays, else ``eager``.
+
+    Returns:
+        ``y_BKHW`` of the type in which ``x_BCHW`` is taken; channels-last from ``cpp``.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, an unknown impl, or ``cpp`` for what it cannot do.
+    """
+    if x_BCHW.ndim != 4 or weight_KCRS.ndim != 4 or weight_KCRS.shape[1] != x_BCHW.shape[1]:
+        shapes = f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KCRS.shape)}"
+        raise UserError(f"{shapes}: they must be [B, C, H, W] and [K, C, R, S]")
+    if len(stride) != 2 or len(padding) != 2 or min(stride) < 1 or min(padding) < 0:
+        raise UserError(
+            f"stride is {stride} and padding {padding}: they must be pairs of numbers, from 1 and from 0 on"
+        )
+    if any(side + 2 * pad < k for side, k, pad in zip(x_BCHW.shape[2:], weight_KCRS.shape[2:], padding, strict=True)):
+        shapes = f"images are {tuple(x_BCHW.shape[2:])} with padding {tuple(padding)}"
+        raise UserError(f"{shapes}: they must be no smaller than the kernel, {tuple(weight_KCRS.shape[2:])}")
+    x_BCHW = _convolution.taken(x_BCHW, weight_KCRS, impl)
+    if impl == "eager" or (impl == "auto" and not pays(x_BCHW, weight_KCRS, stride)):
+        return conv2d_eager(x_BCHW, weight_KCRS, stride, padding)
+    reason = why_not(x_BCHW, weight_KCRS, padding)
+    if reason is not None:
+        if impl == "cpp":
+            raise UserError(f"conv2d with impl='cpp' cannot take this: {reason}")
+        return conv2d_eager(x_BCHW, weight_KCRS, stride, padding)
+    last = torch.channels_last
+    x_BCHW, weight_KCRS = (tensor.contiguous(memory_format=last) for tensor in (x_BCHW, weight_KCRS))
+    return torch.ops.fastdhm.conv2d(x_BCHW, weight_KCRS, stride, padding)
+
+
+def conv2d_eager(x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> Tensor:
+    """The reference: the rule of :func:`conv2d` in torch operations, without checks."""
+    return F.conv2d(x_BCHW, weight_KCRS.to(x_BCHW.dtype), stride=stride, padding=padding)
+
+
+def why_not(x_BCHW: Tensor, weight_KCRS: Tensor, padding: Pair = (0, 0)) -> str | None:
+    """Why the C++ form cannot take these, or None where it can."""
+    if any(pad >= k for k, pad in zip(weight_KCRS.shape[2:], padding, strict=True)):
+        return f"padding is {tuple(padding)}, must be smaller than the kernel, {tuple(weight_KCRS.shape[2:])}"
+    return _convolution.why_not(x_BCHW, weight_KCRS)
+
+
+def pays(x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair) -> bool:
+    """Whether the C++ form is the faster one for these, where it can take them, as far as it was measured.
+
+    In bfloat16, but where the processor has matrix units for it, and for one image, which has no other to be multiplied
+    in pairs with. In float32 for strides, by AVX-512; else torch is as fast, or faster. Not in float64, which is one
+    number at a time, to be exact.
+    """
+    if x_BCHW.dtype == torch.bfloat16:
+        return x_BCHW.shape[0] > 1 and not _convolution.has_matrix_units()
+    strides = max(stride) > 1 and weight_KCRS.shape[2:].numel() > 1
+    return x_BCHW.dtype == torch.float32 and strides and _convolution.has_wide_vectors()
+
+
+if _extension.available():
+
+    @torch.library.register_fake("fastdhm::conv2d")
+    def _fake(x, weight, stride, padding):
+        sides = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+        size = (x.shape[0], weight.shape[0], *((side + 2 * pad - k) // step + 1 for side, k, step, pad in sides))
+        return _convolution.channels_last(size, x.dtype, x.device)
+
+    @torch.library.register_fake("fastdhm::conv2d_input_grad")
+    def _input_grad_fake(grad_y, x, weight, stride, padding):
+        return _convolution.channels_last(x.shape, x.dtype, x.device)
+
+    @torch.library.register_fake("fastdhm::conv_weight_grad")
+    def _weight_grad_fake(grad_y, x, kernel, stride, padding):
+        size = (grad_y.shape[1], x.shape[1], *kernel)
+        return _convolution.channels_last(size, _convolution.sum_dtype(x), x.device)

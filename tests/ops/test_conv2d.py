@@ -1,0 +1,313 @@
+"""Convolutions with our own gradient of the weight, in every form that runs here, against torch's own.
+
+Legend: B batch, C channels in, K channels out, H height, W width, R x S kernel.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdhm.benchmarks import harness
+from fastdhm.ops import _convolution, _extension
+from fastdhm.ops._convolution import NAMES
+from fastdhm.ops.conv2d import conv2d, pays, why_not
+from views import VIEWS
+
+pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
+# B, C, K, H, W, kernel, stride, padding: one pixel, an odd number of images, odd sides, strides that divide the sides
+# or not, that are larger than the kernel, that differ; one to four vectors of channels and runs of them; blocks of
+# whole images, with fewer in the last, and of some rows; sums in sets and in one
+SHAPES = [
+    (1, 16, 16, 1, 1, (1, 1), (1, 1), (0, 0)),
+    (3, 16, 32, 7, 9, (3, 3), (2, 2), (1, 1)),
+    (2, 32, 16, 8, 8, (1, 1), (2, 2), (0, 0)),
+    (2, 48, 80, 5, 6, (1, 1), (3, 2), (0, 0)),
+    (5, 16, 112, 9, 4, (5, 3), (2, 3), (2, 1)),
+    (2, 112, 16, 6, 11, (2, 4), (1, 2), (0, 3)),
+    (2, 16, 16, 11, 40, (7, 7), (2, 2), (3, 3)),
+    (9, 16, 16, 40, 18, (3, 3), (1, 1), (1, 1)),
+    (70, 32, 48, 4, 4, (3, 3), (2, 2), (1, 1)),
+    (40, 128, 64, 8, 8, (3, 3), (2, 2), (1, 1)),
+    (2, 16, 16, 3, 300, (1, 1), (1, 1), (0, 0)),
+]
+SMALL = (2, 16, 32, 5, 5, (3, 3), (2, 2), (1, 1))
+
+
+def case(shape, dtype, seed=0):
+    """x, the weight and the gradient of the result; and stride and padding."""
+    B, C, K, H, W, kernel, stride, padding = shape
+    generator = torch.Generator().manual_seed(seed)
+    sides = zip((H, W), kernel, stride, padding, strict=True)
+    size = [(side + 2 * pad - k) // step + 1 for side, k, step, pad in sides]
+
+    def draw(size, dtype):
+        values = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    weight = draw((K, C, *kernel), torch.float64 if dtype == torch.float64 else torch.float32)
+    weight /= (C * kernel[0] * kernel[1]) ** 0.5
+    return (draw((B, C, H, W), dtype), weight, draw((B, K, *size), dtype)), (stride, padding)
+
+
+def run(x, weight, grad_y, how, impl):
+    """The result and both gradients, by name, as float64."""
+    leaves = [x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()]
+    y = conv2d(*leaves, *how, impl=impl)
+    y.backward(grad_y)
+    return {"y": y.detach().double(), "grad_x": leaves[0].grad.double(), "grad_weight": leaves[1].grad.double()}
+
+
+def error(got, exact):
+    return {name: float((got[name] - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)) for name in exact}
+
+
+def skip_unless_taken(x, weight):
+    reason = why_not(x, weight)
+    if reason is not None and "vector instructions" in reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 8, 24, 5, 6, (3, 2), (2, 1), (1, 0))], ids=str)
+def test_float64_is_exact(shape):
+    values, how = case(shape, torch.float64)
+    got, exact = run(*values, how, "cpp"), run(*values, how, "eager")
+    for name in exact:
+        torch.testing.assert_close(got[name], exact[name], rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_low_precision_against_float64(simd, dtype, shape):
+    """float32 loses what torch does. In bfloat16 the gradient of the weight is float32 sums of exact products, which
+    torch rounds to bfloat16."""
+    values, how = case(shape, dtype)
+    skip_unless_taken(*values[:2])
+    exact = run(*(value.double() for value in values), how, "eager")
+    lost = error(run(*values, how, "eager"), exact)
+    found = error(run(*values, how, "cpp"), exact)
+    for name, loss in found.items():
+        assert loss <= 3 * lost[name] + 1e-6, name
+    assert found["grad_weight"] < 3e-6
+
+
+@pytest.mark.parametrize("dtype", list(NAMES), ids=str)
+def test_what_the_op_keeps_is_written_before_it_is_read(dtype):
+    """In a new thread, whose memory is fresh and so poisoned; and that it grows with what is asked."""
+    small, large = case(SMALL, dtype), case((5, 32, 48, 9, 9, (3, 3), (2, 2), (1, 1)), dtype)
+    skip_unless_taken(*small[0][:2])
+    with ThreadPoolExecutor(1) as one:
+        results = (one.submit(run, *values, how, "cpp").result() for values, how in (small, large, small))
+        first, _, again = results
+    assert all(value.isfinite().all() for value in first.values())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@settings(max_examples=50)
+@given(
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)), batch=st.integers(1, 5),
+    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    kernel=pairs, stride=pairs, padding=pairs, dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_any_shape(channels, batch, extra, kernel, stride, padding, dtype, seed):
+    padding = tuple(min(pad - 1, k - 1) for pad, k in zip(padding, kernel, strict=True))
+    H, W = (max(1, k - 2 * pad) + more for k, pad, more in zip(kernel, padding, extra, strict=True))
+    values, how = case((batch, 16 * channels[0], 16 * channels[1], H, W, kernel, stride, padding), dtype, seed)
+    skip_unless_taken(*values[:2])
+    exact = run(*(value.double() for value in values), how, "eager")
+    found = error(run(*values, how, "cpp"), exact)
+    assert found["grad_weight"] <= (1e-14 if dtype == torch.float64 else 3e-6)
+    for name in ("y", "grad_x"):  # torch's own
+        assert found[name] <= {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 1e-2}[dtype], name
+
+
+@pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
+def test_strides(make):
+    generator = torch.Generator().manual_seed(0)
+    x, grad_y = (make(torch.randn(4, 8, side, side, generator=generator, dtype=torch.float64)) for side in (8, 4))
+    weight = torch.randn(8, 8, 3, 3, generator=generator, dtype=torch.float64).transpose(2, 3)
+    results = []
+    for impl in ("cpp", "eager"):
+        leaves = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
+        y = conv2d(*leaves, (2, 2), (1, 1), impl=impl)
+        grad = grad_y if y.shape == grad_y.shape else torch.ones_like(y)
+        results.append([y, *torch.autograd.grad(y, leaves, grad)])
+    for got, exact in zip(*results, strict=True):
+        torch.testing.assert_close(got, exact)
+
+
+def test_gradcheck():
+    (x, weight, _), how = case((2, 8, 8, 5, 4, (3, 2), (2, 1), (1, 1)), torch.float64)
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *leaves: conv2d(*leaves, *how, impl="cpp"), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", list(NAMES), ids=str)
+@pytest.mark.parametrize("shape", [SMALL, (2, 16, 16, 1, 1, (1, 1), (1, 1), (0, 0))], ids=str)
+def test_opcheck(dtype, shape):
+    (x, weight, grad_y), how = case(shape, dtype)
+    skip_unless_taken(x, weight)
+    torch.library.opcheck(torch.ops.fastdhm.conv2d, (x.clone().requires_grad_(), weight.clone().requires_grad_(), *how))
+    torch.library.opcheck(torch.ops.fastdhm.conv2d_input_grad, (grad_y, x, weight.to(dtype), *how))
+    torch.library.opcheck(torch.ops.fastdhm.conv_weight_grad, (grad_y, x, weight.shape[2:], *how))
+
+
+@pytest.mark.parametrize("dtype", list(NAMES), ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[7], SHAPES[8], SHAPES[9]], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype, shape):
+    values, how = case(shape, dtype)
+    skip_unless_taken(*values[:2])
+    results = []
+    for number in (1, 2, 5):
+        with harness.threads(number):
+            results.append(run(*values, how, "cpp")["grad_weight"])
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows_where_it_does_in_torch(simd, value):
+    values, how = case((3, 16, 16, 8, 8, (3, 3), (2, 2), (1, 1)), torch.float32)
+    skip_unless_taken(*values[:2])
+    values[0][2, 4, 3, 2] = value
+    got, exact = (run(*values, how, impl) for impl in ("cpp", "eager"))
+    for name in exact:
+        assert torch.equal(got[name].isfinite(), exact[name].isfinite()), name
+
+
+def test_gradients_are_those_that_are_asked_for():
+    (x, weight, grad_y), how = case(SMALL, torch.float32)
+    weight.requires_grad_()
+    conv2d(x, weight, *how, impl="cpp").backward(grad_y)
+    assert weight.grad is not None
+    assert x.grad is None
+    weight.requires_grad_(False)
+    (grad_x,) = torch.autograd.grad(conv2d(x.requires_grad_(), weight, *how, impl="cpp"), x, grad_y)
+    assert grad_x.shape == x.shape
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not conv2d(x.detach().bfloat16(), weight, *how).requires_grad
+
+
+def test_an_input_changed_in_place_is_noticed():
+    (x, weight, grad_y), how = case(SMALL, torch.float32)
+    weight.requires_grad_()
+    y = conv2d(x, weight, *how, impl="cpp")
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(grad_y)
+
+
+@pytest.mark.parametrize("dtype", list(NAMES), ids=str)
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_gradient_of_the_gradient_is_refused(dtype, of):
+    (x, weight, _), how = case(SMALL, dtype)
+    skip_unless_taken(x, weight)
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    y = conv2d(*leaves, *how, impl="cpp")
+    (grad,) = torch.autograd.grad(y.float().square().sum(), leaves[of], create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("impl", ["eager", "cpp", "auto"])
+def test_autocast(impl):
+    (x, weight, grad_y), how = case(SMALL, torch.float32)
+    skip_unless_taken(x.bfloat16(), weight)
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv2d(x, weight, *how, impl=impl)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, conv2d(x.bfloat16(), weight, *how, impl="eager"))
+    with torch.autocast("cpu", torch.bfloat16):  # where the op is called by itself, as in a compiled function
+        assert torch.ops.fastdhm.conv2d(x, weight, *how).dtype == torch.float32
+    y.backward(grad_y.bfloat16())
+    assert weight.grad.dtype == torch.float32
+
+
+def test_in_a_compiled_function():
+    (x, weight, _), how = case(SMALL, torch.float32)
+    weight.requires_grad_()
+
+    def rule(x, weight):
+        return conv2d(x, weight, *how).sum()
+
+    compiled = torch.compile(rule, fullgraph=True, backend="aot_eager")
+    assert torch.equal(*(torch.autograd.grad(each(x, weight), weight)[0] for each in (compiled, rule)))
+
+
+BAD = {"x": torch.zeros(2, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3), "stride": (2, 2), "padding": (1, 1)}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.float16)}, "x is torch.float16.*must be bfloat16, float32 or float64"),
+    ({"x": torch.zeros(2, 16)}, r"x is \(2, 16\) and weight .*must be \[B, C, H, W\] and \[K, C, R, S\]"),
+    ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.uint8)}, "x is torch.uint8 .*must be floating"),
+    ({"x": torch.zeros(0, 16, 4, 4)}, r"x is \(0, 16, 4, 4\).*nothing to compute"),
+    ({"x": torch.zeros(2, 16, 4, 0)}, r"\(4, 0\) with padding \(1, 1\): .*no smaller than the kernel, \(3, 3\)"),
+    ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, "weight is torch.float64, must be torch.float32"),
+    ({"weight": torch.zeros(16, 8, 3, 3)}, r"must be \[B, C, H, W\] and \[K, C, R, S\]"),
+    ({"weight": torch.zeros(10, 16, 3, 3)}, "channels are 16 and 10, must be multiples of"),
+    ({"weight": torch.zeros(16, 16, 3, 3, device="meta")}, "x is on cpu and weight on meta"),
+    ({"weight": torch.zeros(16, 16, 1, 1)}, r"padding is \(1, 1\), must be smaller than the kernel, \(1, 1\)"),
+    ({"weight": torch.zeros(16, 16, 7, 3)}, r"must be no smaller than the kernel, \(7, 3\)"),
+    ({"stride": (0, 1)}, r"stride is \(0, 1\) and padding \(1, 1\): they must be pairs of numbers, from 1 and from 0"),
+    ({"stride": (2,)}, r"stride is \(2,\) .*must be pairs"),
+    ({"padding": (1, -1)}, r"padding \(1, -1\): they must be pairs of numbers, from 1 and from 0"),
+])  # fmt: skip
+def test_what_cpp_cannot_take_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        conv2d(*(BAD | change).values(), impl="cpp")
+
+
+def test_auto_does_the_rest_by_torch():
+    values, how = case((2, 16, 10, 4, 4, (3, 3), (2, 2), (1, 1)), torch.float32)
+    auto, eager = (run(*values, how, impl) for impl in ("auto", "eager"))
+    assert all(torch.equal(auto[name], eager[name]) for name in eager)
+    with pytest.raises(ValueError, match="impl is 'triton', must be one of auto, eager, cpp"):
+        conv2d(*values[:2], impl="triton")
+
+
+@pytest.mark.parametrize("matrix_units", [False, True])
+@pytest.mark.parametrize("wide_vectors", [False, True])
+def test_it_pays_where_it_was_measured_to(monkeypatch, matrix_units, wide_vectors):
+    monkeypatch.setattr(_convolution, "has_matrix_units", lambda: matrix_units)
+    monkeypatch.setattr(_convolution, "has_wide_vectors", lambda: wide_vectors)
+    kernels = {side: torch.zeros(16, 16, side, side) for side in (1, 3)}
+    cases = set(itertools.product(NAMES, kernels, (1, 2)))
+    paying = {
+        (dtype, side, step) for dtype, side, step in cases
+        if pays(torch.zeros(2, 16, 8, 8, dtype=dtype), kernels[side], (step, step))
+    }  # fmt: skip
+    narrow = {case for case in cases if case[0] == torch.bfloat16 and not matrix_units}
+    assert paying == narrow | ({(torch.float32, 3, 2)} if wide_vectors else set())
+    assert not pays(torch.zeros(1, 16, 8, 8, dtype=torch.bfloat16), kernels[3], (2, 2))
+
+
+GRAD = {"grad_y": torch.zeros(2, 16, 2, 2), "x": torch.zeros(2, 16, 4, 4), "kernel": (3, 3), "stride": (2, 2),
+        "padding": (1, 1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [
+    {"grad_y": torch.zeros(2, 16, 2, 3)}, {"grad_y": torch.zeros(3, 16, 2, 2)}, {"grad_y": torch.zeros(2, 12, 2, 2)},
+    {"grad_y": torch.zeros(2, 16, 2, 2, dtype=torch.float64)}, {"x": torch.zeros(2, 12, 4, 4)},
+    {"x": torch.zeros(2, 16, 4, 4)[..., ::2]}, {"x": torch.zeros(0, 16, 4, 4)},
+    {"x": torch.zeros(2, 4, 16, 4).transpose(1, 2)},
+    {"kernel": (7, 7)}, {"kernel": (0, 3)}, {"kernel": (1, 1)}, {"stride": (0, 2)}, {"stride": (2, -2)},
+    {"padding": (-1, 1)}, {"padding": (3, 3)},
+], ids=str)  # fmt: skip
+def test_the_raw_op_reads_nothing_out_of_bounds(change):
+    values = [
+        value.contiguous(memory_format=torch.channels_last)
+        if torch.is_tensor(value) and value.is_contiguous()
+        else value
+        for value in (GRAD | change).values()
+    ]
+    with pytest.raises(ValueError, match="must be"):
+        torch.ops.fastdhm.conv_weight_grad(*values)
