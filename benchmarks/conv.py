@@ -1,12 +1,18 @@
-"""``fastdhm bench conv``: 3x3 convolutions in training on a CPU, against their peers.
+"""``fastdhm bench conv``: convolutions in training on a CPU, against their peers.
 
-Legend: B batch, C channels in, K channels out, H height, W width.
+Legend: B batch, C channels in, K channels out, H height, W width, P pixels of the output.
 
-Peers: ``tiles`` (``impl="cpp"``, Winograd's), ``eager`` (torch's convolution, of oneDNN), and ``products``, the limit:
-the multiplications that tiles of 4x4 outputs cannot do without, 36 matrix products of [tiles, C] and [C, K] for y and
-as many for each gradient, by ``torch.bmm`` on numbers that lie ready. What the op keeps between calls is not in
-its memory here.
+Peers of 3x3 convolutions, forward and backward: ``tiles`` (``impl="cpp"``, Winograd's), ``eager`` (torch's convolution,
+of oneDNN), and ``products``, the limit: the multiplications that tiles of 4x4 outputs cannot do without, 36 matrix
+products of [tiles, C] and [C, K] for y and as many for each gradient, by ``torch.bmm`` on numbers that lie ready. What
+the op keeps between calls is not in its memory here.
+
+Peers of the gradient of the other convolutions' weights: ``pixels`` (``conv2d``'s own), ``eager``, and ``products``:
+the one matrix product, [K, P] and [P, taps and C], on numbers that lie ready. Each call has other images than the last,
+which are in no cache then, as in training.
 """
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -17,6 +23,7 @@ from fastdhm.benchmarks.harness import Peer
 from fastdhm.engine.device import keep_freed_memory
 from fastdhm.errors import UserError
 from fastdhm.ops import _extension
+from fastdhm.ops.conv2d import conv2d_eager
 from fastdhm.ops.conv3x3 import conv3x3, conv3x3_eager, why_not
 
 Shape = tuple[int, int, int, int, int]
@@ -26,10 +33,23 @@ GRID = (
     (32, 64, 64, 56, 56), (32, 128, 128, 28, 28), (32, 256, 256, 14, 14), (32, 512, 512, 7, 7),
 )  # fmt: skip
 QUICK = ((2, 16, 16, 8, 8),)
+# The same, a side of the kernel and the stride: those networks' other convolutions, a few of each kind
+GRADIENTS = (
+    (128, 16, 32, 32, 32, 3, 2), (128, 32, 64, 16, 16, 3, 2), (128, 32, 128, 16, 16, 3, 2),
+    (32, 64, 256, 56, 56, 1, 1), (32, 512, 128, 28, 28, 1, 1), (32, 1024, 2048, 14, 14, 1, 2),
+    (32, 512, 512, 14, 14, 3, 2),
+)  # fmt: skip
+QUICK_GRADIENTS = ((2, 16, 16, 8, 8, 3, 2),)
+COLD_BYTES = 1 << 26  # of images that calls take in turn: more than caches hold
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 POINTS, SIDE = 36, 4  # of a tile, and its outputs a side
 TOLERANCE = 0.03  # bfloat16's tiles lose 1% on average, see conv3x3
-MARKS = {"eager over tiles": ("eager", "tiles"), "tiles over the products": ("tiles", "products")}
+MARKS = {
+    "eager over tiles": ("eager", "tiles"),
+    "tiles over the products": ("tiles", "products"),
+    "eager over pixels": ("eager", "pixels"),
+    "pixels over the products": ("pixels", "products"),
+}
 
 
 def bench(frame: Frame, *, dtype: str) -> int:
@@ -53,7 +73,10 @@ def bench(frame: Frame, *, dtype: str) -> int:
             frame.compare("x".join(map(str, shape)), peers(shape, DTYPES[dtype]), max_seconds=20)
             for shape in (QUICK if frame.quick else GRID)
         ]
-    frame.plot_bars(comparisons, f"3x3 convolutions, forward and backward, {dtype}")
+        for shape in QUICK_GRADIENTS if frame.quick else GRADIENTS:
+            label = f"{'x'.join(map(str, shape[:5]))} weights {shape[5]}x{shape[5]}/{shape[6]}"
+            comparisons.append(frame.compare(label, gradient_peers(shape, DTYPES[dtype]), max_seconds=20))
+    frame.plot_bars(comparisons, f"3x3 convolutions, and the gradient of the others' weights, {dtype}")
     return frame.conclude(comparisons, marks=report.ratio_marks(comparisons, MARKS), settings={"dtype": dtype})
 
 
@@ -79,6 +102,41 @@ def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
     tiles = B * -(-H // SIDE) * -(-W // SIDE)
     ready = [torch.randn(POINTS, *size, generator=generator).to(dtype) for size in ((tiles, C), (C, K), (tiles, K))]
     return [*found, Peer(name="products", run=lambda: _products(*ready), check=lambda _: None)]
+
+
+def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype) -> list[Peer]:
+    """The gradient of the weights of a convolution of any kind, and what it is held against."""
+    B, C, K, H, W, side, step = shape
+    generator = torch.Generator().manual_seed(0)
+    last = {"memory_format": torch.channels_last}
+    x_BCHW = torch.randn(B, C, H, W, generator=generator).to(dtype, **last)
+    weight_KCRS = torch.zeros(K, C, side, side, dtype=dtype).contiguous(**last)
+    stride, padding = (step, step), (side // 2, side // 2)
+    grad_BKHW = torch.randn(conv2d_eager(x_BCHW, weight_KCRS, stride, padding).shape, generator=generator)
+    given = grad_BKHW.to(dtype, **last), x_BCHW
+    copies = 1 + COLD_BYTES // sum(tensor.nbytes for tensor in given)
+    turns = itertools.cycle([tuple(tensor.clone() for tensor in given) for _ in range(copies)])
+
+    def eager(grad, x):
+        mask = [False, True, False]
+        how = (None, stride, padding, (1, 1), False, (0, 0), 1, mask)
+        return torch.ops.aten.convolution_backward(grad, x, weight_KCRS.to(x.dtype), *how)[1]
+
+    def pixels(grad, x):
+        return torch.ops.fastdhm.conv_weight_grad(grad, x, (side, side), stride, padding)
+
+    agrees = harness.agrees_with(_rows({"grad_weight": eager(*(tensor.double() for tensor in given))}, torch.float64))
+    found = [
+        Peer(
+            name=rule.__name__,
+            run=lambda rule=rule: {"grad_weight": rule(*next(turns))},
+            check=lambda results: agrees(_rows(results, dtype)),
+        )
+        for rule in (pixels, eager)
+    ]
+    places = grad_BKHW.numel() // K
+    ready = [torch.randn(*size, generator=generator).to(dtype) for size in ((K, places), (places, side * side * C))]
+    return [*found, Peer(name="products", run=lambda: {"grad_weight": ready[0] @ ready[1]}, check=lambda _: None)]
 
 
 def _once(rule, x_BCHW: Tensor, weight_KC33: Tensor, grad_BKHW: Tensor) -> dict[str, Tensor]:

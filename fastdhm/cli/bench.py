@@ -8,7 +8,7 @@ from fastdhm.cli.parser import Parser
 BENCHES = {
     "loss": "Time the mimicking loss, forward and backward, against its peers; each is checked first.",
     "mask": "Time the branch mask against its peers; each is checked first.",
-    "conv": "Time 3x3 convolutions, forward and backward, on the CPU, against torch's; each is checked first.",
+    "conv": "Time convolutions, forward and backward, on the CPU, against torch's; each is checked first.",
     "norm": "Time batch norm with residual and relu, forward and backward, on the CPU, against its peers.",
     "reid": "Time the ranking of a gallery of Market-1501's size, on the CPU, against its peers; each is checked.",
     "epoch": "Whole epochs, data included, of the engine and of the eager reference, in turns; and how long each waits "

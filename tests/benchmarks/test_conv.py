@@ -25,6 +25,17 @@ def test_every_peer_passes_its_check(dtype):
     assert {peer.name: peer.check(peer.run()) for peer in peers} == dict.fromkeys(["tiles", "eager", "products"])
 
 
+@pytest.mark.parametrize("dtype", conv.DTYPES)
+@pytest.mark.parametrize("kind", [(3, 2), (1, 1)])
+def test_every_peer_of_the_gradients_passes_its_check(dtype, kind):
+    if not taken(dtype):
+        pytest.skip(f"this processor has no vector code for {dtype}")
+    peers = conv.gradient_peers((4, 32, 16, 6, 5, *kind), conv.DTYPES[dtype])
+    assert {peer.name: peer.check(peer.run()) for peer in peers} == dict.fromkeys(["pixels", "eager", "products"])
+    shapes = {peer.run()["grad_weight"].numel() for peer in peers}
+    assert shapes == {16 * 32 * kind[0] ** 2}
+
+
 @pytest.mark.skipif(not taken("float32"), reason="this processor has no vector code for float32")
 def test_a_wrong_gradient_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
     def wrong(x, weight, **options):
