@@ -10,9 +10,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 
 #include "scalar.h"
+#include "scratch.h"
 #include "simd.h"
 
 #include "conv3x3_simd.h"
@@ -46,14 +46,7 @@ constexpr int64_t kSmallSums = 32 * 32;  // weights so few that their sums stay 
 constexpr int64_t kSets = 8;             // of such sums: so many threads can work on one gradient
 constexpr int64_t kLeastTiles = 256;     // make products long enough to pay for their sums' way to memory and back
 
-// Memory that a thread takes up again in its next call, and that is near then.
 enum class Use { weights, blocks, transforms, sums, count };
-void* scratch(Use use, int64_t bytes) {
-  thread_local std::array<at::Tensor, static_cast<size_t>(Use::count)> kept;
-  at::Tensor& memory = kept[static_cast<size_t>(use)];
-  if (!memory.defined() || memory.numel() < bytes) memory = at::empty({bytes}, at::kByte);
-  return memory.mutable_data_ptr();
-}
 
 void check_channels(int64_t one, int64_t other, int64_t width) {
   TORCH_CHECK_VALUE(one % width == 0 && other % width == 0, "channels must be multiples of ", width, ", got ", one,
