@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "lanes.h"
 #include "scalar.h"
 #include "simd.h"
 #include "batch_norm_act_simd.h"

@@ -4,6 +4,8 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include "avx2.h"
+#include "lanes.h"
+
 #include "batch_norm_act_simd.h"
 
 namespace fastdhm {

@@ -6,20 +6,6 @@ namespace {
 
 constexpr int64_t kCachedElements = 8192;  // of an activation: what several passes over its channels share
 
-// Up to four vectors side by side, of which the last may be cut to `lanes`.
-template <class V, class T>
-inline typename V::F load_lanes(const T* p, int64_t lanes) {
-  return lanes == V::kWidth ? V::load(p) : V::load_first(p, lanes, 0);
-}
-template <class V, class T>
-inline void store_lanes(T* p, typename V::F x, int64_t lanes) {
-  if (lanes == V::kWidth) {
-    V::store(p, x);
-  } else {
-    V::store_first(p, x, lanes);
-  }
-}
-
 // Call body(offset, lanes, vectors as a constant) for the channels from first to last, in runs of whole vectors.
 template <class V, class Body>
 inline void for_channels(int64_t C, const Body& body) {

@@ -27,6 +27,8 @@ TORCH_LIBRARY(fastdhm, m) {
       "batch_norm_act_backward(Tensor grad_y, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, "
       "Tensor variance, float eps, bool relu, bool need_residual) -> "
       "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+  m.def("shortcut(Tensor x, int channels) -> Tensor");
+  m.def("shortcut_backward(Tensor grad_y, Tensor x) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor weight) -> Tensor");
   m.def("conv3x3_input_grad(Tensor grad_y, Tensor weight) -> Tensor");
   m.def("conv3x3_weight_grad(Tensor grad_y, Tensor x) -> Tensor");

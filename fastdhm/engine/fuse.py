@@ -1,4 +1,5 @@
-"""The training forward pass by our own ops: convolutions, and each batch norm with the residual and relu after it.
+"""The training forward pass by our own ops: convolutions, each batch norm with the residual and relu after it, and
+shortcuts that pool.
 
 The network is traced by torch.fx into straight-line code over the same parameters; nothing of the network itself
 changes. On a GPU torch.compile does this and more; on a CPU this needs no compiler and no waiting, and is faster.
@@ -21,6 +22,7 @@ from fastdhm.ops import _extension
 from fastdhm.ops import batch_norm_act as norms
 from fastdhm.ops import conv2d as plain_convolutions
 from fastdhm.ops import conv3x3 as convolutions
+from fastdhm.ops import shortcut as shortcuts
 
 ADD_IN_PLACE = (IN_PLACE["__iadd__"], operator.iadd, "add_")
 ADD = (operator.add, torch.add, "add", *ADD_IN_PLACE)
@@ -67,6 +69,17 @@ class Conv2d(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return plain_convolutions.conv2d(x_BCHW, self.conv.weight, self.conv.stride, self.conv.padding)
+
+
+class Shortcut(nn.Module):
+    """A pooling by two and the channels of zeros that a network adds to it."""
+
+    def __init__(self, extra_channels: int):
+        super().__init__()
+        self.extra_channels = extra_channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return shortcuts.shortcut(x_BCHW, x_BCHW.shape[1] + self.extra_channels)
 
 
 class FusedForward:
@@ -162,6 +175,15 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     for number, node in enumerate([node for node in graph.nodes if _is_conv(node, parts)]):
         name, conv = f"conv_{number}", parts[node.target]
         holder[name], node.target = (Conv3x3 if _keeps_size(conv) else Conv2d)(conv), name
+    for number, pad in enumerate([node for node in graph.nodes if _is_shortcut(node)]):
+        name, pool = f"shortcut_{number}", pad.args[0]
+        holder[name] = Shortcut(pad.args[1][-1])
+        with graph.inserting_before(pad):
+            call = graph.call_module(name, (pool.args[0],))
+            call.meta["group"] = pad.meta["group"]
+        pad.replace_all_uses_with(call)
+        graph.erase_node(pad)
+        graph.erase_node(pool)
     for node in graph.nodes:
         if node.op == "call_module" and node.target not in holder:
             part = parts[node.target]
@@ -213,6 +235,17 @@ def _is_conv(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
     return (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+
+
+def _is_shortcut(node: fx.Node) -> bool:
+    """Whether a node pads with channels what an average pooling by two, rounding up, made for it alone."""
+    zeros = node.kwargs.get("mode") == "constant" and node.kwargs.get("value") is None  # as torch.fx writes defaults
+    if node.target is not F.pad or len(node.args) != 2 or not zeros or not isinstance(node.args[0], fx.Node):
+        return False
+    pool, padding = node.args
+    rounding_up = {"ceil_mode": True, "count_include_pad": False}
+    pools = pool.target is F.avg_pool2d and tuple(pool.args[1:]) == (2,) and pool.kwargs == rounding_up
+    return pools and _only_user(pool) is node and padding[:5] == (0,) * 5 and len(padding) == 6 and padding[5] >= 0
 
 
 def _is_norm(node: fx.Node, parts: dict[str, nn.Module]) -> bool:

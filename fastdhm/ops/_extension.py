@@ -6,7 +6,7 @@ import torch
 
 from fastdhm.errors import UserError
 
-OPS = ("branch_mask", "batch_norm_act", "conv2d", "conv3x3", "match_ranks")  # what it must have beside the loss
+OPS = ("branch_mask", "batch_norm_act", "conv2d", "conv3x3", "match_ranks", "shortcut")  # beside the loss
 BUILD = "build it from a checkout with 'pip install --no-build-isolation .' (needs a C++ compiler, such as apt's g++)"
 
 

@@ -6,12 +6,13 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.nn.utils import prune, spectral_norm
 
 from fastdhm import attach, methods, mimic_loss, models
-from fastdhm.engine.fuse import Conv2d, Conv3x3, FusedForward, NormAct, _Recomputed
+from fastdhm.engine.fuse import Conv2d, Conv3x3, FusedForward, NormAct, Shortcut, _Recomputed
 from fastdhm.models import Branch, BranchedModel
 from fastdhm.models.alone import alone
 from fastdhm.models.recompute import find_rows
@@ -87,16 +88,19 @@ def test_attached_networks(name):
     assert fused(forward, NormAct)
 
 
-def test_a_residual_block_is_two_ops():
+def test_a_residual_block_is_two_ops_and_its_shortcut_one():
     model = models.build("resnet8", 4).double()
     forward = FusedForward(model)
     forward(images(8))
     ((graph, _),) = forward.traced.values()
     called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     others = [
-        node for node in graph.graph.nodes if node.op == "call_function" and "add" in node.name + str(node.target)
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_function" and any(name in node.name + str(node.target) for name in ("add", "pool2d", "pad"))
     ]
-    assert not others
+    assert not [node for node in others if "adaptive" not in str(node.target)]
+    assert len(fused(forward, Shortcut)) == 2 + 1 + 2  # of the trunk, B1 and B2
     assert sum(name.startswith("norm_act") for name in called) == sum(
         isinstance(module, nn.BatchNorm2d) for module in model.modules()
     )
@@ -282,6 +286,30 @@ def test_convolutions_of_any_shape_are_the_ops(options, monkeypatch):
     conv = nn.Conv2d(8, 8, **options, bias=False)
     forward = compare(branched(conv), images(9))
     assert conv in [part.conv for part in fused(forward, Conv2d)] and shapes == [conv.weight.shape]
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda x: F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 0, 1))[:, :8],
+        lambda x: F.pad(F.avg_pool2d(x, 3, ceil_mode=True, count_include_pad=False), (0, 0, 0, 0, 0, 1))[:, :8],
+        lambda x: F.pad(F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False), (0, 0, 0, 0, 1, 0))[:, :8],
+        lambda x: F.pad(F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False), (0, 0, 0, 0, 0, -1)).repeat(
+            1, 2, 1, 1
+        )[:, :8],
+        lambda x: (lambda y: F.pad(y, (0, 0, 0, 0, 0, 1))[:, :8] + y)(
+            F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        ),
+        lambda x: F.pad(F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False), (0, 0, 0, 0, 0, 1), value=1.0)[
+            :, 1:
+        ],
+    ],
+    ids=["rounded-down", "by-three", "before", "cut", "pooled-for-others", "ones"],
+)
+def test_other_pools_stay(inside):
+    torch.manual_seed(0)
+    forward = compare(branched(inside), images(9))
+    assert forward.why_not() is None and not fused(forward, Shortcut)
 
 
 OTHERS = {
