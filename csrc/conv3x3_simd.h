@@ -140,10 +140,11 @@ struct Conv3x3 {
       for (int64_t row = first; row < last; ++row) {
         for (int64_t c = 0; c < C; c += W) {
           E* at = inputs + (row - first) * columns * C + c;
-          transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c, [=](int64_t tile, int i, const F* v) {
+          const auto put = [=](int64_t tile, int i, const F(&v)[1][kInputs]) {
             E* to = at + kInputs * i * inputs_apart + tile * C;
-            for (int j = 0; j < kInputs; ++j, to += inputs_apart) P::store_element(to, v[j]);
-          });
+            for (int j = 0; j < kInputs; ++j, to += inputs_apart) P::store_element(to, v[0][j]);
+          };
+          transform_inputs<P, 1>(static_cast<const T*>(x), shape, row, columns, c, put);
         }
       }
       for_vector_blocks<kAtOnce>(shape.K / W, Block{shape, first, last, inputs, static_cast<const E*>(packed), products,
@@ -158,22 +159,14 @@ struct Conv3x3 {
     return kPoints * (apart(tiles * shape.C) + apart(tiles * shape.K)) * sizeof(E);
   }
 
-  // Puts the tiles of a row, one after the other, in pairs at to + point * point_stride.
+  // Puts the tiles of a row in pairs at to + point * point_stride.
   struct Pairs {
     E* to;
     int64_t point_stride;
-    F held[kPoints];
 
-    void operator()(int64_t tile, int i, const F* v) {
-      E* at = to + kInputs * i * point_stride + tile / kPair * kPair * W;
-      for (int j = 0; j < kInputs; ++j, at += point_stride) {
-        F& before = held[kInputs * i + j];
-        if (tile % kPair == kPair - 1) {
-          P::store_pair(at, before, v[j]);
-        } else {
-          before = v[j];
-        }
-      }
+    void operator()(int64_t tile, int i, const F (&v)[kPair][kInputs]) const {
+      E* at = to + kInputs * i * point_stride + tile * W;
+      for (int j = 0; j < kInputs; ++j, at += point_stride) P::store_pair(at, v[0][j], v[kPair - 1][j]);
     }
   };
 
@@ -185,12 +178,12 @@ struct Conv3x3 {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t tile = (row - part_begin) * columns;
       for (int64_t c = 0; c < shape.C; c += W) {
-        transform_inputs<P>(static_cast<const T*>(x), shape, row, columns, c,
-                            Pairs{inputs + c * tiles + tile * W, apart(tiles * shape.C), {}});
+        transform_inputs<P, kPair>(static_cast<const T*>(x), shape, row, columns, c,
+                                   Pairs{inputs + c * tiles + tile * W, apart(tiles * shape.C)});
       }
       for (int64_t k = 0; k < shape.K; k += W) {
-        transform_gradients<P>(static_cast<const T*>(grad_y), shape, row, columns, k,
-                               Pairs{gradients + k * tiles + tile * W, apart(tiles * shape.K), {}});
+        transform_gradients<P, kPair>(static_cast<const T*>(grad_y), shape, row, columns, k,
+                                      Pairs{gradients + k * tiles + tile * W, apart(tiles * shape.K)});
       }
     }
   }

@@ -69,21 +69,18 @@ inline void ask_for(const T* from, int64_t ahead) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + ahead * sizeof(T)), kWrite);
 }
 
-// The second dimension: rows of kRows numbers, the columns of which `from` holds, each made by `one` and put(row, it).
-template <int kRows, int kFrom, int kTo, class F, class Put>
-__attribute__((always_inline)) inline void along_rows(const F (*from)[kRows], void one(const F*, F*), Put put) {
+// The second dimension: row i of what `from` holds the columns of, made into `made` by `one`.
+template <int kFrom, int kRows, class F>
+__attribute__((always_inline)) inline void along_row(const F (*from)[kRows], int i, void one(const F*, F*), F* made) {
+  F line[kFrom];
 #pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-    F line[kFrom], made[kTo];
-#pragma GCC unroll 8
-    for (int j = 0; j < kFrom; ++j) line[j] = from[j][i];
-    one(line, made);
-    put(i, made);
-  }
+  for (int j = 0; j < kFrom; ++j) line[j] = from[j][i];
+  one(line, made);
 }
 
-// V = B^T d B of the tiles of one row of tiles, for one vector of channels; emit(column of tiles, row of V, its vectors).
-template <class P, class T, class Emit>
+// V = B^T d B of the tiles of one row of tiles, for one vector of channels, kTiles at a time, which must divide the columns;
+// emit(first tile, row of V, its vectors for each of them).
+template <class P, int kTiles, class T, class Emit>
 inline void transform_inputs(const T* x, const Conv3x3Shape& shape, int64_t tile_row, int64_t columns, int64_t c,
                              Emit emit) {
   using F = typename P::F;
@@ -106,32 +103,39 @@ inline void transform_inputs(const T* x, const Conv3x3Shape& shape, int64_t tile
     }
     Tile<P>::inputs(d, out);
   };
-  F seen[kInputs][kInputs];  // columns, transformed; the first two are the last of the tile before
-  column(-1, seen[kOutputs]);
-  column(0, seen[kOutputs + 1]);
-  for (int64_t tile = 0; tile < columns; ++tile) {
+  constexpr int kNew = kTiles * kOutputs;
+  F seen[2 + kNew][kInputs];  // columns, transformed; the first two are the last of the tiles before
+  column(-1, seen[kNew]);
+  column(0, seen[kNew + 1]);
+  for (int64_t tile = 0; tile < columns; tile += kTiles) {
 #pragma GCC unroll 8
     for (int i = 0; i < kInputs; ++i) {
-      seen[0][i] = seen[kOutputs][i];
-      seen[1][i] = seen[kOutputs + 1][i];
+      seen[0][i] = seen[kNew][i];
+      seen[1][i] = seen[kNew + 1][i];
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < kOutputs; ++j) column(kOutputs * tile + 1 + j, seen[2 + j]);
-    along_rows<kInputs, kInputs, kInputs>(seen, &Tile<P>::inputs, [&](int i, const F* v) { emit(tile, i, v); });
+    for (int j = 0; j < kNew; ++j) column(kOutputs * tile + 1 + j, seen[2 + j]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kInputs; ++i) {
+      F v[kTiles][kInputs];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTiles; ++t) along_row<kInputs>(seen + kOutputs * t, i, &Tile<P>::inputs, v[t]);
+      emit(tile, i, v);
+    }
   }
 }
 
 // A y A^T of the outputs' gradients, likewise.
-template <class P, class T, class Emit>
+template <class P, int kTiles, class T, class Emit>
 inline void transform_gradients(const T* grad_y, const Conv3x3Shape& shape, int64_t tile_row, int64_t columns,
                                 int64_t k, Emit emit) {
   using F = typename P::F;
   const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * kOutputs;
   const T* row = grad_y + (image * shape.H + top) * shape.W * shape.K + k;
-  for (int64_t tile = 0; tile < columns; ++tile) {
-    F seen[kOutputs][kInputs];
+  for (int64_t tile = 0; tile < columns; tile += kTiles) {
+    F seen[kTiles * kOutputs][kInputs];
 #pragma GCC unroll 8
-    for (int j = 0; j < kOutputs; ++j) {
+    for (int j = 0; j < kTiles * kOutputs; ++j) {
       const int64_t at = kOutputs * tile + j;
       F y[kOutputs];
 #pragma GCC unroll 8
@@ -142,7 +146,13 @@ inline void transform_gradients(const T* grad_y, const Conv3x3Shape& shape, int6
       }
       Tile<P>::gradients(y, seen[j]);
     }
-    along_rows<kInputs, kOutputs, kInputs>(seen, &Tile<P>::gradients, [&](int i, const F* v) { emit(tile, i, v); });
+#pragma GCC unroll 8
+    for (int i = 0; i < kInputs; ++i) {
+      F v[kTiles][kInputs];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTiles; ++t) along_row<kOutputs>(seen + kOutputs * t, i, &Tile<P>::gradients, v[t]);
+      emit(tile, i, v);
+    }
   }
 }
 
@@ -156,9 +166,7 @@ inline void transform_weights(const typename P::S* g, int64_t C, bool turned, ty
     for (int i = 0; i < 3; ++i) column[i] = P::load(g + (turned ? 8 - 3 * i - j : 3 * i + j) * C);
     Tile<P>::weights(column, seen[j]);
   }
-  along_rows<kInputs, 3, kInputs>(seen, &Tile<P>::weights, [&](int i, const F* row) {
-    for (int j = 0; j < kInputs; ++j) u[kInputs * i + j] = row[j];
-  });
+  for (int i = 0; i < kInputs; ++i) along_row<3>(seen, i, &Tile<P>::weights, u + kInputs * i);
 }
 
 // y = A^T m A of one tile, for one vector of outputs, put at `to`; m has its points `point_stride` apart.
@@ -176,12 +184,16 @@ inline void store_outputs(const typename P::S* m, int64_t point_stride, const Co
   }
   const int64_t image = tile_row / shape.tile_rows(), top = tile_row % shape.tile_rows() * kOutputs;
   to += ((image * shape.H + top) * shape.W + kOutputs * tile) * shape.K;
-  along_rows<kOutputs, kInputs, kOutputs>(seen, &Tile<P>::outputs, [&](int i, const F* y) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kOutputs; ++i) {
+    F y[kOutputs];
+    along_row<kInputs>(seen, i, &Tile<P>::outputs, y);
     for (int j = 0; j < kOutputs; ++j) {
-      if (top + i < shape.H && kOutputs * tile + j < shape.W) P::store(to + (i * shape.W + j) * shape.K, y[j]);
-      ask_for<1>(to + (i * shape.W + j) * shape.K, kOutputs * shape.W * shape.K);
+      T* const at = to + (i * shape.W + j) * shape.K;
+      if (top + i < shape.H && kOutputs * tile + j < shape.W) P::store(at, y[j]);
+      ask_for<1>(at, kOutputs * shape.W * shape.K);
     }
-  });
+  }
 }
 
 // g = G^T U G: rows [begin, end) of the gradient of the weights [K, 3, 3, C]; U is sums [sets, point, K, C] added up.
@@ -202,9 +214,11 @@ inline void transform_sums(const typename P::S* sums, int64_t sets, int64_t K, i
       Tile<P>::sums(u, seen[j]);
     }
     typename P::S* to = grad + at / C * 9 * C + at % C;
-    along_rows<3, kInputs, 3>(seen, &Tile<P>::sums, [&](int i, const F* g) {
+    for (int i = 0; i < 3; ++i) {
+      F g[3];
+      along_row<kInputs>(seen, i, &Tile<P>::sums, g);
       for (int j = 0; j < 3; ++j) P::store(to + (3 * i + j) * C, g[j]);
-    });
+    }
   }
 }
 
