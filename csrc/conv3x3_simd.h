@@ -110,7 +110,7 @@ struct Conv3x3 {
         const E* v = inputs + point * apart(block_tiles(shape) * C);
         for (int64_t c = 0; c < C; c += kNearInputs) {
           const int64_t pairs = (C - c < kNearInputs ? C - c : kNearInputs) / kPair;
-          for (int64_t t = 0; t < tiles; t += kRows(N)) {
+          for (int64_t t = 0; t < tiles; t += kRows<P>(N)) {
             const E *a = v + t * C + c, *b = u + c * N * W;
             multiply<P, N>([=](int r, int64_t pair) { return a + r * C + pair * kPair; },
                            [=](int n, int64_t pair) { return b + (pair * N + n) * kPair * W; }, pairs,
@@ -199,11 +199,11 @@ struct Conv3x3 {
     template <int N>
     void run(int64_t vector) const {
       const int64_t C = shape.C, K = shape.K, tiles = this->tiles;
-      const int64_t next = W < kRows(N) ? tiles * W : kPair;  // single numbers are vectors of their own
+      const int64_t next = W < kRows<P>(N) ? tiles * W : kPair;  // single numbers are vectors of their own
       for (int64_t point = first_point; point < last_point; ++point) {
         const E* v = inputs + point * apart(tiles * C) + vector * W * tiles;
         const E* y = gradients + point * apart(tiles * K);
-        for (int64_t k = 0; k < K; k += kRows(N)) {
+        for (int64_t k = 0; k < K; k += kRows<P>(N)) {
           const E* a = y + k / W * W * tiles + k % W * kPair;
           multiply<P, N>([=](int r, int64_t pair) { return a + r * next + pair * kPair * W; },
                          [=](int n, int64_t pair) { return v + (n * tiles + pair * kPair) * W; }, tiles / kPair,

@@ -149,7 +149,7 @@ struct ConvWeightGrad {
       const int64_t parts = shape.K / kWidth;
       for (int64_t part = begin; part < end; ++part) {
         const int64_t tap = part / parts, first = part % parts * kWidth;
-        for (int64_t k = first; k < first + kWidth; k += kRows(N)) {
+        for (int64_t k = first; k < first + kWidth; k += kRows<P>(N)) {
           ahead->call();
           multiply_tap<N>(vector, tap / shape.S, tap % shape.S, k, sums + (tap * shape.K + k) * shape.C + vector * W);
         }
@@ -163,7 +163,7 @@ struct ConvWeightGrad {
       const int64_t moved = r / shape.row_stride * block.pairs * layout.columns + s / shape.column_stride;
       const E* x = packed + phase + vector * next + moved * W * kPair;
       const E* y = packed + k / W * layout.grad_vector + k % W * kPair;
-      const int64_t next_k = W < kRows(N) ? layout.grad_vector : kPair;  // single numbers are vectors of their own
+      const int64_t next_k = W < kRows<P>(N) ? layout.grad_vector : kPair;  // single numbers are vectors of their own
       const bool all_in_one = layout.columns == shape.columns();
       const int64_t lines = all_in_one ? 1 : block.lines(), pairs = block.lines() / lines * shape.columns();
       const int64_t y_line = shape.columns() * W * kPair, x_line = layout.columns * W * kPair;
@@ -180,7 +180,7 @@ struct ConvWeightGrad {
 
     template <int N>
     void run(int64_t) const {
-      *products += kWidth / kRows(N);
+      *products += kWidth / kRows<P>(N);
     }
   };
 

@@ -37,16 +37,19 @@ struct Singles : V {
 };
 
 // Rows of a product that share a load of N vectors: as many as there are registers for.
-constexpr int kRows(int N) { return N == 4 ? 4 : kMostRows; }
+template <class P>
+constexpr int kRows(int N) {
+  return 4 * P::kVectors / N < kMostRows ? 4 * P::kVectors / N : kMostRows;
+}
 
-// to[r, n] (+)= sum over lines and their pairs of a(r, line, pair) * b(n, line, pair), for kRows(N) rows of N vectors
+// to[r, n] (+)= sum over lines and their pairs of a(r, line, pair) * b(n, line, pair), for kRows<P>(N) rows of N vectors
 // that lie to_row apart; a and b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the
 // function stands alone, or the sums would not stay in registers.
 template <class P, int N, bool kAccumulate, class A, class B>
 __attribute__((noinline)) void multiply(A a, B b, int64_t lines, int64_t pairs, typename P::S* to, int64_t to_row) {
   using F = typename P::F;
   constexpr int64_t W = P::kWidth;
-  constexpr int R = kRows(N);
+  constexpr int R = kRows<P>(N);
   F sum[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
