@@ -8,8 +8,9 @@ products of [tiles, C] and [C, K] for y and as many for each gradient, by ``torc
 the op keeps between calls is not in its memory here.
 
 Peers of the gradient of the other convolutions' weights: ``pixels`` (``conv2d``'s own), ``eager``, and ``products``:
-the one matrix product, [K, P] and [P, taps and C], on numbers that lie ready. Each call has other images than the last,
-which are in no cache then, as in training.
+the one matrix product, [K, P] and [P, taps and C], on numbers that lie ready. And of the gradient of their input, with
+strides: ``phases`` (``conv2d``'s own, or torch's where it takes that), ``eager``, and ``products``, [P, K] and [K, taps
+and C]. Each call has other images than the last, which are in no cache then, as in training.
 """
 
 import itertools
@@ -49,6 +50,8 @@ MARKS = {
     "tiles over the products": ("tiles", "products"),
     "eager over pixels": ("eager", "pixels"),
     "pixels over the products": ("pixels", "products"),
+    "eager over phases": ("eager", "phases"),
+    "phases over the products": ("phases", "products"),
 }
 
 
@@ -74,9 +77,10 @@ def bench(frame: Frame, *, dtype: str) -> int:
             for shape in (QUICK if frame.quick else GRID)
         ]
         for shape in QUICK_GRADIENTS if frame.quick else GRADIENTS:
-            label = f"{'x'.join(map(str, shape[:5]))} weights {shape[5]}x{shape[5]}/{shape[6]}"
-            comparisons.append(frame.compare(label, gradient_peers(shape, DTYPES[dtype]), max_seconds=20))
-    frame.plot_bars(comparisons, f"3x3 convolutions, and the gradient of the others' weights, {dtype}")
+            for of in ("weights", "input") if min(shape[5:]) > 1 else ("weights",):
+                label = f"{'x'.join(map(str, shape[:5]))} {of} {shape[5]}x{shape[5]}/{shape[6]}"
+                comparisons.append(frame.compare(label, gradient_peers(shape, DTYPES[dtype], of), max_seconds=20))
+    frame.plot_bars(comparisons, f"3x3 convolutions, and the gradients of the others, {dtype}")
     return frame.conclude(comparisons, marks=report.ratio_marks(comparisons, MARKS), settings={"dtype": dtype})
 
 
@@ -104,13 +108,13 @@ def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
     return [*found, Peer(name="products", run=lambda: _products(*ready), check=lambda _: None)]
 
 
-def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype) -> list[Peer]:
-    """The gradient of the weights of a convolution of any kind, and what it is held against."""
+def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype, of: str) -> list[Peer]:
+    """The gradient of the weights, or of the input, of a convolution of any kind, and what it is held against."""
     B, C, K, H, W, side, step = shape
     generator = torch.Generator().manual_seed(0)
     last = {"memory_format": torch.channels_last}
     x_BCHW = torch.randn(B, C, H, W, generator=generator).to(dtype, **last)
-    weight_KCRS = torch.zeros(K, C, side, side, dtype=dtype).contiguous(**last)
+    weight_KCRS = (torch.randn(K, C, side, side, generator=generator) / (side * C**0.5)).to(dtype, **last)
     stride, padding = (step, step), (side // 2, side // 2)
     grad_BKHW = torch.randn(conv2d_eager(x_BCHW, weight_KCRS, stride, padding).shape, generator=generator)
     given = grad_BKHW.to(dtype, **last), x_BCHW
@@ -118,25 +122,29 @@ def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype) -> list[Peer]:
     turns = itertools.cycle([tuple(tensor.clone() for tensor in given) for _ in range(copies)])
 
     def eager(grad, x):
-        mask = [False, True, False]
-        how = (None, stride, padding, (1, 1), False, (0, 0), 1, mask)
-        return torch.ops.aten.convolution_backward(grad, x, weight_KCRS.to(x.dtype), *how)[1]
+        how = (None, stride, padding, (1, 1), False, (0, 0), 1, [of == "input", of == "weights", False])
+        return torch.ops.aten.convolution_backward(grad, x, weight_KCRS.to(x.dtype), *how)[of == "weights"]
 
     def pixels(grad, x):
         return torch.ops.fastdhm.conv_weight_grad(grad, x, (side, side), stride, padding)
 
-    agrees = harness.agrees_with(_rows({"grad_weight": eager(*(tensor.double() for tensor in given))}, torch.float64))
+    def phases(grad, x):
+        return torch.ops.fastdhm.conv2d_input_grad(grad, x, weight_KCRS, stride, padding)
+
+    agrees = harness.agrees_with(_rows({of: eager(*(tensor.double() for tensor in given))}, torch.float64))
     found = [
         Peer(
             name=rule.__name__,
-            run=lambda rule=rule: {"grad_weight": rule(*next(turns))},
+            run=lambda rule=rule: {of: rule(*next(turns))},
             check=lambda results: agrees(_rows(results, dtype)),
         )
-        for rule in (pixels, eager)
+        for rule in (pixels if of == "weights" else phases, eager)
     ]
-    places = grad_BKHW.numel() // K
-    ready = [torch.randn(*size, generator=generator).to(dtype) for size in ((K, places), (places, side * side * C))]
-    return [*found, Peer(name="products", run=lambda: {"grad_weight": ready[0] @ ready[1]}, check=lambda _: None)]
+    P = grad_BKHW.numel() // K
+    rows, inner = (K, P) if of == "weights" else (P, K)
+    sizes = (rows, inner), (inner, side * side * C)
+    ready = [torch.randn(*size, generator=generator).to(dtype) for size in sizes]
+    return [*found, Peer(name="products", run=lambda: {of: ready[0] @ ready[1]}, check=lambda _: None)]
 
 
 def _once(rule, x_BCHW: Tensor, weight_KC33: Tensor, grad_BKHW: Tensor) -> dict[str, Tensor]:

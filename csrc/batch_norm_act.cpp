@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "find_op.h"
 #include "lanes.h"
 #include "scalar.h"
 #include "simd.h"
@@ -202,11 +203,6 @@ Grads batch_norm_act_backward_cpu(const at::Tensor& grad_y, const at::Tensor& x,
                                                           mean, variance, eps, mask, need_residual);
 }
 
-template <class Op>
-c10::TypedOperatorHandle<Op> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
-}
-
 // In C++, because in Python a call and its gradient cost as much as a small norm.
 struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
   // Tensors first: their places are those of the gradients.
@@ -216,7 +212,7 @@ struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
                                                 const at::Tensor& running_mean, const at::Tensor& running_var,
                                                 double momentum, double eps, bool relu) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op = find<decltype(batch_norm_act_cpu)>("fastdhm::batch_norm_act");
+    static const auto op = find_op<decltype(batch_norm_act_cpu)>("fastdhm::batch_norm_act");
     const auto [y, mean, variance] =
         op.call(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu);
     for (const at::Tensor& written : {running_mean, running_var}) written.unsafeGetTensorImpl()->bump_version();
@@ -239,7 +235,7 @@ struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
     const at::Tensor grad_y = grads[0].to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
     const bool has_residual = context->saved_data["residual"].toBool();
     const bool need_masked = y.defined() && context->needs_input_grad(3);
-    static const auto op = find<decltype(batch_norm_act_backward_cpu)>("fastdhm::batch_norm_act_backward");
+    static const auto op = find_op<decltype(batch_norm_act_backward_cpu)>("fastdhm::batch_norm_act_backward");
     at::Tensor masked;
     std::tie(to[0], to[1], to[2], masked) =
         op.call(grad_y, x, y.defined() ? std::make_optional(y) : std::nullopt, saved[1], saved[2], saved[3], saved[4],

@@ -1,14 +1,13 @@
-// fastdhm::conv2d: a convolution and its input's gradient by torch, the gradient of its weights by conv_weight_grad.
+// fastdhm::conv2d: a convolution by torch, its gradients by conv2d_input_grad and conv_weight_grad.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/conv2d.h>
-#include <ATen/ops/convolution_backward.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <tuple>
 #include <vector>
+
+#include "find_op.h"
 
 namespace fastdhm {
 namespace {
@@ -26,20 +25,8 @@ at::Tensor conv2d_cpu(const at::Tensor& x, const at::Tensor& weight, at::IntArra
   return in_order(at::conv2d(x, of_type(weight, x), {}, stride, padding));
 }
 
-at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, const at::Tensor& weight,
-                                 at::IntArrayRef stride, at::IntArrayRef padding) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return in_order(std::get<0>(at::convolution_backward(grad_y, x, weight, c10::nullopt, stride, padding, {1, 1}, false,
-                                                       {0, 0}, 1, {true, false, false})));
-}
-
 using Tensor = at::Tensor;
 using Pair = at::IntArrayRef;
-
-template <class Op>
-c10::TypedOperatorHandle<Op> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
-}
 
 // The weight, in a type of its own, gets a gradient of that type, that was never rounded to that of x.
 struct Conv2dAutograd : torch::autograd::Function<Conv2dAutograd> {
@@ -50,7 +37,7 @@ struct Conv2dAutograd : torch::autograd::Function<Conv2dAutograd> {
     context->save_for_backward({x, narrow});
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;
-    static const auto op = find<Tensor(const Tensor&, const Tensor&, Pair, Pair)>("fastdhm::conv2d");
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, Pair, Pair)>("fastdhm::conv2d");
     return op.call(x, narrow, stride, padding);
   }
 
@@ -58,9 +45,9 @@ struct Conv2dAutograd : torch::autograd::Function<Conv2dAutograd> {
                                                  torch::autograd::variable_list grads) {
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
     static const auto input_grad =
-        find<Tensor(const Tensor&, const Tensor&, const Tensor&, Pair, Pair)>("fastdhm::conv2d_input_grad");
+        find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, Pair, Pair)>("fastdhm::conv2d_input_grad");
     static const auto weight_grad =
-        find<Tensor(const Tensor&, const Tensor&, Pair, Pair, Pair)>("fastdhm::conv_weight_grad");
+        find_op<Tensor(const Tensor&, const Tensor&, Pair, Pair, Pair)>("fastdhm::conv_weight_grad");
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &narrow = saved[1], grad_y = in_order(grads[0]);
     const auto stride = context->saved_data["stride"].toIntVector();
@@ -81,14 +68,8 @@ at::Tensor conv2d_autograd(const at::Tensor& x, const at::Tensor& weight, at::In
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
-  m.impl("conv2d", &conv2d_cpu);
-  m.impl("conv2d_input_grad", &conv2d_input_grad_cpu);
-}
+TORCH_LIBRARY_IMPL(fastdhm, CPU, m) { m.impl("conv2d", &conv2d_cpu); }
 
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
-  m.impl("conv2d", &conv2d_autograd);
-  m.impl("conv2d_input_grad", torch::autograd::autogradNotImplementedFallback());
-}
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) { m.impl("conv2d", &conv2d_autograd); }
 
 }  // namespace fastdhm

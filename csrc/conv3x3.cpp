@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "find_op.h"
 #include "scalar.h"
 #include "scratch.h"
 #include "simd.h"
@@ -175,27 +176,24 @@ at::Tensor conv3x3_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x
 
 // In C++, because in Python a call and its gradient cost as much as a small convolution.
 struct Conv3x3Autograd : torch::autograd::Function<Conv3x3Autograd> {
+  using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
+
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
-    static const auto op = find("fastdhm::conv3x3");
+    static const auto op = find_op<Op>("fastdhm::conv3x3");
     return op.call(x, weight);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
     if (!grads[0].defined()) return {at::Tensor(), at::Tensor()};
-    static const auto input_grad = find("fastdhm::conv3x3_input_grad");
-    static const auto weight_grad = find("fastdhm::conv3x3_weight_grad");
+    static const auto input_grad = find_op<Op>("fastdhm::conv3x3_input_grad");
+    static const auto weight_grad = find_op<Op>("fastdhm::conv3x3_weight_grad");
     const auto saved = context->get_saved_variables();
     const at::Tensor grad_y = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
     return {context->needs_input_grad(0) ? input_grad.call(grad_y, saved[1]) : at::Tensor(),
             context->needs_input_grad(1) ? weight_grad.call(grad_y, saved[0]) : at::Tensor()};
-  }
-
-  using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
-  static c10::TypedOperatorHandle<Op> find(const char* name) {
-    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
   }
 };
 

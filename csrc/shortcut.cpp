@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 
+#include "find_op.h"
 #include "lanes.h"
 #include "scalar.h"
 #include "simd.h"
@@ -80,23 +81,18 @@ at::Tensor shortcut_backward_cpu(const at::Tensor& grad_y, const at::Tensor& x) 
   return grad_x;
 }
 
-template <class Op>
-c10::TypedOperatorHandle<Op> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
-}
-
 struct ShortcutAutograd : torch::autograd::Function<ShortcutAutograd> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, int64_t channels) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x});  // for its shape: a residual block keeps it for its convolution anyway
-    static const auto op = find<decltype(shortcut_cpu)>("fastdhm::shortcut");
+    static const auto op = find_op<decltype(shortcut_cpu)>("fastdhm::shortcut");
     return op.call(x, channels);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
     if (!grads[0].defined()) return {at::Tensor(), at::Tensor()};
-    static const auto op = find<decltype(shortcut_backward_cpu)>("fastdhm::shortcut_backward");
+    static const auto op = find_op<decltype(shortcut_backward_cpu)>("fastdhm::shortcut_backward");
     const at::Tensor grad_y = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
     return {op.call(grad_y, context->get_saved_variables()[0]), at::Tensor()};
   }

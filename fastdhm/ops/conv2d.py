@@ -1,4 +1,4 @@
-"""A convolution in training on a CPU: torch's own, but for the gradient of its weight, which torch is slow at.
+"""A convolution in training on a CPU: torch's own, but for the gradients that torch is slow at.
 
 Legend: B batch, C channels in, K channels out, H height, W width, R x S kernel.
 """
@@ -20,9 +20,12 @@ def conv2d(
 
     x is 0 outside of the image. The C++ form has the weight's gradient, ``sum_b,i,j grad_y[b, k, i, j] x[b, c, ...]``
     of the same places, as matrix products over pixels, which it packs a block at a time while the next is on its way
-    from memory; y and the gradient of x are torch's. The weight's gradient is summed in float32 and not rounded to
-    bfloat16, which torch's own is; it has the same bits on any number of threads. It computes channels-last. Gradients
-    of gradients and the transforms of torch.func: by ``eager`` alone, ``cpp`` raises.
+    from memory. It is summed in float32 and not rounded to bfloat16, which torch's own is. With strides that are no
+    larger than the kernel, and no more than 1 MiB of weights, the gradient of x is its own too:
+    ``sum_k,r,s weight[k, c, r, s] grad_y[b, k, ...]`` of the same places, as products over the pixels of x that lie a
+    stride apart, which the same taps meet. Both have the same bits on any number of threads; y and the rest are
+    torch's. It computes channels-last. Gradients of gradients and the transforms of torch.func: by ``eager`` alone,
+    ``cpp`` raises.
 
     Args:
         x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under

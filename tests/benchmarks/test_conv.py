@@ -26,14 +26,15 @@ def test_every_peer_passes_its_check(dtype):
 
 
 @pytest.mark.parametrize("dtype", conv.DTYPES)
-@pytest.mark.parametrize("kind", [(3, 2), (1, 1)])
-def test_every_peer_of_the_gradients_passes_its_check(dtype, kind):
+@pytest.mark.parametrize(("kind", "of"), [((3, 2), "weights"), ((1, 1), "weights"), ((3, 2), "input")], ids=str)
+def test_every_peer_of_the_gradients_passes_its_check(dtype, kind, of):
     if not taken(dtype):
         pytest.skip(f"this processor has no vector code for {dtype}")
-    peers = conv.gradient_peers((4, 32, 16, 6, 5, *kind), conv.DTYPES[dtype])
-    assert {peer.name: peer.check(peer.run()) for peer in peers} == dict.fromkeys(["pixels", "eager", "products"])
-    shapes = {peer.run()["grad_weight"].numel() for peer in peers}
-    assert shapes == {16 * 32 * kind[0] ** 2}
+    peers = conv.gradient_peers((4, 32, 16, 6, 5, *kind), conv.DTYPES[dtype], of)
+    own = "pixels" if of == "weights" else "phases"
+    assert {peer.name: peer.check(peer.run()) for peer in peers} == dict.fromkeys([own, "eager", "products"])
+    sizes = {peer.run()[of].numel() for peer in peers if of == "weights" or peer.name != "products"}
+    assert sizes == {16 * 32 * kind[0] ** 2 if of == "weights" else 4 * 32 * 6 * 5}
 
 
 @pytest.mark.skipif(not taken("float32"), reason="this processor has no vector code for float32")

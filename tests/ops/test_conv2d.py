@@ -1,4 +1,4 @@
-"""Convolutions with our own gradient of the weight, in every form that runs here, against torch's own.
+"""Convolutions with our own gradients, in every form that runs here, against torch's own.
 
 Legend: B batch, C channels in, K channels out, H height, W width, R x S kernel.
 """
@@ -82,8 +82,8 @@ def test_float64_is_exact(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_low_precision_against_float64(simd, dtype, shape):
-    """float32 loses what torch does. In bfloat16 the gradient of the weight is float32 sums of exact products, which
-    torch rounds to bfloat16."""
+    """float32 loses what torch does, and so does the gradient of x in bfloat16. The gradient of the weight is float32
+    sums of exact products then, which torch rounds to bfloat16."""
     values, how = case(shape, dtype)
     skip_unless_taken(*values[:2])
     exact = run(*(value.double() for value in values), how, "eager")
@@ -124,7 +124,7 @@ def test_any_shape(channels, batch, extra, kernel, stride, padding, dtype, seed)
     exact = run(*(value.double() for value in values), how, "eager")
     found = error(run(*values, how, "cpp"), exact)
     assert found["grad_weight"] <= (1e-14 if dtype == torch.float64 else 3e-6)
-    for name in ("y", "grad_x"):  # torch's own
+    for name in ("y", "grad_x"):  # y is torch's own, and grad_x where there are no strides
         assert found[name] <= {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 1e-2}[dtype], name
 
 
@@ -167,15 +167,17 @@ def test_any_number_of_threads_gives_the_same_bits(dtype, shape):
     results = []
     for number in (1, 2, 5):
         with harness.threads(number):
-            results.append(run(*values, how, "cpp")["grad_weight"])
-    assert all(torch.equal(results[0], other) for other in results[1:])
+            results.append(run(*values, how, "cpp"))
+    ours = ["grad_weight"] if how[0] == (1, 1) else ["grad_x", "grad_weight"]
+    assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in ours)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows_where_it_does_in_torch(simd, value):
+@pytest.mark.parametrize("of", [0, 2], ids=["x", "grad_y"])
+def test_what_is_not_finite_shows_where_it_does_in_torch(simd, value, of):
     values, how = case((3, 16, 16, 8, 8, (3, 3), (2, 2), (1, 1)), torch.float32)
     skip_unless_taken(*values[:2])
-    values[0][2, 4, 3, 2] = value
+    values[of][2, 4, 3, 2] = value
     got, exact = (run(*values, how, impl) for impl in ("cpp", "eager"))
     for name in exact:
         assert torch.equal(got[name].isfinite(), exact[name].isfinite()), name
@@ -242,6 +244,31 @@ def test_in_a_compiled_function():
     assert torch.equal(*(torch.autograd.grad(each(x, weight), weight)[0] for each in (compiled, rule)))
 
 
+@pytest.mark.parametrize(("shape", "dtype", "ours"), [
+    ((2, 16, 32, 9, 8, (3, 3), (2, 2), (1, 1)), torch.bfloat16, True),
+    ((2, 32, 16, 9, 8, (3, 2), (1, 2), (2, 0)), torch.float32, True),
+    ((2, 8, 24, 9, 8, (5, 4), (3, 4), (0, 3)), torch.float64, True),
+    ((2, 16, 32, 9, 8, (3, 3), (1, 1), (1, 1)), torch.bfloat16, False),
+    ((2, 16, 32, 9, 8, (1, 1), (2, 2), (0, 0)), torch.bfloat16, False),
+    ((2, 16, 32, 9, 8, (3, 1), (2, 2), (0, 0)), torch.float64, False),
+    ((2, 256, 512, 5, 4, (3, 3), (2, 2), (1, 1)), torch.bfloat16, False),
+    ((2, 24, 32, 9, 8, (3, 3), (2, 2), (1, 1)), torch.bfloat16, False),
+], ids=str)  # fmt: skip
+def test_the_gradient_of_x_is_by_products_where_that_pays(shape, dtype, ours):
+    (x, weight, grad_y), how = case(shape, dtype)
+    if ours:
+        skip_unless_taken(x, weight)
+    op, weight = torch.ops.fastdhm.conv2d_input_grad, weight.to(dtype)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        grad_x = op(grad_y, x, weight, *how)
+    by_torch = any(event.key == "aten::convolution_backward" for event in profile.key_averages())
+    assert by_torch == (not ours)
+    assert grad_x.is_contiguous(memory_format=torch.channels_last)
+    contiguous = op(grad_y.contiguous(), x.contiguous(), weight.contiguous(), *how)  # in another order, by torch
+    tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(grad_x, contiguous, **tolerance)
+
+
 BAD = {"x": torch.zeros(2, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3), "stride": (2, 2), "padding": (1, 1)}
 
 
@@ -303,11 +330,33 @@ GRAD = {"grad_y": torch.zeros(2, 16, 2, 2), "x": torch.zeros(2, 16, 4, 4), "kern
     {"padding": (-1, 1)}, {"padding": (3, 3)},
 ], ids=str)  # fmt: skip
 def test_the_raw_op_reads_nothing_out_of_bounds(change):
-    values = [
-        value.contiguous(memory_format=torch.channels_last)
-        if torch.is_tensor(value) and value.is_contiguous()
-        else value
-        for value in (GRAD | change).values()
-    ]
     with pytest.raises(ValueError, match="must be"):
-        torch.ops.fastdhm.conv_weight_grad(*values)
+        torch.ops.fastdhm.conv_weight_grad(*in_order(GRAD | change))
+
+
+INPUT_GRAD = GRAD | {"weight": torch.zeros(16, 16, 3, 3)}
+
+
+@pytest.mark.parametrize("change", [
+    {"grad_y": torch.zeros(2, 16, 2, 3)}, {"grad_y": torch.zeros(3, 16, 2, 2)}, {"grad_y": torch.zeros(2, 12, 2, 2)},
+    {"grad_y": torch.zeros(2, 16, 4)}, {"grad_y": torch.zeros(2, 16, 2, 2, dtype=torch.float64)},
+    {"x": torch.zeros(2, 32, 4, 4)}, {"x": torch.zeros(2, 16, 5, 4)}, {"x": torch.zeros(2, 16, 0, 4)},
+    {"x": torch.zeros(16)}, {"weight": torch.zeros(16, 16, 3, 3, dtype=torch.bfloat16)},
+    {"weight": torch.zeros(16, 16, 7, 3)}, {"weight": torch.zeros(16, 16, 0, 3)}, {"weight": torch.zeros(16, 3, 3)},
+    {"stride": (0, 2)}, {"stride": (2, -2)}, {"stride": (2, 2, 2)}, {"padding": (-1, 1)}, {"padding": (1, 3)},
+], ids=str)  # fmt: skip
+def test_the_raw_gradient_of_x_reads_nothing_out_of_bounds(change):
+    values = INPUT_GRAD | change
+    with pytest.raises(ValueError, match="must be"):
+        torch.ops.fastdhm.conv2d_input_grad(
+            *in_order({name: values[name] for name in ("grad_y", "x", "weight", "stride", "padding")})
+        )
+
+
+def in_order(values):
+    """The values, of which tensors that have no strides of their own are channels-last."""
+    last = {"memory_format": torch.channels_last}
+    return [
+        value.contiguous(**last) if torch.is_tensor(value) and value.ndim == 4 and value.is_contiguous() else value
+        for value in values.values()
+    ]
