@@ -12,7 +12,9 @@ from fastdhm.ops import _convolution, _extension
 from fastdhm.ops._convolution import why_not
 from fastdhm.ops.conv2d import conv2d
 
-SMALLEST = 4  # pixels a side below which tiles of 4 x 4 outputs are mostly border
+SIDE = 4  # outputs of a tile; images below it are mostly border
+# With fewer tiles, or more weights for each of them, to transform the weights takes longer than the tiles save.
+FEW_TILES, MOST_WEIGHTS = 48, 2048
 
 
 def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tensor:
@@ -52,7 +54,7 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     reason = why_not(x_BCHW, weight_KC33)
     if impl == "cpp" and reason is not None:
         raise UserError(f"conv3x3 with impl='cpp' cannot take this: {reason}")
-    if impl == "auto" and (reason is not None or not pays(x_BCHW)):
+    if impl == "auto" and (reason is not None or not pays(x_BCHW, weight_KC33)):
         return conv2d(x_BCHW, weight_KC33, padding=(1, 1))
     last = torch.channels_last
     return torch.ops.fastdhm.conv3x3(x_BCHW.contiguous(memory_format=last), weight_KC33.contiguous(memory_format=last))
@@ -63,13 +65,18 @@ def conv3x3_eager(x_BCHW: Tensor, weight_KC33: Tensor) -> Tensor:
     return F.conv2d(x_BCHW, weight_KC33.to(x_BCHW.dtype), padding=1)
 
 
-def pays(x_BCHW: Tensor) -> bool:
-    """Whether the C++ form is the faster one for these images, where it can take them.
+def pays(x_BCHW: Tensor, weight_KC33: Tensor) -> bool:
+    """Whether the C++ form is the faster one for these, where it can take them.
 
-    Not for images of a few pixels, nor in float64, which is one number at a time, to be exact; nor where the processor
-    has matrix units for bfloat16 (AMX): those multiply 16 times faster than its vectors do.
+    Not for images of a few pixels, nor for a few images of many channels, nor in float64, which is one number at a time,
+    to be exact; nor where the processor has matrix units for bfloat16 (AMX): those multiply 16 times faster than its
+    vectors do.
     """
-    if x_BCHW.dtype == torch.float64 or min(x_BCHW.shape[2:]) < SMALLEST:
+    batch, in_channels, height, width = x_BCHW.shape
+    tiles, weights = batch * -(-height // SIDE) * -(-width // SIDE), weight_KC33.shape[0] * in_channels
+    if x_BCHW.dtype == torch.float64 or min(height, width) < SIDE:
+        return False
+    if tiles < FEW_TILES and weights > MOST_WEIGHTS * tiles:
         return False
     return x_BCHW.dtype != torch.bfloat16 or not _convolution.has_matrix_units()
 

@@ -235,18 +235,30 @@ def test_auto_does_the_rest_by_torch():
     x, weight, grad_y = case((2, 16, 10, 4, 4), torch.float32)
     auto, eager = (run(x, weight, grad_y, impl) for impl in ("auto", "eager"))
     assert all(torch.equal(auto[name], eager[name]) for name in eager)
-    assert not pays(torch.zeros(2, 16, 3, 8))
-    assert not pays(torch.zeros(2, 16, 8, 8, dtype=torch.float64))
     with pytest.raises(ValueError, match="impl is 'triton', must be one of auto, eager, cpp"):
         conv3x3(x, weight, impl="triton")
 
 
+@pytest.mark.parametrize(("images", "channels", "expected"), [
+    ((2, 3, 8), 16, False), ((2, 4, 8), 16, True), ((1, 8, 8), 64, True), ((1, 8, 8), 128, False), ((2, 8, 8), 128, True),
+    ((8, 7, 7), 512, False), ((12, 7, 7), 512, True),
+])  # fmt: skip
+def test_it_pays_where_it_was_measured_to(images, channels, expected):
+    """``meta`` tensors have no numbers, only shapes."""
+    batch, height, width = images
+    with torch.device("meta"):
+        weight = torch.zeros(channels, channels, 3, 3)
+        assert pays(torch.zeros(batch, channels, height, width), weight) == expected
+        assert not pays(torch.zeros(batch, channels, height, width, dtype=torch.float64), weight)
+
+
 def test_bfloat16_is_left_to_matrix_units(monkeypatch):
     narrow, wide = (torch.zeros(2, 16, 8, 8, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    weight = torch.zeros(16, 16, 3, 3)
     monkeypatch.setattr(_convolution, "has_matrix_units", lambda: True)
-    assert (pays(narrow), pays(wide)) == (False, True)
+    assert (pays(narrow, weight), pays(wide, weight)) == (False, True)
     monkeypatch.setattr(_convolution, "has_matrix_units", lambda: False)
-    assert pays(narrow)
+    assert pays(narrow, weight)
 
 
 @pytest.mark.parametrize(("name", "tensors"), [
