@@ -68,9 +68,9 @@ def conv3x3_eager(x_BCHW: Tensor, weight_KC33: Tensor) -> Tensor:
 def pays(x_BCHW: Tensor, weight_KC33: Tensor) -> bool:
     """Whether the C++ form is the faster one for these, where it can take them.
 
-    Not for images of a few pixels, nor for a few images of many channels, nor in float64, which is one number at a time,
-    to be exact; nor where the processor has matrix units for bfloat16 (AMX): those multiply 16 times faster than its
-    vectors do.
+    Not for images of a few pixels, nor for a few images of many channels, nor in float64, which is one number at a
+    time, to be exact; nor where the processor has matrix units for bfloat16 (AMX): those multiply 16 times faster than
+    its vectors do.
     """
     batch, in_channels, height, width = x_BCHW.shape
     tiles, weights = batch * -(-height // SIDE) * -(-width // SIDE), weight_KC33.shape[0] * in_channels

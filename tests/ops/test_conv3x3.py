@@ -240,8 +240,8 @@ def test_auto_does_the_rest_by_torch():
 
 
 @pytest.mark.parametrize(("images", "channels", "expected"), [
-    ((2, 3, 8), 16, False), ((2, 4, 8), 16, True), ((1, 8, 8), 64, True), ((1, 8, 8), 128, False), ((2, 8, 8), 128, True),
-    ((8, 7, 7), 512, False), ((12, 7, 7), 512, True),
+    ((2, 3, 8), 16, False), ((2, 4, 8), 16, True), ((1, 8, 8), 64, True), ((1, 8, 8), 128, False),
+    ((2, 8, 8), 128, True), ((8, 7, 7), 512, False), ((12, 7, 7), 512, True),
 ])  # fmt: skip
 def test_it_pays_where_it_was_measured_to(images, channels, expected):
     """``meta`` tensors have no numbers, only shapes."""
