@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -108,6 +109,24 @@ void move(const at::Tensor& running, int64_t c, double found, double momentum) {
   value = static_cast<S>(value + momentum * (found - value));
 }
 
+// A number of each channel that is near enough to its mean for squares of differences from it to lose nothing: the median
+// of some rows, which is none of a few outliers.
+template <class S, class T>
+std::vector<S> middles(const void* x, int64_t R, int64_t C) {
+  constexpr int64_t kRows = 9;
+  std::vector<S> found(C);
+  for (int64_t c = 0; c < C; ++c) {
+    std::array<S, kRows> some;
+    for (int64_t i = 0; i < kRows; ++i) {
+      const S value = static_cast<S>(static_cast<const T*>(x)[(R - 1) * i / (kRows - 1) * C + c]);
+      some[i] = std::isfinite(value) ? value : 0;
+    }
+    std::nth_element(some.begin(), some.begin() + kRows / 2, some.end());
+    found[c] = some[kRows / 2];
+  }
+  return found;
+}
+
 using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 template <class S>
 Result forward(const BatchNormActCode<S>& code, const at::Tensor& x, const at::Tensor& running_mean,
@@ -116,12 +135,8 @@ Result forward(const BatchNormActCode<S>& code, const at::Tensor& x, const at::T
   const int64_t C = x.size(1), R = x.numel() / C;
   at::Tensor y = at::empty_like(x), mean = at::empty_like(weight), variance = at::empty_like(weight);
   const void* from = x.const_data_ptr();
-  std::vector<S> pivot(C);
-  // The first row is near enough to the mean that squares of differences from it lose nothing.
-  for (int64_t c = 0; c < C; ++c) {
-    pivot[c] = x.scalar_type() == at::kBFloat16 ? static_cast<S>(static_cast<const c10::BFloat16*>(from)[c])
-                                                : static_cast<const S*>(from)[c];
-  }
+  const std::vector<S> pivot =
+      x.scalar_type() == at::kBFloat16 ? middles<S, c10::BFloat16>(from, R, C) : middles<S, S>(from, R, C);
   const std::vector<double> sums = sums_over_rows(R, C, [&](int64_t begin, int64_t end, double* sum) {
     code.moments(from, pivot.data(), begin, end, C, sum);
   });

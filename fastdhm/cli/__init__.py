@@ -24,7 +24,7 @@ COMMANDS = {
     "data info": "say what .beton files hold",
     "bench loss": "time the mimicking loss against its peers, checked first",
     "bench mask": "the same for the branch mask",
-    "bench conv": "the same for 3x3 convolutions",
+    "bench conv": "the same for convolutions",
     "bench norm": "the same for batch norm with what follows it",
     "bench reid": "the same for the ranking of a gallery",
     "bench epoch": "time whole epochs, data included, against the eager reference",

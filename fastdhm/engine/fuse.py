@@ -8,6 +8,7 @@ changes. On a GPU torch.compile does this and more; on a CPU this needs no compi
 import itertools
 import operator
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -38,7 +39,8 @@ class NormAct(nn.Module):
 
     def forward(self, x_BCHW: Tensor, residual_BCHW: Tensor | float | None = None) -> Tensor:
         norm = self.norm
-        if norm.training and (residual_BCHW is None or isinstance(residual_BCHW, Tensor)):
+        summand = residual_BCHW is None or isinstance(residual_BCHW, Tensor)
+        if norm.training and norm.momentum is not None and summand:
             norm.num_batches_tracked.add_(1)
             return norms.batch_norm_act(
                 x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, residual_BCHW,
@@ -85,8 +87,9 @@ class Shortcut(nn.Module):
 class FusedForward:
     """``(image_BCHW, active) -> logits_ABK`` as the model gives them, by fused ops, with the gradients of the same.
 
-    Traced at the first call with each set of branches, and of modules in training mode and without hooks. Where a
-    network's forward cannot be traced, or there are no fused ops, the model itself runs; :meth:`why_not` says why.
+    Traced at the first call with each set of branches, and of modules in training mode and without hooks: from then on
+    all else that its forward reads, a plain attribute or which modules there are, is as it was then. Where a network's
+    forward cannot be traced, or there are no fused ops, the model itself runs; :meth:`why_not` says why.
     """
 
     def __init__(self, model: BranchedModel):
@@ -162,7 +165,9 @@ def fuse(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """The graph as a module on the parameters of ``root``, with every batch norm and what follows it as one call."""
     parts = dict(root.named_modules())
     holder: dict[str, object] = {}
-    for number, norm in enumerate([node for node in graph.nodes if _is_norm(node, parts)]):
+    called = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    # A norm that is called twice moves its statistics in the order of its calls, so they stay where they are.
+    for number, norm in enumerate([node for node in graph.nodes if _is_norm(node, parts) and called[node.target] == 1]):
         replaced, residual = _chain(norm, parts)
         name = f"norm_act_{number}"
         holder[name] = NormAct(parts[norm.target], relu=_is_relu(replaced[-1], parts))

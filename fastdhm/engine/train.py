@@ -216,8 +216,9 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
     machine = [config.device, f"{torch.get_num_threads()} threads", config.precision]
-    machine.append(f"compile {config.compile}{when_compiled(run) or why_not_compiled}")
-    if isinstance(run.forward, FusedForward):
+    compiled = when_compiled(run)
+    machine.append(f"compile {config.compile}{compiled or why_not_compiled}")
+    if isinstance(run.forward, FusedForward) and not compiled:
         machine.append(run.forward.describe(run.model.branch_names[1:]))
     machine += ["deterministic"] if config.deterministic else []
     machine += ["activations computed again"] if config.activation_checkpointing else []

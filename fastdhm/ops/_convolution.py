@@ -18,6 +18,8 @@ def taken(x_BCHW: Tensor, weight_KCRS: Tensor, impl: str) -> Tensor:
         raise UserError(
             f"x is {x_BCHW.dtype} and weight {weight_KCRS.dtype}: they must be floating, convert them first"
         )
+    if (x_BCHW.dtype == torch.float64) != (weight_KCRS.dtype == torch.float64):
+        raise UserError(f"x is {x_BCHW.dtype} and weight {weight_KCRS.dtype}: they must both be float64, or neither")
     if weight_KCRS.device != x_BCHW.device:
         raise UserError(f"x is on {x_BCHW.device} and weight on {weight_KCRS.device}: they must be on one device")
     kind = x_BCHW.device.type

@@ -75,7 +75,7 @@ def batch_norm_act_eager(x, running_mean, running_var, weight, bias, residual, m
     return F.relu(y) if relu else y
 
 
-def why_not(x_BCHW: Tensor, vectors: Sequence[Tensor], residual_BCHW: Tensor | None) -> str | None:
+def why_not(x_BCHW: Tensor, vectors: Sequence[Tensor | None], residual_BCHW: Tensor | None) -> str | None:
     """Why the C++ form cannot take these, or None where it can."""
     if not _extension.available():
         return _extension.reason()
@@ -85,8 +85,9 @@ def why_not(x_BCHW: Tensor, vectors: Sequence[Tensor], residual_BCHW: Tensor | N
         return f"{what}, must be float32, bfloat16 or float64 [B, C, H, W] on cpu"
     own = torch.float64 if dtype == torch.float64 else torch.float32
     for name, vector_C in zip(VECTORS, vectors, strict=True):
-        if vector_C.dtype != own:
-            return f"{name} is {vector_C.dtype}, must be {own} for {dtype} activations"
+        if vector_C is None or vector_C.dtype != own or not vector_C.is_contiguous():
+            what = "None" if vector_C is None else f"{vector_C.dtype} with strides {vector_C.stride()}"
+            return f"{name} is {what}, must be {own} for {dtype} activations, and contiguous"
     if residual_BCHW is not None and (residual_BCHW.dtype != dtype or residual_BCHW.shape != x_BCHW.shape):
         return f"residual is {residual_BCHW.dtype} {tuple(residual_BCHW.shape)}, must be like x"
     return None

@@ -3,6 +3,8 @@
 Legend: B batch, C channels in, K channels out, H height, W width, R x S kernel.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,7 +46,8 @@ def conv2d(
     if x_BCHW.ndim != 4 or weight_KCRS.ndim != 4 or weight_KCRS.shape[1] != x_BCHW.shape[1]:
         shapes = f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KCRS.shape)}"
         raise UserError(f"{shapes}: they must be [B, C, H, W] and [K, C, R, S]")
-    if len(stride) != 2 or len(padding) != 2 or min(stride) < 1 or min(padding) < 0:
+    pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (stride, padding))
+    if not pairs or min(stride) < 1 or min(padding) < 0:
         raise UserError(
             f"stride is {stride} and padding {padding}: they must be pairs of numbers, from 1 and from 0 on"
         )

@@ -23,12 +23,13 @@ def conv3x3(x_BCHW: Tensor, weight_KC33: Tensor, *, impl: str = "auto") -> Tenso
     The C++ form cuts the image into tiles ``d`` of 6x6 pixels, four apart, and has for each (F(4x4, 3x3), Eq. 8 of the
     source) ``A^T [sum_c (G g G^T) * (B^T d B)] A``: 36 products for 16 outputs in place of 144, as 36 matrix products
     over channels. The gradients of x and of the weight are tiled likewise. In float32 it loses two to four times what
-    torch's convolution does. In bfloat16 the transformed numbers are rounded once more: 1.1% of a result is lost where
-    torch loses 0.23%; of a whole network, where every op of either rounds, 2 to 2.5 times what torch's bfloat16 loses
-    of the logits and 1.4 to 1.8 times of the gradient. Sums are float32, and subnormal numbers count as 0. What is not
-    finite reaches all outputs of its tiles, and numbers above a twentieth of the largest may come out so. It computes
-    channels-last, and gives the same bits on any number of threads. Gradients of gradients and the transforms of
-    torch.func: by ``eager`` alone, ``cpp`` raises.
+    torch's convolution does. In bfloat16 the transformed numbers are rounded once more: of numbers of one size 1.1% of
+    a result is lost where torch loses 0.23%, more of what nearly cancels; of a whole network, where every op of either
+    rounds, 2 to 2.5 times what torch's bfloat16 loses of the logits and 1.4 to 1.8 times of the gradient. Sums are
+    float32, and subnormal numbers count as 0. A tile is as exact as the largest number in it: an outlier costs its
+    neighbours some of their bits, what is not finite reaches all outputs of its tiles, and numbers above a twentieth of
+    the largest there is may come out so. It computes channels-last, and gives the same bits on any number of threads.
+    Gradients of gradients and the transforms of torch.func: by ``eager`` alone, ``cpp`` raises.
 
     Args:
         x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under

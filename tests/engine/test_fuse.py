@@ -176,6 +176,25 @@ def test_what_cannot_be_traced_runs_as_it_is(inside, reason):
     assert forward.describe(("B1",)).startswith("no fused ops (its forward ")
 
 
+class CalledTwice(nn.Module):
+    """A norm whose second call is what its first one is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        first, second = self.bn(x), self.bn(3 * x + 1)
+        return F.relu(first + second)
+
+
+def test_a_norm_that_is_called_twice_moves_its_statistics_in_that_order():
+    torch.manual_seed(0)
+    model = branched(CalledTwice())
+    forward = compare(model, images(8))
+    assert all(part.norm is not model.trunk.inside.bn for part in fused(forward, NormAct))
+
+
 def test_a_branch_may_leave_from_a_norm():
     """The hook that taps a module sees it although the tracer does not enter it, and its norm is then not fused with a
     relu that the branch does not see."""

@@ -94,6 +94,15 @@ def test_a_mean_far_from_zero_costs_no_accuracy(simd):
         assert loss <= 2 * lost[name] + SUMS, name
 
 
+def test_an_outlier_in_the_first_pixel_costs_no_accuracy(simd):
+    values, grad_y = case(LARGE, torch.float32)
+    values["x"][0, :, 0, 0] = 1e3
+    exact = run({n: v.double() for n, v in values.items()}, grad_y.double(), impl="eager")
+    lost = error(run(values, grad_y, impl="eager"), exact)
+    for name, loss in error(run(values, grad_y, impl="cpp"), exact).items():
+        assert loss <= 2 * lost[name] + SUMS, name
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     shape=st.tuples(st.integers(2, 5), st.integers(1, 70), st.integers(2, 6), st.integers(2, 6)),
@@ -291,8 +300,10 @@ def test_a_result_changed_in_place_is_noticed_where_it_is_needed():
         ),
         ({"x": torch.zeros(2, 4)}, r"x is torch.float32 \(2, 4\)"),
         ({"x": torch.zeros(1, 4, 1, 1), "residual": None}, r"x is \(1, 4, 1, 1\).*more than one value per channel"),
-        ({"weight": torch.ones(4, dtype=torch.float64)}, "weight is torch.float64, must be torch.float32"),
-        ({"running_var": torch.ones(4, dtype=torch.bfloat16)}, "running_var is torch.bfloat16, must be torch.float32"),
+        ({"weight": torch.ones(4, dtype=torch.float64)}, "weight is torch.float64 .*must be torch.float32"),
+        ({"running_var": torch.ones(4, dtype=torch.bfloat16)}, "running_var is torch.bfloat16 .*must be torch.float32"),
+        ({"running_mean": torch.zeros(8)[::2]}, r"running_mean is .* with strides \(2,\), must be .* contiguous"),
+        ({"weight": None}, "weight is None, must be torch.float32"),
         ({"residual": torch.zeros(2, 4, 3, 1)}, "residual is torch.float32 .*must be like x"),
     ],
 )

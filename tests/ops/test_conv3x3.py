@@ -219,7 +219,7 @@ def test_in_a_compiled_function():
     ({"x": torch.zeros(2, 16)}, r"x is \(2, 16\) and weight .*must be \[B, C, H, W\] and \[K, C, 3, 3\]"),
     ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.uint8)}, "x is torch.uint8 .*must be floating"),
     ({"x": torch.zeros(0, 16, 4, 4)}, r"x is \(0, 16, 4, 4\).*nothing to compute"),
-    ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, "weight is torch.float64, must be torch.float32"),
+    ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, "weight torch.float64: they must both be float64"),
     ({"weight": torch.zeros(16, 8, 3, 3)}, r"must be \[B, C, H, W\] and \[K, C, 3, 3\]"),
     ({"weight": torch.zeros(16, 16, 1, 1)}, r"must be \[B, C, H, W\] and \[K, C, 3, 3\]"),
     ({"weight": torch.zeros(10, 16, 3, 3)}, "channels are 16 and 10, must be multiples of"),
