@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "check_images.h"
 #include "find_op.h"
 #include "scalar.h"
 #include "scratch.h"
@@ -135,12 +136,6 @@ at::Tensor weight_grad(const Conv3x3Code<S>& code, const at::Tensor& grad_y, con
   return grad;
 }
 
-void check(const at::Tensor& x, const char* name) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name,
-                    " must be [B, C, H, W] in channels-last order and not empty, got ", x.sizes(), " with strides ",
-                    x.strides());
-}
-
 void check_weight(const at::Tensor& weight, const at::Tensor& x, int64_t channels) {
   const at::ScalarType own = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.scalar_type() == own &&
@@ -150,22 +145,22 @@ void check_weight(const at::Tensor& weight, const at::Tensor& x, int64_t channel
 }
 
 at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& weight) {
-  check(x, "x");
+  check_images(x, "x");
   check_weight(weight, x, weight.size(1));
   return x.scalar_type() == at::kDouble ? convolve<double>(kExact, x, weight, false)
                                         : convolve<float>(float_code(x.scalar_type()), x, weight, false);
 }
 
 at::Tensor conv3x3_input_grad_cpu(const at::Tensor& grad_y, const at::Tensor& weight) {
-  check(grad_y, "grad_y");
+  check_images(grad_y, "grad_y");
   check_weight(weight, grad_y, weight.size(0));
   return grad_y.scalar_type() == at::kDouble ? convolve<double>(kExact, grad_y, weight, true)
                                              : convolve<float>(float_code(grad_y.scalar_type()), grad_y, weight, true);
 }
 
 at::Tensor conv3x3_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x) {
-  check(grad_y, "grad_y");
-  check(x, "x");
+  check_images(grad_y, "grad_y");
+  check_images(x, "x");
   TORCH_CHECK_VALUE(x.scalar_type() == grad_y.scalar_type() && x.size(0) == grad_y.size(0) &&
                         x.size(2) == grad_y.size(2) && x.size(3) == grad_y.size(3),
                     "grad_y must be ", x.dtype(), " of the images of x, ", x.sizes(), ", got ", grad_y.dtype(), " ",

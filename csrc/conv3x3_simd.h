@@ -9,7 +9,7 @@ namespace fastdhm {
 namespace {
 
 constexpr int64_t kApart = 64;        // bytes between the arrays of two points, lest all begin on one line of the cache
-constexpr int64_t kBlockTiles = 64;    // about so many tiles pass through the near cache together
+constexpr int64_t kBlockTiles = 64;   // about so many tiles pass through the near cache together
 constexpr int64_t kNearInputs = 128;  // channels whose weights stay near while all tiles of a block meet them
 
 template <class P, class T>

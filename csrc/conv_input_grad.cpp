@@ -49,8 +49,6 @@ const ConvInputGradCode* find_code(const ConvShape& shape, at::ScalarType dtype)
 
 enum class Use { packed, bordered, count };
 
-int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
 // The rows, or columns, of x in a phase: from `first` on, a stride apart. The first one's first tap meets `meets`.
 struct Side {
   int64_t taps, first, count, meets;

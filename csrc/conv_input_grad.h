@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "conv_weight_grad.h"  // ConvShape
+#include "conv_weight_grad.h"  // ConvShape, parts
 
 namespace fastdhm {
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "check_images.h"
 #include "scalar.h"
 #include "scratch.h"
 #include "simd.h"
@@ -105,16 +106,10 @@ at::Tensor weight_grad(const ConvWeightGradCode<S>& code, const at::Tensor& grad
   return grad;
 }
 
-void check(const at::Tensor& x, const char* name) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name,
-                    " must be [B, C, H, W] in channels-last order and not empty, got ", x.sizes(), " with strides ",
-                    x.strides());
-}
-
 at::Tensor conv_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, at::IntArrayRef kernel,
                                 at::IntArrayRef stride, at::IntArrayRef padding) {
-  check(grad_y, "grad_y");
-  check(x, "x");
+  check_images(grad_y, "grad_y");
+  check_images(x, "x");
   TORCH_CHECK_VALUE(
       kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && kernel[0] > 0 && kernel[1] > 0 &&
           stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0 && padding[0] < kernel[0] &&

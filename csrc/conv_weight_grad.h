@@ -15,6 +15,9 @@ namespace fastdhm {
 
 constexpr int64_t kBlockPixels = 256;  // about so many in a block, or pairs: packed, they fit in the near cache
 
+// So many parts are in a whole, the last of which may be smaller.
+constexpr int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
 struct ConvShape {
   int64_t B, C, H, W, K, R, S, row_stride, column_stride, row_padding, column_padding;
 
@@ -48,7 +51,6 @@ struct ConvBlocks {
     return {pair, std::min(pairs, all_pairs() - pair), row, std::min(rows, shape.rows() - row)};
   }
 
-  static int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
   // The size of parts of a whole that are as even as can be and no larger than `most`, or 1.
   static int64_t even(int64_t whole, int64_t most) {
     return parts(whole, parts(whole, std::clamp<int64_t>(most, 1, whole)));

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 
+#include "check_images.h"
 #include "find_op.h"
 #include "lanes.h"
 #include "scalar.h"
@@ -37,9 +38,7 @@ void check(const at::Tensor& tensor, const char* name) {
   const at::ScalarType dtype = tensor.scalar_type();
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble, name,
                     " must be float32, bfloat16 or float64, got ", tensor.dtype());
-  TORCH_CHECK_VALUE(tensor.dim() == 4 && tensor.numel() > 0 && tensor.is_contiguous(at::MemoryFormat::ChannelsLast),
-                    name, " must be [B, C, H, W] in channels-last order and not empty, got ", tensor.sizes(),
-                    " with strides ", tensor.strides());
+  check_images(tensor, name);
 }
 
 template <class Body>

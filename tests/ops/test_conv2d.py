@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from convolutions import differentiated, error, skip_unless_taken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdhm.benchmarks import harness
 from fastdhm.ops import _convolution, _extension
 from fastdhm.ops._convolution import NAMES
-from fastdhm.ops.conv2d import conv2d, pays, why_not
+from fastdhm.ops.conv2d import conv2d, pays
 from views import VIEWS
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
@@ -54,21 +55,7 @@ def case(shape, dtype, seed=0):
 
 
 def run(x, weight, grad_y, how, impl):
-    """The result and both gradients, by name, as float64."""
-    leaves = [x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()]
-    y = conv2d(*leaves, *how, impl=impl)
-    y.backward(grad_y)
-    return {"y": y.detach().double(), "grad_x": leaves[0].grad.double(), "grad_weight": leaves[1].grad.double()}
-
-
-def error(got, exact):
-    return {name: float((got[name] - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)) for name in exact}
-
-
-def skip_unless_taken(x, weight):
-    reason = why_not(x, weight)
-    if reason is not None and "vector instructions" in reason:
-        pytest.skip(reason)
+    return differentiated(lambda x, weight: conv2d(x, weight, *how, impl=impl), x, weight, grad_y)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 8, 24, 5, 6, (3, 2), (2, 1), (1, 0))], ids=str)

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from convolutions import differentiated, error, skip_unless_taken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdhm.benchmarks import harness
 from fastdhm.ops import _convolution, _extension
 from fastdhm.ops._convolution import NAMES
-from fastdhm.ops.conv3x3 import conv3x3, pays, why_not
+from fastdhm.ops.conv3x3 import conv3x3, pays
 from views import VIEWS
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
@@ -40,21 +41,7 @@ def case(shape, dtype, seed=0):
 
 
 def run(x, weight, grad_y, impl):
-    """The result and both gradients, by name, as float64."""
-    leaves = [x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()]
-    y = conv3x3(*leaves, impl=impl)
-    y.backward(grad_y)
-    return {"y": y.detach().double(), "grad_x": leaves[0].grad.double(), "grad_weight": leaves[1].grad.double()}
-
-
-def error(got, exact):
-    return {name: float((got[name] - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)) for name in exact}
-
-
-def skip_unless_taken(x, weight):
-    reason = why_not(x, weight)
-    if reason is not None and "vector instructions" in reason:
-        pytest.skip(reason)
+    return differentiated(lambda x, weight: conv3x3(x, weight, impl=impl), x, weight, grad_y)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 8, 24, 5, 5)], ids=str)
