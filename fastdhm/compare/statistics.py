@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+# Percents of up to 100 that differ by less are the same: an error in percent is a count of images divided, multiplied
+# and subtracted in float64, which rounds it by some 1e-14, and one image of as many as a billion is 1e-7 percent.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -18,7 +22,7 @@ class Summary:
 @dataclass(frozen=True)
 class Difference:
     """The mean of ``n`` paired differences with its confidence interval and two-sided p-value; these are ``None`` for
-    one pair, and where all differences are equal.
+    one pair, and where all differences are equal but for the rounding of float64: from no spread nothing follows.
 
     Student's t with n - 1 degrees of freedom: ``mean -+ t * std / sqrt(n)``. It takes the differences to be independent
     and about normal; with few pairs the interval is wide, as it should be.
@@ -46,10 +50,8 @@ def paired_difference(
 
     differences = [value - reference[seed] for seed, value in ours.items() if seed in reference]
     summary = summarize(differences)
-    if summary is None or summary.std is None:
-        return summary and Difference(1, summary.mean, None, None, None)
+    if summary is None or summary.std is None or max(differences) - min(differences) < ROUNDING:
+        return summary and Difference(summary.n, summary.mean, None, None, None)
     n, mean, error = summary.n, summary.mean, summary.std / math.sqrt(summary.n)
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * error
-    if error == 0:  # the same difference for every seed, by luck or by construction: nothing to infer from
-        return Difference(n, mean, None, None, None)
+    half = float(t.isf((1 - confidence) / 2, n - 1)) * error
     return Difference(n, mean, mean - half, mean + half, 2 * float(t.sf(abs(mean) / error, n - 1)))

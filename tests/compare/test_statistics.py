@@ -45,3 +45,26 @@ def test_one_pair_has_no_interval():
 def test_differences_without_spread_have_no_interval(shift):
     found = paired_difference({0: 1.0 + shift, 1: 2.0 + shift}, {0: 1.0, 1: 2.0})
     assert found == Difference(2, shift, None, None, None)
+
+
+@pytest.mark.parametrize("images", [7, 100, 3333, 10_000])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_same_number_of_images_is_the_same_difference_whatever_is_rounded(images, seeds):
+    """Errors in percent of counts: two more right in every pair, each time rounded another way."""
+    for right in range(1, images - seeds, max(1, images // 50)):
+        reference = {seed: 100 * (1 - (right + seed - 1) / images) for seed in range(seeds)}
+        ours = {seed: 100 * (1 - (right + seed + 1) / images) for seed in range(seeds)}
+        found = paired_difference(ours, reference)
+        assert (found.low, found.high, found.p_value) == (None, None, None)
+        assert found.mean == pytest.approx(-200 / images)
+
+
+def test_differences_of_one_image_more_are_not_the_same():
+    found = paired_difference({0: 1.0, 1: 1.0 + 100 / 1e9}, {0: 0.0, 1: 0.0})
+    assert found.low < found.mean < found.high and 0 < found.p_value < 1
+
+
+@pytest.mark.parametrize("confidence", [1e-9, 0.9999, 1 - 2**-53])
+def test_an_interval_is_finite_at_any_confidence(confidence):
+    found = paired_difference({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0}, confidence)
+    assert math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high
