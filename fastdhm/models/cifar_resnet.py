@@ -80,9 +80,8 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedMod
         "B1": lambda: Branch([_stage(32, 128, b1[0])], 128, num_classes),
         "B2": lambda: Branch([_stage(16, 32, b2[0]), _stage(32, 64, b2[1])], 64, num_classes),
     }
-    model = BranchedModel(CifarResNet(blocks, num_classes), {name: makers[name]() for name in branches}, TAPS)
-    init_convolutions(model)
-    return model
+    trunk = init_convolutions(CifarResNet(blocks, num_classes))
+    return BranchedModel(trunk, {name: init_convolutions(makers[name]()) for name in branches}, TAPS)
 
 
 FAMILY = Family(

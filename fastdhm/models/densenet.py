@@ -118,19 +118,18 @@ def _branch(in_channels: int, growth: int, layers: tuple[int, ...], bc: bool, nu
             in_channels = stages[-1].out_channels
         stages.append(_dense_block(in_channels, growth, count, bc))
         in_channels += growth * count
-    return Branch([*stages, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)], in_channels, num_classes)
+    branch = Branch([*stages, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)], in_channels, num_classes)
+    return init_convolutions(branch)
 
 
 def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:
     """DenseNet ``arch`` with the named branches: B1 forks after the second transition, B2 after the first (Table 7)."""
     layers, growth, bc, side = layout(arch)
-    trunk = DenseNet(layers, growth, bc, num_classes)
+    trunk = init_convolutions(DenseNet(layers, growth, bc, num_classes))
     fork = {name: trunk.get_submodule(tap).out_channels for name, tap in TAPS.items()}
     grows = {"B1": B1_WIDTH * growth, "B2": growth}
     sides = {name: _branch(fork[name], grows[name], side[name], bc, num_classes) for name in branches}
-    model = BranchedModel(trunk, sides, TAPS)
-    init_convolutions(model)
-    return model
+    return BranchedModel(trunk, sides, TAPS)
 
 
 FAMILY = Family(

@@ -59,13 +59,16 @@ def branch_blocks(depth: int, blocks: int) -> dict[str, tuple[int, ...]]:
     return {"B1": (blocks,), "B2": (half if depth >= 100 else blocks, half)}
 
 
-def init_convolutions(module: nn.Module) -> None:
+def init_convolutions(module: nn.Module) -> nn.Module:
     """Draw every convolution's weights from N(0, 2 / fan-out) (He et al., ICCV 2015), as the released code does.
 
-    torch counts the fan-out of a grouped convolution over all groups; one output reaches only those of its own.
+    A family draws its trunk whole before it makes a branch: so a seed gives the same trunk whatever grows from it, and
+    two methods can be compared from one start. torch counts the fan-out of a grouped convolution over all groups; one
+    output reaches only those of its own. Returns the module itself.
     """
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             if conv.groups > 1:
                 conv.weight.data.mul_(math.sqrt(conv.groups))
+    return module

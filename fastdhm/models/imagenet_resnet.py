@@ -44,9 +44,8 @@ def _branch(arch: str, name: str, num_classes: int) -> Branch:
         _stage(block, before * block.expansion, after, blocks)
         for before, after, blocks in zip(planes[:-1], planes[1:], layout[name], strict=True)
     ]
-    branch = Branch(stages, planes[-1] * block.expansion, num_classes)
-    init_convolutions(branch)  # as torchvision initialises its trunks
-    return branch
+    # as torchvision initialises its trunks
+    return init_convolutions(Branch(stages, planes[-1] * block.expansion, num_classes))
 
 
 def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:

@@ -59,16 +59,14 @@ class MobileNet(nn.Module):
 
 def _branch(name: str, num_classes: int) -> Branch:
     stages = ((FORK_CHANNELS[name], 0), *SIDE_STAGES[name])
-    return Branch(
-        [_stage(before, after, n) for (before, _), (after, n) in pairwise(stages)], stages[-1][0], num_classes
-    )
+    made = [_stage(before, after, n) for (before, _), (after, n) in pairwise(stages)]
+    return init_convolutions(Branch(made, stages[-1][0], num_classes))
 
 
 def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedModel:
     """MobileNet with the named branches: B1 forks after the 512-channel stage, B2 after the 256-channel one."""
-    model = BranchedModel(MobileNet(num_classes), {name: _branch(name, num_classes) for name in branches}, TAPS)
-    init_convolutions(model)
-    return model
+    trunk = init_convolutions(MobileNet(num_classes))
+    return BranchedModel(trunk, {name: _branch(name, num_classes) for name in branches}, TAPS)
 
 
 FAMILY = Family(

@@ -74,7 +74,8 @@ def layout(arch: str) -> tuple[int, int, dict[str, tuple[int, ...]]]:
 def _branch(channels: tuple[int, ...], blocks: tuple[int, ...], dropout: float, num_classes: int) -> Branch:
     """Stages from ``channels[0]`` over each of the others, the last normalised as the trunk's last is."""
     stages = [_stage(*step, dropout) for step in zip(channels[:-1], channels[1:], blocks, strict=True)]
-    return Branch([*stages, nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)], channels[-1], num_classes)
+    branch = Branch([*stages, nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)], channels[-1], num_classes)
+    return init_convolutions(branch)
 
 
 def build(arch: str, num_classes: int, branches: tuple[str, ...], dropout: float = 0.0) -> BranchedModel:
@@ -84,11 +85,9 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...], dropout: float
     """
     blocks, width, side = layout(arch)
     channels = {"B1": (32 * width, 128 * width), "B2": (16 * width, 32 * width, 64 * width)}
-    trunk = WideResNet(blocks, width, num_classes, dropout)
+    trunk = init_convolutions(WideResNet(blocks, width, num_classes, dropout))
     sides = {name: _branch(channels[name], side[name], dropout, num_classes) for name in branches}
-    model = BranchedModel(trunk, sides, TAPS)
-    init_convolutions(model)
-    return model
+    return BranchedModel(trunk, sides, TAPS)
 
 
 FAMILY = Family(

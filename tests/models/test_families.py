@@ -161,6 +161,24 @@ def test_activations_neither_vanish_nor_explode_at_the_start(arch):
     assert 0.1 < min(outputs) < max(outputs) < 10
 
 
+@pytest.mark.parametrize("arch", [*SMALL, "torchvision:mobilenet_v3_small"])
+def test_a_seed_gives_the_same_trunk_whatever_grows_from_it(arch):
+    """Baseline, DSL and DHM of one seed are a pair: they begin from the same network."""
+
+    def trunk(build, *given):
+        torch.manual_seed(4)
+        return build(arch, 5, *given).trunk.state_dict()
+
+    baseline = trunk(models.build, ())
+    sets = [("B1",), ("B2",), ("B1", "B2")]
+    states = [trunk(models.build, names) for names in sets]
+    alone = trunk(models.build_alone, "B1")
+    states.append({n.removeprefix("trunk."): t for n, t in alone.items() if n.startswith("trunk.")})
+    assert all(state.keys() == baseline.keys() for state in states[:-1])
+    for state in states:
+        assert state and all(torch.equal(tensor, baseline[name]) for name, tensor in state.items())
+
+
 class TestDropout:
     def test_drops_in_training_only_in_trunk_and_branches(self):
         torch.manual_seed(0)
