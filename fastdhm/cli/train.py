@@ -72,4 +72,4 @@ def run(argv: list[str]) -> int:
     from fastdhm.engine.train import train as run_training
 
     outcome = run_training(config, resume=resume)
-    return 128 + outcome.signal if outcome.signal else 0
+    return 0 if outcome.whole else 128 + outcome.signal

@@ -19,6 +19,7 @@ from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
 from fastdhm.engine.checkpoint import RESUMABLE, read_config
 from fastdhm.engine.record import NonFiniteLoss
+from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import open_data
 from fastdhm.engine.train import settle, train
 from fastdhm.errors import UserError, unknown
@@ -171,7 +172,7 @@ def _make_run(job: Job, console: Console) -> int | None:
             leftover.unlink()
     try:
         return train(config, resume=resume, console=console).signal
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, NonFiniteFeatures) as error:
         record_failure(job.folder, str(error))
         console.print(f"failed: {error}", style="red", soft_wrap=True, markup=False)
         return None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
 from fastdhm.engine.checkpoint import RESUMABLE, read_config
+from fastdhm.engine.owed import owed
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.files import replacing
@@ -113,9 +114,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
         return RunState(arm.name, seed, "failed", rows, at["epoch"], failure)
     if at["step"] > (expected.max_steps or 1 << 62):
         raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
-    whole = at["epoch"] >= expected.epochs or at["step"] >= (expected.max_steps or 1 << 62)
-    done = whole and (folder / "network.safetensors").exists()
-    status, machine = "finished" if done else "begun", f"{config.device}, {config.precision}"
+    status, machine = "begun" if owed(folder, expected, rows) else "finished", f"{config.device}, {config.precision}"
     return RunState(arm.name, seed, status, rows, at["epoch"], machine=machine)
 
 

@@ -3,8 +3,9 @@
 Legend: M branches, B batch, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,19 @@ from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.engine.device import autocast
 from fastdhm.engine.record import to_host
 
+T = TypeVar("T")
+
 
 class Interrupted(Exception):
-    """Validation was asked to stop; it has changed nothing."""
+    """Validation, or the ranking of people, was asked to stop; it has changed nothing."""
+
+
+def until(should_stop: Callable[[], int | None], batches: Iterable[T]) -> Iterator[T]:
+    """``batches``, before each of which ``should_stop`` is asked; :class:`Interrupted` if it came true."""
+    for batch in batches:
+        if should_stop():
+            raise Interrupted
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def evaluate(
     device: torch.device,
     precision: torch.dtype,
     side: int,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], int | None] = lambda: None,
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
 
@@ -71,9 +82,7 @@ def evaluate(
     sums_3M = torch.zeros(3, 1, dtype=torch.float64, device=device)
     try:
         with loader.epoch(0) as batches:
-            for batch in copied_ahead(batches, device):
-                if should_stop():
-                    raise Interrupted
+            for batch in until(should_stop, copied_ahead(batches, device)):
                 image_BCHW = shrink(transform(batch.image_BHWC, batch.index_B, 0), side)
                 with autocast(device, precision):
                     logits = model(image_BCHW)

@@ -4,6 +4,7 @@ Legend: N images, D features, Q queries.
 """
 
 import csv
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fastdhm.data import LoadedSplit
 from fastdhm.data.reid import sightings
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
+from fastdhm.engine.evaluate import until
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import open_to_judge
 from fastdhm.errors import UserError, unknown
@@ -31,6 +33,10 @@ from fastdhm.reid.ranking import METRICS
 
 RANKS = (1, 5, 10, 20)  # of the table
 MAX_RANK, SHOWN_QUERIES, SHOWN_NEAREST = 50, 8, 10
+
+
+class NonFiniteFeatures(UserError):
+    """A network's features are NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +99,26 @@ class PeopleRanked:
         }
 
 
-def rank_people(network: nn.Module, config: TrainConfig, how: HowToRank, console: Console) -> PeopleRanked:
+def rank_people(
+    network: nn.Module,
+    config: TrainConfig,
+    how: HowToRank,
+    console: Console,
+    should_stop: Callable[[], int | None] = lambda: None,
+) -> PeopleRanked:
     """Rank the gallery of a re-identification set for each of its queries, by a plain network's features.
 
     Raises:
-        ValueError: data that is not there, or features that are not finite.
+        ValueError: data that is not there.
+        NonFiniteFeatures: as of :func:`features`.
+        Interrupted: ``should_stop`` came true between two batches.
     """
     device = pick_device(config.device)
     splits = open_to_judge(config, console, "query", "gallery")
     try:
         query, gallery = (
             Split(
-                features(network, split, config, what, console, flip_average=how.flip_average),
+                features(network, split, config, what, console, flip_average=how.flip_average, should_stop=should_stop),
                 *sightings(split.classes, split.source.target_N),
                 split.source,
             )
@@ -132,13 +146,15 @@ def features(
     *,
     flip_average: bool = False,
     normalise: bool = False,
+    should_stop: Callable[[], int | None] = lambda: None,
 ) -> Tensor:
     """What ``network`` makes of each image of ``split`` before its classifier, ``float32 [N, D]`` on the host.
 
     Images are made ready as in the validation of the run that ``config`` is of; ``what`` they are, a person sees.
 
     Raises:
-        ValueError: a feature is NaN or infinite; names the first such image.
+        NonFiniteFeatures: names the first such image.
+        Interrupted: ``should_stop`` came true between two batches.
     """
     device = pick_device(config.device)
     network = network.to(device, memory_format=torch.channels_last)
@@ -148,12 +164,12 @@ def features(
         console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with split.loader.epoch(0) as batches, bar, autocast(device, pick_own_precision(config.precision, device)):
-        seen = bar.track(batches, total=len(split.loader))
+        seen = until(should_stop, bar.track(batches, total=len(split.loader)))
         images = (transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0) for batch in seen)
         feature_ND = extract_features(network, images, flip=flip_average, normalise=normalise, device=device)
     wrong_N = to_host((~feature_ND.isfinite().all(1)).nonzero()[:, 0])
     if wrong_N:
-        raise UserError(
+        raise NonFiniteFeatures(
             f"the features of {len(wrong_N):,} of {len(feature_ND):,} images are NaN or infinite, such as of "
             f"{split.source.label(wrong_N[0])}: the network is broken, or its weights are of a run that diverged"
         )

@@ -26,6 +26,7 @@ from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, pri
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.graphs import GraphedStep
+from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
@@ -43,9 +44,11 @@ SCHEDULE = ("lr", "epochs", "schedule", "milestones", "gamma", "warmup_epochs", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of :func:`train` ended: whole (``signal`` is ``None``), or stopped by a signal and saved."""
+    """How a call of :func:`train` ended: whole, or saved where ``signal`` stopped it; a signal that comes while the
+    last of a run is written may find it whole."""
 
     run_dir: Path
+    whole: bool
     signal: int | None = None
 
 
@@ -188,12 +191,13 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config), work)
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
-        with stop_signals() as stop, display, SwitchingCompute(run, log, display.print) as compute:
-            fit(run, data, compute, log, display, stop)
-            run.save()
-        if not stop() or run.at.epoch == config.epochs:
-            finish(run, log, run.at.epoch + run.at.batch / len(data.train), console)
-            return Outcome(run_dir)
+        with stop_signals() as stop:
+            with display, SwitchingCompute(run, log, display.print) as compute:
+                fit(run, data, compute, log, display, stop)
+                run.save()
+            trained, epoch = run.at.epoch == config.epochs, run.at.epoch + run.at.batch / len(data.train)
+            whole = (trained or not stop()) and finish(run, log, epoch, console, stop)
+            outcome = Outcome(run_dir, whole, stop())
     except NonFiniteLoss as error:
         at = checkpoint.load_checkpoint(run_dir / "last.pt")["position"]
         raise NonFiniteLoss(
@@ -202,8 +206,10 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         ) from error
     finally:
         log.close()
-    console.print(f"stopped after step {run.at.step}; go on with: fastdhm train --resume {run_dir}", soft_wrap=True)
-    return Outcome(run_dir, stop())
+    if not (whole and trained):
+        why = "cut by max_steps" if whole else "stopped"
+        console.print(f"{why} after step {run.at.step}; go on with: fastdhm train --resume {run_dir}", soft_wrap=True)
+    return outcome
 
 
 def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) -> dict[str, str]:
@@ -261,16 +267,22 @@ def judged_on(config: TrainConfig) -> str:
     return "seen-image" if is_reid(config.dataset) and not config.hold_out else "test"
 
 
-def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
-    """Write the stripped network and the curves, and report, at the time ``epoch``; rank people where there are."""
+def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[], int | None]) -> bool:
+    """Write the stripped network and the curves, and report, at the time ``epoch``; rank people where that is owed.
+
+    Returns whether all of it is done: a signal stops the ranking, which is left to the resumed run.
+    """
     if run.config.keep == "best" and (run.dir / "best.pt").exists():
         best = checkpoint.load_checkpoint(run.dir / "best.pt")
         checkpoint.load_weights(run.judged, checkpoint.judged(best), run.dir / "best.pt", run.config.arch)
     network = run.judged.strip()
-    checkpoint.save_network(run.dir / "network.safetensors", network, run.config, run.classes)
     rows = read_log(run.dir)
+    missing = owed(run.dir, run.config, rows)
+    checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes)
+    if NETWORK in missing:
+        log.write("network", step=run.at.step, epoch=epoch)
     title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
-    plot_curves(rows, run.dir / "curves.png", title, judged_on(run.config))
+    plot_curves(rows, run.dir / CURVES, title, judged_on(run.config))
     measured = "tensors of a step on the GPU" if run.device.type == "cuda" else "the process, resident"
     averaged = run.average is not None
     print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config), measured, averaged)
@@ -278,14 +290,18 @@ def finish(run: Run, log: Log, epoch: float, console: Console) -> None:
     parts = "without the branches" if main == "B0" else "with the trunk up to its fork"
     parts += ", average of the weights" * averaged
     print_plan(console, {
-        "network": f"{run.dir / 'network.safetensors'} ({main} of the {run.config.keep} epoch, {parts})",
-        "curves": str(run.dir / "curves.png"),
+        "network": f"{run.dir / NETWORK} ({main} of the {run.config.keep} epoch, {parts})",
+        "curves": str(run.dir / CURVES),
         "check": f"fastdhm eval {run.dir}",
     })  # fmt: skip
-    if is_reid(run.config.dataset) and not any(row["kind"] == "reid" and row["epoch"] == epoch for row in rows):
-        ranked = rank_people(network, run.config, HowToRank(), console)
+    if RANKING in missing:
+        try:
+            ranked = rank_people(network, run.config, HowToRank(), console, stop)
+        except Interrupted:
+            return False
         log.write("reid", step=run.at.step, epoch=epoch, **ranked.percents())
         print_result(ranked, f"re-identification on {run.config.dataset} by the stripped network", console)
+    return True
 
 
 def settle(config: TrainConfig) -> TrainConfig:

@@ -4,7 +4,9 @@ import csv
 import functools
 import json
 import math
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import reid_synthetic
 from fastdhm.data.loaders import pick_kind
 from fastdhm.data.reid_synthetic import picture
-from fastdhm.engine.checkpoint import load_checkpoint
+from fastdhm.engine import reid
+from fastdhm.engine.checkpoint import load_checkpoint, read_config
+from fastdhm.engine.owed import owed
 from fastdhm.engine.record import read_log
 from fastdhm.engine.run import Run
 from fastdhm.reid.features import extract_features, load_features
@@ -82,6 +86,23 @@ def test_resuming_a_finished_run_ranks_nothing_again(finished):
     before = (finished / "log.jsonl").read_text()
     assert main(["train", "--resume", str(finished)]) == 0
     assert (finished / "log.jsonl").read_text() == before
+
+
+def test_a_run_interrupted_while_it_ranks_is_not_finished_and_a_resume_ranks(finished, tmp_path, capsys, monkeypatch):
+    """The signal comes with the first batch of the queries: everything but the ranking is there."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    whole = (run_dir / "log.jsonl").read_text()
+    (run_dir / "log.jsonl").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    config = read_config(run_dir)
+    assert owed(run_dir, config, read_log(run_dir)) == ["the ranking of people"]
+    with monkeypatch.context() as patch:
+        patch.setattr(reid, "extract_features", lambda network, images, **_: [os.kill(os.getpid(), 15), list(images)])
+        assert main(["train", "--resume", str(run_dir)]) == 128 + 15
+    assert f"fastdhm train --resume {run_dir}" in capsys.readouterr().out
+    assert owed(run_dir, config, read_log(run_dir)) == ["the ranking of people"]
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert (run_dir / "log.jsonl").read_text() == whole and not owed(run_dir, config, read_log(run_dir))
 
 
 @pytest.mark.parametrize(
