@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -101,6 +102,12 @@ def sources(with_cuda):
     return sorted(str(path) for folder in folders for kind in ("*.cpp", "*.cu") for path in folder.glob(kind))
 
 
+def limit_jobs():
+    """Have ninja compile as many files at once as this process has processors; what the user set in MAX_JOBS stays."""
+    count = runpy.run_path(str(Path("fastdhm", "processors.py")))["count"]  # the package itself would import torch
+    os.environ.setdefault("MAX_JOBS", str(count()))
+
+
 def compiled_parts():
     """Arguments of ``setup`` for the extension: none where it cannot be compiled, after saying why."""
     reason = why_not_compile()
@@ -111,6 +118,7 @@ def compiled_parts():
     cuda_home = find_cuda_home()
     if cuda_home is not None:
         os.environ["CUDA_HOME"] = cuda_home  # torch reads it when it is imported
+    limit_jobs()
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, is_ninja_available
 

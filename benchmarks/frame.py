@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fastdhm import processors
 from fastdhm.benchmarks import harness, machine, report
 from fastdhm.benchmarks.harness import Comparison, Peer
 from fastdhm.engine.device import pick_device
@@ -47,8 +48,9 @@ class Frame:
         json: bool = False,
     ):
         check_counts(rounds=rounds, threads=threads)
-        if threads is not None and threads > os.cpu_count():
-            raise UserError(f"--threads is {threads}: this machine has {os.cpu_count()} processors, take no more")
+        if threads is not None and threads > processors.count():
+            usable = f"{processors.count()} of this machine's processors{processors.why()}"
+            raise UserError(f"--threads is {threads}: this process may use {usable}, take no more")
         self.name, self.device, self.threads, self.rounds = name, pick_device(device), threads, rounds
         self.quick, self.out, self.json = quick, Path(out).expanduser(), json
         self.console = Console(stderr=json)

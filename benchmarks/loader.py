@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fastdhm import processors
 from fastdhm.benchmarks import report
 from fastdhm.benchmarks.frame import Frame, check_counts
 from fastdhm.benchmarks.harness import Comparison, Peer
@@ -29,7 +30,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.arrays import ArraySource
 from fastdhm.data.beton import ImageSettings, ensure
 from fastdhm.data.folder import FolderSource
-from fastdhm.data.loaders import LoaderOptions, build_loader, default_workers, pick_kind
+from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
 from fastdhm.data.sources import Source
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.errors import UserError
@@ -127,7 +128,7 @@ def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int
 
 
 def _beton(source: Source, folder: Path, settings: ImageSettings) -> Path:
-    options = {"workers": default_workers(), "say": lambda text: None}
+    options = {"workers": processors.count(), "say": lambda text: None}
     return ensure(source, folder, source.name, "train", settings, **options)
 
 

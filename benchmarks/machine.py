@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastdhm import __version__
+from fastdhm import __version__, processors
 from fastdhm.ops import _extension
 
 # What decides the speed of vectorised code, as Linux names it.
@@ -18,7 +18,7 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
     return {
         "cpu": _cpu_model(),
         "features": [name for name in FEATURES if name in _cpu_words("flags", "Features")],
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": processors.count(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),

@@ -93,7 +93,7 @@ class TrainConfig:
     """Who feeds the images: resident (holds all on the device; for images that need no resizing), ffcv or torch; auto:
     resident up to 2 GiB and a quarter of the memory, else ffcv where it is installed, else torch."""
     workers: int | None = None
-    """Loader threads (ffcv) or processes (torch), 0 or more; null: one per core beside a GPU, fewer on a CPU."""
+    """Loader threads (ffcv) or processes (torch), 0 or more; null: one per processor beside a GPU, fewer on a CPU."""
     store: Literal["raw", "jpg", "smart"] | None = None
     """How .beton files keep images: plain pixels (raw: fastest), JPEG (jpg: a tenth of the size) or smart, plain pixels
     up to 96 x 96 and JPEG above; null: smart for imagenet and folders, else raw."""

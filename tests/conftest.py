@@ -1,15 +1,15 @@
 """For every test: fresh memory is poisoned, threads are counted, and what needs a GPU says so where there is none."""
 
-import os
-
 import hypothesis
 import pytest
 import torch
 
+from fastdhm import processors
+
 hypothesis.settings.register_profile("fastdhm", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastdhm")
 
-THREADS = len(os.sched_getaffinity(0))
+THREADS = processors.count()
 
 
 @pytest.fixture(autouse=True)

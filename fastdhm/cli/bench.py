@@ -151,6 +151,9 @@ def run(argv: list[str]) -> int:
     flags["--out"] = {"type": str, "default": "bench", "help": "folder for JSON, CSV and plots"}
     flags["--json"] = {"action": "store_true", "help": "print one JSON object on stdout"}
     values = _parse(Parser(f"bench {name}", BENCHES[name]), flags, argv)
+    from fastdhm.engine.device import use_processors
+
+    use_processors()
     module, frame = (importlib.import_module(f"fastdhm.benchmarks.{part}") for part in (name, "frame"))
     shared = {key: values.pop(key) for key in SHARED if key in values}
     return module.bench(frame.Frame(name, **shared), **values)

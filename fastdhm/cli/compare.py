@@ -73,6 +73,7 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
 
     from fastdhm.compare.runner import HowToReport, compare, dry_run, report
+    from fastdhm.engine.device import use_processors
 
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
     if "resume" in own and "out" in own:
@@ -87,6 +88,7 @@ def run(argv: list[str]) -> int:
     if own.get("dry_run"):
         dry_run(comparison, folder, Console())
         return 0
+    use_processors()
     return compare(comparison, folder, how, Console())
 
 

@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--store_size", type=int | None, default=None, help="longer side in pixels, as in train")
     parser.add_argument("--store_quality", type=int | None, default=None, help="JPEG quality, as in train")
     if verb == "build":
-        parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
+        parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per processor)")
         parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out and record them")
         parser.add_argument("--force", action="store_true", help="build anew what is there")
     values = parser.parse(argv)

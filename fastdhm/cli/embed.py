@@ -23,8 +23,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
     values = parser.parse(argv)
+    from fastdhm.engine.device import use_processors
     from fastdhm.engine.embed import embed as run_embedding
 
+    use_processors()
     path, folder, out = (Path(values.pop(name)).expanduser() for name in ("path", "folder", "out"))
     run_embedding(path, folder, out, **values)
     return 0

@@ -27,8 +27,10 @@ def run(argv: list[str]) -> int:
     given = {name: values.pop(name) for name in ("metric", "flip_average", "rerank")}
     ranking = {name: value for name, value in given.items() if value not in ("euclidean", False)}
     per_query = values.pop("per_query")
+    from fastdhm.engine.device import use_processors
     from fastdhm.engine.evaluate_command import evaluate_path
 
+    use_processors()
     path, per_query = Path(values.pop("path")), per_query and Path(per_query).expanduser()
     evaluate_path(path, as_json=values.pop("json"), per_query=per_query, **ranking, **values)
     return 0

@@ -69,7 +69,9 @@ def _resumed(run_dir: Path, given: dict) -> dict:
 def run(argv: list[str]) -> int:
     """``fastdhm train``; returns the exit status."""
     config, resume = resolve_training(argv)
+    from fastdhm.engine.device import use_processors
     from fastdhm.engine.train import train as run_training
 
+    use_processors()
     outcome = run_training(config, resume=resume)
     return 0 if outcome.whole else 128 + outcome.signal

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastdhm.data._pool import default_workers
+from fastdhm import processors
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def open_loaders(
 
     ``image_size`` is a square's side or (height, width). ``crop`` is training's; validation takes the whole image where
     training stretches it, else the centre with sides ``crop_ratio`` of the largest that fits. Where the images are gone
-    but their ``.beton`` files are there and whole, it runs on those. ``workers`` (default: one per core) are the
-    loaders'; what is built before is built on every core.
+    but their ``.beton`` files are there and whole, it runs on those. ``workers`` (default: one per processor) are the
+    loaders'; what is built before is built on every processor.
 
     ``loader``: ``resident`` holds all images on ``device``, ``ffcv`` reads ``.beton`` files, ``torch`` the images
     themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
@@ -287,7 +287,7 @@ class _Files:
         from fastdhm.data.beton import ensure, read_manifest
         from fastdhm.data.beton_source import BetonSource
 
-        options = {"workers": default_workers(), "skip_bad": self.skip_bad, "say": self.say}
+        options = {"workers": processors.count(), "skip_bad": self.skip_bad, "say": self.say}
         sources, betons = [], []
         for split, source in self.loaded.items():
             betons.append(ensure(source, self.data_dir, self.dataset, split, self.settings, **options))
@@ -300,4 +300,4 @@ def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
     """``source``, with ``skip_bad`` without the images that do not decode."""
     from fastdhm.data.readable import readable_only
 
-    return readable_only(source, default_workers(), say) if skip_bad else source
+    return readable_only(source, processors.count(), say) if skip_bad else source

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from types import SimpleNamespace
+
+from fastdhm import processors
 
 HOW_TO_GET = (
     "Install its system libraries with 'apt-get install libopencv-dev libturbojpeg0-dev pkg-config' and then "
@@ -45,7 +46,7 @@ def _load() -> tuple[SimpleNamespace | None, str | None]:
 def _parts() -> SimpleNamespace:
     import numba.typed
 
-    if len(os.sched_getaffinity(0)) == 1:
+    if processors.count() == 1:
         # TBB, numba's first choice, has no thread of its own on one processor: what the loader's thread left to it is
         # never done, and the process waits for that at its end, for ever.
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]

@@ -17,11 +17,6 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _work: Callable  # set in each worker
 
 
-def default_workers() -> int:
-    """The processors this process may run on, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
-
-
 class WorkerPool:
     """``with WorkerPool(work, workers) as pool: for answer in pool.map(items)``: ``work(item)`` of each, in order.
 

@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 
 import fastdhm
+from fastdhm import processors
 from fastdhm.data._build import bad_files_error, bad_files_path, check_space, write_images
-from fastdhm.data._pool import default_workers
 from fastdhm.data._progress import progress_bar
 from fastdhm.data._verify import find_damage, sha256_of
 from fastdhm.data.beton_format import read_index
@@ -207,7 +207,7 @@ def verify(path: Path, *, deep: bool = True, progress: bool = True, workers: int
     if not deep:
         return manifest
     bar = progress_bar(f"verify {manifest.dataset} {manifest.split}", manifest.count, progress)
-    damaged = find_damage(path, index, workers or default_workers(), bar)
+    damaged = find_damage(path, index, workers or processors.count(), bar)
     if damaged:
         raise UserError(
             f"{path} is damaged: {len(damaged):,} of {manifest.count:,} images cannot be decoded: {damaged[0]}"

@@ -7,11 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fastdhm import processors
 from fastdhm.data.beton import ImageSettings, Manifest, beton_path, ensure
 from fastdhm.data.beton import build as build_beton
 from fastdhm.data.beton import info as read_info
 from fastdhm.data.beton import verify as verify_beton
-from fastdhm.data.loaders import default_workers, pick_kind
+from fastdhm.data.loaders import pick_kind
 from fastdhm.data.sources import SPLITS, load_splits, split_names
 
 
@@ -31,7 +32,7 @@ def build(
     """
     pick_kind("ffcv")  # says how to get FFCV where it is missing
     console = Console()
-    options = {"workers": default_workers() if workers is None else max(workers, 1), "skip_bad": skip_bad}
+    options = {"workers": processors.count() if workers is None else max(workers, 1), "skip_bad": skip_bad}
     for split, source in load_splits(dataset, data_dir, split_names(dataset)).items():
         if source.note:
             _say(console, source.note)

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastdhm import processors
 from fastdhm.data._ffcv import load
-from fastdhm.data._pool import default_workers
 from fastdhm.data._resample import make_average, make_resample
 from fastdhm.data.beton import check
 from fastdhm.data.crops import STRETCHING
@@ -48,7 +48,7 @@ class FfcvLoader:
         self.num_samples = options.count(check(beton).count)
         self._batches, self._options = options.num_batches(self.num_samples), options
         ffcv = load()
-        self._threads = max(1, min(options.num_workers, default_workers(), ffcv.numba.config.NUMBA_NUM_THREADS))
+        self._threads = max(1, min(options.num_workers, processors.count(), ffcv.numba.config.NUMBA_NUM_THREADS))
         decoder = _crop_decoder()(options.size_HW, self._threads, stretching=options.crop in STRETCHING)
         torch_threads = torch.get_num_threads()
         try:

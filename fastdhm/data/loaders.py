@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from fastdhm import processors
 from fastdhm.data._ffcv import HOW_TO_GET, why_not
-from fastdhm.data._pool import default_workers
 from fastdhm.data.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
 from fastdhm.data.subset import balanced_subset
 from fastdhm.errors import UserError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["resident", "ffcv", "torch"]
 
-__all__ = ["Batch", "Kind", "Loader", "LoaderOptions", "build_loader", "default_workers", "epoch_order", "pick_kind"]
+__all__ = ["Batch", "Kind", "Loader", "LoaderOptions", "build_loader", "epoch_order", "pick_kind"]
 
 
 @dataclass
@@ -89,7 +89,7 @@ class LoaderOptions:
     shuffle: bool = False
     drop_last: bool = False
     workers: int | None = None
-    """Threads (ffcv) or processes (torch); None: one per core."""
+    """Threads (ffcv) or processes (torch); None: one per processor."""
     device: str = "cpu"
     """Where a resident loader holds the images; the others' batches are in host memory."""
     subset: int | None = None
@@ -114,7 +114,7 @@ class LoaderOptions:
 
     @property
     def num_workers(self) -> int:
-        return default_workers() if self.workers is None else self.workers
+        return processors.count() if self.workers is None else self.workers
 
     def keeps_pixels(self, size_HW: tuple[int, int]) -> bool:
         """Whether images of that size are cut and never resized."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from fastdhm import methods, models
@@ -21,7 +20,7 @@ from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import goes_by_block
 from fastdhm.engine.compiling import SwitchingCompute, when_compiled
-from fastdhm.engine.device import deterministic, peak_mib, pick_compile, pick_device, pick_precision
+from fastdhm.engine.device import describe_threads, deterministic, peak_mib, pick_compile, pick_device, pick_precision
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
@@ -221,7 +220,7 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
-    machine = [config.device, f"{torch.get_num_threads()} threads", config.precision]
+    machine = [config.device, describe_threads(), config.precision]
     compiled = when_compiled(run)
     machine.append(f"compile {config.compile}{compiled or why_not_compiled}")
     if isinstance(run.forward, FusedForward) and not compiled:

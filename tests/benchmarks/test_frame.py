@@ -52,7 +52,7 @@ def test_threads_are_those_that_are_told(tmp_path, capsys):
 
 
 def test_more_threads_than_processors_are_refused():
-    with pytest.raises(UserError, match="--threads is 100000: this machine has"):
+    with pytest.raises(UserError, match="--threads is 100000: this process may use"):
         Frame("mask", threads=100_000)
 
 

@@ -59,7 +59,7 @@ def test_bfloat16_only_where_the_processor_computes_in_it(monkeypatch, flags, dt
 
 
 def test_loader_workers_leave_a_cpu_step_its_cores(monkeypatch):
-    monkeypatch.setattr(choices, "default_workers", lambda: 16)
+    monkeypatch.setattr(choices.processors, "count", lambda: 16)
     assert choices.pick_workers(None, CPU) == 4
     assert choices.pick_workers(None, torch.device("cuda")) == 16
     assert choices.pick_workers(0, CPU) == 0
