@@ -1,41 +1,253 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders that one process writes to at a time."""
 
 import errno
+import fcntl
 import os
 import pickle
+import secrets
+import shutil
+import socket
+import tempfile
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fastdhm.errors import UserError
+
+LOCK = ".lock"
+PREFIX, SUFFIX = ".fastdhm-", ".tmp"  # of what is being written
+ABANDONED = 24 * 3600  # seconds after which a temporary file of another machine is nobody's
+# What file systems answer that cannot sync, or not a folder (network drives, FUSE), and those that cannot lock.
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
+CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
+FULL = "make room, or choose another disk"
+CLOSED = "make it writable, or choose another folder"
+# why nothing can be written, and what to do
+REASONS = {
+    errno.ENOSPC: ("no space left", FULL),
+    errno.EDQUOT: ("no space left in the quota", FULL),
+    errno.EFBIG: ("larger than files may be here", "raise `ulimit -f`, or choose another disk"),
+    errno.EROFS: ("the file system is read-only", CLOSED),
+    errno.EACCES: ("permission denied", CLOSED),
+    errno.EPERM: ("not permitted", CLOSED),
+    errno.EIO: ("the disk failed", "look after it, or choose another"),
+    errno.ESTALE: ("the network drive is gone", "mount it again, or choose another"),
+    errno.ENOTDIR: ("what should be its folder is none", "choose another"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; synced and renamed onto ``path`` if all goes well, else gone.
 
+    Its name is of this process alone, so that two writers of ``path`` never meet: the last to end wins. A ``path`` that
+    is a link stays one; a device or a pipe is written to.
+
     Raises:
-        ValueError: no space left on the disk; ``path`` is as it was.
+        ValueError: ``path`` is a folder, or cannot be written (a full disk, a read-only one, ...) and is as it was.
     """
-    temporary = path.with_name(f"{path.name}.tmp")  # what a killed process left there is overwritten by the next
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        if path.exists() and not path.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder, "file")
+                with open(Path(folder, "file"), "rb") as written, open(path, "wb") as device:
+                    shutil.copyfileobj(written, device)
+            return
+        place = path.resolve()
+        temporary = place.with_name(f"{PREFIX}{_here()}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         try:
-            os.fsync(folder)  # the rename itself must outlive a power cut
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, place)
+            _sync(place.parent)  # the rename itself must outlive a power cut
         finally:
-            os.close(folder)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
     except Exception as error:
-        if out_of_space(error):
-            raise UserError(f"no space left to write {path}: make room, or choose another disk") from error
-        raise
+        reason = why_not_written(error, path)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {path}: {'; '.join(reason)}") from error
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold ``path``, where the file system can be told to."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to but not listed
+        return
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(file)
+
+
+def why_not_written(error: BaseException, path: Path) -> tuple[str, str] | None:
+    """Why ``path`` or a file beside it could not be written, and what to do; None if ``error`` is of something else.
+
+    torch and safetensors report a failed write as text, at best with the number in the error before it.
+    """
+    if isinstance(error, UserError):
+        return None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        text = str(error)
+        torn = any(words in text for words in ("No space left", "file write failed", "unexpected pos"))
+        return REASONS[errno.ENOSPC] if torn else None
+    if isinstance(cause.filename, (str, bytes)):
+        named, place = Path(os.fsdecode(cause.filename)), path.resolve()
+        if not {named, named.parent} & {*path.parents, *place.parents}:
+            return None
+    return REASONS.get(cause.errno)
+
+
+@cache
+def _here() -> str:
+    """A mark of the machine and its process numbers: a container has numbers of its own."""
+    with suppress(OSError):
+        return f"{zlib.crc32((socket.gethostname() + os.readlink('/proc/self/ns/pid')).encode()):08x}"
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether ``path`` is a temporary file of :func:`replacing` whose process is gone."""
+    if not (path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)):
+        return False
+    machine, _, rest = path.name.removeprefix(PREFIX).partition("-")
+    process = rest.partition("-")[0]
+    if machine == _here() and process.isdecimal():
+        return not _lives(int(process))
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > ABANDONED
+    return False
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's
+        return True
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in ``folder``."""
+    for leftover in filter(_is_leftover, folder.iterdir()):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def contents(folder: Path) -> set[str]:
+    """The names in ``folder``, but for what :func:`held` and :func:`replacing` leave when they are killed."""
+    return {path.name for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(PREFIX)}
+
+
+def new_folder(path: Path) -> Path:
+    """Make ``path``, or ``path-2``, ``path-3``, ...: the first that is not there, which is nobody else's then."""
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError  # count has no end
+
+
+_held: set[tuple[int, int]] = set()  # what this process holds: to close any file of it would let go of the lock
+_cannot_lock: set[int] = set()  # file systems of which it was said
+
+
+@contextmanager
+def held(folder: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Make ``folder`` if need be, and hold it for ``what`` this process is: nobody else writes there.
+
+    The lock goes with the process, however it ends; its children, such as loader processes, do not hold it. Where the
+    file system cannot lock, ``say`` is told what is missing. What killed processes were writing there is removed.
+
+    Raises:
+        ValueError: another process holds it, which is named; or nothing can be written there.
+    """
+    path = folder / LOCK
+    try:
+        file = _locked(path, say)
+    except OSError as error:
+        reason = why_not_written(error, path)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write in {folder}: {'; '.join(reason)}") from error
+    if file is None:
+        raise UserError(f"{_holder(path)} is at work in {folder}: wait for it, or stop it")
+    place = _place(file)
+    _held.add(place)
+    try:
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            os.truncate(file, 0)
+            os.write(file, f"{what} (process {os.getpid()} on {socket.gethostname()})".encode())
+        remove_leftovers(folder)
+        yield
+    finally:
+        _held.discard(place)
+        with suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def _locked(path: Path, say: Callable[[str], None]) -> int | None:
+    """The file at ``path``, open and locked by this process; None if another holds it.
+
+    lockf's locks are the process's own, where flock's are shared with every child that it forks.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and _place(path) in _held:
+            return None
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):
+            os.fchmod(file, 0o666)  # whoever may write in the folder may lock it
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(file)
+                return None
+            if error.errno not in CANNOT_LOCK:
+                os.close(file)
+                raise
+            if os.fstat(file).st_dev not in _cannot_lock:
+                _cannot_lock.add(os.fstat(file).st_dev)
+                say(f"{path.parent}: this file system cannot lock; start nothing else that writes there")
+        with suppress(OSError):
+            if _place(file) == _place(path):
+                return file
+        os.close(file)  # its holder removed it just then: there is another by now
+
+
+def _place(file: int | Path) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        if _place(path) not in _held:  # reading it and closing it would let go of our own lock
+            text = path.read_text("utf-8", "replace").strip()
+            return text or "another process"
+    return f"this process ({os.getpid()})"
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -48,14 +260,6 @@ def check_writable(folder: Path, flag: str) -> None:
         place, why = folder, f"cannot be reached ({error.strerror})"
     if why:
         raise UserError(f"{flag} is {folder}, and {place} {why}: choose another, or make it writable")
-
-
-def out_of_space(error: BaseException) -> bool:
-    """Whether ``error`` is about a full disk or quota; torch and safetensors report it as text only."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    text = str(error)
-    return "No space left" in text or "file write failed" in text or "unexpected pos" in text
 
 
 def load_without_code(path: Path, what: str) -> Any:

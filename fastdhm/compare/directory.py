@@ -1,10 +1,6 @@
 """The folder of a comparison: its settings, which a later call must agree with, and where its runs lie."""
 
 import dataclasses
-import errno
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +10,10 @@ from fastdhm.compare.arms import Arm, Place, changed
 from fastdhm.compare.plan import Comparison
 from fastdhm.engine.checkpoint import config_from
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import contents, replacing
 
 FORMAT = 1
-SETTINGS, RUNS, LOCK = "compare.yaml", "runs", ".lock"
+SETTINGS, RUNS = "compare.yaml", "runs"
 
 
 def run_folder(folder: Path, arm: Arm, seed: int) -> Path:
@@ -62,8 +58,7 @@ def check_settings(folder: Path, new: Comparison) -> None:
         ValueError: a folder of something else, or a comparison whose settings differ; each difference is named.
     """
     if not (folder / SETTINGS).exists():
-        others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        if (folder.exists() and not folder.is_dir()) or not set(others) <= {RUNS, LOCK, f"{SETTINGS}.tmp"}:
+        if folder.exists() and not (folder.is_dir() and contents(folder) <= {RUNS}):
             raise UserError(f"{folder} is there and is not a comparison of fastdhm: choose another --out")
         return
     differences = settings_differences(read_settings(folder), new)
@@ -92,19 +87,6 @@ def settings_differences(old: Comparison, new: Comparison) -> list[str]:
     return differences + [
         text if len(names) == everywhere else f"{text} of {', '.join(names)}" for text, names in found.items()
     ]
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; ``ValueError`` if another comparison is at work in it. A kill lets go of it."""
-    with open(folder / LOCK, "a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a killed run's loader processes would hold it
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            raise UserError(f"another `fastdhm compare` is at work in {folder}: wait for it, or stop it") from error
-        yield
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fastdhm.compare.arms import Arm
-from fastdhm.compare.directory import check_settings, only_one, read_settings, run_folder, write_settings
+from fastdhm.compare.directory import check_settings, read_settings, run_folder, write_settings
 from fastdhm.compare.plan import Comparison
 from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
@@ -23,6 +24,7 @@ from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import open_data
 from fastdhm.engine.train import settle, train
 from fastdhm.errors import UserError, unknown
+from fastdhm.files import held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,7 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
     jobs = find_jobs(comparison, folder)
     if any(job.state.status in ("missing", "begun") for job in jobs) and not any(job.state.rows for job in jobs):
         _check_data(comparison, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder):
+    with held(folder, "`fastdhm compare`", partial(console.print, soft_wrap=True, highlight=False)):
         write_settings(folder, comparison)
         try:
             number = _make_runs(comparison, folder, how, console)
@@ -167,9 +168,6 @@ def _make_run(job: Job, console: Console) -> int | None:
     run's failure."""
     resume = (job.folder / "config.yaml").exists()
     config = _as_before(job.config, read_config(job.folder)) if resume else job.config
-    if not resume and job.folder.is_dir():
-        for leftover in job.folder.glob("*.tmp"):  # of a run killed before its config was whole
-            leftover.unlink()
     try:
         return train(config, resume=resume, console=console).signal
     except (NonFiniteLoss, NonFiniteFeatures) as error:

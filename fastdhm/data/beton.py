@@ -27,7 +27,7 @@ from fastdhm.data._verify import find_damage, sha256_of
 from fastdhm.data.beton_format import read_index
 from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import remove_leftovers, replacing
 
 MANIFEST_VERSION = 1
 MODES = ("raw", "jpg", "smart")
@@ -298,4 +298,5 @@ def locked(path: Path, say: Callable[[str], None] = print) -> Iterator[None]:
         except BlockingIOError:
             say(f"waiting for another process that builds in {path.parent}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        remove_leftovers(path.parent)
         yield

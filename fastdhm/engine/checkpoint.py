@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
-from fastdhm.files import load_without_code, replacing
+from fastdhm.files import contents, load_without_code, replacing
 
 FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
@@ -42,10 +42,9 @@ class Position:
 
 def save_checkpoint(path: Path, config: TrainConfig, classes: tuple[str, ...], state: dict[str, Any]) -> None:
     """Write a checkpoint: tensors, numbers and strings only."""
-    with replacing(path) as temporary:
-        torch.save(
-            {"format": FORMAT, "config": dataclasses.asdict(config), "classes": list(classes), **state}, temporary
-        )
+    saved = {"format": FORMAT, "config": dataclasses.asdict(config), "classes": list(classes), **state}
+    with replacing(path) as temporary, open(temporary, "wb") as file:  # a path's name would stand in the file
+        torch.save(saved, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
         raise UserError(
             f"{run_dir} holds a run {what}: go on with it by --resume {run_dir}, or choose another --run-dir"
         )
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if run_dir.exists() and (not run_dir.is_dir() or contents(run_dir)):
         raise UserError(f"{run_dir} is there and is not a run of fastdhm: choose another --run-dir")
 
 

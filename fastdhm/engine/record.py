@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import out_of_space, replacing
+from fastdhm.files import replacing, why_not_written
 
 
 def to_host(tensor: Tensor) -> list:
@@ -223,14 +223,15 @@ class Log:
         try:
             yield
         except OSError as error:
-            if not out_of_space(error):
+            reason = why_not_written(error, self.path)
+            if reason is None:
                 raise
-            again = f"make room, then go on with: fastdhm train --resume {self.path.parent}"
-            raise UserError(f"no space left to write {self.path}: {again}") from error
+            again = f"mend that, then go on with: fastdhm train --resume {self.path.parent}"
+            raise UserError(f"cannot write {self.path}: {reason[0]}; {again}") from error
 
     def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""
-        if not out_of_space(args.exc_value):
+        if args.exc_value is None or why_not_written(args.exc_value, self.path) is None:
             self.excepthook(args)
 
 

@@ -183,14 +183,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
 
 
 def test_a_second_comparison_in_the_folder_is_refused(whole, capsys):
-    holding = "import sys; from pathlib import Path; from fastdhm.compare.directory import only_one\n"
-    holding += "with only_one(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    holding = "import sys; from pathlib import Path; from fastdhm.files import held\n"
+    holding += "with held(Path(sys.argv[1]), 'something', print): print('held', flush=True); sys.stdin.read()"
     program = [sys.executable, "-c", holding, str(whole)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         assert main(flags(whole)) == 2
         other.stdin.close()
-    assert "another `fastdhm compare` is at work" in capsys.readouterr().err
+    assert "something (process" in capsys.readouterr().err
 
 
 def test_a_run_whose_loss_breaks_is_told_and_the_rest_goes_on(tmp_path, capsys):
