@@ -2,9 +2,10 @@
 
 ``cold`` runs ``fastdhm train`` with empty caches: of torch's compiler, of numba's, and of prepared data; ``warm`` runs
 it again with what the cold run has left there; ``reference`` is the eager reference as a program. Time begins with the
-process. The first step's is the run's own ``startup_seconds`` where its log has it, all others are the moments at which
-a step's row appears in the log, which is written at every step for that. A run is at full speed from the first step on
-from which five in a row take, at the median, no more than 1.2 times what those of the last half take.
+process. On a CPU the first step's is the run's own ``startup_seconds``; on a GPU that is when the step was launched. So
+there, and for all other steps, it is when the step's row appears in the log, which is written at every step for that. A
+run is at full speed from the first step on from which five in a row take, at the median, no more than 1.2 times what
+those of the last half take.
 """
 
 import json
@@ -97,19 +98,20 @@ def measure(frame: Frame, run: dict[str, str], steps: int, compile: str) -> dict
         with tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as folder:
             caches = {name: str(Path(folder) / name.lower()) for name in CACHES}
             for kind in ("cold", "warm"):
-                started[kind].append(start_training(flags, steps, Path(folder) / kind, caches, frame.threads))
+                run_dir, own_word = Path(folder) / kind, frame.device.type == "cpu"
+                started[kind].append(start_training(flags, steps, run_dir, caches, frame.threads, own_word))
             log = Path(folder) / "reference.jsonl"
             started["reference"].append(start_reference(list(run.values()), steps, log, caches, frame.threads))
     return started
 
 
 def start_training(
-    flags: Sequence[str], steps: int, run_dir: Path, caches: dict[str, str], threads: int | None
+    flags: Sequence[str], steps: int, run_dir: Path, caches: dict[str, str], threads: int | None, own_word: bool
 ) -> Started:
-    """Run ``fastdhm train`` for some steps and watch its log."""
+    """Run ``fastdhm train`` for some steps and watch its log; the first step ends by its ``own_word``, or when seen."""
     more = ["--max-steps", str(steps), "--log-every", "1", "--run-dir", str(run_dir)]
     command = [sys.executable, "-m", "fastdhm", "train", *flags, *more]
-    return watch(command, run_dir / "log.jsonl", steps, caches, threads)
+    return watch(command, run_dir / "log.jsonl", steps, caches, threads, own_word)
 
 
 def start_reference(
@@ -120,8 +122,10 @@ def start_reference(
     return watch(command, log, steps, caches, threads)
 
 
-def watch(command: Sequence[str], log: Path, steps: int, caches: dict[str, str], threads: int | None) -> Started:
-    """Run a command to its end; when each row of a step appeared in its log.
+def watch(
+    command: Sequence[str], log: Path, steps: int, caches: dict[str, str], threads: int | None, own_word: bool = True
+) -> Started:
+    """Run a command to its end; when each row of a step appeared in its log, or of the first what the log says of it.
 
     Raises:
         ValueError: the command calls what it was told a mistake.
@@ -152,7 +156,7 @@ def watch(command: Sequence[str], log: Path, steps: int, caches: dict[str, str],
     if len(step_seconds) != steps:
         advice = "take fewer --steps, or more images"
         return Started([], f"its log has {len(step_seconds)} steps, must have {steps}: {advice}")
-    told = [row["startup_seconds"] for row in rows if "startup_seconds" in row]
+    told = [row["startup_seconds"] for row in rows if own_word and "startup_seconds" in row]
     return Started([*(told or step_seconds)[:1], *step_seconds[1:]])
 
 

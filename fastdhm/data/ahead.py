@@ -5,6 +5,7 @@ Legend: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -24,7 +25,7 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    stream, ahead = torch.cuda.Stream(device), None
+    stream, ahead = _copy_stream(device), None
     for batch in batches:
         if batch.image_BHWC.device.type == "cuda":
             yield batch
@@ -37,6 +38,12 @@ def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         ahead = copy, copied
     if ahead is not None:
         yield _arrived(*ahead)
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device and all epochs: torch keeps the memory that was freed on a stream for that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:

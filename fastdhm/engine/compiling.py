@@ -30,16 +30,16 @@ from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block
-from fastdhm.engine.device import autocast
+from fastdhm.engine.device import autocast, computing_on
 from fastdhm.engine.record import Log
 from fastdhm.engine.run import Run
-from fastdhm.engine.schedule import image_sides
+from fastdhm.engine.schedule import image_side, image_sides
 from fastdhm.engine.step import NUM_SIDES, make_compute
 
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
 STEPS_ALONE = 2
-ROOM_FOR_THE_RUN = 1 << 30  # bytes of a GPU's free memory that the child leaves
-NICE = 10  # of the child on a CPU, where it competes with the step
+ROOM_FOR_THE_RUN = 1 << 30  # bytes of a GPU's free memory that the child leaves at the least
+NICE = 10  # of the child and its compilers, which compete with the step, or with what launches it and feeds it
 
 
 class SwitchingCompute:
@@ -135,6 +135,7 @@ class Child:
             "pretrained": run.pretrained,
             "epoch": run.at.epoch,
             "threads": torch.get_num_threads(),  # compiled code has the number in it
+            "room": room_for(run),
         }
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
@@ -160,6 +161,15 @@ class Child:
         self.process.stdin.close()
 
 
+def room_for(run: Run) -> int:
+    """Bytes of a GPU's memory that the run may come to need beyond what it holds, its images being small as yet."""
+    if run.device.type != "cuda":
+        return 0
+    side = image_side(run.at.epoch / run.config.epochs, run.side, run.config.progressive)
+    whole = torch.cuda.max_memory_allocated(run.device) * (run.side / side) ** 2
+    return max(ROOM_FOR_THE_RUN, int(whole) - torch.cuda.memory_reserved(run.device))
+
+
 def end_with_parent() -> None:
     """End this process and its children when the parent's end of standard input closes, be it by a SIGKILL."""
 
@@ -173,16 +183,21 @@ def end_with_parent() -> None:
 def compile_ahead(task: dict[str, Any]) -> None:
     """Compile all that a run will compute from its epoch on, on noise: each size and set of branches, frozen or not."""
     config = checkpoint.config_from(task["config"], Path(task["run_dir"]))
+    os.nice(NICE)
     torch.set_num_threads(task["threads"])
     run = Run(config, Path(task["run_dir"]), tuple(map(str, range(task["classes"]))))
     run.pretrained = tuple(task["pretrained"])
     if run.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(run.device)
-        torch.cuda.set_per_process_memory_fraction(max(0, free - ROOM_FOR_THE_RUN) / total, run.device)
-    else:
-        os.nice(NICE)
-    compute = computes(run, compiled=True)
-    stages = variants(config, task["epoch"], run.side)
+        torch.cuda.set_per_process_memory_fraction(max(0, free - task["room"]) / total, run.device)
+    with computing_on(run.device):
+        compute_all(run, task["epoch"])
+
+
+def compute_all(run: Run, epoch: int) -> None:
+    """Forward and backward of each variant of a run's compiled step, from ``epoch`` on."""
+    config, compute = run.config, computes(run, compiled=True)
+    stages = variants(config, epoch, run.side)
     for (epoch, side), active in itertools.product(stages, run.branch_sets):
         run.at.epoch = epoch
         run.begin_epoch()

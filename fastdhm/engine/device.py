@@ -30,9 +30,9 @@ def _cpu_flags() -> set[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, ``auto`` being CUDA where there is a GPU."""
+    """The device of that name, ``auto`` being CUDA where there is a GPU; of a GPU always with its index."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -41,7 +41,27 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device is {name!r}: fastdhm trains on cpu and cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device is {name!r}: this machine has {torch.cuda.device_count()} of those; use --device cpu")
+    if device.type == "cuda" and device.index is None:  # some of torch.cuda takes no device without one
+        return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+@contextmanager
+def computing_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+    """Inside, ``device`` is the current one, whose streams CUDA graphs capture, and cuDNN times its algorithms.
+
+    It times them for each new shape, of which a run has few, and may take another one in the next process: not so where
+    the run is ``deterministic``. Nothing on a CPU.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, not deterministic
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

@@ -7,10 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastdhm.errors import UserError
 
 # Steps of a form before it is captured: they choose convolution algorithms and create the optimizer's state.
 WARM_UP = 3
+
+
+def check_recomputed(model: nn.Module) -> None:
+    """``ValueError`` where a captured step would compute activations again with other random numbers than at first.
+
+    A graph counts its random numbers by itself, so that the generator cannot be put back within it.
+    """
+    for module in model.modules():
+        shares = [getattr(module, name, 0) for name in ("p", "drop_prob", "drop_rate")]
+        if any(isinstance(share, (int, float)) and share > 0 for share in shares):
+            raise UserError(
+                f"cuda_graphs and activation_checkpointing are true, and {type(module).__name__} of this network drops "
+                "at random: set one of them false, or --dropout 0"
+            )
 
 
 class GraphedStep:
@@ -61,7 +77,8 @@ class Graphs:
     def capture(self, function: Callable) -> Callable:
         """A function that replays what this one launches; nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # A loader's thread may pin memory meanwhile, which the mode "global" would take for a fault of this capture.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             results = function()
 
         def replay() -> tuple[Tensor, ...]:

@@ -75,6 +75,8 @@ class TrainingSums:
         self.names, self.measured = names, measured
         self.width = self.HEAD + 2 * len(names) * (len(names) + 1)  # of what every step adds to
         self.vectors = torch.zeros(2, self.width + 2 * len(measured), dtype=torch.float64, device=device)
+        # Places are made of what lies on the device: a list of numbers from the host would wait for it.
+        self.numbers = torch.arange(self.vectors.shape[1], device=device)
         self.places: dict[tuple[str, ...], Tensor] = {}
         self.reset()
 
@@ -126,19 +128,18 @@ class TrainingSums:
 
     def _measured_places(self, names: tuple[str, ...]) -> Tensor:
         if names not in self.places:
-            places = [self.width + self.measured.index(name) for name in names]
-            places += [place + len(self.measured) for place in places]
-            self.places[names] = torch.tensor(places, device=self.vectors.device)
+            place_E = torch.stack([self.numbers[self.width + self.measured.index(name)] for name in names])
+            self.places[names] = torch.cat([place_E, place_E + len(self.measured)])
         return self.places[names]
 
     def _places(self, active: tuple[str, ...]) -> Tensor:
         """Where in a row the values of a step go; on the device, so made once for each set of branches."""
         if active not in self.places:
-            M, branches = len(self.names), [0, *(self.names.index(name) for name in active)]
-            pairs = [p * M + q for p in branches for q in branches]
-            fields = (pairs, [M * M + n for n in pairs], [2 * M * M + m for m in branches])
-            places = [*(n for field in fields for n in field), *(2 * M * M + M + m for m in branches)]
-            self.places[active] = torch.tensor(places, device=self.vectors.device) + self.HEAD
+            M = len(self.names)
+            branch_A = torch.stack([self.numbers[m] for m in (0, *map(self.names.index, active))])
+            pair_AA = (branch_A[:, None] * M + branch_A).flatten()
+            fields = [pair_AA, M * M + pair_AA, 2 * M * M + branch_A, 2 * M * M + M + branch_A]
+            self.places[active] = torch.cat(fields) + self.HEAD
         return self.places[active]
 
     def read(self) -> Sums:

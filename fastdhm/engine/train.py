@@ -20,11 +20,19 @@ from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import goes_by_block
 from fastdhm.engine.compiling import SwitchingCompute, when_compiled
-from fastdhm.engine.device import describe_threads, deterministic, peak_mib, pick_compile, pick_device, pick_precision
+from fastdhm.engine.device import (
+    computing_on,
+    describe_threads,
+    deterministic,
+    peak_mib,
+    pick_compile,
+    pick_device,
+    pick_precision,
+)
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
-from fastdhm.engine.graphs import GraphedStep
+from fastdhm.engine.graphs import GraphedStep, check_recomputed
 from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
@@ -159,7 +167,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             split.close()
     data = open_data(config, console)
     try:
-        with deterministic() if config.deterministic else nullcontext():
+        ordered = deterministic() if config.deterministic else nullcontext()
+        with ordered, computing_on(pick_device(config.device), deterministic=config.deterministic):
             return _train(config, run_dir, data, console)
     finally:
         data.close()
@@ -175,6 +184,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
             f"compile is on and activation_checkpointing is true: {config.arch} is so deep that it is compiled by the "
             "block, which does not go together; set one of them off"
         )
+    if config.cuda_graphs and config.activation_checkpointing:
+        check_recomputed(run.model)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     if (run_dir / "last.pt").exists():
         run.restore(run_dir / "last.pt")

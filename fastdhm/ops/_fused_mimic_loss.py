@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fastdhm.ops import _extension
 
+# Looked for once: this is asked while torch.compile traces, which cannot follow it into Python's import system.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 torch.library.define(
     "fastdhm::mimic_loss",
     "(Tensor logits, Tensor target, Tensor weights, float temperature, float label_smoothing, int ignore_index, "
@@ -23,7 +26,7 @@ def why_not(impl: str) -> str | None:
     """Why ``impl`` cannot be used here and how to get it, or None where it can."""
     if impl == "cpp":
         return _extension.reason()
-    if impl == "triton" and importlib.util.find_spec("triton") is None:
+    if impl == "triton" and not HAS_TRITON:
         return "triton is not installed: 'pip install triton' (it comes with the CUDA builds of torch)"
     return None
 

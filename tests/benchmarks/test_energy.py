@@ -39,9 +39,7 @@ def test_no_counter_is_no_number(tmp_path):
 
 @pytest.mark.gpu
 def test_a_gpu_tells_or_does_not():
-    used = joules(
-        lambda: torch.randn(4096, 4096, device="cuda") @ torch.randn(4096, 4096, device="cuda"),
-        20,
-        torch.device("cuda"),
-    )
+    """The work is as long as some ticks of the GPU's counter, which are up to a tenth of a second apart."""
+    left, right = torch.randn(2, 8192, 8192, device="cuda")
+    used = joules(lambda: left @ right, 100, torch.device("cuda"))
     assert used is None or used > 0

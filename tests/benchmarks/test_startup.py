@@ -54,6 +54,9 @@ with open(sys.argv[1], "w", buffering=1) as log:
     assert started.failure is None
     assert started.step_seconds[0] == 0.01  # the run's own word
     assert 0.1 < started.step_seconds[1] < started.step_seconds[2]
+    log.unlink()
+    seen = watch(command, log, 3, {}, None, own_word=False)  # as on a GPU, where a run's word is of a launch
+    assert 0.05 < seen.step_seconds[0] < seen.step_seconds[1]
     assert "its log has 3 steps, must have 4" in watch(command, log, 4, {}, None).failure
 
 

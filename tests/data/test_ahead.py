@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fastdhm.data import ahead
 from fastdhm.data.ahead import copied_ahead
 from fastdhm.data.loaders import Batch
 
@@ -16,6 +17,18 @@ def test_on_a_cpu_batches_come_as_they_are():
     made = list(batches(3, []))
     given = list(copied_ahead(iter(made), torch.device("cpu")))
     assert all(a is b for a, b in zip(given, made, strict=True))
+
+
+def test_all_epochs_copy_on_one_stream(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    ahead._copy_stream.cache_clear()
+    try:
+        assert ahead._copy_stream(torch.device("cuda", 0)) is ahead._copy_stream(torch.device("cuda", 0))
+        ahead._copy_stream(torch.device("cuda", 1))
+    finally:
+        ahead._copy_stream.cache_clear()
+    assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 @pytest.mark.gpu

@@ -181,8 +181,23 @@ def busy(monkeypatch, tmp_path):
 
 def stub(run_dir):
     return SimpleNamespace(
-        config=TrainConfig(), dir=run_dir, classes=("a", "b"), pretrained=(), at=SimpleNamespace(epoch=0)
-    )
+        config=TrainConfig(), dir=run_dir, classes=("a", "b"), pretrained=(), at=SimpleNamespace(epoch=0),
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_the_compiler_beside_a_run_leaves_it_the_memory_of_whole_images(monkeypatch, tmp_path):
+    """At step 2 of a progressive run the images are half as wide, and their activations a quarter."""
+    gib, run = 1 << 30, stub(tmp_path)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * gib)
+    run.device, run.side = torch.device("cuda", 0), 32
+    run.config = TrainConfig(progressive=0.5)
+    assert compiling.room_for(run) == 2 * gib * 4 - 3 * gib
+    run.config = TrainConfig(progressive=0)
+    assert compiling.room_for(run) == gib, "what it holds is enough for its peak, and a little is left free"
+    run.device = torch.device("cpu")
+    assert compiling.room_for(run) == 0
 
 
 def test_a_run_that_ends_takes_the_child_and_its_compilers_along(tmp_path, busy):

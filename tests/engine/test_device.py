@@ -1,5 +1,7 @@
 """Choices made from what the machine has."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -42,6 +44,27 @@ def test_without_a_compiler_auto_does_without_and_on_says_so(model, monkeypatch)
     )
     with pytest.raises(ValueError, match="no C\\+\\+ compiler \\(no-such-compiler\\).*--compile off"):
         choices.pick_compile("on", CPU, 10, model)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:1"])
+def test_a_gpu_is_named_by_its_index(monkeypatch, name):
+    """Without one, torch's limit of a process's memory raises, and streams are those of whichever GPU is current."""
+    for function, value in (("is_available", True), ("device_count", 2), ("current_device", 0)):
+        monkeypatch.setattr(torch.cuda, function, lambda value=value: value)
+    index = choices.pick_device(name).index
+    assert index == (1 if name == "cuda:1" else 0)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_run_computes_on_its_gpu_and_cudnn_times_its_algorithms(monkeypatch, deterministic):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+    assert not torch.backends.cudnn.benchmark
+    with choices.computing_on(torch.device("cuda", 1), deterministic=deterministic):
+        assert torch.backends.cudnn.benchmark is not deterministic
+    assert entered == [torch.device("cuda", 1)] and not torch.backends.cudnn.benchmark
+    with choices.computing_on(CPU):
+        assert not torch.backends.cudnn.benchmark and len(entered) == 1
 
 
 @pytest.mark.parametrize(

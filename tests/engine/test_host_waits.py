@@ -21,6 +21,7 @@ WAITING_OPS = {
 WAITING_METHODS = {
     "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__",
     "nonzero", "is_nonzero", "equal", "allclose", "synchronize",
+    "tensor", "as_tensor",  # made on the host, and copied from memory that is not page-locked
 }  # fmt: skip
 
 

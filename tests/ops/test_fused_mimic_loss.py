@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdhm.benchmarks import harness
 from fastdhm.methods import weight_matrix
 from fastdhm.ops import _extension
-from fastdhm.ops.mimic_loss import mimic_loss, mimic_loss_eager
+from fastdhm.ops.mimic_loss import mimic_loss, mimic_loss_eager, use_fused
 
 pytestmark = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -310,3 +310,13 @@ def test_functional_gradient_compiles_into_one_graph():
     gradient = torch.func.grad(lambda z: mimic_loss(z, target_B, torch.ones(3, 3), impl="cpp")[0])
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(logits_MBK.detach()), gradient(logits_MBK.detach()))
+
+
+def test_the_choice_of_a_form_can_be_compiled():
+    """It is made while torch.compile traces; on a GPU it once went through Python's import system, which is refused."""
+
+    def chosen(x: Tensor) -> Tensor:
+        return x + use_fused("auto", "cuda") + use_fused("auto", "cpu")
+
+    compiled = torch.compile(chosen, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == chosen(torch.zeros(1))
