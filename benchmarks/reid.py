@@ -94,12 +94,13 @@ def loop(distances_QG, query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G,
 
 
 def feature_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
-    """Ranking by features, the ten nearest kept, and the product without which no ranking can be."""
+    """Ranking by features, the ten nearest kept, and the product in float64 without which no ranking can be."""
     generator = torch.Generator().manual_seed(2)
     query_QD, gallery_GD = (
         torch.randn(sizes[side], sizes["features"], generator=generator) for side in ("queries", "gallery")
     )
-    distances_QG = (gallery_GD.square().sum(1) - 2 * query_QD @ gallery_GD.T).numpy()
+    wide_QD, wide_GD = query_QD.double(), gallery_GD.double()
+    distances_QG = (wide_GD.square().sum(1) - 2 * wide_QD @ wide_GD.T).numpy()
     expected = loop(distances_QG, *labels, kind="stable").nanmean().item()
 
     def check(result: dict[str, Tensor]) -> str | None:
@@ -112,5 +113,5 @@ def feature_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
             run=lambda: {"map": torch.tensor(rank(query_QD, gallery_GD, *labels).metrics.mean_ap)},
             check=check,
         ),
-        Peer(name="product", run=lambda: {"product": query_QD @ gallery_GD.T}, check=lambda result: None),
+        Peer(name="product", run=lambda: {"product": wide_QD @ wide_GD.T}, check=lambda result: None),
     ]

@@ -9,18 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.errors import unknown
+from fastdhm.reid._distances import METRICS, TILES, Space
 from fastdhm.reid._positions import Places, place, tensor_of
 from fastdhm.reid._protocol import Labels, SameIdentity
 from fastdhm.reid.metrics import RankingMetrics, Tally, places_in, runs
-
-METRICS = ("euclidean", "cosine")
-# Rows and columns of one matrix product. How a product rounds may depend on its shape: the tiles are the same however
-# much memory there is, and so are the distances.
-TILES = {"cpu": (128, 8192), "cuda": (512, 65536)}
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,9 @@ def rank(
 ) -> Ranking:
     """Metrics as of :func:`ranking_metrics` and each query's ``top_k``, from the features themselves.
 
-    ``euclidean`` is ``|q - g|``; it is ranked by ``|g|^2 - 2 q.g``, which orders the same. ``cosine`` is ``1 - q.g /
-    (|q| |g|)``, and 1 for a feature of zeros. Both in float32 (keep TF32 off on a GPU): entries whose distances differ
-    by less than rounding may come in either order, the same at every call.
+    ``euclidean`` is ``|q - g|``, ``cosine`` ``1 - q.g / (|q| |g|)``, and 1 for a feature of zeros. Both are computed in
+    float64 and compared in float32, so that it does not matter how far from 0 the features lie, nor how large they are.
+    Entries that are equally far in float32 keep the order they have in the gallery.
 
     Args:
         query_QD: floating point, finite; may lie on another device than where it is ranked.
@@ -68,11 +63,8 @@ def rank(
     query_QD, gallery_GD = (tensor_of(features) for features in (query_QD, gallery_GD))
     _validate(query_QD, gallery_GD, labels, metric, top_k)
     device = torch.device(device or gallery_GD.device)
-    tile_S, tile_T = TILES["cpu" if device.type == "cpu" else "cuda"]
-    square_Q, square_G = (
-        _squared_norms(name, features, device, tile_T)
-        for name, features in (("query_QD", query_QD), ("gallery_GD", gallery_GD))
-    )
+    space = Space.of(query_QD, gallery_GD, metric, device)
+    tile_S, _ = TILES["cpu" if device.type == "cpu" else "cuda"]
     same_identity = SameIdentity(labels)
     tally = Tally(labels.num_queries, max_rank)
     heads: list[Places] = []
@@ -80,12 +72,12 @@ def rank(
     buffer_QG = torch.empty(blocks[0][1], labels.num_gallery, device=device)
     for first, last in blocks:
         block_QG = buffer_QG[: last - first]
-        _fill(block_QG, query_QD[first:last], gallery_GD, square_G, metric, tile_S, tile_T)
+        space.fill(block_QG, query_QD[first:last], gallery_GD)
         for places in place(block_QG, first, same_identity, top_k):
             tally.add(places)
             heads.append(places)
-    index_QK, score_QK = _joined(heads)
-    return Ranking(tally.metrics(), index_QK, _distance(score_QK, square_Q.cpu(), metric))
+    index_QK, distance_QK = _joined(heads)
+    return Ranking(tally.metrics(), index_QK, (distance_QK.double() * space.unit).float())
 
 
 def rank_distances(
@@ -114,40 +106,6 @@ def _joined(heads: list[Places]) -> tuple[Tensor, Tensor]:
         torch.from_numpy(np.concatenate(parts))
         for parts in ([places.index_QK for places in heads], [places.distance_QK for places in heads])
     )
-
-
-def _fill(block_QG: Tensor, query_QD: Tensor, gallery_GD: Tensor, square_G: Tensor, metric: str, tile_S: int, tile_T):
-    """Scores that order like the distances: ``|g|^2 - 2 q.g``, or minus the cosine."""
-    for column, gallery_TD in zip(range(0, len(gallery_GD), tile_T), gallery_GD.split(tile_T), strict=True):
-        gallery_TD = gallery_TD.to(block_QG.device, torch.float32)
-        square_T = square_G[column : column + tile_T]
-        for row, query_SD in zip(range(0, len(query_QD), tile_S), query_QD.split(tile_S), strict=True):
-            query_SD = query_SD.to(block_QG.device, torch.float32)
-            score_ST = block_QG[row : row + tile_S, column : column + tile_T]
-            if metric == "euclidean":
-                torch.addmm(square_T, query_SD, gallery_TD.T, alpha=-2, out=score_ST)
-            else:
-                torch.mm(F.normalize(query_SD), gallery_TD.T, out=score_ST)
-                score_ST.mul_(-square_T.clamp(min=torch.finfo(torch.float32).tiny).rsqrt())
-
-
-def _distance(score_QK: Tensor, square_Q: Tensor, metric: str) -> Tensor:
-    if metric == "cosine":
-        return 1 + score_QK
-    return (score_QK + square_Q[:, None]).clamp(min=0).sqrt()
-
-
-def _squared_norms(name: str, features_ND: Tensor, device: torch.device, tile: int) -> Tensor:
-    squares = [part.to(device, torch.float32).square().sum(1) for part in features_ND.split(tile)]
-    square_N = torch.cat(squares)
-    wrong_N = ~square_N.isfinite()
-    if wrong_N.any():
-        rows = wrong_N.nonzero()[:, 0].tolist()
-        raise ValueError(
-            f"{name}: row {rows[0]} has a value that is NaN, infinite or too large to be squared ({len(rows):,} such "
-            "rows in all). Look for a network that diverged, or for an image it cannot take"
-        )
-    return square_N
 
 
 def _validate(query_QD: Tensor, gallery_GD: Tensor, labels: Labels, metric: str, top_k: int) -> None:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.errors import UserError, unknown
+from fastdhm.reid._distances import METRICS, Space
 from fastdhm.reid._positions import nearest, tensor_of
 from fastdhm.reid.metrics import runs
-from fastdhm.reid.ranking import METRICS
 
 CHUNK_MIB = 64
 
@@ -45,6 +44,7 @@ def rerank(
     Args:
         query_QD: features, finite.
         gallery_GD: likewise, as wide.
+        k1: neighbours of an image; in a smaller set, all of it. ``k2`` likewise.
         metric: ``"euclidean"``, or ``"cosine"``: the features are scaled to length 1 first.
         device: where distances are computed; default: the gallery's. The encodings are made on the host.
 
@@ -52,22 +52,17 @@ def rerank(
         ``float32 [Q, G]`` on the CPU, for :func:`ranking_metrics`.
 
     Raises:
-        ValueError: shapes that do not fit, NaN or infinite features, an unknown metric, ``k1`` or ``k2`` below 1 or not
-            below N, or ``lambda_value`` outside [0, 1].
+        ValueError: shapes that do not fit, NaN or infinite features, an unknown metric, ``k1`` or ``k2`` below 1, or
+            ``lambda_value`` outside [0, 1].
     """
     query_QD, gallery_GD = (tensor_of(features) for features in (query_QD, gallery_GD))
     _validate(query_QD, gallery_GD, k1, k2, lambda_value, metric)
     device = torch.device(device or gallery_GD.device)
-    feature_ND = torch.cat([features.to(device, torch.float32) for features in (query_QD, gallery_GD)])
-    if metric == "cosine":
-        feature_ND = F.normalize(feature_ND)
-    if not feature_ND.isfinite().all():
-        row = int((~feature_ND.isfinite().all(1)).nonzero()[0])
-        name, row = ("query_QD", row) if row < len(query_QD) else ("gallery_GD", row - len(query_QD))
-        raise ValueError(f"{name}: row {row} has a value that is NaN or infinite; features have to be finite")
-    neighbour_NK, farthest_N = _neighbours(feature_ND, max(k1 + 1, k2))
-    encoding = _encode(feature_ND, neighbour_NK[:, : k1 + 1], farthest_N).averaged(neighbour_NK[:, :k2])
-    return _combine(feature_ND, farthest_N, encoding, len(query_QD), lambda_value)
+    space = Space.of(query_QD, gallery_GD, metric, device)
+    feature_ND = torch.cat([features.to(device) for features in (query_QD, gallery_GD)])
+    neighbour_NK, farthest_N = _neighbours(space, feature_ND, max(k1 + 1, k2))
+    encoding = _encode(space, feature_ND, neighbour_NK[:, : k1 + 1], farthest_N).averaged(neighbour_NK[:, :k2])
+    return _combine(space, feature_ND, farthest_N, encoding, len(query_QD), lambda_value)
 
 
 @dataclass(frozen=True)
@@ -97,22 +92,21 @@ class _Encoding:
         return self.summed(row_R[of_R] * self.size + self.column_P[entry_R], weight_R, self.size)
 
 
-def _neighbours(feature_ND: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(space: Space, feature_ND: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` nearest of each image, itself first, then by distance and index; and its largest squared distance."""
     N = len(feature_ND)
-    square_N = feature_ND.square().sum(1)
     neighbours, farthest = [], []
     for first, last in runs(N, N * 4, CHUNK_MIB):
-        distance_SN = torch.addmm(square_N, feature_ND[first:last], feature_ND.T, alpha=-2)
-        distance_SN += square_N[first:last, None]
+        distance_SN = feature_ND.new_empty(last - first, N, dtype=torch.float32)
+        space.fill(distance_SN, feature_ND[first:last], feature_ND)
+        farthest.append(space.squared(distance_SN.amax(1)).clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy())
         own_S = torch.arange(last - first, device=feature_ND.device)
-        distance_SN[own_S, first + own_S] = -torch.inf  # exactly first, whatever rounding made of its 0
-        farthest.append(distance_SN.amax(1).clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy())
+        distance_SN[own_S, first + own_S] = -torch.inf  # first, before those that are the same
         neighbours.append(nearest(distance_SN, k)[0].cpu().numpy())
     return np.concatenate(neighbours), np.concatenate(farthest)
 
 
-def _encode(feature_ND: Tensor, neighbour_NK: np.ndarray, farthest_N: np.ndarray) -> _Encoding:
+def _encode(space: Space, feature_ND: Tensor, neighbour_NK: np.ndarray, farthest_N: np.ndarray) -> _Encoding:
     """Weights over the expanded k-reciprocal neighbours (Eq. 3, 5, 7), each row scaled to sum 1."""
     N, K = neighbour_NK.shape
     reciprocal_NK = _reciprocal(neighbour_NK)
@@ -130,7 +124,7 @@ def _encode(feature_ND: Tensor, neighbour_NK: np.ndarray, farthest_N: np.ndarray
         keys.append((np.arange(first, last)[:, None, None] * N + candidate_SKH)[taken_SKH])
     key_P = np.unique(np.concatenate(keys))
     row_P, column_P = key_P // N, key_P % N
-    weight_P = np.exp(-_pair_distances(feature_ND, row_P, column_P) / farthest_N[row_P])
+    weight_P = np.exp(-_pair_distances(space, feature_ND, row_P, column_P) / farthest_N[row_P])
     return _Encoding(row_P, column_P, weight_P / np.bincount(row_P, weight_P, N)[row_P], N)
 
 
@@ -144,12 +138,12 @@ def _reciprocal(neighbour_NK: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _pair_distances(feature_ND: Tensor, row_P: np.ndarray, column_P: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances of single pairs."""
+def _pair_distances(space: Space, feature_ND: Tensor, row_P: np.ndarray, column_P: np.ndarray) -> np.ndarray:
+    """Squared distances of single pairs."""
     parts = []
-    for first, last in runs(len(row_P), 4 * feature_ND.shape[1], CHUNK_MIB):
+    for first, last in runs(len(row_P), 16 * feature_ND.shape[1], CHUNK_MIB):
         row_S, column_S = (torch.as_tensor(index[first:last], device=feature_ND.device) for index in (row_P, column_P))
-        parts.append((feature_ND[row_S] - feature_ND[column_S]).square().sum(1).cpu().numpy())
+        parts.append(space.squared(space.pairs(feature_ND[row_S], feature_ND[column_S])).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -160,15 +154,15 @@ def _expand(start_N: np.ndarray, row_R: np.ndarray) -> tuple[np.ndarray, np.ndar
     return of_E, np.arange(len(of_E)) - (np.cumsum(count_R) - count_R - start_N[row_R])[of_E]
 
 
-def _combine(feature_ND: Tensor, farthest_N: np.ndarray, encoding: _Encoding, Q: int, lambda_value: float) -> Tensor:
+def _combine(
+    space: Space, feature_ND: Tensor, farthest_N: np.ndarray, encoding: _Encoding, Q: int, lambda_value: float
+) -> Tensor:
     """``(1 - lambda) d_J + lambda d`` (Eq. 10, 12); only entries that two encodings share add to their minimum."""
     G = encoding.size - Q
     start_N = encoding.starts()
     by_column_P = np.lexsort((encoding.row_P, encoding.column_P))
     by_column_P = by_column_P[encoding.row_P[by_column_P] >= Q]  # who in the gallery is encoded by an image
     column_start_N = np.searchsorted(encoding.column_P[by_column_P], np.arange(encoding.size + 1))
-    query_QD, gallery_GD = feature_ND[:Q], feature_ND[Q:]
-    square_G = gallery_GD.square().sum(1)
     result_QG = torch.empty(Q, G)
     # An image shares entries with a part of the gallery only, but each shared entry takes several numbers on the way.
     for first, last in runs(Q, 64 * G, CHUNK_MIB):
@@ -178,9 +172,9 @@ def _combine(feature_ND: Tensor, farthest_N: np.ndarray, encoding: _Encoding, Q:
         shared_E = np.minimum(encoding.weight_P[own_E[of_E]], encoding.weight_P[other_E])
         pair_E = (encoding.row_P[own_E[of_E]] - first) * G + encoding.row_P[other_E] - Q
         overlap_SG = np.bincount(pair_E, shared_E, (last - first) * G).reshape(-1, G)
-        query_SD = query_QD[first:last]
-        distance_SG = torch.addmm(square_G, query_SD, gallery_GD.T, alpha=-2) + query_SD.square().sum(1, keepdim=True)
-        distance_SG = distance_SG.clamp(min=0).cpu() / torch.from_numpy(farthest_N[first:last, None])
+        distance_SG = feature_ND.new_empty(last - first, G, dtype=torch.float32)
+        space.fill(distance_SG, feature_ND[first:last], feature_ND[Q:])
+        distance_SG = space.squared(distance_SG).cpu() / torch.from_numpy(farthest_N[first:last, None])
         jaccard_SG = torch.from_numpy(1 - overlap_SG / (2 - overlap_SG))  # each encoding sums to 1
         result_QG[first:last] = (1 - lambda_value) * jaccard_SG + lambda_value * distance_SG
     return result_QG
@@ -192,9 +186,8 @@ def _validate(query_QD: Tensor, gallery_GD: Tensor, k1: int, k2: int, lambda_val
     shapes = tuple(query_QD.shape), tuple(gallery_GD.shape)
     if query_QD.ndim != 2 or gallery_GD.ndim != 2 or shapes[0][1] != shapes[1][1] or not all(shapes[0] + shapes[1]):
         raise ValueError(f"query_QD is {shapes[0]}, gallery_GD {shapes[1]}: needs [Q, D] and [G, D], none zero")
-    images = len(query_QD) + len(gallery_GD)
     for name, k in (("k1", k1), ("k2", k2)):
-        if not 1 <= k < images:
-            raise UserError(f"{name} is {k}: needs 1 or more and less than the {images} images")
+        if k < 1:
+            raise UserError(f"{name} is {k}: needs 1 or more")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value is {lambda_value}: needs a number in [0, 1]")

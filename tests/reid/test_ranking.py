@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastdhm.reid import rank, rank_distances, ranking, ranking_metrics
+from fastdhm.benchmarks import harness
+from fastdhm.reid import _distances, rank, rank_distances, ranking_metrics, rerank
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setitem(ranking.TILES, "cpu", (4, 16))
+    monkeypatch.setitem(_distances.TILES, "cpu", (4, 16))
 
 
 def case(seed=0, num_queries=19, num_gallery=70, features=12):
@@ -77,6 +78,54 @@ def test_features_of_zeros_have_no_direction():
     result = rank(torch.zeros(1, 4), torch.eye(4), [1], [1, 1, 2, 2], [1], [2, 2, 2, 2], "cosine", top_k=4)
     assert result.distance_QK.tolist() == [[1, 1, 1, 1]]
     assert result.index_QK.tolist() == [[0, 1, 2, 3]]
+
+
+def people(where=0.0, size=1.0, dtype=torch.float32):
+    """Five pictures each of 20 people, who stand well apart in 24 features."""
+    generator = torch.Generator().manual_seed(2)
+    person_PD = 3 * torch.randn(20, 24, generator=generator, dtype=torch.float64)
+    pictures = person_PD.repeat(5, 1) + 0.3 * torch.randn(100, 24, generator=generator, dtype=torch.float64)
+    query_QD, gallery_GD = (size * (pictures + where)).to(dtype).split([20, 80])
+    ids = torch.arange(20).repeat(5)
+    return query_QD, gallery_GD, ids[:20], ids[20:], torch.zeros(20, dtype=torch.int64), torch.ones(80).long()
+
+
+PLACES = {
+    "far from 0": {"where": 3000},
+    "far in one direction": {"where": torch.eye(24, dtype=torch.float64)[3] * 1e5},
+    "two places": {"where": 3000.0 * (torch.arange(20) % 2 * 2 - 1).repeat(5)[:, None].double()},
+    "1e20": {"size": 1e20},
+    "1e-40": {"size": 1e-40},
+    "1e200": {"size": 1e200, "dtype": torch.float64},
+    "1e-310": {"size": 1e-310, "dtype": torch.float64},
+    "float16": {"dtype": torch.float16},
+    "bfloat16": {"dtype": torch.bfloat16},
+}
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("place", PLACES)
+def test_people_are_found_wherever_their_features_lie(place, metric):
+    query, gallery, *labels = people(**PLACES[place])
+    assert rank(query, gallery, *labels, metric).metrics.mean_ap == 1
+    assert rank_distances(rerank(query, gallery, metric=metric), *labels).metrics.mean_ap == 1
+
+
+def test_one_feature_out_of_all_proportion_hides_no_other():
+    query, gallery, *labels = people()
+    gallery[7] = 1e20
+    found, wanted = (rank(query, one, *labels).metrics.ap_Q for one in (gallery, people()[1]))
+    assert torch.equal(found[torch.arange(20) != 7], wanted[torch.arange(20) != 7])
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_the_same_picture_twice_is_no_distance_apart_and_ties(metric):
+    query, gallery, *labels = people(where=500)
+    gallery[[3, 70]] = query[0]
+    for threads in (1, 2):
+        with harness.threads(threads):
+            result = rank(query, gallery, *labels, metric)
+        assert result.index_QK[0, :2].tolist() == [3, 70] and result.distance_QK[0, :2].tolist() == [0, 0]
 
 
 def test_features_may_be_a_read_only_map(tmp_path, recwarn):

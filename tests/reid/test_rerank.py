@@ -71,6 +71,13 @@ def test_lambda_one_is_the_distance():
     torch.testing.assert_close(got.double(), (squared / squared.amax(1, True))[:11, 11:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("N", [2, 3, 20, 21])
+def test_in_a_small_set_all_images_are_neighbours(N):
+    feature_ND = clustered(5, N)
+    got = rerank(feature_ND[:1], feature_ND[1:])
+    np.testing.assert_allclose(got, plain_rerank(feature_ND, 1, min(20, N - 1), min(6, N), 0.3), atol=1e-5)
+
+
 def test_identical_images_are_no_distance_apart():
     result = rerank(torch.ones(2, 3), torch.ones(30, 3), 5, 2)
     assert result.isfinite().all()
@@ -79,7 +86,7 @@ def test_identical_images_are_no_distance_apart():
 @pytest.mark.parametrize(
     ("query", "options", "message"),
     [
-        (torch.ones(2, 3), {"k1": 32}, "k1 is 32"),
+        (torch.ones(2, 3), {"k1": 0}, "k1 is 0"),
         (torch.ones(2, 3), {"k2": 0}, "k2 is 0"),
         (torch.ones(2, 3), {"lambda_value": 1.5}, "lambda_value is 1.5"),
         (torch.ones(2, 4), {}, r"needs \[Q, D\]"),
