@@ -36,6 +36,18 @@ def same_threads():
     assert left == THREADS, f"the test left torch with {left} threads instead of {THREADS}"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--simd", help="have the C++ ops use this instruction set (avx2, avx512), where it is there")
+
+
+def pytest_configure(config):
+    name = config.getoption("--simd")
+    if name:
+        from fastdhm.ops import _extension
+
+        _extension.require("--simd").set_simd(name)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip(f"needs a CUDA device; torch {torch.__version__} sees none")

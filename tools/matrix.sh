@@ -1,0 +1,123 @@
+#!/bin/bash
+# Run the tests on other machines than this one, as far as one machine can play them: other Pythons and torches, older
+# instruction sets, no extension, no compiler, one processor. Each row installs a clone of HEAD as a user would.
+#
+#   tools/matrix.sh               every row, all tests (hours)
+#   tools/matrix.sh --quick       every row, the tests that differ by machine (what .ci/run does)
+#   tools/matrix.sh oldest avx2   these rows
+#   tools/matrix.sh --list        the rows
+#
+# MATRIX_DIR (default build/matrix) keeps the environments: 6 GB each for a row with a torch of its own. A row that fails
+# does not stop the next; the exit status is 1 if one failed. A Python that is not here is said and left out.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+top=$PWD
+work=$(realpath -m "${MATRIX_DIR:-build/matrix}")
+
+# row | Python | torch and torchvision to install (-: those of .venv) | what is special
+ROWS="
+oldest       | 3.10 | torch==2.6.0 torchvision==0.21.0   | the oldest torch and Python that are claimed
+middle       | 3.12 | torch==2.11.0 torchvision==0.26.0  | a torch between
+newest       | 3.13 | torch torchvision                  | the newest of both
+no-extension | -    | -                                  | built where no compiler is
+no-compiler  | -    | -                                  | built, but no compiler where it runs
+avx2         | -    | -                                  | the C++ ops by AVX2, torch and oneDNN too
+one-core     | -    | -                                  | one processor
+"
+# What differs by machine: ops, numerics, loaders, processes. The rest is logic, which .venv's run has covered.
+QUICK="tests/test_house.py tests/test_cli.py tests/ops tests/kernels tests/cuda tests/data tests/models tests/reid
+tests/engine/test_step.py tests/engine/test_device.py tests/engine/test_optimizer.py tests/engine/test_checkpoint.py"
+
+quick=""
+wanted=""
+for argument in "$@"; do
+    case "$argument" in
+        --quick) quick=yes ;;
+        --list) echo "$ROWS"; exit 0 ;;
+        -*) echo "matrix: unknown option $argument; see the head of tools/matrix.sh" >&2; exit 2 ;;
+        *)  echo "$ROWS" | grep -q "^$argument " || { echo "matrix: no row '$argument'; --list shows them" >&2; exit 2; }
+            wanted="$wanted $argument " ;;
+    esac
+done
+
+find_python() { # VERSION: the path of such an interpreter, or nothing
+    local found
+    for found in "$HOME"/.pyenv/versions/"$1".*/bin/python "$(command -v "python$1")"; do
+        [ -x "$found" ] && { echo "$found"; return; }
+    done
+}
+
+# Make $work/ROW/venv with fastdhm of a fresh clone in it.
+install() { # ROW PYTHON TORCH
+    local row=$1 python=$2 torch=$3 folder="$work/$1" pip
+    rm -rf "$folder/src" && mkdir -p "$folder" && git clone --quiet --shared "$top" "$folder/src" || return 1
+    if [ "$torch" = - ]; then # on top of .venv, whose libraries it sees and whose fastdhm it does not
+        python="$top/.venv/bin/python"
+        [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
+        "$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+            > "$(echo "$folder"/venv/lib/python*/site-packages)/base.pth"
+        pip="$folder/venv/bin/python -m pip install --quiet --no-deps --no-build-isolation"
+    else
+        [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
+        pip="$folder/venv/bin/python -m pip install --quiet"
+        # shellcheck disable=SC2086 # words are meant to split
+        $pip --upgrade pip "setuptools>=77" wheel ninja $torch || return 1
+        pip="$pip --no-build-isolation"
+    fi
+    # CUDA code is compiled in .venv; here it would only take time
+    [ "$row" != no-extension ] || export CXX=no-such-compiler
+    CUDA_HOME=/nonexistent $pip --editable "$folder/src[test]" || return 1
+    unset CXX
+    if [ "$torch" != - ] && pkg-config --exists opencv4 libturbojpeg; then
+        $pip "ffcv>=1.0.2" || echo "matrix: $row: FFCV could not be built, its tests are skipped"
+    fi
+}
+
+test_row() { # ROW
+    local folder="$work/$1" tests="tests" before=""
+    local options=(-q -p no:cacheprovider --durations=5)
+    [ -z "$quick" ] || { tests=$QUICK; options+=(-m "not slow"); }
+    cd "$folder/src" || return 1
+    "$folder/venv/bin/python" tools/build_report.py
+    case $1 in
+        no-compiler) export CXX=no-such-compiler ;;
+        avx2) export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2; options+=(--simd avx2) ;;
+        one-core) before="taskset -c $(taskset -pc $$ | sed 's/.*: *//; s/[-,].*//')" ;;
+    esac
+    # shellcheck disable=SC2086
+    $before "$folder/venv/bin/python" -m pytest $tests "${options[@]}"
+}
+
+mkdir -p "$work"
+report="$work/report.md"
+echo "| row | Python | torch | result | seconds |" > "$report"
+echo "|---|---|---|---|---|" >> "$report"
+status=0
+while IFS='|' read -r row version torch what; do
+    read -r row <<< "$row"; read -r version <<< "$version"; read -r torch <<< "$torch" # without the blanks around
+    [ -n "$row" ] || continue
+    [ -z "$wanted" ] || [[ $wanted == *" $row "* ]] || continue
+    started=$SECONDS log="$work/$row.log" python=""
+    if [ "$version" != - ]; then
+        python=$(find_python "$version")
+        if [ -z "$python" ]; then
+            echo "matrix: $row NOT RUN: there is no Python $version here"
+            echo "| $row | $version | $torch | not run: no such Python here | |" >> "$report"
+            continue
+        fi
+    fi
+    echo "matrix: $row:$what (log: $log)"
+    if (install "$row" "$python" "$torch") > "$log" 2>&1 < /dev/null; then
+        result=passed
+        (test_row "$row") >> "$log" 2>&1 < /dev/null || { result=FAILED; status=1; }
+        summary="$result: $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1)"
+    else
+        summary="FAILED to install" status=1
+    fi
+    grep -E '^(FAILED|ERROR) ' "$log"
+    echo "matrix: $row $summary"
+    found=$("$work/$row/venv/bin/python" -c "import platform, torch; print(platform.python_version(), '|', torch.__version__)")
+    echo "| $row | $found | $summary | $((SECONDS - started)) |" >> "$report"
+done <<< "$ROWS"
+cat "$report"
+exit $status
