@@ -7,17 +7,15 @@ from pathlib import Path
 import torch
 
 from fastdhm import __version__, processors
+from fastdhm.commands.machine import FEATURES, cpu_model, cpu_words
 from fastdhm.ops import _extension
-
-# What decides the speed of vectorised code, as Linux names it.
-FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 
 
 def describe(device: torch.device, threads: int) -> dict[str, object]:
     """Processor, GPU, versions and load average, for the record; ``threads`` compute."""
     return {
-        "cpu": _cpu_model(),
-        "features": [name for name in FEATURES if name in _cpu_words("flags", "Features")],
+        "cpu": cpu_model(),
+        "features": [name for name in FEATURES if name in cpu_words("flags", "Features")],
         "processors": processors.count(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -51,17 +49,3 @@ def available_bytes() -> int | None:
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _cpu_model() -> str:
-    return " ".join(_cpu_words("model name", "Model")) or platform.processor() or platform.machine()
-
-
-def _cpu_words(*keys: str) -> list[str]:
-    """The words of the first line of /proc/cpuinfo that has one of ``keys``."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        key, _, value = line.partition(":")
-        if key.strip() in keys:
-            return value.split()
-    return []

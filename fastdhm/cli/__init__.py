@@ -18,6 +18,7 @@ COMMANDS = {
     "embed": "what a run's network makes of each image in a folder, for a search index",
     "models": "networks by name: parameters, multiply-adds, and what a step with branches costs",
     "diagnose": "what mimicking does to kernels and gradients, of runs beside each other",
+    "doctor": "what this machine has, what fastdhm does with it, and a test of every op: a page for a report",
     "import-official": "make a run directory of a checkpoint of the authors' released code",
     "data build": "write a data set as .beton files, every image checked",
     "data verify": "check .beton files against their manifests",

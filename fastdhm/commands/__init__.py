@@ -1,0 +1,1 @@
+"""What a command does once its flags are parsed: one file a command."""

@@ -1,0 +1,327 @@
+"""What this machine has, and what fastdhm can do with it: the facts of ``fastdhm doctor`` and of a crash report.
+
+Nothing here raises: what cannot be asked is said to be unknown, with the reason.
+"""
+
+import importlib
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from fastdhm import processors
+
+# What decides the speed of vectorised code, as Linux names it.
+FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
+PATIENCE_SECONDS = 5  # a drive or a driver that answers later is not there
+SMALL_SHM_MIB = 256  # a container's usual 64 MiB is too little for batches of photographs
+LITTLE_DISK_GIB = 5
+LIBRARIES = (
+    "torch", "torchvision", "triton", "ffcv", "timm", "numpy", "pillow", "jsonargparse", "rich", "tensorboard",
+    "safetensors", "matplotlib", "scipy",
+)  # fmt: skip
+VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CXX", "FASTDHM_DATA",
+    "TORCHINDUCTOR_CACHE_DIR", "TRITON_INTERPRET", "PYTHONPATH", "TMPDIR", "LD_PRELOAD",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of the report."""
+
+    name: str
+    text: str
+    advice: str | None = None
+    """What to do about it; None where all is well."""
+
+
+def asked(name: str, ask: Callable[[], Fact | str]) -> Fact:
+    """The answer of ``ask``, which may take :data:`PATIENCE_SECONDS` and may fail: then that is the answer."""
+    answers: list[Fact] = []
+
+    def run() -> None:
+        try:
+            answer = ask()
+            answers.append(answer if isinstance(answer, Fact) else Fact(name, answer))
+        except Exception as error:
+            answers.append(Fact(name, f"unknown ({type(error).__name__}: {error})"))
+
+    thread = threading.Thread(target=run, daemon=True)  # one that hangs must not keep the process
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    late = Fact(name, f"no answer in {PATIENCE_SECONDS} s", "a drive, or the driver, does not answer: look at it first")
+    return answers[0] if answers else late
+
+
+def cpu_words(*keys: str) -> list[str]:
+    """The words of the first line of /proc/cpuinfo that has one of ``keys``."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.split()
+    return []
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    return " ".join(cpu_words("model name", "Model")) or platform.processor() or platform.machine()
+
+
+def hardware() -> list[Fact]:
+    """Processor, memory, GPU."""
+    facts = [
+        asked("processor", lambda: f"{cpu_model()} ({platform.machine()})"),
+        asked("instructions", lambda: ", ".join(f for f in FEATURES if f in cpu_words("flags", "Features")) or "none"),
+        asked("processors", _processors),
+        asked("memory", _memory),
+        asked("/dev/shm", _shared_memory),
+        asked("GPU", _gpu),
+        asked("open files", _open_files),
+    ]
+    return facts
+
+
+def _processors() -> Fact:
+    allowed = len(os.sched_getaffinity(0))
+    why = processors.why() or " (the affinity mask)" * (allowed < os.cpu_count())
+    return Fact("processors", f"{processors.count()} to use{why}, {os.cpu_count()} in the machine")
+
+
+def _memory() -> Fact:
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    text = f"{kib['MemTotal'] / 2**20:.1f} GiB, {kib['MemAvailable'] / 2**20:.1f} GiB of it available"
+    limit = _memory_limit()
+    if limit is not None and limit < 1024 * kib["MemTotal"]:
+        text += f"; this container may use {limit / 2**30:.1f} GiB"
+    return Fact("memory", text)
+
+
+def _memory_limit() -> int | None:
+    """What the control group allows, in bytes; None where it sets no limit."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(path).exists():
+            text = Path(path).read_text(encoding="utf-8").strip()
+            return None if text == "max" or int(text) > 2**60 else int(text)
+    return None
+
+
+def _shared_memory() -> Fact:
+    usage = shutil.disk_usage("/dev/shm")
+    text = f"{usage.total / 2**20:,.0f} MiB, {usage.free / 2**20:,.0f} MiB free"
+    small = usage.free < SMALL_SHM_MIB * 2**20
+    return Fact("/dev/shm", text, "small: give the container more (docker run --shm-size=2g)" if small else None)
+
+
+def _gpu() -> Fact:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [
+            f"{torch.cuda.get_device_name(index)} "
+            f"({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB, "
+            f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(index)))})"
+            for index in range(torch.cuda.device_count())
+        ]
+        return Fact("GPU", f"{', '.join(names)}; driver {_driver() or 'unknown'}")
+    driver = _driver()
+    if driver is None:
+        return Fact("GPU", "none: the NVIDIA driver is not there; everything runs on the CPU")
+    if torch.version.cuda is None:
+        advice = "torch is a build without CUDA: install one with it (pip install torch)"
+    else:
+        advice = (
+            f"torch (CUDA {torch.version.cuda}) does not see it: the driver may be too old, or no device is visible"
+        )
+    return Fact("GPU", f"driver {driver}, but torch sees no device", advice)
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version; None where there is none."""
+    path = Path("/proc/driver/nvidia/version")
+    if path.exists():
+        return next((word for word in path.read_text(encoding="utf-8").split() if word[:1].isdigit()), "unknown")
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    return result.stdout.split("\n")[0].strip() or None if result.returncode == 0 else None
+
+
+def _open_files() -> Fact:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft:,} (ulimit -n)"
+    few = soft != resource.RLIM_INFINITY and soft < 512
+    return Fact("open files", text, "few: raise it with ulimit -n 4096" if few else None)
+
+
+def software() -> list[Fact]:
+    """Versions, and the parts that may be missing with the reason why."""
+    return [
+        asked("system", lambda: f"{platform.system()} {platform.release()}, {_distribution()}, {_c_library()}"),
+        asked("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
+        asked("libraries", _libraries),
+        asked("torch", _torch),
+        asked("C++ extension", _extension_fact),
+        asked("Triton", _triton),
+        asked("FFCV", _ffcv),
+        asked("C++ compiler", _compiler),
+        asked(
+            "environment", lambda: ", ".join(f"{n}={os.environ[n]}" for n in VARIABLES if n in os.environ) or "as usual"
+        ),
+    ]
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown distribution")
+    except OSError:
+        return "unknown distribution"
+
+
+def _c_library() -> str:
+    return " ".join(platform.libc_ver()).strip() or "unknown C library"
+
+
+def versions() -> dict[str, str]:
+    """The version of each library that is installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _libraries() -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
+def _torch() -> str:
+    import torch
+
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    return f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _extension_fact() -> Fact:
+    from fastdhm.ops import _extension
+
+    if not _extension.available():
+        return Fact("C++ extension", "not there: training works, several times slower", _extension.reason())
+    module = _extension.require("the report")
+    info = module.build_info()
+    cuda = f"CUDA code for {info['cuda_archs']}" if info["cuda"] else f"no CUDA code ({info['why_no_cuda']})"
+    used = f"uses {module.simd()}" + ", bfloat16 products" * ("avx512_bf16" in info["cpu_features"])
+    return Fact("C++ extension", f"built by {info['compiler']} for torch {info['torch']}, {cuda}; {used}")
+
+
+def _triton() -> str:
+    from fastdhm.ops import _fused_mimic_loss
+
+    return _fused_mimic_loss.why_not("triton") or f"{metadata.version('triton')}, for GPUs"
+
+
+def _ffcv() -> Fact:
+    from fastdhm.data._ffcv import HOW_TO_GET, why_not
+
+    reason = why_not()
+    if reason is None:
+        return Fact("FFCV", f"{metadata.version('ffcv')}: it feeds what is not held in memory")
+    return Fact("FFCV", f"not there, the torch loader serves ({reason})", HOW_TO_GET)
+
+
+def _compiler() -> Fact:
+    name = os.environ.get("CXX", "g++")
+    path = shutil.which(name)
+    if path is None:
+        advice = "needed to build the extension and for --compile on: apt-get install g++, or set CXX"
+        return Fact("C++ compiler", f"none ({name} is not found)", advice)
+    run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    return Fact("C++ compiler", f"{path} ({next(iter(run.stdout.splitlines()), 'does not say its version')})")
+
+
+def folders(data_dir: Path) -> list[Fact]:
+    """Where data, runs and caches lie, and whether they can be written."""
+    places = {
+        "data": data_dir,
+        "runs": Path("runs").absolute(),
+        "temporary files": Path(tempfile.gettempdir()),
+        "compiled code": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _inductor_cache()),
+    }
+    return [asked(name, lambda name=name, path=path: _folder(name, path)) for name, path in places.items()]
+
+
+def _inductor_cache() -> str:
+    return importlib.import_module("torch._inductor.runtime.cache_dir_utils").default_cache_dir()
+
+
+def _folder(name: str, path: Path) -> Fact:
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    usage, kind = shutil.disk_usage(place), _file_system(place.resolve())
+    text = f"{path} ({kind}, {usage.free / 2**30:,.1f} GiB free{'' if place == path else ', not there yet'})"
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return Fact(name, text, f"cannot be written: {place} is read-only for this user")
+    little = usage.free < LITTLE_DISK_GIB * 2**30
+    return Fact(name, text, "little room: data sets and checkpoints take gigabytes" if little else None)
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds ``path``, such as ext4 or nfs4."""
+    best, kind = "", "unknown file system"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4].encode().decode("unicode_escape")  # blanks are written as \040
+        inside = path == Path(mount) or Path(mount) in path.parents
+        if inside and len(mount) >= len(best):  # of two on one place, the later one is on top
+            best, kind = mount, right.split()[0]
+    return kind
+
+
+def choices() -> list[Fact]:
+    """What a run that leaves everything open takes here."""
+    return [
+        asked("device", _device),
+        asked("precision", _precision),
+        asked("loss", _loss_form),
+        asked("loader", _loader),
+    ]
+
+
+def _device() -> str:
+    from fastdhm.engine.device import pick_device
+
+    return str(pick_device("auto"))
+
+
+def _precision() -> str:
+    from fastdhm.engine.device import pick_device, pick_precision
+
+    return str(pick_precision("auto", pick_device("auto"))).removeprefix("torch.")
+
+
+def _loss_form() -> str:
+    from fastdhm.engine.device import pick_device
+    from fastdhm.ops.mimic_loss import DEVICES, use_fused
+
+    device = pick_device("auto").type
+    fused = use_fused("auto", device)
+    return next(form for form, where in DEVICES.items() if where == device) if fused else "eager"
+
+
+def _loader() -> str:
+    from fastdhm.data.loaders import pick_kind
+
+    return f"resident for small sets, else {pick_kind('auto')[0]}"
