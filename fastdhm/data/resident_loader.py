@@ -48,26 +48,26 @@ class ResidentLoader:
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
         batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
-        order = torch.from_numpy(np.concatenate([*batches, np.empty(0, np.int64)])).to(self._options.device)
-        device_batches = order.split([len(index_B) for index_B in batches])
-        yield (self._batch(*pair, epoch) for pair in zip(batches, device_batches, strict=True))
+        order_N = np.concatenate([*batches, np.empty(0, np.int64)])
+        columns = [order_N[:, None]]
+        if self._image_NHWC.shape[1:3] != self._options.size_HW:
+            height_N, width_N = (np.full(len(order_N), side) for side in self._image_NHWC.shape[1:3])
+            columns.append(self._options.boxes(height_N, width_N, order_N, epoch)[:, :2])
+        # all that the host decides, in one copy: each makes the host wait for the device
+        plan_NX = torch.from_numpy(np.concatenate(columns, axis=1)).to(self._options.device)
+        yield (self._batch(*plan_BX.unbind(1)) for plan_BX in plan_NX.split([len(index_B) for index_B in batches]))
 
-    def _batch(self, host_index_B: np.ndarray, index_B: torch.Tensor, epoch: int) -> Batch:
-        image_NHWC = self._image_NHWC
-        if image_NHWC.shape[1:3] == self._options.size_HW:
-            image_BHWC = image_NHWC.index_select(0, index_B)
-        else:
-            image_BHWC = self._windows(host_index_B, index_B, epoch)
+    def _batch(self, index_B: torch.Tensor, *corner: torch.Tensor) -> Batch:
+        """Samples, whole or the window whose first row and column ``corner`` has."""
+        image_BHWC = self._windows(index_B, *corner) if corner else self._image_NHWC.index_select(0, index_B)
         if image_BHWC.shape[3] == 1:
             image_BHWC = image_BHWC.expand(-1, -1, -1, 3).contiguous()
         return Batch(image_BHWC, self._target_N.index_select(0, index_B), index_B.clone())
 
-    def _windows(self, host_index_B: np.ndarray, index_B: torch.Tensor, epoch: int) -> torch.Tensor:
-        (height, width), size_HW = self._options.size_HW, self._image_NHWC.shape[1:3]
-        height_B, width_B = (np.full(len(host_index_B), side) for side in size_HW)
-        box_B4 = torch.from_numpy(self._options.boxes(height_B, width_B, host_index_B, epoch)).to(index_B.device)
+    def _windows(self, index_B: torch.Tensor, top_B: torch.Tensor, left_B: torch.Tensor) -> torch.Tensor:
+        height, width = self._options.size_HW
         window_NTLCHW = self._image_NHWC.unfold(1, height, 1).unfold(2, width, 1)  # a view of every window at once
-        return window_NTLCHW.permute(0, 1, 2, 4, 5, 3)[index_B, box_B4[:, 0], box_B4[:, 1]]
+        return window_NTLCHW.permute(0, 1, 2, 4, 5, 3)[index_B, top_B, left_B]
 
     def close(self) -> None:
         self._image_NHWC = self._target_N = None

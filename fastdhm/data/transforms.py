@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
+AT_ONCE = 1 << 18  # samples of an epoch that are drawn together: some 30 MB of intermediate words
+
 
 def shrink(image_BCHW: torch.Tensor, side: int) -> torch.Tensor:
     """Images whose shorter side is ``side`` pixels, by area averaging; as they are where it is that long already.
@@ -34,6 +36,9 @@ class DeviceTransform(nn.Module):
     ``flip``, every other image is mirrored. The draws are a pure function of (seed, epoch, sample index), made on the
     images' device: no global generator is touched and the host waits for nothing. Both off is the transform for
     evaluation.
+
+    A draw is some 220 small operations, whatever the batch. On a GPU, where each is a launch, :meth:`draw_epoch` makes
+    those of all samples at once, and a batch looks its own up.
     """
 
     def __init__(
@@ -45,9 +50,17 @@ class DeviceTransform(nn.Module):
         if min(std) <= 0:
             raise ValueError(f"std is {tuple(std)}, but every channel's has to be above 0")
         self.pad, self.flip, self.seed = pad, flip, seed
+        self._drawn: tuple[int, torch.Tensor] | None = None  # an epoch, and the draws of all samples in it
         mean_C, std_C = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
         self.register_buffer("gain_C", (1 / (255 * std_C)).float(), persistent=False)
         self.register_buffer("bias_C", (-mean_C / std_C).float(), persistent=False)
+
+    @torch.no_grad()
+    def draw_epoch(self, num_samples: int, epoch: int) -> None:
+        """Have the draws of samples 0, ..., ``num_samples`` - 1 ready for the batches of ``epoch``."""
+        if self.pad or self.flip:
+            index_N = torch.arange(num_samples, device=self.gain_C.device)
+            self._drawn = epoch, torch.cat([self._draw(part, epoch) for part in index_N.split(AT_ONCE)])
 
     @torch.no_grad()
     def forward(
@@ -66,19 +79,25 @@ class DeviceTransform(nn.Module):
         row_BHX = image_BHWC.float().flatten(2).mul_(self.gain_C.repeat(W)).add_(self.bias_C.repeat(W))
         return row_BHX.to(dtype).view(image_BHWC.shape).permute(0, 3, 1, 2)
 
+    def _draw(self, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
+        """Of each sample, where its window begins (row, column) and whether it is mirrored, ``int64 [B, 3]``."""
+        top_B, left_B, mirror_B, _ = draw(index_B, epoch, STREAM_AUGMENT, self.seed)
+        offsets = 2 * self.pad + 1
+        return torch.stack([top_B * offsets >> 32, left_B * offsets >> 32, mirror_B >> 31], 1)
+
     def _augment(self, image_BHWC: torch.Tensor, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
         """Crop and flip as one gather of whole pixels: a pixel's address is linear in its row and its column."""
         B, H, W, C = image_BHWC.shape
         device = image_BHWC.device
-        top_B, left_B, mirror_B, _ = draw(index_B, epoch, STREAM_AUGMENT, self.seed)
+        known = self._drawn is not None and isinstance(epoch, int) and self._drawn[0] == epoch
+        drawn_B3 = self._drawn[1].index_select(0, index_B) if known else self._draw(index_B, epoch)
+        top_B1, left_B1, mirror_B1 = drawn_B3.split(1, 1)
         column_BW = torch.arange(W, device=device).expand(B, W)
         if self.flip:
-            column_BW = torch.where((mirror_B >> 31).bool()[:, None], W - 1 - column_BW, column_BW)
+            column_BW = torch.where(mirror_B1.bool(), W - 1 - column_BW, column_BW)
         row_BH = torch.arange(H, device=device).expand(B, H)
         if self.pad:
-            offsets = 2 * self.pad + 1
-            row_BH = row_BH + (top_B * offsets >> 32)[:, None]
-            column_BW = column_BW + (left_B * offsets >> 32)[:, None]
+            row_BH, column_BW = row_BH + top_B1, column_BW + left_B1
             image_BHWC = F.pad(image_BHWC, (0, 0, self.pad, self.pad, self.pad, self.pad))
         padded_H, padded_W = image_BHWC.shape[1:3]
         first_B = torch.arange(B, device=device)[:, None] * padded_H

@@ -110,6 +110,7 @@ class Run:
             for active in self.branch_sets
         }
         self.keep_S = torch.full((len(everything),), config.keep_prob, device=self.device)
+        self.num_samples: int | None = None  # of the data set, where the draws of an epoch are made at its beginning
         self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
         self.changed_labels = 0
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
@@ -166,6 +167,8 @@ class Run:
     def begin_epoch(self) -> None:
         """Set what trains in this epoch: everything, or in the first ``freeze_epochs`` only what is new."""
         freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
+        if self.num_samples is not None:
+            self.train_transform.draw_epoch(self.num_samples, self.at.epoch)
         restart_peak(self.device)  # what a validation took is no step's
 
     def out_of_steps(self) -> bool:

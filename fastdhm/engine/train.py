@@ -177,6 +177,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
 def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Console) -> Outcome:
     run = Run(config, run_dir, data.classes)
     run.corrupt_labels(data.target_N)
+    if run.device.type == "cuda":
+        run.num_samples = len(data.target_N)
     total_steps = min(config.epochs * len(data.train), config.max_steps or 1 << 62)
     compiled, why_not = pick_compile(config.compile, run.device, total_steps, run.model)
     if compiled and config.activation_checkpointing and goes_by_block(run.model):

@@ -204,6 +204,16 @@ def test_the_held_images_cannot_be_written_to_through_a_batch():
     assert_same(before, read(loader))
 
 
+def test_boxes_of_an_epoch_are_made_at_once(monkeypatch):
+    """Each copy to a GPU makes the host wait until its steps are done."""
+    made, boxes = [], LoaderOptions.boxes
+    monkeypatch.setattr(LoaderOptions, "boxes", lambda self, *args: made.append(len(args[0])) or boxes(self, *args))
+    options = LoaderOptions(**{**OPTIONS, "crop": "shift", "image_size": 28, "crop_ratio": 0.875, "batch_size": 8})
+    loader = build_loader("resident", options, source=array_source())
+    batches = read(loader)
+    assert len(batches) > 1 and made == [8 * len(batches)]
+
+
 def test_nothing_of_ffcv_is_imported(tmp_path):
     program = (
         "import sys; from pathlib import Path; from fastdhm.data import open_loaders\n"

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
+from fastdhm.data import transforms
 from fastdhm.data.transforms import DeviceTransform, shrink
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
@@ -62,6 +63,19 @@ def test_a_sample_is_drawn_alike_in_any_batch():
     image_BHWC, index_B = images(), torch.arange(40)
     whole = transform(image_BHWC, index_B, 3)
     assert torch.equal(whole[11:12], transform(image_BHWC[11:12], index_B[11:12], 3))
+
+
+@pytest.mark.parametrize("options", [{"pad": 4, "flip": True}, {"flip": True}, {"pad": 2}], ids=str)
+def test_an_epoch_drawn_at_once_is_what_its_batches_draw(options, monkeypatch):
+    monkeypatch.setattr(transforms, "AT_ONCE", 32)
+    by_batch, by_epoch = (DeviceTransform(MEAN, STD, seed=3, **options) for _ in range(2))
+    by_epoch.draw_epoch(140, 5)
+    image_BHWC, index_B = images(), torch.arange(100, 140)
+    expected = [by_batch(image_BHWC, index_B, epoch) for epoch in (5, 6)]
+    monkeypatch.setattr(transforms, "draw", None)  # a batch of that epoch draws no more
+    assert torch.equal(by_epoch(image_BHWC, index_B, 5), expected[0])
+    monkeypatch.undo()
+    assert torch.equal(by_epoch(image_BHWC, index_B, 6), expected[1]), "another epoch has draws of its own"
 
 
 def test_global_generator_is_left_alone():
