@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -277,3 +278,16 @@ def load_without_code(path: Path, what: str) -> Any:
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         # torch's own message would advise to load it with its code
         raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error
+
+
+def damaged_part(path: Path) -> str | None:
+    """The first part of what ``torch.save`` wrote to ``path`` that is not what was written; None if all of it is.
+
+    torch writes a checksum of each part and does not look at it when it loads: a bit that a disk or a copy turned over
+    would become a weight.
+    """
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+        return str(error)  # a damaged header, which torch read otherwise

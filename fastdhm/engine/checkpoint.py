@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
-from fastdhm.files import contents, load_without_code, replacing
+from fastdhm.files import contents, damaged_part, load_without_code, replacing
 
 FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
@@ -60,6 +60,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of fastdhm")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {checkpoint['format']}; this fastdhm reads {FORMAT}")
+    if damaged_part(path) is not None:
+        raise UserError(f"{path} is damaged: its bytes are not those that were written. Take another copy of it")
     return checkpoint
 
 

@@ -33,6 +33,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_a_bit_that_a_disk_turned_over_does_not_become_a_weight(tmp_path):
+    path = tmp_path / "x.pt"
+    save(path, more=torch.zeros(1000))
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(1000)) + 500] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.load_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail] . file write failed")], ids=repr
 )
