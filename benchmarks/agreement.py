@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastdhm.benchmarks import report
 from fastdhm.benchmarks.contender import Engine, schedule
 from fastdhm.benchmarks.harness import Comparison, Result
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console
 from fastdhm.data import LoadedData
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import build_model
@@ -77,7 +77,7 @@ class Agreement:
 
 def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console) -> Agreement:
     """Train all of them for ``steps`` steps by the run's recipe."""
-    console.print(f"\ntraining on the same {steps} batches", highlight=False)
+    console.print(f"\ntraining on the same {steps} batches")
     classes, device = len(data.classes), torch.device(config.device)
     torch.manual_seed(config.seed)
     weights = build_model(config, classes).state_dict()

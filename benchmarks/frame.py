@@ -11,11 +11,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastdhm import processors
 from fastdhm.benchmarks import harness, machine, report
 from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.console import Console
 from fastdhm.engine.device import pick_device
 from fastdhm.errors import UserError, unknown
 
@@ -72,7 +72,7 @@ class Frame:
 
     def say(self, text: str) -> None:
         """A line for people, as it is."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text)
 
     def compare(self, label: str, peers: Sequence[Peer], **settings) -> Comparison:
         """Check the peers, time those that are right in turns, and print it; ``settings`` of ``harness.measure``."""
@@ -111,7 +111,7 @@ class Frame:
             report.print_marks(self.console, marks)
         self.say(f"JSON, CSV and plots are in {self.out}")
         if self.json:
-            print(text)
+            Console().result(text)
         return 1 if any(comparison.failures for comparison in comparisons) else 0
 
 

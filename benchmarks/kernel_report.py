@@ -23,6 +23,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+from fastdhm.console import Console
 from fastdhm.files import replacing
 from fastdhm.kernels import mimic_loss
 from fastdhm.kernels.mimic_loss import Launch
@@ -212,7 +213,7 @@ def main() -> None:
     page = report(VARIANTS[:1], [90]) if arguments.first else report(VARIANTS, list(TARGETS))
     with replacing(arguments.output) as path:
         path.write_text(page)
-    print(f"wrote {arguments.output}")
+    Console().print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":

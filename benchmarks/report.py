@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from fastdhm.benchmarks.harness import Comparison, Spread
 from fastdhm.benchmarks.machine import busy
+from fastdhm.console import Console
 from fastdhm.errors import UserError
 from fastdhm.files import replacing
 
@@ -49,13 +49,11 @@ def print_machine(console: Console, machine: dict[str, object]) -> None:
     features = " ".join(machine["features"])
     console.print(
         f"{machine['cpu']} ({features}), {machine['processors']} processors, {machine['threads']} used",
-        highlight=False,
     )
     gpu = f", {machine['gpu']} (CUDA {machine['cuda']})" if machine["gpu"] else ""
     console.print(
         f"torch {machine['torch']}, Python {machine['python']}, fastdhm {machine['fastdhm']} "
         f"(C++ extension: {machine['extension']}), load average {machine['load_average']}{gpu}",
-        highlight=False,
     )
     warning = busy(machine["load_average"], machine["processors"], machine["threads"])
     if warning:
@@ -67,7 +65,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     first = next(iter(comparison.results))
     rounds = max(len(result.samples_ms) for result in comparison.results.values())
     title = f"{comparison.label}: {rounds} rounds, ratio to {first}, peak MiB beyond the inputs"
-    console.print(f"\n{title}", highlight=False, markup=False)
+    console.print(f"\n{title}")
     table = _table(left=["peer"], right=["time", "quartiles", "ratio", "quartiles", "MiB"])
     for name, result in comparison.results.items():
         time_ms, ratio = comparison.time_ms(name), comparison.ratio(name, first)
@@ -79,12 +77,12 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         table.add_row(name, *row, style="bold" if name == first else "")
     console.print(table)
     for name, reason in comparison.failures.items():
-        console.print(f"{name}: WRONG, so not timed: {reason}", style="red", markup=False)
+        console.print(f"{name}: WRONG, so not timed: {reason}", style="red")
 
 
 def print_rows(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose first column names its rows."""
-    console.print(f"\n{title}", highlight=False, markup=False)
+    console.print(f"\n{title}")
     table = _table(left=columns[:1], right=columns[1:])
     for row in rows:
         table.add_row(*row)

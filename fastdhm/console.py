@@ -6,12 +6,9 @@ for, and says if that could not be written.
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import re
 import shlex
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
-from fastdhm.errors import UserError
+from fastdhm.streams import Stream, tell, visible
 
 PLAIN_LINE_SECONDS = 15
-# what a terminal would obey, and bytes of a name that are no characters; line ends and tabs are ours
-UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-PLAINER = str.maketrans({"±": "+-", "…": "."})  # our own signs, and rich's, where the output is not UTF-8
 
 
 class Console(rich.console.Console):
@@ -42,7 +36,7 @@ class Console(rich.console.Console):
     def __init__(self, stderr: bool = False, *, file: TextIO | None = None, width: int | None = None):
         sizes = ("COLUMNS", "LINES")  # rich believes any of their values, 0 and superscripts too
         environ = {k: v for k, v in os.environ.items() if k not in sizes or re.fullmatch("[1-9][0-9]{0,3}", v)}
-        self._stream = _Stream(file, stderr)
+        self._stream = Stream(file, stderr)
         self._told = False
         super().__init__(
             file=self._stream, stderr=stderr, width=width, markup=False, emoji=False, highlight=False, _environ=environ
@@ -55,9 +49,7 @@ class Console(rich.console.Console):
         lost = self._stream.lost
         if lost and not self.stderr and not self._told:
             self._told = True
-            Console(stderr=True).print(
-                f"fastdhm: what is printed cannot be written ({_reason(lost)}); the work goes on"
-            )
+            tell(f"fastdhm: what is printed cannot be written ({lost.strerror}); the work goes on")
 
     def result(self, *objects: Any, **how: Any) -> None:
         """Print what a command was asked for.
@@ -67,17 +59,16 @@ class Console(rich.console.Console):
         """
         self._stream.lost, self._told = None, True
         self.print(*objects, **how)
-        if self._stream.lost:
-            raise UserError(f"the result could not be written to the output: {_reason(self._stream.lost)}")
+        self._stream.check()
 
     def render_str(self, text: str, **how: Any) -> Text:
         """A string as text, with nothing in it that means more than itself."""
-        return super().render_str(_visible(text), **how | {"markup": False, "emoji": False, "highlight": False})
+        return super().render_str(visible(text), **how | {"markup": False, "emoji": False, "highlight": False})
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         """The segments of anything, of a ``Text`` too, with nothing in them that a terminal would obey."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(_visible(segment.text), segment.style)
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -129,122 +120,3 @@ def _quoted(word: str) -> str:
             return shlex.quote(word)
     plain = {byte: chr(byte) for byte in range(32, 127) if chr(byte) not in "\\'"}
     return "$'" + "".join(plain.get(byte, f"\\{byte:03o}") for byte in os.fsencode(word)) + "'"
-
-
-def ready_streams() -> None:
-    """Make stdin, stdout and stderr of this process fit for anything: call it once, when a command starts.
-
-    Characters that the encoding lacks are written as escapes, also by others than us (``--help``, warnings). A
-    descriptor that was closed is opened onto nothing, or the next file that is opened would be in its place.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def settle_streams() -> None:
-    """Write what is left in the buffers, or drop it: the interpreter's own attempt at exit would change the status."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            _to_nowhere(stream)
-        except AttributeError:  # None: it was closed from the start
-            pass
-
-
-class _Stream(io.TextIOBase):
-    """stdout, stderr or a given file; writing never raises. ``lost`` is why the last text was not written, if a reader
-    is there to miss it."""
-
-    def __init__(self, file: TextIO | None, stderr: bool):
-        self._file, self._stderr = file, stderr
-        self.lost: Exception | None = None
-
-    @property
-    def _to(self) -> TextIO | None:
-        file = self._file or (sys.stderr if self._stderr else sys.stdout)
-        return getattr(file, "rich_proxied_file", file)  # under a bar, rich puts itself in the place of stdout
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self._to, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        try:
-            text.encode(self.encoding)
-        except UnicodeEncodeError:
-            text = text.translate(PLAINER).encode(self.encoding, "backslashreplace").decode(self.encoding)
-        self._try("write", text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def fileno(self) -> int:
-        return self._to.fileno()
-
-    def isatty(self) -> bool:
-        try:
-            return self._to.isatty()
-        except (OSError, ValueError, AttributeError):  # closed
-            return False
-
-    def can_move(self, environ: dict[str, str]) -> bool:
-        """Whether it is a terminal that can move its cursor over lines of known length."""
-        known = environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
-        try:
-            return known and self.isatty() and ("COLUMNS" in environ or os.get_terminal_size(self.fileno()).columns > 0)
-        except OSError:
-            return False
-
-    def _try(self, what: str, *arguments: str) -> None:
-        file = self._to
-        if file is None:
-            self.lost = OSError(errno.EBADF, "it is closed")
-            return
-        try:
-            getattr(file, what)(*arguments)
-        except ValueError:  # closed in this process, on purpose
-            pass
-        except OSError as error:
-            if not _reader_gone(error, file):
-                self.lost = error
-            elif file in (sys.stdout, sys.stderr):
-                _to_nowhere(file)
-
-
-def _visible(text: str) -> str:
-    """``text`` with every character that is not to be seen as an escape; a byte that is no character as ``\\xe9``."""
-    return UNSEEN.sub(_escape, text)
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps such a byte of a name
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-
-
-def _reader_gone(error: OSError, file: TextIO) -> bool:
-    """Whether a pipe, a connection or a terminal has been left by who read it; a disk can also say EIO."""
-    if isinstance(error, ConnectionError):  # a broken pipe is one
-        return True
-    return error.errno == errno.EIO and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-
-
-def _to_nowhere(file: TextIO) -> None:
-    """Let all that is still written to ``file`` vanish, whoever writes it."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())
-        os.close(nowhere)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

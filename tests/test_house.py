@@ -1,6 +1,7 @@
 """The house rules that code can check: which way imports run, who touches what, what importing costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 # package -> what of fastdhm it may import; nothing else
 ALLOWED = {
     "errors": set(),
-    "console": {"errors"},
+    "streams": {"errors"},
+    "console": {"streams"},
     "processors": set(),
     "config": set(),
     "recipes": {"errors"},
@@ -64,6 +66,7 @@ ALLOWED = {
     },
     "cli": {
         "errors",
+        "streams",
         "console",
         "config",
         "recipes",
@@ -141,6 +144,20 @@ def test_optional_libraries_have_one_door(library):
         if any(name == library or name.startswith(f"{library}.") for name in imports(path))
     }
     assert users <= {DOORS[library]}
+
+
+def test_all_is_printed_by_one_console():
+    """Nothing else knows rich's console or its markup: what is data would be interpreted."""
+    markup = re.compile(r"\[/?(bold|dim|italic|red|green|yellow|cyan|magenta|blue)\b[^\]\n]*\]|\[/\]")
+    for path in sources():
+        if path.parts[-2:] in (("fastdhm", "console.py"), ("fastdhm", "streams.py")):
+            continue
+        assert not {name for name in imports(path) if name.startswith(("rich.console", "rich.markup", "rich.print"))}
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            assert not (isinstance(called, ast.Name) and called.id in ("print", "TextColumn")), f"{path}:{node.lineno}"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not markup.search(node.value), f"{path}:{node.lineno}"
 
 
 def test_host_waits_for_the_device_in_one_file():

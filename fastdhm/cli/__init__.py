@@ -10,6 +10,7 @@ from importlib import import_module
 
 from fastdhm import __version__
 from fastdhm.errors import UserError, unknown
+from fastdhm.streams import answer, tell
 
 COMMANDS = {
     "train": "train a network; alone, DHM on Fashion-MNIST",
@@ -64,7 +65,7 @@ def _dispatch(name: str, argv: list[str]) -> int:
         raise unknown("command", name, firsts)
     verbs = [command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")]
     if verbs and _asks_for_help(argv):
-        print(usage(name))
+        answer(usage(name))
         return 0
     if verbs and argv[0] not in verbs:
         raise unknown(f"{name} command", argv[0], verbs)
@@ -76,16 +77,16 @@ def main(argv: list[str] | None = None) -> int:
     by signal N."""
     argv = sys.argv[1:] if argv is None else argv
     if _asks_for_help(argv):
-        print(usage())
+        answer(usage())
         return 0
     if argv[0] == "--version":
-        print(__version__)
+        answer(__version__)
         return 0
     try:
         return _dispatch(argv[0], argv[1:])
     except (UserError, OSError) as error:
-        print(f"fastdhm: error: {error}", file=sys.stderr)
+        tell(f"fastdhm: error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("fastdhm: interrupted", file=sys.stderr)
+        tell("fastdhm: interrupted")
         return 130

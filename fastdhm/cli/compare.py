@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,8 @@ def run(argv: list[str]) -> int:
         raise UserError("seed is given: a comparison has several, as in --seeds 3 (seeds 0, 1, 2) or --seeds [3]")
     given = parser.parse(argv, defaults=False)
     own = {name: given.pop(name) for name in OWN if given.get(name) is not None}
-    from rich.console import Console
-
     from fastdhm.compare.runner import HowToReport, compare, dry_run, report
+    from fastdhm.console import Console, paste
     from fastdhm.engine.device import use_processors
 
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
@@ -81,7 +79,7 @@ def run(argv: list[str]) -> int:
     there = own.get("resume") or (own.get("out") if own.get("report_only") else None)
     comparison = _there(Path(there), own, given) if there else _asked_for(parser, own, given)
     if not there:
-        comparison = dataclasses.replace(comparison, command=shlex.join(["fastdhm", "compare", *argv]))
+        comparison = dataclasses.replace(comparison, command=paste("fastdhm", "compare", *argv))
     folder = Path(there or own.get("out") or Path("runs") / _folder_name(comparison))
     if own.get("report_only"):
         return report(comparison, folder, how, Console())

@@ -1,6 +1,8 @@
 """Flags, help texts and one-line messages; every command's file builds its flags with this."""
 
 import argparse
+import contextlib
+import io
 import re
 import types
 import typing
@@ -10,6 +12,7 @@ from difflib import get_close_matches
 import jsonargparse
 
 from fastdhm.errors import UserError
+from fastdhm.streams import answer
 
 # how the parser names types -> how a person does
 PLAIN_TYPES = {
@@ -63,10 +66,17 @@ class Parser(jsonargparse.ArgumentParser):
     def parse(self, argv: list[str], defaults: bool = True) -> dict:
         """The values given in ``argv``, with ``defaults`` those of the flags not given as well."""
         self._spell_with_dashes()
+        said = io.StringIO()  # help texts and --print_config
         try:
-            values = self.parse_args(list(self._bracketed(argv)), defaults=defaults).as_dict()
+            with contextlib.redirect_stdout(said):
+                values = self.parse_args(list(self._bracketed(argv)), defaults=defaults).as_dict()
         except UnicodeDecodeError as error:
             raise UserError(f"--config is not a text file: {error}") from error
+        except SystemExit:
+            answer(
+                said.getvalue().replace(" \b", "").rstrip("\n")
+            )  # jsonargparse's way to write --print_config[=flags]
+            raise
         return {name: value for name, value in values.items() if name not in ("config", "print_config")}
 
     def _bracketed(self, argv: list[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import yaml
 
 from fastdhm.compare.arms import Arm, Place, changed
 from fastdhm.compare.plan import Comparison
+from fastdhm.console import paste
 from fastdhm.engine.checkpoint import config_from
 from fastdhm.errors import UserError
 from fastdhm.files import contents, replacing
@@ -65,7 +66,7 @@ def check_settings(folder: Path, new: Comparison) -> None:
     if differences:
         raise UserError(
             f"{folder} holds a comparison with other settings ({'; '.join(differences)}): go on with that one by "
-            f"`fastdhm compare --resume {folder}`, or choose another --out"
+            f"`{paste('fastdhm', 'compare', '--resume', folder)}`, or choose another --out"
         )
 
 

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import torch
 import yaml
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fastdhm import __version__
@@ -21,6 +18,7 @@ from fastdhm.compare.arms import Arm, Published
 from fastdhm.compare.plots import plot_results
 from fastdhm.compare.results import Results
 from fastdhm.compare.statistics import Difference, Summary
+from fastdhm.console import Console, paste
 from fastdhm.engine.checkpoint import RESUMABLE
 from fastdhm.files import replacing
 
@@ -68,14 +66,14 @@ def _write(path: Path, text: str) -> None:
 def print_results(console: Console, results: Results) -> None:
     """The tables for a person at a terminal."""
     for heading, grid in tables(results):
-        table = Table(title=escape(heading), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(grid[0]):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in grid[1:]:
-            table.add_row(*map(escape, row))
+            table.add_row(*row)
         console.print(table)
     for line in [what_is_counted(results), *remarks(results)]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line)
 
 
 def tables(results: Results) -> list[tuple[str, Grid]]:
@@ -259,7 +257,7 @@ def _without_reference(results: Results) -> Iterable[str]:
         names = ", ".join(dict.fromkeys(branches))
         yield (
             f"{names}: no difference from {reference}, which has no such branch. `fastdhm compare --resume FOLDER "
-            f"--report-only --reference {shlex.quote(other)}` shows theirs from {other}."
+            f"--report-only --reference {paste(other)}` shows theirs from {other}."
         )
 
 

@@ -4,12 +4,8 @@ import dataclasses
 import math
 import signal
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-from rich.console import Console
-from rich.markup import escape
 
 from fastdhm.compare.arms import Arm
 from fastdhm.compare.directory import check_settings, read_settings, run_folder, write_settings
@@ -18,6 +14,7 @@ from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console, paste
 from fastdhm.engine.checkpoint import RESUMABLE, read_config
 from fastdhm.engine.record import NonFiniteLoss
 from fastdhm.engine.reid import NonFiniteFeatures
@@ -67,18 +64,18 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
     jobs = find_jobs(comparison, folder)
     if any(job.state.status in ("missing", "begun") for job in jobs) and not any(job.state.rows for job in jobs):
         _check_data(comparison, console)
-    with held(folder, "`fastdhm compare`", partial(console.print, soft_wrap=True, highlight=False)):
+    with held(folder, "`fastdhm compare`", console.print):
         write_settings(folder, comparison)
         try:
             number = _make_runs(comparison, folder, how, console)
         except KeyboardInterrupt:  # between two runs
             number = signal.SIGINT
     if number:
-        console.print(f"stopped; go on with: fastdhm compare --resume {folder}", soft_wrap=True, highlight=False)
+        console.print(f"stopped; go on with: {paste('fastdhm', 'compare', '--resume', folder)}")
         return 128 + number
     results = collect(comparison, folder, how)
     print_results(console, results)
-    console.print(f"all of it is in {folder}, in words in README.md", soft_wrap=True, highlight=False)
+    console.print(f"all of it is in {folder}, in words in README.md")
     return 1 if results.failed else 0
 
 
@@ -126,9 +123,9 @@ def dry_run(comparison: Comparison, folder: Path, console: Console) -> None:
     comparison = settled(comparison)
     check_settings(folder, comparison)
     jobs = find_jobs(comparison, folder)
-    console.print(f"{comparison.title}: {len(jobs)} runs in {folder}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{comparison.title}: {len(jobs)} runs in {folder}")
     for note in comparison.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"note: {note}")
     width = max(len(job.folder.name) for job in jobs)
     for job in jobs:
         config, state = job.config, job.state
@@ -136,10 +133,10 @@ def dry_run(comparison: Comparison, folder: Path, console: Console) -> None:
         if state.status == "begun":
             status = f"begun, {state.epochs:g} of {config.epochs} epochs"
         what = f"{config.dataset}, {config.arch}, {config.method}, {config.epochs} epochs"
-        console.print(f"  {job.folder.name:{width}}  {status}  ({what})", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {job.folder.name:{width}}  {status}  ({what})")
     done = sum(job.state.status in ("finished", "failed") for job in jobs)
     left = time_left(jobs)
-    console.print(f"{done} of {len(jobs)} are done{f', {left} left' if left else ''}", highlight=False)
+    console.print(f"{done} of {len(jobs)} are done{f', {left} left' if left else ''}")
 
 
 def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int | None:
@@ -155,7 +152,7 @@ def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: 
             f"seed {job.seed}",
             *([f"{left} left"] * bool(left)),
         ]
-        console.rule(escape(", ".join(words)))
+        console.rule(", ".join(words))
         number = _make_run(job, console)
         if number:
             return number
@@ -172,7 +169,7 @@ def _make_run(job: Job, console: Console) -> int | None:
         return train(config, resume=resume, console=console).signal
     except (NonFiniteLoss, NonFiniteFeatures) as error:
         record_failure(job.folder, str(error))
-        console.print(f"failed: {error}", style="red", soft_wrap=True, markup=False)
+        console.print(f"failed: {error}", style="red")
         return None
 
 

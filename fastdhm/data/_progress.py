@@ -1,19 +1,15 @@
-"""A progress bar with counts and time left, on a terminal only."""
+"""A count with time left: a bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 
-@contextmanager
-def progress_bar(description: str, total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(count)``."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def progress_bar(description: str, total: int, enabled: bool) -> AbstractContextManager[Callable[[int], None]]:
+    """A context that gives ``advance(count)``."""
+    if not enabled:
+        return nullcontext(lambda count: None)
+    from fastdhm.console import Console  # here, as importing the data package is to cost nothing
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
+    return Console(stderr=True).counting(description, total)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from fastdhm import processors
+from fastdhm.console import Console
 from fastdhm.data.beton import ImageSettings, Manifest, beton_path, ensure
 from fastdhm.data.beton import build as build_beton
 from fastdhm.data.beton import info as read_info
@@ -35,11 +35,11 @@ def build(
     options = {"workers": processors.count() if workers is None else max(workers, 1), "skip_bad": skip_bad}
     for split, source in load_splits(dataset, data_dir, split_names(dataset)).items():
         if source.note:
-            _say(console, source.note)
+            console.print(source.note)
         if force:
             build_beton(source, beton_path(data_dir, dataset, split, settings), settings, **options)
         else:
-            ensure(source, data_dir, dataset, split, settings, say=lambda text: _say(console, text), **options)
+            ensure(source, data_dir, dataset, split, settings, say=console.print, **options)
     _print(dataset, data_dir, settings, console)
 
 
@@ -52,8 +52,9 @@ def verify(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
     pick_kind("ffcv")
     for path in _paths(dataset, data_dir, settings):
         verify_beton(path)
-    _print(dataset, data_dir, settings, Console())
-    print("all images decode, all checksums match")
+    console = Console()
+    _print(dataset, data_dir, settings, console)
+    console.result("all images decode, all checksums match")
 
 
 def info(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
@@ -70,10 +71,11 @@ def _paths(dataset: str, data_dir: Path, settings: ImageSettings) -> list[Path]:
 def _print(dataset: str, data_dir: Path, settings: ImageSettings, console: Console) -> None:
     paths = _paths(dataset, data_dir, settings)
     manifests = [read_info(path) for path in paths]
-    table = Table(title=f"{dataset} in {paths[0].parent}", title_justify="left", show_header=False)
+    console.result(f"{dataset} in {paths[0].parent}", style="italic")
+    table = Table(show_header=False)
     for values in zip(_column(None), *(_column(manifest) for manifest in manifests), strict=True):
         table.add_row(*values)
-    console.print(table)
+    console.result(table)
 
 
 def _column(manifest: Manifest | None) -> list[str]:
@@ -92,7 +94,3 @@ def _column(manifest: Manifest | None) -> list[str]:
         manifest.source_digest[:16],
         f"{manifest.created_by}, format {manifest.format_version}",
     ]
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False)

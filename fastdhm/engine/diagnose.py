@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console
 from fastdhm.data.crops import height_width
 from fastdhm.engine.diagnose_plots import plot_gradients, plot_kernels
 from fastdhm.engine.evaluate_command import load
@@ -96,7 +96,7 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
         written += _write_kernels(*kernels, branch, arch, out, console)
     if cosines is not None:
         written += _write_cosines(cosines, arch, out, console)
-    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True, highlight=False)
+    console.print(f"written: {', '.join(map(str, written))}")
     return written
 
 
@@ -173,7 +173,7 @@ def _write_kernels(
     means = [_mean([layer.mean_abs for layer in layers if layer.run == run]) for run in runs]
     chance = _mean([layer.by_chance for layer in layers if layer.run == runs[0]])
     table.add_row("mean", *(f"{mean:.4f}" for mean in (*means, chance)), style="bold")
-    console.print(table)
+    console.result(table)
     return paths
 
 
@@ -194,7 +194,7 @@ def _write_cosines(cosines: list[Cosine], arch: str, out: Path, console: Console
             means = [_mean([c.cosine for c in part]) for part in (mine, [c for c in mine if c.epoch >= late])]
             cells.append(" / ".join(f"{mean:.4f}" for mean in means) if mine else "")
         table.add_row(name, *cells)
-    console.print(table)
+    console.result(table)
     return paths
 
 

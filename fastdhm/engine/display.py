@@ -4,16 +4,16 @@ Legend: M branches.
 """
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-PLAIN_LINE_SECONDS = 15
+from fastdhm.console import PLAIN_LINE_SECONDS, Console, every, words
+
 WIDE = 100  # columns
 WAIT_SHOWN = 0.03  # of the time
 
@@ -36,21 +36,22 @@ class TrainingDisplay:
         self.console, self.side, self.judged_on, self.work = console, side, judged_on, work
         wide = console.width >= WIDE  # in 80 columns the numbers matter more than the bar
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            words("{task.description}"),
             *([BarColumn(bar_width=None)] if wide else []),
-            TextColumn("{task.fields[steps]}", style="progress.download"),
-            TextColumn("{task.fields[numbers]}"),
-            *([TextColumn("[dim]left[/]")] if wide else []),
+            words("{task.fields[steps]}", style="progress.download"),
+            words("{task.fields[numbers]}"),
+            words("{task.fields[wait]}", style="yellow"),
+            *([words("left", style="dim")] if wide else []),
             TimeRemainingColumn(),
             console=console,
             expand=wide,
             refresh_per_second=4,
             speed_estimate_period=60,
-            disable=not console.is_terminal,
+            disable=not console.live,
         )
-        self.total_steps, self.last_line = total_steps, time.monotonic()
+        self.total_steps, self.is_time = total_steps, every(PLAIN_LINE_SECONDS)
         self.task = self.progress.add_task(
-            "", total=work(total_steps), completed=work(step), numbers="", steps=self._steps(step)
+            "", total=work(total_steps), completed=work(step), numbers="", wait="", steps=self._steps(step)
         )
 
     def __enter__(self) -> "TrainingDisplay":
@@ -71,14 +72,12 @@ class TrainingDisplay:
         errors = {name.split("/")[1]: value for name, value in scalars.items() if name.startswith("train_error/")}
         accuracy = " ".join(f"{name} {100 - error:.1f}" for name, error in errors.items())
         numbers = f"loss {scalars['loss']:.3f} acc {accuracy} {scalars['images_per_s']:.0f} img/s"
-        if scalars["data_wait"] >= WAIT_SHOWN:
-            numbers += f" [yellow]data wait {scalars['data_wait']:.0%}[/]"
-        self.progress.update(self.task, numbers=numbers)
-        if not self.console.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
-            self.last_line = time.monotonic()
+        wait = f"data wait {scalars['data_wait']:.0%}" if scalars["data_wait"] >= WAIT_SHOWN else ""
+        self.progress.update(self.task, numbers=numbers, wait=wait)
+        if not self.console.live and self.is_time():
             left = self.progress.tasks[0].time_remaining
-            numbers += f"  {left / 60:.1f} min left" if left is not None else ""
-            self.print(f"epoch {epoch + 1}  step {step}/{self.total_steps}  {numbers}")
+            wait = f" {wait}" * bool(wait) + (f"  {left / 60:.1f} min left" if left is not None else "")
+            self.print(f"epoch {epoch + 1}  step {step}/{self.total_steps}  {numbers}{wait}")
 
     def _steps(self, step: int) -> str:
         return f"{step:{len(str(self.total_steps))}}/{self.total_steps}"
@@ -92,17 +91,18 @@ class TrainingDisplay:
         loss = f"loss {scalars['loss']:.3f}  train error % {train}"
         if scalars["val_side"] != self.side:
             test += f" (at {scalars['val_side']} pixels)"
-        self.print(f"epoch {epoch + 1}/{epochs}  {loss}  [bold]{self.judged_on} error % {test}[/]")
+        judged = (f"{self.judged_on} error % {test}", "bold")
+        self.print(Text.assemble(f"epoch {epoch + 1}/{epochs}  {loss}  ", judged))
 
-    def print(self, text: str) -> None:
+    def print(self, text: str | Text) -> None:
         """Print above the bar."""
-        self.progress.console.print(text, soft_wrap=True, highlight=False)
+        self.progress.console.print(text)
 
 
 def print_plan(console: Console, lines: dict[str, str]) -> None:
     """Say what is about to happen."""
     for name, text in lines.items():
-        console.print(f"[bold]{name:<9}[/]{text}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble((f"{name:<9}", "bold"), text))
 
 
 def print_report(

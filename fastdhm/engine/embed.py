@@ -3,9 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-
 from fastdhm import models
+from fastdhm.console import Console
 from fastdhm.data import open_pictures
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.evaluate_command import load
@@ -54,7 +53,7 @@ def embed(
         folder, batch_size=config.eval_batch_size if batch_size is None else batch_size,
         image_size=config.image_size, crop=config.crop,
         crop_ratio=config.crop_ratio, workers=pick_workers(workers, pick_device(device)), skip_bad=skip_bad,
-        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+        say=console.print,
     )  # fmt: skip
     try:
         feature_ND = features(
@@ -64,4 +63,4 @@ def embed(
         pictures.close()
     save_features(out, feature_ND, [pictures.source.label(i) for i in range(len(pictures.source))])
     count, width = feature_ND.shape
-    console.print(f"{count:,} embeddings of {width} numbers: {out}", soft_wrap=True, highlight=False)
+    console.print(f"{count:,} embeddings of {width} numbers: {out}")

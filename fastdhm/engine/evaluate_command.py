@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Loader
 from fastdhm.data.sources import REID_DATASETS, is_reid
@@ -92,15 +92,15 @@ def _rank_people(
         raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
     ranked = rank_people(network, config, how, console)
     if as_json:
-        print(json.dumps(ranked.record()))
+        Console().result(json.dumps(ranked.record()))
     else:
-        print_result(ranked, f"re-identification on {config.dataset} by {path}", console)
+        print_result(ranked, f"re-identification on {config.dataset} by {path}", console.result)
     if per_query:
         write_per_query(ranked, per_query)
-        console.print(f"each query's average precision: {per_query}", soft_wrap=True, highlight=False)
+        console.print(f"each query's average precision: {per_query}")
     folder = path if path.is_dir() else path.parent
     pictures = write_pictures(ranked, folder, f"{config.dataset}, {config.arch}, {config.method}")
-    console.print(f"pictures: {', '.join(map(str, pictures))}", soft_wrap=True, highlight=False)
+    console.print(f"pictures: {', '.join(map(str, pictures))}")
     return ranked.record()
 
 
@@ -139,11 +139,12 @@ def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str
 
 def _print(results: dict[str, dict[str, float]], path: Path, console: Console, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(results))
+        Console().result(json.dumps(results))
         return
-    table = Table(title=f"test error of {path}", title_justify="left")
+    console.result(f"test error of {path}", style="italic")
+    table = Table()
     for column in ("branch", "top-1 %", "top-5 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name, row in results.items():
         table.add_row(name, *(f"{value:.4f}" for value in row.values()), style="bold" if name == "B0" else "")
-    console.print(table)
+    console.result(table)

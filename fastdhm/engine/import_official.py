@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console, paste
 from fastdhm.data.crops import height_width
 from fastdhm.data.sources import DATASETS, unknown_dataset
 from fastdhm.engine import checkpoint
@@ -61,7 +61,8 @@ def import_official(file: Path, config: TrainConfig, console: Console | None = N
 
 
 def _tell(console: Console, file: Path, config: TrainConfig, model: models.BranchedModel, num_classes: int) -> None:
-    table = Table(title=f"{file.name}: {config.arch}, {num_classes} classes", title_justify="left")
+    console.print(f"{file.name}: {config.arch}, {num_classes} classes", style="italic")
+    table = Table()
     for column in ("branch", "from", "tensors", "parameters"):
         table.add_column(column, justify="right" if column in ("tensors", "parameters") else "left")
     for name, part in {"B0": model.trunk, **model.branches}.items():
@@ -74,5 +75,5 @@ def _tell(console: Console, file: Path, config: TrainConfig, model: models.Branc
         "images": f"{height}x{width} pixels, mean and deviation {scale}, as {config.dataset}",
         "classes": f"the file does not name them: numbered 0 to {num_classes - 1}",
         "network": f"{Path(config.run_dir) / 'network.safetensors'} (B0, without the branches)",
-        "check": f"fastdhm eval {config.run_dir}",
+        "check": paste("fastdhm", "eval", config.run_dir),
     })  # fmt: skip

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from itertools import groupby
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastdhm import models
+from fastdhm.console import Console
 
 WIDTH = 100  # columns at most
 
@@ -37,14 +38,14 @@ def list_models(
     asked = list(dict.fromkeys(names)) or list(_listed())
     costs = ((name, models.inventory(name, num_classes, image_size, branches)) for name in asked)
     if as_json:
-        print(json.dumps({name: asdict(cost) | {"step_ratio": cost.step_ratio} for name, cost in costs}))
+        console.result(json.dumps({name: asdict(cost) | {"step_ratio": cost.step_ratio} for name, cost in costs}))
         return
     for (family, _, _), rows in groupby(costs, lambda row: _group(*row)):
         _print_family(console, family, list(rows))
     notes = ["MACs: multiply-adds for one image. step: those of a DHM step over those of the baseline's."]
     if not names:
         notes.append("Other depths and networks by name: fastdhm models resnet56 wrn-22-4 torchvision:vgg16_bn")
-    console.print("\n".join(notes), soft_wrap=True)
+    console.result("\n".join(notes))
 
 
 def _listed() -> Iterator[str]:
@@ -61,8 +62,9 @@ def _group(name: str, cost: models.Inventory) -> tuple[models.Family, tuple[int,
 def _print_family(console: Console, family: models.Family, rows: list[tuple[str, models.Inventory]]) -> None:
     cost = rows[0][1]
     size = "{}x{}".format(*cost.image_size)
+    about = f", {size} pixels, {cost.num_classes:,} classes; names: {family.rule}"
     table = Table(
-        title=f"[bold]{family.name}[/], {size} pixels, {cost.num_classes:,} classes; names: {family.rule}",
+        title=Text.assemble((family.name, "bold"), about),
         title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=0, width=min(console.width, WIDTH),
     )  # fmt: skip
     table.add_column("network", no_wrap=True, ratio=1)
@@ -73,7 +75,7 @@ def _print_family(console: Console, family: models.Family, rows: list[tuple[str,
     for name, cost in rows:
         cells = [short(number) for part in cost.branches.values() for number in (part.params, part.macs)]
         table.add_row(name, *cells, f"{cost.step_ratio:.2f}x")
-    console.print(table, highlight=False)
+    console.result(table)
 
 
 def short(number: int) -> str:

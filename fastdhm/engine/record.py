@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdhm.console import paste
 from fastdhm.errors import UserError
 from fastdhm.files import replacing, why_not_written
 
@@ -227,8 +228,8 @@ class Log:
             reason = why_not_written(error, self.path)
             if reason is None:
                 raise
-            again = f"mend that, then go on with: fastdhm train --resume {self.path.parent}"
-            raise UserError(f"cannot write {self.path}: {reason[0]}; {again}") from error
+            go_on = paste("fastdhm", "train", "--resume", self.path.parent)
+            raise UserError(f"cannot write {self.path}: {reason[0]}; mend that, then go on with: {go_on}") from error
 
     def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""

@@ -4,19 +4,18 @@ Legend: N images, D features, Q queries.
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console
 from fastdhm.data import LoadedSplit
 from fastdhm.data.reid import sightings
 from fastdhm.data.transforms import DeviceTransform
@@ -159,14 +158,15 @@ def features(
     device = pick_device(config.device)
     network = network.to(device, memory_format=torch.channels_last)
     transform = DeviceTransform(config.mean, config.std).to(device)
-    bar = Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    with split.loader.epoch(0) as batches, bar, autocast(device, pick_own_precision(config.precision, device)):
-        seen = until(should_stop, bar.track(batches, total=len(split.loader)))
-        images = (transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0) for batch in seen)
-        feature_ND = extract_features(network, images, flip=flip_average, normalise=normalise, device=device)
+    bar, precision = console.counting(what, len(split.loader)), pick_own_precision(config.precision, device)
+    with split.loader.epoch(0) as batches, bar as advance, autocast(device, precision):
+
+        def images() -> Iterator[Tensor]:
+            for batch in until(should_stop, batches):
+                yield transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0)
+                advance(1)
+
+        feature_ND = extract_features(network, images(), flip=flip_average, normalise=normalise, device=device)
     wrong_N = to_host((~feature_ND.isfinite().all(1)).nonzero()[:, 0])
     if wrong_N:
         raise NonFiniteFeatures(
@@ -176,18 +176,18 @@ def features(
     return feature_ND
 
 
-def print_result(ranked: PeopleRanked, title: str, console: Console) -> None:
-    """A table of mAP and the first ranks, and what a reader of it should know."""
-    console.print(title, style="italic", soft_wrap=True, highlight=False, markup=False)
+def print_result(ranked: PeopleRanked, title: str, say: Callable[..., None]) -> None:
+    """A table of mAP and the first ranks, and what a reader of it should know; ``say`` prints or answers."""
+    say(title, style="italic")
     table = Table()
     for name in ("mAP %", *(f"rank-{r} %" for r in RANKS)):
         table.add_column(name, justify="right")
     table.add_row(*(f"{value:.2f}" for value in ranked.percents().values()))
-    console.print(table)
+    say(table)
     counts = f"{len(ranked.query.ids_N):,} queries, {len(ranked.gallery.ids_N):,} images in the gallery"
-    console.print(f"{counts}, {ranked.how}", soft_wrap=True, highlight=False)
+    say(f"{counts}, {ranked.how}")
     if ranked.ranking.metrics.note:
-        console.print(ranked.ranking.metrics.note, soft_wrap=True, highlight=False)
+        say(ranked.ranking.metrics.note)
 
 
 def write_pictures(ranked: PeopleRanked, folder: Path, name: str) -> tuple[Path, Path]:

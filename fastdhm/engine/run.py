@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
+from fastdhm.console import Console
 from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
 from fastdhm.data.beton import ImageSettings
 from fastdhm.data.corrupt import corrupt_targets
@@ -45,7 +45,7 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
         crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad, hold_out=config.hold_out,
         subset=config.subset, workers=pick_workers(config.workers, pick_device(config.device)),
         device=str(pick_device(config.device)), settings=how_stored(config),
-        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+        say=console.print,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[L
         crop_ratio=config.crop_ratio, skip_bad=config.skip_bad,
         workers=pick_workers(config.workers, pick_device(config.device)), device=str(pick_device(config.device)),
         settings=how_stored(config),
-        say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+        say=console.print,
     )  # fmt: skip
 
 

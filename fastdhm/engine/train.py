@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.console import Console, paste
 from fastdhm.data import LoadedData
 from fastdhm.data.sources import is_reid
 from fastdhm.engine import checkpoint
@@ -220,7 +219,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         log.close()
     if not (whole and trained):
         why = "cut by max_steps" if whole else "stopped"
-        console.print(f"{why} after step {run.at.step}; go on with: fastdhm train --resume {run_dir}", soft_wrap=True)
+        go_on = paste("fastdhm", "train", "--resume", run_dir)
+        console.print(f"{why} after step {run.at.step}; go on with: {go_on}")
     return outcome
 
 
@@ -304,7 +304,7 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
     print_plan(console, {
         "network": f"{run.dir / NETWORK} ({main} of the {run.config.keep} epoch, {parts})",
         "curves": str(run.dir / CURVES),
-        "check": f"fastdhm eval {run.dir}",
+        "check": paste("fastdhm", "eval", run.dir),
     })  # fmt: skip
     if RANKING in missing:
         try:
@@ -312,7 +312,7 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
         except Interrupted:
             return False
         log.write("reid", step=run.at.step, epoch=epoch, **ranked.percents())
-        print_result(ranked, f"re-identification on {run.config.dataset} by the stripped network", console)
+        print_result(ranked, f"re-identification on {run.config.dataset} by the stripped network", console.print)
     return True
 
 

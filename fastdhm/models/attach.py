@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastdhm.console import Console
 from fastdhm.errors import UserError
 from fastdhm.models.branched import BranchedModel
 from fastdhm.models.forks import find_forks, tapped_call
@@ -145,7 +146,7 @@ def attach(
     attached = AttachedModel(trunk, sides, {name: branch.fork for name, branch in told.items()}, summary)
     _check(attached, size_CHW)
     if verbose:
-        print(summary)
+        Console().print(str(summary))
     return attached.train(model.training)
 
 

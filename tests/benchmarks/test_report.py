@@ -5,10 +5,10 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from fastdhm.benchmarks import report
 from fastdhm.benchmarks.harness import Comparison, Result, Spread
+from fastdhm.console import Console
 from fastdhm.errors import UserError
 
 MARK = report.Mark(name="loops over fused", where="here", value=Spread(3.0, 2.5, 3.5))

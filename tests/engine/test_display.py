@@ -4,8 +4,8 @@ import io
 from functools import partial
 
 import pytest
-from rich.console import Console
 
+from fastdhm.console import Console
 from fastdhm.engine import display
 from fastdhm.engine.display import TrainingDisplay
 from fastdhm.engine.schedule import full_size_steps
