@@ -256,10 +256,11 @@ def _load(
     """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings."""
     from fastdhm.data.beton import beton_path
     from fastdhm.data.sources import load_splits
+    from fastdhm.data.walk import ImagesGone
 
     try:
         loaded = load_splits(dataset, data_dir, splits)
-    except UserError as error:
+    except ImagesGone as error:
         if settings is None or not all(beton_path(data_dir, dataset, split, settings).exists() for split in splits):
             raise
         say(f"using the .beton files alone: {error}")
@@ -298,6 +299,11 @@ class _Files:
 
 def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
     """``source``, with ``skip_bad`` without the images that do not decode."""
+    from fastdhm.data.folder import FolderSource, refuse_unreadable
     from fastdhm.data.readable import readable_only
 
-    return readable_only(source, processors.count(), say) if skip_bad else source
+    if skip_bad:
+        return readable_only(source, processors.count(), say)
+    if isinstance(source, FolderSource):
+        refuse_unreadable(source)
+    return source

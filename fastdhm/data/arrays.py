@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastdhm.data.walk import ImagesGone
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _download_fashion_mnist(data_dir: Path, folder: Path) -> None:
     try:
         FashionMNIST(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(
+        raise ImagesGone(
             f"Fashion-MNIST is not in {DEBIAN_FASHION_MNIST} nor in {folder}, and cannot be downloaded: {error}. "
             f"Install it with 'apt-get install dataset-fashion-mnist', or put its four idx .gz files into {folder}."
         ) from error
@@ -138,7 +139,8 @@ def _read_cifar(reader, dataset: str, data_dir: Path, split: str) -> ArraySource
         data = _existing_or_downloaded(reader, data_dir, split == "train")
     except (OSError, RuntimeError) as error:
         folder = data_dir / reader.base_folder
-        raise UserError(
+        kind = UserError if folder.exists() else ImagesGone
+        raise kind(
             f"data set '{dataset}' is not, or not whole, in {folder} and cannot be downloaded: {error}. "
             f"Unpack {reader.url} into {data_dir}."
         ) from error

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastdhm.data.images import IMAGE_SUFFIXES, printable, read_image
+from fastdhm.data.images import read_image
+from fastdhm.data.walk import IMAGE_SUFFIXES, Walk, is_there, printable, suffixes, walk
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,32 +23,52 @@ if TYPE_CHECKING:
 
 
 class FolderSource:
-    """``root/<class>/**/<image>``: classes and files in sorted order, links followed, dot names skipped.
+    """``root/<class>/**/<image>``: classes and files in sorted order; see ``walk`` on links and what is left out.
 
-    Files without an image's suffix (notes, thumbnails' databases, annotations) are left out and counted in ``note``;
-    every file with one counts as an image and has to decode.
+    Every file with an image's suffix counts as an image and has to decode, and so does a folder that cannot be entered:
+    what is in it would be missing without a word. ``note`` says what is left out.
     """
 
-    def __init__(self, root: Path, name: str, split: str):
+    def __init__(self, root: Path, name: str, split: str, classes: Sequence[str] = ()):
+        """``classes`` are those of the other split, whose way to write a name is taken over."""
         self.name, self.split, self.root = name, split, Path(root).absolute()
-        self.classes = _class_names(self.root)
-        names, targets, ignored = [], [], []
-        for target, class_name in enumerate(self.classes):
-            found, other = _image_files(self.root, class_name)
-            if not found:
-                raise UserError(
-                    f"{self.root / class_name}: this class folder holds no image "
-                    f"(looked for {' '.join(sorted(IMAGE_SUFFIXES))}). Add images or remove the folder."
-                )
-            names += found
-            targets += [target] * len(found)
-            ignored += other
+        found = walk(self.root)
+        class_of = _classes_of_folders(found, classes)
+        self.classes = tuple(sorted(set(class_of.values())))
+        number_of = {folder: self.classes.index(name) for folder, name in class_of.items()}
+        names, beside = [], 0
+        for image in (*found.images, *found.unreadable):
+            if os.sep in image:
+                names.append(image)
+            else:
+                beside += 1
+        self._take(names, found, [number_of[image.partition(os.sep)[0]] for image in names])
+        self._refuse_empty(found, class_of)
+        notes = [found.note, *_odd_names(self.root, class_of)]
+        if beside:
+            notes.append(f"{printable(self.root)}: left out {beside:,} images that lie beside the class folders")
+        self.note = "\n".join(note for note in notes if note) or None
+
+    def _take(self, names: list[str], found: Walk, targets: Sequence[int]) -> None:
+        target_N = np.array(targets, dtype=np.int64)
+        order_N = np.argsort(target_N, kind="stable")
         # A fixed-width array, not a list: a million Python strings would be copied into every forked worker by their
         # reference counts alone.
-        self._name_N = np.array([os.fsencode(name) for name in names])
-        self.target_N = np.array(targets, dtype=np.int64)
-        self.note = _ignored_note(self.root, ignored)
+        self._name_N = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)[order_N]
+        self.target_N = target_N[order_N]
+        self.unreadable = found.unreadable
         self._digest: str | None = None
+
+    def _refuse_empty(self, found: Walk, class_of: dict[str, str]) -> None:
+        filled = {self.classes[target] for target in np.unique(self.target_N)}
+        empty = [folder for folder, name in class_of.items() if name not in filled]
+        if empty:
+            others = [name for name in found.others if name.startswith(empty[0] + os.sep)]
+            instead = f"; there are {len(others):,} others: {suffixes(others)}" if others else ""
+            raise UserError(
+                f"{printable(self.root / empty[0])}: this class folder holds no image (looked for "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}{instead}). Add images or remove the folder."
+            )
 
     def __len__(self) -> int:
         return len(self.target_N)
@@ -54,7 +77,11 @@ class FolderSource:
         return printable(self._path(i))
 
     def image(self, i: int) -> Image:
-        return read_image(self._path(i))
+        path = self._path(i)
+        reason = self.unreadable.get(os.fsdecode(bytes(self._name_N[i]))) if self.unreadable else None
+        if reason:
+            raise UserError(f"{printable(path)}: cannot be read: {reason}")
+        return read_image(path)
 
     def _path(self, i: int) -> Path:
         return self.root / os.fsdecode(bytes(self._name_N[i]))
@@ -81,47 +108,67 @@ class PictureSource(FolderSource):
 
     def __init__(self, root: Path):
         self.name, self.split, self.root = str(root), "pictures", Path(root).absolute()
-        if not self.root.is_dir():
+        if not is_there(self.root):
             what = "is not a folder" if self.root.exists() else "does not exist"
             raise UserError(f"{self.root} {what}: name a folder of images")
-        names, ignored = _image_files(self.root, "")
+        found = walk(self.root)
+        names = [*found.images, *found.unreadable]
         if not names:
             wanted = " ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{self.root}: no image here or in the folders below (looked for {wanted})")
-        self._name_N = np.array([os.fsencode(name) for name in names])
-        self.target_N = np.zeros(len(names), dtype=np.int64)
-        self.note = _ignored_note(self.root, ignored)
-        self._digest = None
+            left_out = f"\n{found.note}" if found.note else ""
+            raise UserError(f"{self.root}: no image here or in the folders below (looked for {wanted}){left_out}")
+        self._take(names, found, [0] * len(names))
+        self.note = found.note
 
     def label(self, i: int) -> str:
         """The path below the folder."""
         return printable(os.fsdecode(bytes(self._name_N[i])))
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
-    except OSError as error:
-        raise UserError(f"{root}: cannot be read: {error.strerror}") from error
-    if not names:
-        raise UserError(f"{root}: no class folders here. It should hold one folder of images for every class.")
-    return names
+def refuse_unreadable(source: FolderSource) -> None:
+    """``UserError`` if a folder in ``source`` could not be entered: fewer images would train another network."""
+    if source.unreadable:
+        name, reason = next(iter(source.unreadable.items()))
+        raise UserError(
+            f"{len(source.unreadable):,} in {printable(source.root)} cannot be read, such as {printable(name)}: "
+            f"{reason}. Make it readable or remove it, or leave it out with --skip-bad."
+        )
 
 
-def _image_files(root: Path, below: str) -> tuple[list[str], list[str]]:
-    """The image files and the other files in a folder below ``root`` ("": itself), relative to ``root``."""
-    images, others = [], []
-    for folder, subfolders, files in os.walk(root / below, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = os.path.relpath(folder, root)
-        for name in sorted(name for name in files if not name.startswith(".")):
-            is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            (images if is_image else others).append(name if relative == "." else os.path.join(relative, name))
-    return images, others
+def one_form(name: str) -> str:
+    """A class name in the one form in which all ways to write it in Unicode are the same, and that can be printed."""
+    return unicodedata.normalize("NFC", printable(name))
 
 
-def _ignored_note(root: Path, ignored: list[str]) -> str | None:
-    if not ignored:
-        return None
-    files = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
-    return f"{root}: {files} left out for having no image suffix, such as {printable(ignored[0])}"
+def loosely(name: str) -> str:
+    """The same for two names that differ in case or spaces alone."""
+    return " ".join(one_form(name).casefold().split())
+
+
+def _classes_of_folders(found: Walk, known: Iterable[str]) -> dict[str, str]:
+    """The class of each class folder: two names that differ in their Unicode form alone are one."""
+    for name, reason in found.unreadable.items():
+        if os.sep not in name:
+            raise UserError(f"{printable(found.root / name)}: this class cannot be read: {reason}")
+    folders = [folder for folder in found.folders if os.sep not in folder]
+    if not folders:
+        raise UserError(
+            f"{printable(found.root)}: no class folders here. It should hold one folder of images for every class."
+        )
+    names = {one_form(name): name for name in known}
+    return {folder: names.setdefault(one_form(folder), printable(folder)) for folder in folders}
+
+
+def _odd_names(root: Path, class_of: dict[str, str]) -> list[str]:
+    """What to say of class folders whose names are nearly the same."""
+    notes, by_class, by_case = [], {}, {}
+    for folder, name in class_of.items():
+        by_class.setdefault(name, []).append(folder)
+        by_case.setdefault(loosely(name), set()).add(name)
+    twice = [name for name, folders in by_class.items() if len(folders) > 1]
+    if twice:
+        notes.append(f"{printable(root)}: two folders named {twice[0]}, in two Unicode forms, are one class")
+    alike = [sorted(names) for names in by_case.values() if len(names) > 1]
+    if alike:
+        notes.append(f"{printable(root)}: {' and '.join(map(repr, alike[0]))} are different classes: was one meant?")
+    return notes

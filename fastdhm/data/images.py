@@ -10,15 +10,11 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdhm.data.walk import printable
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# torchvision's list and the other names under which the same formats are found in the wild.
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-)
 
 
 def read_image(path: str | Path) -> Image:
@@ -41,11 +37,6 @@ def read_image(path: str | Path) -> Image:
     except Exception as error:
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
         raise UserError(f"{printable(path)}: not a complete image: {reason}") from error
-
-
-def printable(path: str | Path) -> str:
-    """A path that any terminal can show: names need not be UTF-8, and then cannot be printed as they are."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def to_rgb(image: Image) -> Image:

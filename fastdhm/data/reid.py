@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fastdhm.data.folder import FolderSource
-from fastdhm.data.images import IMAGE_SUFFIXES, printable
 from fastdhm.data.readable import SubsetSource
-from fastdhm.data.sources import REID_DATASETS, Source
+from fastdhm.data.sources import REID_DATASETS, Source, require_folders
+from fastdhm.data.walk import ImagesGone, is_there, printable, walk
 from fastdhm.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class ReidFolderSource(FolderSource):
         parsed = [parse_name(file) for file in files]
         self.ids_N, self.cams_N = (np.array(column, dtype=np.int64) for column in zip(*parsed, strict=True))
         self.target_N, self.classes = number_classes(split, self.ids_N, self.cams_N)
-        self._digest = None
+        self.unreadable, self._digest = {}, None
 
 
 class HeldSource(SubsetSource):
@@ -224,10 +224,10 @@ def _load_synthetic(dataset: str, argument: str) -> ReidData:
 def _published_root(dataset: str, data_dir: Path) -> Path:
     published = PUBLISHED[dataset]
     for folder in published.folders:
-        if (data_dir / folder / FOLDERS["train"]).is_dir():
+        if any(is_there(data_dir / folder / name) for name in FOLDERS.values()):
             return data_dir / folder
     looked = ", ".join(str(data_dir / folder) for folder in published.folders)
-    raise UserError(f"data set '{dataset}' is not in any of {looked}: one should hold {_wanted()}. {published.where}")
+    raise ImagesGone(f"data set '{dataset}' is not in any of {looked}: one should hold {_wanted()}. {published.where}")
 
 
 def _wanted() -> str:
@@ -237,9 +237,7 @@ def _wanted() -> str:
 
 
 def _load_folders(root: Path, dataset: str) -> ReidData:
-    for folder in FOLDERS.values():
-        if not (root / folder).is_dir():
-            raise UserError(f"data set '{dataset}': {root} has no folder named '{folder}'. It should hold {_wanted()}")
+    require_folders(dataset, root, tuple(FOLDERS.values()), f"It should hold {_wanted()}")
     train, query, gallery = (_load_split(root / folder, dataset, split) for split, folder in FOLDERS.items())
     data = ReidData(train, query, gallery)
     if dataset in PUBLISHED:
@@ -251,20 +249,18 @@ def _load_folders(root: Path, dataset: str) -> ReidData:
 
 
 def _load_split(folder: Path, dataset: str, split: str) -> ReidFolderSource:
-    try:
-        files = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and entry.name[0] != ".")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
-    images = [name for name in files if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    found = walk(folder, deep=False)
+    images = found.images
+    if found.unreadable:
+        name, reason = next(iter(found.unreadable.items()))
+        raise UserError(f"{printable(folder / name)}: cannot be read: {reason}. Make it readable or remove it")
     wrong = [name for name in images if parse_name(name) is None]
     if wrong:
         raise UserError(
             f"{folder}: {len(wrong):,} of {len(images):,} file names do not say identity and camera as "
             f"0002_c1s1_000451_03.jpg does: {_few([printable(name) for name in wrong])}. Rename or remove them"
         )
-    notes = []
-    if len(files) > len(images):
-        notes.append(f"{folder}: {len(files) - len(images):,} files left out for having no image suffix")
+    notes = [found.note] if found.note else []
     if split == "train":
         people = [name for name in images if parse_name(name)[0] != JUNK]
         if len(people) < len(images):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fastdhm.data.arrays import load_cifar, load_fashion_mnist
-from fastdhm.data.folder import FolderSource
+from fastdhm.data.folder import FolderSource, loosely
 from fastdhm.data.synthetic import SyntheticSource
+from fastdhm.data.walk import ImagesGone, holds_anything, is_there, printable
 from fastdhm.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -123,21 +124,46 @@ def _synthetic_count(dataset: str, argument: str) -> int:
 
 def _load_folder(dataset: str, root: Path) -> tuple[Source, Source]:
     wanted = "It should hold train/ and val/, and in each one folder of images for every class."
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data set '{dataset}': {root} {what}. {wanted}")
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
-            raise UserError(f"data set '{dataset}': {root} has no folder named '{split}'. {wanted}")
-    train, val = (FolderSource(root / split, dataset, split) for split in ("train", "val"))
+    require_folders(dataset, root, SPLITS, wanted)
+    train = FolderSource(root / "train", dataset, "train")
+    val = FolderSource(root / "val", dataset, "val", train.classes)
     if train.classes != val.classes:
-        only_train = sorted(set(train.classes) - set(val.classes))
-        only_val = sorted(set(val.classes) - set(train.classes))
-        raise UserError(
-            f"data set '{dataset}': the class folders of {root}/train and {root}/val differ. "
-            f"Only in train: {_few(only_train)}; only in val: {_few(only_val)}. Each class needs a folder in both."
-        )
+        raise _classes_differ(dataset, root, set(train.classes), set(val.classes))
     return train, val
+
+
+def require_folders(dataset: str, root: Path, names: Sequence[str], wanted: str) -> None:
+    """``UserError`` unless ``root`` holds the folders ``names``; ``ImagesGone`` if it has none, or nothing in them."""
+    if not is_there(root):
+        if root.exists():
+            raise UserError(f"data set '{dataset}': {root} is not a folder. {wanted}")
+        raise ImagesGone(f"data set '{dataset}': {root} does not exist. {wanted}")
+    missing = [name for name in names if not is_there(root / name)]
+    if missing:
+        kind = ImagesGone if len(missing) == len(names) else UserError
+        raise kind(f"data set '{dataset}': {root} has no folder named '{missing[0]}'. {wanted}")
+    if not any(holds_anything(root / name) for name in names):
+        raise ImagesGone(
+            f"data set '{dataset}': there are no class folders or images in {', '.join(names)} of {root}: is a drive "
+            f"not mounted? {wanted}"
+        )
+
+
+def _classes_differ(dataset: str, root: Path, train: set[str], val: set[str]) -> UserError:
+    only_train, only_val = sorted(train - val), sorted(val - train)
+    alike = {loosely(name): name for name in only_val}
+    pairs = [(name, alike[loosely(name)]) for name in only_train if loosely(name) in alike]
+    paths = [root / split / name for split in SPLITS for name in only_train + only_val]
+    files = [path for path in paths if path.is_file()]
+    remedy = "Each class needs a folder in both: add the images, or remove the folder."
+    if pairs:
+        remedy = f"{pairs[0][0]!r} and {pairs[0][1]!r} differ in case or spaces: give them one name."
+    elif files:
+        remedy = f"{printable(files[0])} is a file: put a folder of images there."
+    return UserError(
+        f"data set '{dataset}': the class folders of {root}/train and {root}/val differ. "
+        f"Only in train: {_few(only_train)}; only in val: {_few(only_val)}. {remedy}"
+    )
 
 
 def _few(names: list[str], shown: int = 5) -> str:

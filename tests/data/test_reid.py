@@ -82,7 +82,7 @@ def test_other_files_and_junk_in_training_are_said(tmp_path):
     data = load_reid(f"reid-folder:{root}", tmp_path)
     assert len(data.train) == 4
     assert "1 junk images" in data.train.note
-    assert "1 files left out" in data.train.note
+    assert "Thumbs.db" in data.train.note
 
 
 def test_query_without_match_is_said(tmp_path):
@@ -114,7 +114,7 @@ def test_sets_that_cannot_be_evaluated_are_refused(tmp_path, change, message):
     [
         ("market1501", "bounding_box_train/, query/ and bounding_box_test/"),
         ("reid-folder", "needs a path"),
-        ("reid-folder:nowhere", "nowhere has no folder named 'bounding_box_train'"),
+        ("reid-folder:nowhere", "nowhere does not exist. It should hold bounding_box_train"),
         ("reid-synthetic:2", "reid-synthetic:N"),
         ("market1502", "did you mean 'market1501'"),
     ],

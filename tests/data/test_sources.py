@@ -31,7 +31,7 @@ def test_transparency_lies_on_white(tmp_path):
 
 def test_files_without_an_image_suffix_are_counted(odd_root):
     train, _ = load_sources(f"folder:{odd_root}", odd_root)
-    assert "2 files are left out" in train.note
+    assert "2 other files (.txt)" in train.note
     assert "notes.txt" in train.note
 
 
