@@ -18,14 +18,14 @@ def at_end(row: dict[str, Any], config: TrainConfig) -> bool:
 def owed(run_dir: Path, config: TrainConfig, rows: list[dict[str, Any]]) -> list[str]:
     """What a run with ``config`` and these ``rows`` of its log still has to write; nothing where it is finished.
 
-    A network or a ranking of an earlier end, of a run that went on after ``max_steps``, is none of its last.
+    A run that goes on after ``max_steps`` deletes the network of that end; a ranking is of the step in its row.
     """
     last = next((row for row in rows if row["kind"] == "epoch" and "val_side" in row and at_end(row, config)), None)
-    if last is None:
-        return [LAST_EPOCH, NETWORK, CURVES, *([RANKING] * is_reid(config.dataset))]
-    written = {kind: [row["step"] for row in rows if row["kind"] == kind] for kind in ("network", "reid")}
-    # a log without any such row is of before they were kept
-    network = (run_dir / NETWORK).exists() and (not written["network"] or last["step"] in written["network"])
-    curves = (run_dir / CURVES).exists() or not (run_dir / "last.pt").exists()  # nothing could draw them anew
-    ranking = not is_reid(config.dataset) or last["step"] in written["reid"]
-    return [what for what, there in ((NETWORK, network), (CURVES, curves), (RANKING, ranking)) if not there]
+    ranked = any(row["kind"] == "reid" and at_end(row, config) for row in rows)
+    there = {
+        LAST_EPOCH: last is not None,
+        NETWORK: (run_dir / NETWORK).exists(),
+        CURVES: (run_dir / CURVES).exists() or not (run_dir / "last.pt").exists(),  # nothing could draw them anew
+        RANKING: ranked or not is_reid(config.dataset),
+    }
+    return [what for what, found in there.items() if not found]

@@ -188,7 +188,7 @@ class Log:
 
     def __init__(self, run_dir: Path, step: int, epoch: int):
         self.path = run_dir / "log.jsonl"
-        by_step = ("startup", "step", "compile", "network", "reid")
+        by_step = ("startup", "step", "compile", "reid")
         rows = [r for r in read_log(run_dir) if (r["step"] <= step if r["kind"] in by_step else r["epoch"] <= epoch)]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -205,7 +205,7 @@ class Log:
         return SummaryWriter(str(self.folder), purge_step=self.first_step)
 
     def write(self, kind: str, *, step: int, **scalars: Any) -> None:
-        """Add a row of ``kind`` ("startup", "step", "epoch", "compile", "network" or "reid")."""
+        """Add a row of ``kind`` ("startup", "step", "epoch", "compile" or "reid")."""
         with self._told_if_full():
             self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
             for name, value in scalars.items():

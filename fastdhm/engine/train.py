@@ -190,6 +190,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     if (run_dir / "last.pt").exists():
         run.restore(run_dir / "last.pt")
+        if run.at.epoch < config.epochs and not run.out_of_steps():  # what an earlier end left is no longer the run's
+            (run_dir / NETWORK).unlink(missing_ok=True)
     else:  # a new run, or one that was killed before its first checkpoint
         if config.weights is not None:
             run.load_pretrained()
@@ -288,11 +290,8 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
         best = checkpoint.load_checkpoint(run.dir / "best.pt")
         checkpoint.load_weights(run.judged, checkpoint.judged(best), run.dir / "best.pt", run.config.arch)
     network = run.judged.strip()
-    rows = read_log(run.dir)
-    missing = owed(run.dir, run.config, rows)
     checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes)
-    if NETWORK in missing:
-        log.write("network", step=run.at.step, epoch=epoch)
+    rows = read_log(run.dir)
     title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
     plot_curves(rows, run.dir / CURVES, title, judged_on(run.config))
     measured = "tensors of a step on the GPU" if run.device.type == "cuda" else "the process, resident"
@@ -306,7 +305,7 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
         "curves": str(run.dir / CURVES),
         "check": paste("fastdhm", "eval", run.dir),
     })  # fmt: skip
-    if RANKING in missing:
+    if RANKING in owed(run.dir, run.config, rows):
         try:
             ranked = rank_people(network, run.config, HowToRank(), console, stop)
         except Interrupted:

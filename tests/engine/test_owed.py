@@ -12,10 +12,6 @@ def epoch(number, step):
     return {"kind": "epoch", "epoch": number, "step": step, "val_side": 32}
 
 
-def network(step):
-    return {"kind": "network", "epoch": step / 10, "step": step}
-
-
 @pytest.fixture
 def run_dir(tmp_path):
     for name in (NETWORK, CURVES, "last.pt"):
@@ -24,20 +20,16 @@ def run_dir(tmp_path):
 
 
 def test_a_whole_run_owes_nothing(run_dir):
-    assert not owed(run_dir, RUN, [epoch(3.0, 30), network(30)])
-
-
-def test_a_run_of_before_rows_of_networks_were_kept_owes_nothing(run_dir):
     assert not owed(run_dir, RUN, [epoch(3.0, 30)])
 
 
 def test_without_its_last_epoch_it_owes_all(run_dir):
     for rows in ([], [epoch(2.0, 20)], [{**epoch(3.0, 30), "kind": "step"}]):
-        assert owed(run_dir, RUN, rows) == [LAST_EPOCH, NETWORK, CURVES]
+        assert owed(run_dir, RUN, rows) == [LAST_EPOCH]
 
 
 def test_each_file_is_owed_while_it_is_not_there(run_dir):
-    rows = [epoch(3.0, 30), network(30)]
+    rows = [epoch(3.0, 30)]
     (run_dir / CURVES).unlink()
     assert owed(run_dir, RUN, rows) == [CURVES]
     (run_dir / NETWORK).unlink()
@@ -47,19 +39,12 @@ def test_each_file_is_owed_while_it_is_not_there(run_dir):
 def test_curves_that_nothing_can_draw_are_not_owed(run_dir):
     (run_dir / CURVES).unlink()
     (run_dir / "last.pt").unlink()
-    assert not owed(run_dir, RUN, [epoch(3.0, 30), network(30)])
-
-
-def test_the_network_of_an_earlier_end_is_not_the_last_ones(run_dir):
-    """Cut by max_steps, gone on with and killed before its network was written anew."""
-    rows = [epoch(1.4, 14), network(14), epoch(2.0, 20), epoch(3.0, 30)]
-    assert owed(run_dir, RUN, rows) == [NETWORK]
-    assert not owed(run_dir, TrainConfig(dataset="synthetic", epochs=3, max_steps=14), rows[:2])
+    assert not owed(run_dir, RUN, [epoch(3.0, 30)])
 
 
 def test_people_have_to_be_ranked_after_the_last_step(run_dir):
     config = TrainConfig(dataset="reid-synthetic", epochs=3)
-    rows = [epoch(3.0, 30), network(30)]
+    rows = [epoch(3.0, 30)]
     assert owed(run_dir, config, rows) == [RANKING]
     assert owed(run_dir, config, [*rows, {"kind": "reid", "step": 20, "epoch": 2}]) == [RANKING]
     assert not owed(run_dir, config, [*rows, {"kind": "reid", "step": 30, "epoch": 3}])
