@@ -263,7 +263,7 @@ def check_writable(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} is {folder}, and {place} {why}: choose another, or make it writable")
 
 
-def load_without_code(path: Path, what: str) -> Any:
+def load_without_code(path: Path, what: str, *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote to ``path``, on the CPU; executes nothing in it.
 
     Raises:
@@ -274,7 +274,7 @@ def load_without_code(path: Path, what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         # torch's own message would advise to load it with its code
         raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from fastdhm.data.beton import ImageSettings
     from fastdhm.data.crops import Crop, ImageSize
+    from fastdhm.data.identity import Identity
     from fastdhm.data.loaders import Kind, Loader, LoaderOptions
     from fastdhm.data.sources import Source
 
@@ -35,6 +36,8 @@ class LoadedData:
     kind: Kind
     target_N: np.ndarray
     """The training labels by sample index, int64."""
+    identity: Identity
+    """Which images these are."""
 
     def close(self) -> None:
         """Close both loaders."""
@@ -50,6 +53,13 @@ class LoadedSplit:
     source: Source
     """The same samples under the same numbers, one at a time."""
     kind: Kind
+
+    @cached_property
+    def identity(self) -> dict[str, int | str | None]:
+        """Which images these are."""
+        from fastdhm.data.identity import identity
+
+        return identity(self.source)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,7 +123,8 @@ def open_loaders(
             "error says whether training works, not how good it is"
         )
     train, val = opened
-    return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N)
+    identity = {"train": train.identity, "val": val.identity}
+    return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N, identity)
 
 
 def open_splits(

@@ -71,6 +71,8 @@ class ArraySource:
             self._digest = digest.hexdigest()
         return self._digest
 
+    fingerprint = digest
+
 
 def load_fashion_mnist(data_dir: Path) -> tuple[ArraySource, ArraySource]:
     """Fashion-MNIST from the Debian package, else from ``data_dir``, else downloaded there by torchvision."""

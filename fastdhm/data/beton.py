@@ -106,6 +106,8 @@ class Manifest:
     sha256: str
     index_sha256: str
     created_by: str
+    fingerprint: str | None = None
+    """Of the source; None in manifests of before it was kept."""
 
 
 def beton_path(data_dir: Path, dataset: str, split: str, settings: ImageSettings) -> Path:
@@ -273,6 +275,7 @@ def _describe(source: Source, path: Path, settings: ImageSettings, written) -> M
         classes=source.classes,
         class_counts=tuple(np.bincount(index.target_N, minlength=len(source.classes)).tolist()),
         source_digest=source.digest(),
+        fingerprint=source.fingerprint(),
         settings=settings,
         skipped=tuple(written.bad[i] for i in sorted(written.bad)),
         min_side=written.min_side,

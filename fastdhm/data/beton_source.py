@@ -45,3 +45,6 @@ class BetonSource:
 
     def digest(self) -> str:
         return self._manifest.source_digest
+
+    def fingerprint(self) -> str | None:
+        return self._manifest.fingerprint

@@ -41,6 +41,9 @@ class SubsetSource:
     def digest(self) -> str:
         return self._source.digest()
 
+    def fingerprint(self) -> str | None:
+        return self._source.fingerprint()
+
 
 def readable_only(source: Source, workers: int, say: Callable[[str], None]) -> Source:
     """``source`` without the images that do not decode, which ``say`` names; each image is decoded to find them."""

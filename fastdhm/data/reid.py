@@ -103,6 +103,9 @@ class HeldSource(SubsetSource):
     def digest(self) -> str:
         return hashlib.sha256(super().digest().encode() + self._kept_N.tobytes()).hexdigest()
 
+    def fingerprint(self) -> str:
+        return hashlib.sha256(super().fingerprint().encode() + self._kept_N.tobytes()).hexdigest()
+
 
 def hold_out(train: ReidSource) -> tuple[HeldSource, HeldSource]:
     """Training and validation: the middle picture of every identity that has three or more is held out.

@@ -43,7 +43,10 @@ class Source(Protocol):
         """What to call sample ``i`` in a message: its path, or ``fashion-mnist/train[17]``."""
 
     def digest(self) -> str:
-        """A sha256 that changes when the samples do."""
+        """A sha256 that changes when the samples do, or the files that they are read from."""
+
+    def fingerprint(self) -> str | None:
+        """A sha256 of the samples that a copy of them has too; None where it is not known."""
 
 
 def is_reid(dataset: str) -> bool:

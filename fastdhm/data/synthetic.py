@@ -71,3 +71,5 @@ class SyntheticSource:
 
     def digest(self) -> str:
         return hashlib.sha256(VERSION + f" {self.split} {len(self)}".encode()).hexdigest()
+
+    fingerprint = digest

@@ -16,10 +16,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
+from fastdhm.data.identity import Identity
 from fastdhm.errors import UserError
 from fastdhm.files import contents, damaged_part, load_without_code, replacing
 
 FORMAT = 1
+LAST = "last.pt"
 # What a resumed run may set anew: where and how it runs, not what it learns.
 RESUMABLE = (
     "data_dir", "max_steps", "loader", "workers",
@@ -41,21 +43,21 @@ class Position:
 
 
 def save_checkpoint(path: Path, config: TrainConfig, classes: tuple[str, ...], state: dict[str, Any]) -> None:
-    """Write a checkpoint: tensors, numbers and strings only."""
+    """Write a checkpoint: tensors, numbers and strings only. A run's ``state`` says as ``data`` what it learns from."""
     saved = {"format": FORMAT, "config": dataclasses.asdict(config), "classes": list(classes), **state}
     with replacing(path) as temporary, open(temporary, "wb") as file:  # a path's name would stand in the file
         torch.save(saved, file)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without executing anything in it.
+def load_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing anything in it; with ``mmap`` no tensor before it is looked at.
 
     Raises:
         ValueError: missing, cut short, not a checkpoint of ours, or of another format version.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
-    checkpoint = load_without_code(path, "checkpoint")
+    checkpoint = load_without_code(path, "checkpoint", mmap=mmap)
     if not isinstance(checkpoint, dict) or not {"format", "config", "classes", "model"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of fastdhm")
     if checkpoint["format"] != FORMAT:
@@ -83,17 +85,33 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: 
     module.load_state_dict(state)
 
 
-def save_network(path: Path, network: nn.Module, config: TrainConfig, classes: tuple[str, ...]) -> None:
-    """Write the plain network, with what its user needs to know: architecture, classes, image size, normalisation."""
+def save_network(
+    path: Path, network: nn.Module, config: TrainConfig, classes: tuple[str, ...], data: Identity | None = None
+) -> None:
+    """Write the plain network, with what its user needs to know: architecture, classes, image size, normalisation.
+
+    Equal runs leave equal files, wherever they lie.
+    """
+    config = dataclasses.replace(config, run_dir=None)
     metadata = {name: json.dumps(value) for name, value in dataclasses.asdict(config).items()}
-    metadata |= {"fastdhm": str(FORMAT), "classes": json.dumps(classes)}
+    metadata |= {"fastdhm": str(FORMAT), "classes": json.dumps(classes), "data": json.dumps(data or {})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(_in_order(save(tensors, metadata)))
 
 
-def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str, ...]]:
-    """The weights of a stripped network, the config of its run and its class names."""
+def _in_order(saved: bytes) -> bytes:
+    """A safetensors file whose metadata lie in their order by name: the library's own order is drawn at random."""
+    end = 8 + int.from_bytes(saved[:8], "little")
+    header = json.loads(saved[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + saved[end:]
+
+
+def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str, ...], Identity]:
+    """The weights of a stripped network, the config of its run, its class names and what it learnt from."""
     try:
         with safe_open(path, "pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
@@ -104,7 +122,17 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
         raise UserError(f"{path} was not written by fastdhm: it does not say its architecture and classes")
     classes = tuple(metadata.pop("classes"))
     del metadata["fastdhm"]
-    return state, config_from(metadata, path), classes
+    data = metadata.pop("data", {})
+    return state, config_from(metadata, path), classes, data
+
+
+def learnt_from(run_dir: Path) -> Identity:
+    """Which images the run in ``run_dir`` learnt from and was judged on, see ``data.identity``; empty if its files, of
+    before that was kept, do not say."""
+    if (run_dir / LAST).exists():
+        return load_checkpoint(run_dir / LAST, mmap=True).get("data", {})
+    network = run_dir / "network.safetensors"
+    return load_network(network)[3] if network.exists() else {}
 
 
 def numbered_classes(num_classes: int) -> tuple[str, ...]:
