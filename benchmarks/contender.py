@@ -20,8 +20,9 @@ from fastdhm.data.sources import is_reid
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
 from fastdhm.engine.run import Run
+from fastdhm.engine.settle import settle
 from fastdhm.engine.step import make_step
-from fastdhm.engine.train import SCHEDULE, settle
+from fastdhm.engine.train import SCHEDULE
 from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe

@@ -6,7 +6,7 @@ import pytest
 
 from fastdhm.cli.train import resolve_training
 from fastdhm.config import TrainConfig
-from fastdhm.engine.train import settle
+from fastdhm.engine.settle import settle
 from fastdhm.errors import UserError
 from fastdhm.recipes import FAST
 

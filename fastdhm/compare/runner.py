@@ -19,7 +19,8 @@ from fastdhm.engine.checkpoint import RESUMABLE, read_config
 from fastdhm.engine.record import NonFiniteLoss
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import open_data
-from fastdhm.engine.train import settle, train
+from fastdhm.engine.settle import settle
+from fastdhm.engine.train import train
 from fastdhm.errors import UserError, unknown
 from fastdhm.files import held
 

@@ -126,13 +126,13 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
     return state, config_from(metadata, path), classes, data
 
 
-def learnt_from(run_dir: Path) -> Identity:
-    """Which images the run in ``run_dir`` learnt from and was judged on, see ``data.identity``; empty if its files, of
-    before that was kept, do not say."""
-    if (run_dir / LAST).exists():
-        return load_checkpoint(run_dir / LAST, mmap=True).get("data", {})
-    network = run_dir / "network.safetensors"
-    return load_network(network)[3] if network.exists() else {}
+def learnt_from(path: Path) -> Identity:
+    """Which images a run, checkpoint or network learnt from and was judged on, see ``data.identity``; empty if it does
+    not say, being of before that was kept."""
+    if path.is_dir():
+        files = (path / LAST, path / "network.safetensors")
+        return next((learnt_from(file) for file in files if file.exists()), {})
+    return load_network(path)[3] if path.suffix == ".safetensors" else load_checkpoint(path, mmap=True).get("data", {})
 
 
 def numbered_classes(num_classes: int) -> tuple[str, ...]:

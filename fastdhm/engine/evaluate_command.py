@@ -13,6 +13,7 @@ from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.console import Console
 from fastdhm.data.crops import height_width
+from fastdhm.data.identity import Identity, changes, identity
 from fastdhm.data.loaders import Loader
 from fastdhm.data.sources import REID_DATASETS, is_reid
 from fastdhm.data.transforms import DeviceTransform
@@ -51,8 +52,8 @@ def evaluate_path(
         ValueError: nothing of fastdhm at ``path``, data that is not there, or a wish that the data set has no use for.
     """
     networks, config, classes = load(path)
-    changes = {"data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
-    config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+    given = {"data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
+    config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=as_json)
     if is_reid(config.dataset):
         network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
@@ -68,6 +69,7 @@ def evaluate_path(
         unnamed = classes == checkpoint.numbered_classes(len(val.classes))
         if tuple(val.classes) != classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
+        _say_what_changed(path, {"val": val.identity}, config, console)
         results = {}
         for network in networks:
             results |= _errors(network, config, val.loader)
@@ -75,6 +77,13 @@ def evaluate_path(
         val.close()
     _print(results, path, console, as_json)
     return results
+
+
+def _say_what_changed(path: Path, now: Identity, config: TrainConfig, console: Console) -> None:
+    """Name it where a network is judged on other images than in its run."""
+    changed = changes(checkpoint.learnt_from(path), now)
+    if changed:
+        console.print(f"{config.dataset} is not what {path} was validated on: {'; '.join(changed)}")
 
 
 def _rank_people(
@@ -91,6 +100,8 @@ def _rank_people(
     if per_query and per_query.is_dir():
         raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
     ranked = rank_people(network, config, how, console)
+    now = {name: identity(seen.images) for name, seen in (("query", ranked.query), ("gallery", ranked.gallery))}
+    _say_what_changed(path, now, config, console)
     if as_json:
         Console().result(json.dumps(ranked.record()))
     else:
@@ -115,7 +126,7 @@ def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
     if not path.exists():
         raise UserError(f"{path} is not there: name a run directory, a checkpoint (.pt) or a network (.safetensors)")
     if path.suffix == ".safetensors":
-        state, config, classes = checkpoint.load_network(path)
+        state, config, classes, _ = checkpoint.load_network(path)
         network = build_plain(config, len(classes))
         checkpoint.load_weights(network, state, path, config.arch)
         return [network], config, classes

@@ -12,8 +12,9 @@ from fastdhm.data.crops import height_width
 from fastdhm.data.sources import DATASETS, unknown_dataset
 from fastdhm.engine import checkpoint
 from fastdhm.engine.display import print_plan
-from fastdhm.engine.train import settle
+from fastdhm.engine.settle import run_folder, settle
 from fastdhm.errors import UserError
+from fastdhm.files import contents
 from fastdhm.models.official import released_modules
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # of the data sets that the released code trains on
@@ -50,12 +51,12 @@ def import_official(file: Path, config: TrainConfig, console: Console | None = N
     method = {"method": "dhm", "branches": branches} if branches else {"method": "baseline", "branches": None}
     config = settle(dataclasses.replace(config, **method))
     run_dir, classes = Path(config.run_dir), checkpoint.numbered_classes(K)
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise UserError(f"--out {run_dir} is there and not empty: choose another folder")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_checkpoint(run_dir / "last.pt", config, classes, {"model": model.state_dict()})
-    checkpoint.save_network(run_dir / "network.safetensors", model.strip(), config, classes)
-    checkpoint.write_config(run_dir, config)
+    with run_folder(run_dir, True, console):
+        if contents(run_dir):
+            raise UserError(f"--out {run_dir} is there and not empty: choose another folder")
+        checkpoint.save_checkpoint(run_dir / "last.pt", config, classes, {"model": model.state_dict()})
+        checkpoint.save_network(run_dir / "network.safetensors", model.strip(), config, classes)
+        checkpoint.write_config(run_dir, config)
     _tell(console, file, config, model, K)
     return run_dir
 

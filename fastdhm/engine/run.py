@@ -19,6 +19,7 @@ from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
 from fastdhm.data.beton import ImageSettings
 from fastdhm.data.corrupt import corrupt_targets
 from fastdhm.data.crops import height_width
+from fastdhm.data.identity import Identity, changes
 from fastdhm.data.loaders import Batch
 from fastdhm.data.subset import balanced_subset
 from fastdhm.data.transforms import DeviceTransform, shrink
@@ -113,6 +114,7 @@ class Run:
         self.num_samples: int | None = None  # of the data set, where the draws of an epoch are made at its beginning
         self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
         self.changed_labels = 0
+        self.data: Identity = {}  # which images it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         decay = (config.weight_decay, config.decay_norm_bias)
         self.optimizer = (
@@ -227,6 +229,7 @@ class Run:
             "position": dataclasses.asdict(self.at),
             "train_seconds": self.trained.seconds,
             "pretrained": list(self.pretrained),
+            "data": self.data,
             **({"average": self.average.model.state_dict()} if self.average is not None else {}),
         }
 
@@ -240,6 +243,12 @@ class Run:
             )
         if saved["classes"] != list(self.classes):
             raise UserError(f"{path} was trained on other classes than {self.config.dataset} has now")
+        changed = changes(saved.get("data", {}), self.data)
+        if changed:
+            raise UserError(
+                f"{self.config.dataset} is not what {path} has learnt from ({'; '.join(changed)}): put it back as it "
+                "was, or start a new run"
+            )
         checkpoint.load_weights(self.model, saved["model"], path, self.config.arch)
         if self.average is not None:
             checkpoint.load_weights(self.average.model, saved["average"], path, self.config.arch)

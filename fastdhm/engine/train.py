@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from fastdhm import methods, models
-from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.config import TrainConfig
 from fastdhm.console import Console, paste
 from fastdhm.data import LoadedData
 from fastdhm.data.sources import is_reid
@@ -26,7 +26,6 @@ from fastdhm.engine.device import (
     peak_mib,
     pick_compile,
     pick_device,
-    pick_precision,
 )
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
 from fastdhm.engine.evaluate import Interrupted, evaluate
@@ -37,13 +36,12 @@ from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
 from fastdhm.engine.schedule import describe_images, full_size_steps, image_side, learning_rate, mimic_scale
+from fastdhm.engine.settle import run_folder, settle
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.step import make_step
 from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.errors import UserError
-from fastdhm.files import check_writable
 from fastdhm.methods import scale_mimicking
-from fastdhm.ops.mimic_loss import use_fused
 
 SCHEDULE = ("lr", "epochs", "schedule", "milestones", "gamma", "warmup_epochs", "warmup_lr", "warmup")
 
@@ -154,17 +152,25 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             holds another run, a full disk, a loss that is not finite.
     """
     console = console or Console()
-    config = settle(config)
-    run_dir = Path(config.run_dir)
-    check_writable(run_dir, "run_dir")
-    if not resume:
-        checkpoint.refuse_existing(run_dir, config)
-        if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
-            raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
+    named, config = config.run_dir is not None, settle(config)
+    if not resume and config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
+        raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
+    with run_folder(Path(config.run_dir), named, console) as run_dir:
+        config = dataclasses.replace(config, run_dir=str(run_dir))
+        if not resume:
+            checkpoint.refuse_existing(run_dir, config)
+        return _open_and_train(config, run_dir, console)
+
+
+def _open_and_train(config: TrainConfig, run_dir: Path, console: Console) -> Outcome:
+    judged = {}
     if is_reid(config.dataset):  # read what is judged at the end now: a bad file there must not cost a whole training
-        for split in open_to_judge(config, console, "query", "gallery"):
+        splits = ("query", "gallery")
+        for name, split in zip(splits, open_to_judge(config, console, *splits), strict=True):
+            judged[name] = split.identity
             split.close()
     data = open_data(config, console)
+    data = dataclasses.replace(data, identity=data.identity | judged)
     try:
         ordered = deterministic() if config.deterministic else nullcontext()
         with ordered, computing_on(pick_device(config.device), deterministic=config.deterministic):
@@ -175,6 +181,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
 
 def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Console) -> Outcome:
     run = Run(config, run_dir, data.classes)
+    run.data = data.identity
     run.corrupt_labels(data.target_N)
     if run.device.type == "cuda":
         run.num_samples = len(data.target_N)
@@ -195,7 +202,6 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     else:  # a new run, or one that was killed before its first checkpoint
         if config.weights is not None:
             run.load_pretrained()
-        run_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.write_config(run_dir, config)
         run.save()
     print_plan(console, plan(run, data, total_steps, why_not))
@@ -290,7 +296,7 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
         best = checkpoint.load_checkpoint(run.dir / "best.pt")
         checkpoint.load_weights(run.judged, checkpoint.judged(best), run.dir / "best.pt", run.config.arch)
     network = run.judged.strip()
-    checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes)
+    checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes, run.data)
     rows = read_log(run.dir)
     title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
     plot_curves(rows, run.dir / CURVES, title, judged_on(run.config))
@@ -313,37 +319,3 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
         log.write("reid", step=run.at.step, epoch=epoch, **ranked.percents())
         print_result(ranked, f"re-identification on {run.config.dataset} by the stripped network", console.print)
     return True
-
-
-def settle(config: TrainConfig) -> TrainConfig:
-    """Check the names and replace what is left open by what this machine has."""
-    models.check(config.arch, config.branches, dropout=config.dropout)
-    if config.only_branch not in (None, "B0"):
-        models.check(config.arch, (config.only_branch,))
-    methods.check(config.method, config.direction, config.sampler, config.ce_weight, config.mimic_weight)
-    if config.sampler == "structural":
-        methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
-    device = pick_device(config.device)
-    if config.cuda_graphs and device.type != "cuda":
-        raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
-    dtype = pick_precision(config.precision, device)
-    use_fused(config.impl, device.type)  # now, and not in the first step
-    dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()
-    kind, _, folder = dataset.partition(":")
-    if kind in ("folder", "reid-folder") and folder:
-        dataset = f"{kind}:{Path(folder).expanduser().absolute()}"
-    weights = config.weights
-    if weights not in (None, IMAGENET):
-        weights = str(Path(weights).expanduser().absolute())
-    short = dataset.rpartition("/")[2].replace(":", "-")
-    method = config.method + (f"-{config.only_branch}" if config.only_branch else "")
-    name = f"{short}-{config.arch}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return dataclasses.replace(
-        config,
-        dataset=dataset,
-        data_dir=str(data_dir),
-        weights=weights,
-        run_dir=str(config.run_dir or Path("runs") / name),
-        device=str(device),
-        precision=str(dtype).removeprefix("torch."),
-    )

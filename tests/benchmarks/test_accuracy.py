@@ -11,7 +11,7 @@ from fastdhm.benchmarks.contender import Engine
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.engine import step
-from fastdhm.engine.train import settle
+from fastdhm.engine.settle import settle
 
 QUICK = ["bench", "accuracy", "--quick", "--device", "cpu", "--json"]
 

@@ -90,7 +90,7 @@ def test_weights_of_another_network_are_refused_with_the_first_difference(tmp_pa
 def test_network_file_carries_what_its_user_needs(tmp_path):
     network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     checkpoint.save_network(tmp_path / "n.safetensors", network, CONFIG, ("a", "b"))
-    state, config, classes = checkpoint.load_network(tmp_path / "n.safetensors")
+    state, config, classes, _ = checkpoint.load_network(tmp_path / "n.safetensors")
     assert torch.equal(state["weight"], network.weight)
     assert (config, classes) == (CONFIG, ("a", "b"))
 

@@ -1,0 +1,73 @@
+"""What is decided before a run begins: what its config leaves open, and the folder that it holds."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastdhm import methods, models
+from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.console import Console
+from fastdhm.engine.device import pick_device, pick_precision
+from fastdhm.engine.run import IMAGENET
+from fastdhm.errors import UserError
+from fastdhm.files import check_writable, held, new_folder
+from fastdhm.ops.mimic_loss import use_fused
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """Check the names and replace what is left open by what this machine has."""
+    models.check(config.arch, config.branches, dropout=config.dropout)
+    if config.only_branch not in (None, "B0"):
+        models.check(config.arch, (config.only_branch,))
+    methods.check(config.method, config.direction, config.sampler, config.ce_weight, config.mimic_weight)
+    if config.sampler == "structural":
+        methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
+    device = pick_device(config.device)
+    if config.cuda_graphs and device.type != "cuda":
+        raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
+    dtype = pick_precision(config.precision, device)
+    use_fused(config.impl, device.type)  # now, and not in the first step
+    dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()
+    kind, _, folder = dataset.partition(":")
+    if kind in ("folder", "reid-folder") and folder:
+        dataset = f"{kind}:{Path(folder).expanduser().absolute()}"
+    weights = config.weights
+    if weights not in (None, IMAGENET):
+        weights = str(Path(weights).expanduser().absolute())
+    short = dataset.rpartition("/")[2].replace(":", "-")
+    method = config.method + (f"-{config.only_branch}" if config.only_branch else "")
+    name = f"{short}-{config.arch}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(
+        config,
+        dataset=dataset,
+        data_dir=str(data_dir),
+        weights=weights,
+        run_dir=str(config.run_dir or Path("runs") / name),
+        device=str(device),
+        precision=str(dtype).removeprefix("torch."),
+    )
+
+
+@contextmanager
+def run_folder(path: Path, named: bool, console: Console) -> Iterator[Path]:
+    """Hold the run directory ``path``; where nobody ``named`` it, another one if it is taken.
+
+    A folder that was made for the run and stays empty, because of a mistake that is told now, is gone again.
+
+    Raises:
+        ValueError: another process writes there, or nothing can be written there.
+    """
+    check_writable(path, "run_dir")
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if not named:
+        path = new_folder(path)
+        made = [path, *(folder for folder in made if folder in path.parents)]
+    try:
+        with held(path, "`fastdhm train`", console.print):
+            yield path
+    finally:
+        with suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
