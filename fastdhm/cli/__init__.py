@@ -15,7 +15,7 @@ from fastdhm.streams import answer, tell
 COMMANDS = {
     "train": "train a network; alone, DHM on Fashion-MNIST",
     "compare": "several methods with several seeds, or a table of the paper: runs, tables, curves",
-    "eval": "test error of a run, a checkpoint or a stripped network; mAP and ranks on people",
+    "eval": "validation error of a run, a checkpoint or a stripped network; mAP and ranks on people",
     "embed": "what a run's network makes of each image in a folder, for a search index",
     "models": "networks by name: parameters, multiply-adds, and what a step with branches costs",
     "diagnose": "what mimicking does to kernels and gradients, of runs beside each other",

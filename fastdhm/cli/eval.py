@@ -9,8 +9,9 @@ def run(argv: list[str]) -> int:
     """``fastdhm eval``; returns the exit status."""
     parser = Parser(
         "eval",
-        "Top-1 and top-5 test error of each branch, and of the stripped network. After training on a re-identification "
-        "set: mAP and CMC of the stripped network's features, single query, with ranking.png and cmc.png beside RUN.",
+        "Top-1 and top-5 validation error of each branch, and of the stripped network. After training on a "
+        "re-identification set: mAP and CMC of the stripped network's features, single query, with ranking.png and "
+        "cmc.png beside RUN.",
     )
     parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
     parser.add_argument("--data_dir", type=str | None, default=None, help="data folder (default: the run's)")

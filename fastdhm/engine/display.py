@@ -3,7 +3,6 @@
 Legend: M branches.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fastdhm.config import TrainConfig
 from fastdhm.console import PLAIN_LINE_SECONDS, Console, every, words
+from fastdhm.engine.judged import FLATTERS, judged_images, judged_on
 
 WIDE = 100  # columns
 WAIT_SHOWN = 0.03  # of the time
@@ -108,14 +109,14 @@ def print_plan(console: Console, lines: dict[str, str]) -> None:
 def print_report(
     console: Console,
     rows: list[dict[str, Any]],
+    config: TrainConfig,
     names: tuple[str, ...],
-    num_classes: int,
-    judged_on: str,
     measured: str,
     averaged: bool = False,
 ) -> None:
-    """The table of errors of a run's end, and of its best epoch, on the images that it is ``judged_on``, by its weights
-    or their moving average; below it, the most memory that training took, of what ``measured`` says."""
+    """The table of errors of a run's end, and of its best epoch, on the images that it is judged on, by its weights or
+    their moving average; below it what has to be known of them, and the most memory that training took, of what
+    ``measured`` says."""
     main = f"val_error/{names[0]}"
     validated = [row for row in rows if row["kind"] == "epoch" and main in row]
     if not validated:
@@ -123,24 +124,22 @@ def print_report(
     last = validated[-1]
     whole = [row for row in validated if row["val_side"] == last["val_side"]]  # not those on smaller images
     best = min(whole, key=lambda row: row[main])
-    title = f"{judged_on} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
-    table = Table(title=title, title_justify="left")
+    title = f"{judged_on(config)} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
+    title += f", on {judged_images(config)}"
+    console.print(title, style="italic")
+    table = Table()
     for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:
-        cells = [last[f"val_error/{name}"], last[f"val_top5_error/{name}"], best[f"val_error/{name}"]]
-        if num_classes <= 5:
-            cells[1] = math.nan  # the five likeliest are all there are
-        table.add_row(
-            name,
-            *("-" if math.isnan(cell) else f"{cell:.2f}" for cell in cells),
-            style="bold" if name == names[0] else "",
-        )
+        cells = [last[f"val_error/{name}"], last.get(f"val_top5_error/{name}"), best[f"val_error/{name}"]]
+        style = "bold" if name == names[0] else ""
+        table.add_row(name, *("-" if cell is None else f"{cell:.2f}" for cell in cells), style=style)
+    console.print(table)
+    kept = "; the network kept is of it" * (config.keep == "best")
+    console.print(f"the best epoch is {FLATTERS}{kept}")
     peaks = [row["peak_mib"] for row in rows if "peak_mib" in row]
     if peaks:
-        table.caption = f"peak memory {max(peaks):,.0f} MiB ({measured})"
-        table.caption_justify = "left"
-    console.print(table)
+        console.print(f"peak memory {max(peaks):,.0f} MiB ({measured})")
 
 
 def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: str) -> None:

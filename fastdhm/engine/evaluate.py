@@ -34,10 +34,11 @@ def until(should_stop: Callable[[], int | None], batches: Iterable[T]) -> Iterat
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors in percent and the cross-entropy of each branch, B0 first."""
+    """Errors in percent and the cross-entropy of each branch, B0 first; no top-5 error of five classes or fewer, where
+    the five likeliest are all there are."""
 
     top1_M: list[float]
-    top5_M: list[float]
+    top5_M: list[float | None]
     ce_M: list[float]
     images: int
 
@@ -45,7 +46,7 @@ class Errors:
         """As named scalars: ``val_error/B0``, ``val_top5_error/B0``, ``val_ce/B0``, ..."""
         columns = {"val_error": self.top1_M, "val_top5_error": self.top5_M, "val_ce": self.ce_M}
         pairs = {kind: zip(names, column, strict=True) for kind, column in columns.items()}
-        return {f"{kind}/{name}": value for kind, values in pairs.items() for name, value in values}
+        return {f"{kind}/{name}": v for kind, values in pairs.items() for name, v in values if v is not None}
 
 
 def count_correct(logits_MBK: Tensor, target_B: Tensor, k: int) -> Tensor:
@@ -97,4 +98,5 @@ def evaluate(
         model.train(was_training)
     images = loader.num_samples
     top1_M, top5_M, ce_M = to_host(sums_3M / images)
-    return Errors([100 * (1 - n) for n in top1_M], [100 * (1 - n) for n in top5_M], ce_M, images)
+    top5_M = [100 * (1 - n) if logits_MBK.shape[2] > 5 else None for n in top5_M]
+    return Errors([100 * (1 - n) for n in top1_M], top5_M, ce_M, images)

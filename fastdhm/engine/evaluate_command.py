@@ -1,4 +1,4 @@
-"""``fastdhm eval``: the test errors of a run, a checkpoint or a stripped network, or how well it tells people apart."""
+"""``fastdhm eval``: the validation errors of a run, checkpoint or plain network, or how well it tells people apart."""
 
 import dataclasses
 import json
@@ -20,6 +20,7 @@ from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine import checkpoint
 from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate
+from fastdhm.engine.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
 from fastdhm.engine.run import build_model, build_plain, open_to_judge
 from fastdhm.errors import UserError
@@ -75,7 +76,9 @@ def evaluate_path(
             results |= _errors(network, config, val.loader)
     finally:
         val.close()
-    _print(results, path, console, as_json)
+    about = [f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"]
+    about += [f"the epoch is {FLATTERS}"] * is_chosen(path, config)
+    _print(results, about, console, as_json)
     return results
 
 
@@ -137,7 +140,7 @@ def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
     return [model], config, classes
 
 
-def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float]]:
+def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float | None]]:
     device = pick_device(config.device)
     network = network.to(device, memory_format=torch.channels_last)
     transform = DeviceTransform(config.mean, config.std).to(device)
@@ -148,14 +151,19 @@ def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str
     return {name: {"top1_error": top1, "top5_error": top5} for name, top1, top5 in columns}
 
 
-def _print(results: dict[str, dict[str, float]], path: Path, console: Console, as_json: bool) -> None:
+def _print(results: dict[str, dict[str, float | None]], about: list[str], console: Console, as_json: bool) -> None:
+    title, *notes = about
     if as_json:
+        console.print(". ".join(about))
         Console().result(json.dumps(results))
         return
-    console.result(f"test error of {path}", style="italic")
+    console.result(title, style="italic")
     table = Table()
     for column in ("branch", "top-1 %", "top-5 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name, row in results.items():
-        table.add_row(name, *(f"{value:.4f}" for value in row.values()), style="bold" if name == "B0" else "")
+        cells = ("-" if value is None else f"{value:.4f}" for value in row.values())
+        table.add_row(name, *cells, style="bold" if name == "B0" else "")
     console.result(table)
+    for note in notes:
+        console.result(note)

@@ -31,6 +31,7 @@ from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, pri
 from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.graphs import GraphedStep, check_recomputed
+from fastdhm.engine.judged import TEST_SETS, judged_images, judged_on
 from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, print_result, rank_people
@@ -238,6 +239,7 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     branches = dict(zip(run.model.branch_names, (run.model.trunk, *run.model.branches.values()), strict=True))
     sizes = ", ".join(f"{name} {sum(p.numel() for p in branch.parameters()):,}" for name, branch in branches.items())
     train, val = f"{data.train.num_samples:,} training", f"{data.val.num_samples:,} validation images"
+    val += f" ({judged_images(config)})" * (config.dataset in TEST_SETS)
     steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
@@ -282,11 +284,6 @@ def method_name(config: TrainConfig) -> str:
     return ", ".join(words)
 
 
-def judged_on(config: TrainConfig) -> str:
-    """What to call the images that a run validates on: a re-identification set has none that it did not train on."""
-    return "seen-image" if is_reid(config.dataset) and not config.hold_out else "test"
-
-
 def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[], int | None]) -> bool:
     """Write the stripped network and the curves, and report, at the time ``epoch``; rank people where that is owed.
 
@@ -302,7 +299,7 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
     plot_curves(rows, run.dir / CURVES, title, judged_on(run.config))
     measured = "tensors of a step on the GPU" if run.device.type == "cuda" else "the process, resident"
     averaged = run.average is not None
-    print_report(console, rows, run.model.branch_names, len(run.classes), judged_on(run.config), measured, averaged)
+    print_report(console, rows, run.config, run.model.branch_names, measured, averaged)
     main = run.model.main
     parts = "without the branches" if main == "B0" else "with the trunk up to its fork"
     parts += ", average of the weights" * averaged

@@ -15,7 +15,7 @@ from fastdhm.engine.schedule import full_size_steps
 def test_a_wait_for_data_is_shown_from_a_few_percent_on(monkeypatch, share, said):
     monkeypatch.setattr(display, "PLAIN_LINE_SECONDS", -1)
     text = io.StringIO()
-    shown = TrainingDisplay(Console(file=text, width=200), 100, 0, 32, "test")
+    shown = TrainingDisplay(Console(file=text, width=200), 100, 0, 32, "validation")
     shown.show(10, 0, {"loss": 1.5, "train_error/B0": 25.0, "images_per_s": 321.4, "data_wait": share})
     assert "step 10/100  loss 1.500 acc B0 75.0 321 img/s" in text.getvalue()
     assert said in text.getvalue()
@@ -36,7 +36,7 @@ def test_the_time_left_counts_that_later_images_are_larger(clock):
     """A quarter of a second a step on images of half the sides: at the full size a second is to be expected."""
     text = io.StringIO()
     work = partial(full_size_steps, run_steps=1000, side=32, progressive=0.5)
-    shown = TrainingDisplay(Console(file=text, width=200), 1000, 0, 32, "test", work)
+    shown = TrainingDisplay(Console(file=text, width=200), 1000, 0, 32, "validation", work)
     scalars = {"loss": 1.5, "train_error/B0": 25.0, "images_per_s": 321.4, "data_wait": 0.0}
     for step in range(1, 201):
         clock[0] += 0.25

@@ -1,8 +1,16 @@
-"""How correct predictions are counted."""
+"""How correct predictions are counted, and on which images it is said they were."""
 
+import json
+
+import pytest
 import torch
 
-from fastdhm.engine.evaluate import count_correct
+from fastdhm.config import TrainConfig
+from fastdhm.console import Console
+from fastdhm.engine.display import print_report
+from fastdhm.engine.evaluate import Errors, count_correct
+from fastdhm.engine.evaluate_command import _print
+from fastdhm.engine.judged import is_chosen, judged_images, judged_on
 
 
 def test_against_topk():
@@ -26,3 +34,53 @@ def test_fewer_classes_than_five():
 
 def test_nan_is_never_right():
     assert count_correct(torch.full((1, 2, 3), float("nan")), torch.tensor([0, 1]), 5).tolist() == [0]
+
+
+def test_five_classes_have_no_top_5_error(capsys):
+    """The five likeliest are all there are: 0% of nothing."""
+    assert Errors([25.0], [None], [0.5], 8).scalars(("B0",)) == {"val_error/B0": 25.0, "val_ce/B0": 0.5}
+    results = {"B0": {"top1_error": 25.0, "top5_error": None}}
+    _print(results, ["validation error"], Console(stderr=True), as_json=True)
+    assert json.loads(capsys.readouterr().out) == results
+    _print(results, ["validation error"], Console(), as_json=False)
+    assert [word for word in capsys.readouterr().out.split() if word in ("25.0000", "-", "0.0000")] == ["25.0000", "-"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "images"),
+    [
+        ("cifar100", "validation", "the test images of cifar100"),
+        ("fashion-mnist", "validation", "the test images of fashion-mnist"),
+        ("imagenet", "validation", "val of imagenet"),
+        ("folder:/data/my photos", "validation", "val of my photos"),
+        ("synthetic:40", "validation", "drawn images that it does not train on"),
+        ("market1501", "seen-image", "some of the images that it trains on"),
+    ],
+)
+def test_what_an_error_is_measured_on_is_said(dataset, kind, images):
+    config = TrainConfig(dataset=dataset)
+    assert (judged_on(config), judged_images(config)) == (kind, images)
+
+
+def test_people_held_out_are_validation():
+    config = TrainConfig(dataset="market1501", hold_out=True)
+    assert (judged_on(config), judged_images(config)) == ("validation", "images held out of training")
+
+
+def test_an_epoch_chosen_by_its_own_error_is_told(tmp_path):
+    best, last = TrainConfig(keep="best"), TrainConfig()
+    (tmp_path / "best.pt").touch()
+    assert is_chosen(tmp_path, best) and is_chosen(tmp_path / "network.safetensors", best)
+    assert is_chosen(tmp_path / "best.pt", last), "whoever names it chooses"
+    assert not is_chosen(tmp_path, last) and not is_chosen(tmp_path / "last.pt", best)
+
+
+def test_the_last_table_says_that_the_best_epoch_flatters(capsys):
+    rows = [
+        {"kind": "epoch", "epoch": n, "step": n, "val_side": 32, "val_error/B0": error, "val_top5_error/B0": 1.0}
+        for n, error in ((1, 20.0), (2, 30.0))
+    ]
+    print_report(Console(), rows, TrainConfig(dataset="folder:cats", keep="best"), ("B0",), "the process")
+    text = capsys.readouterr().out
+    assert "validation error after 2 epochs, on val of cats" in text and "test error" not in text
+    assert "best epoch is chosen on these images" in text and "the network kept is of it" in text

@@ -1,0 +1,35 @@
+"""What a run is judged on, in words: one place for training, evaluation and comparison to say the same."""
+
+from pathlib import Path
+
+from fastdhm.config import TrainConfig
+from fastdhm.data.sources import is_reid
+
+# Sets whose makers give training and test images alone: a run validates on the test images.
+TEST_SETS = ("cifar10", "cifar100", "fashion-mnist")
+FLATTERS = "chosen on these images, which flatters its error"
+
+
+def judged_on(config: TrainConfig) -> str:
+    """What kind of error is measured after an epoch: of images that the run does not train on, or of some that it does,
+    as a re-identification set has no others unless some are held out."""
+    return "seen-image" if is_reid(config.dataset) and not config.hold_out else "validation"
+
+
+def judged_images(config: TrainConfig) -> str:
+    """Which images these are: ``the test images of cifar10``, ``val of photos``."""
+    kind, _, path = config.dataset.partition(":")
+    if is_reid(config.dataset):
+        return "images held out of training" if config.hold_out else "some of the images that it trains on"
+    if kind in TEST_SETS:
+        return f"the test images of {kind}"
+    if kind == "synthetic":
+        return "drawn images that it does not train on"
+    return f"val of {Path(path).name if path else kind}"
+
+
+def is_chosen(path: Path, config: TrainConfig) -> bool:
+    """Whether the epoch of what lies at ``path``, a run, checkpoint or network, was chosen by its validation error."""
+    if path.suffix == ".pt":
+        return path.name == "best.pt"
+    return config.keep == "best" and (not path.is_dir() or (path / "best.pt").exists())
