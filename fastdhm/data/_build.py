@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdhm.data._pool import WorkerPool
+from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data.beton_format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.errors import UserError
 
@@ -48,8 +47,9 @@ def write_images(
     """
     writer, written = BetonWriter(file, len(source)), Written()
     # The workers are forked before the bar starts its thread.
-    with WorkerPool(Encoder(source, settings), workers) as pool, bar as advance:
-        for start, images in pool.map(chunks(source)):
+    encoder = Encoder(source, settings)
+    with WorkerPool(encoder, chunks(source), workers, label=source.label) as pool, bar as advance:
+        for start, images in pool.answers():
             for i, image in enumerate(images, start):
                 if isinstance(image, str):
                     written.bad[i] = image
@@ -64,10 +64,10 @@ def write_images(
     return written
 
 
-def chunks(source: Source) -> Iterator[range]:
+def chunks(source: Source) -> list[range]:
     """Samples for a worker to do at once: enough to make the round trip cheap, few enough to see progress."""
     step = 256 if hasattr(source, "pixels") else 16
-    return (range(start, min(start + step, len(source))) for start in range(0, len(source), step))
+    return [range(start, min(start + step, len(source))) for start in range(0, len(source), step)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Encoder:
         return in_memory and (limit is None or max(self.source.size_HW) <= limit)
 
     def _encode_or_reason(self, i: int) -> tuple[int, int, bytes] | str:
+        in_hand(i)
         try:
             return encode(self.source.image(i), self.settings)
         except UserError as error:

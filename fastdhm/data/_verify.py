@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdhm.data._pool import WorkerPool
+from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data.beton_format import MODES, Index
 
 CHUNK = 64  # images for a worker at once
@@ -30,8 +30,10 @@ def find_damage(path: Path, index: Index, workers: int, bar: AbstractContextMana
     """What is wrong with each image that does not decode to the size in the index."""
     damaged = []
     count = len(index.sample_N)
-    with WorkerPool(_Checker(path, index), workers) as pool, bar as advance:
-        for checked, messages in pool.map(range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)):
+    chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+    label = f"sample {{}} of {path}".format
+    with WorkerPool(_Checker(path, index), chunks, workers, label=label) as pool, bar as advance:
+        for checked, messages in pool.answers():
             damaged += messages
             advance(checked)
     return damaged
@@ -48,6 +50,7 @@ class _Checker:
         return len(samples), [f"sample {i}: {text}" for i, text in zip(samples, messages, strict=True) if text]
 
     def _check(self, file, i: int) -> str | None:
+        in_hand(i)
         image, allocation = self.index.sample_N["f0"][i], self.index.allocation_N[i]
         size = int(image["width"]), int(image["height"])
         file.seek(int(allocation["ptr"]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastdhm.data._build import chunks
-from fastdhm.data._pool import WorkerPool
+from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data._progress import progress_bar
 from fastdhm.errors import UserError
 
@@ -51,8 +51,8 @@ def readable_only(source: Source, workers: int, say: Callable[[str], None]) -> S
         return source
     bad: dict[int, str] = {}
     bar = progress_bar(f"check {source.name} {source.split}", len(source), enabled=True)
-    with WorkerPool(_Reasons(source), workers) as pool, bar as advance:
-        for samples, reasons in pool.map(chunks(source)):
+    with WorkerPool(_Reasons(source), chunks(source), workers, label=source.label) as pool, bar as advance:
+        for samples, reasons in pool.answers():
             bad.update(reasons)
             advance(len(samples))
     if not bad:
@@ -73,6 +73,7 @@ class _Reasons:
     def __call__(self, samples: range) -> tuple[range, dict[int, str]]:
         reasons = {}
         for i in samples:
+            in_hand(i)
             try:
                 self.source.image(i)
             except UserError as error:

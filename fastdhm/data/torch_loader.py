@@ -1,22 +1,20 @@
-"""The loader for where FFCV is not: a torch ``DataLoader`` over the images themselves.
+"""The loader for where FFCV is not: images are decoded by Pillow and resized by torch, in worker processes.
 
 Legend: N samples, B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
+from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.data.sources import Source
-from fastdhm.errors import UserError
 
 
 class TorchLoader:
@@ -25,9 +23,9 @@ class TorchLoader:
     def __init__(self, source: Source, options: LoaderOptions) -> None:
         self.num_samples = options.count(len(source))
         self._batches = options.num_batches(self.num_samples)
-        self._options, self._samples = options, _Samples(source, options)
-        # Cutting batches out of an array costs less than sending them between processes.
-        self._workers = 0 if self._samples.is_plain_array else options.num_workers
+        self._options, self._source = options, source
+        size_HW = getattr(source, "size_HW", None)
+        self._is_plain_array = size_HW == options.size_HW and options.keeps_pixels(size_HW)
 
     def __len__(self) -> int:
         return self._batches
@@ -35,62 +33,54 @@ class TorchLoader:
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
         batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
-        loader = DataLoader(
-            self._samples,
-            batch_size=None,  # the sampler's items are batches already: (epoch, indices)
-            sampler=[(epoch, index_B) for index_B in batches],
-            num_workers=min(self._workers, len(batches)),
-            worker_init_fn=_ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # it seeds its workers from one, by default from torch's global generator
-        )
-        answers = iter(loader)
-        try:
-            yield _raise_errors(answers)
-        finally:
-            # Ends and joins the workers now; left to the garbage collector, it could be after the next epoch's have
-            # started.
-            if hasattr(answers, "_shutdown_workers"):
-                answers._shutdown_workers()
+        cut = _Cut(self._source, self._options, epoch)
+        if self._is_plain_array:  # to cut batches out of an array costs less than to send them between processes
+            yield (self._batch(index_B, self._source.pixels(index_B)) for index_B in batches)
+        elif not self._options.num_workers or not batches:
+            yield (self._batch(index_B, cut(index_B)) for index_B in batches)
+        else:
+            room_bytes = max(map(len, batches)) * cut.image_bytes
+            workers = self._options.num_workers
+            with WorkerPool(cut, batches, workers, label=self._source.label, room_bytes=room_bytes) as pool:
+                yield (
+                    self._batch(index_B, cut.array(index_B, room))
+                    for index_B, (_, room) in zip(batches, pool.answers(), strict=True)
+                )
+
+    def _batch(self, index_B: np.ndarray, image_BHWC: np.ndarray) -> Batch:
+        """A batch in memory of its own, page-locked where there is a GPU to copy it to."""
+        own_BHWC = torch.empty(image_BHWC.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        np.copyto(own_BHWC.numpy(), image_BHWC)
+        return Batch(own_BHWC, torch.from_numpy(self._source.target_N[index_B]), torch.from_numpy(index_B))
 
     def close(self) -> None:
         pass
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent decides, and may want the batches of the step it finishes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Cut:
+    """``cut(index_B)`` is the images of these samples, cropped and resized; it is what a worker runs."""
 
+    def __init__(self, source: Source, options: LoaderOptions, epoch: int) -> None:
+        self.source, self.options, self.epoch = source, options, epoch
+        height, width = options.size_HW
+        self.image_bytes = height * width * 3
 
-def _raise_errors(answers: Iterator) -> Iterator[Batch]:
-    for answer in answers:
-        if isinstance(answer, str):
-            raise UserError(answer)
-        yield Batch(*answer)
+    def array(self, index_B: np.ndarray, room: memoryview) -> np.ndarray:
+        """The images that a worker wrote, or is to write, to ``room``."""
+        array = np.frombuffer(room, np.uint8, len(index_B) * self.image_bytes)
+        return array.reshape(len(index_B), *self.options.size_HW, 3)
 
-
-class _Samples(Dataset):
-    """``[(epoch, index_B)]`` is that batch: images, targets, indices. It is what a worker runs."""
-
-    def __init__(self, source: Source, options: LoaderOptions) -> None:
-        self.source, self.options = source, options
-        size_HW = getattr(source, "size_HW", None)
-        self.is_plain_array = size_HW == options.size_HW and options.keeps_pixels(size_HW)
-
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str:
-        epoch, index_B = item
-        target_B = torch.from_numpy(self.source.target_N[index_B])
-        if self.is_plain_array:
-            return torch.from_numpy(self.source.pixels(index_B)), target_B, torch.from_numpy(index_B)
-        try:
-            images = [np.asarray(self.source.image(int(i))) for i in index_B]
-        except UserError as error:
-            # An exception would arrive wrapped in a worker's traceback; the reason alone is what the user needs.
-            return str(error)
+    def __call__(self, index_B: np.ndarray, room: memoryview | None = None) -> np.ndarray | None:
+        images = []
+        for i in index_B.tolist():
+            in_hand(i)
+            images.append(np.asarray(self.source.image(i)))
         height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
-        box_B4 = self.options.boxes(height_B, width_B, index_B, epoch)
-        image_BHWC = np.stack([self._cut(*pair) for pair in zip(images, box_B4.tolist(), strict=True)])
-        return torch.from_numpy(image_BHWC), target_B, torch.from_numpy(index_B)
+        box_B4 = self.options.boxes(height_B, width_B, index_B, self.epoch)
+        cut = [self._cut(*pair) for pair in zip(images, box_B4.tolist(), strict=True)]
+        if room is None:
+            return np.stack(cut)
+        np.stack(cut, out=self.array(index_B, room))
 
     def _cut(self, image_HWC: np.ndarray, box: list[int]) -> np.ndarray:
         top, left, height, width = box

@@ -1,0 +1,61 @@
+"""Waiting that has an end: after a minute it says what it waits for, after ten it gives up.
+
+Long enough for a network drive that stands still for a minute and for a machine that swaps; whose is slower still sets
+``FASTDHM_WAIT_SECONDS``. Everything that waits for another thread or process does it by a :class:`Wait`.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+from fastdhm.console import Console
+from fastdhm.errors import UserError
+
+POLL_S = 0.5  # how long to sleep at a time, at most: between two calls of Wait.on
+SAY_S = 60.0
+LIMIT, LIMIT_S = "FASTDHM_WAIT_SECONDS", 600.0
+
+
+class WaitedInVain(UserError):
+    """What was waited for did not come; nothing was changed by waiting."""
+
+
+class Wait:
+    """One wait for ``what``; ``why`` tells what keeps it, such as the file that is being read.
+
+    Time in which this process itself stood still (stopped, suspended, in a debugger) does not count.
+    """
+
+    def __init__(self, what: str, why: Callable[[], str]):
+        self._what, self._why = what, why
+        self.seconds, self._said = 0.0, 0.0
+        self._last = time.monotonic()
+
+    def on(self) -> None:
+        """It has not come yet: call this about every ``POLL_S`` seconds.
+
+        Raises:
+            WaitedInVain: the limit is reached.
+        """
+        now = time.monotonic()
+        self.seconds, self._last = self.seconds + min(now - self._last, 2 * POLL_S), now
+        if self.seconds >= limit_s():
+            raise WaitedInVain(
+                f"{self._what} did not come in {self.seconds:.0f} s: {self._why()}. "
+                f"If it is only slow, wait longer by {LIMIT}={6 * limit_s():.0f}"
+            )
+        if self.seconds >= max(SAY_S, 2 * self._said):
+            self._said = self.seconds
+            Console(stderr=True).print(f"waiting for {self._what} since {self.seconds:.0f} s: {self._why()}")
+
+
+def limit_s() -> float:
+    """The longest wait in seconds; ``ValueError`` if the user set one that is none."""
+    given = os.environ.get(LIMIT)
+    try:
+        limit = LIMIT_S if given is None else float(given)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise UserError(f"{LIMIT} is {given!r}: it has to be a number of seconds above 0")
+    return limit
