@@ -14,6 +14,7 @@ ALLOWED = {
     "errors": set(),
     "streams": {"errors"},
     "console": {"streams"},
+    "endings": {"errors", "files"},
     "processors": set(),
     "waiting": {"errors", "console"},
     "config": set(),
@@ -26,6 +27,7 @@ ALLOWED = {
     "reid": {"errors", "console", "files", "ops", "reid"},
     "engine": {
         "errors",
+        "endings",
         "console",
         "files",
         "processors",
@@ -68,6 +70,7 @@ ALLOWED = {
     "cli": {
         "errors",
         "streams",
+        "endings",
         "console",
         "config",
         "recipes",

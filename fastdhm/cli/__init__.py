@@ -1,16 +1,19 @@
-"""The command line: finds a command's file, calls it, prints a user's mistake without a traceback.
+"""The command line: finds a command's file, calls it, and says in a sentence why it ended.
 
 A command is a line in :data:`COMMANDS` and a file here of its first word's name (dashes are underscores), which has
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 """
 
+import signal
 import sys
+import traceback
 from importlib import import_module
 
 from fastdhm import __version__
+from fastdhm.engine.signals import end_at_once, noted
 from fastdhm.errors import UserError, unknown
-from fastdhm.streams import answer, tell
+from fastdhm.streams import answer, ready_streams, settle_streams, tell
 
 COMMANDS = {
     "train": "train a network; alone, DHM on Fashion-MNIST",
@@ -72,21 +75,52 @@ def _dispatch(name: str, argv: list[str]) -> int:
     return import_module(f"fastdhm.cli.{name.replace('-', '_')}").run(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 a benchmark's check failed, 2 a user's mistake, 128 + N stopped
-    by signal N."""
-    argv = sys.argv[1:] if argv is None else argv
+def _command(argv: list[str]) -> int:
     if _asks_for_help(argv):
         answer(usage())
         return 0
     if argv[0] == "--version":
         answer(__version__)
         return 0
-    try:
-        return _dispatch(argv[0], argv[1:])
-    except (UserError, OSError) as error:
-        tell(f"fastdhm: error: {error}")
+    return _dispatch(argv[0], argv[1:])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    0: done. 1: a benchmark's check failed, or a run of a comparison. 2: something that the user or the machine can
+    mend, said in a sentence. 70: an error of ours, with the file to report. 128 + N: stopped by signal N.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    ready_streams()
+    with end_at_once():
+        try:
+            return _command(argv)
+        except (Exception, KeyboardInterrupt) as error:
+            return _ended(error, argv)
+        finally:
+            settle_streams()
+
+
+def _ended(error: BaseException, argv: list[str]) -> int:
+    """Say why a command ended; its exit status."""
+    number = noted() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+    if number and not isinstance(error, UserError):  # a library may make another exception of the signal's
+        tell(f"fastdhm: stopped by {signal.Signals(number).name}")
+        return 128 + number
+    from fastdhm.endings import cause, report_crash
+
+    why = cause(error, argv[0] if argv else "")
+    if why is not None:
+        tell(f"fastdhm: error: {why}")
+    if why is not None and not isinstance(error, RecursionError):
         return 2
-    except KeyboardInterrupt:
-        tell("fastdhm: interrupted")
-        return 130
+    path = report_crash(error, argv)
+    if why is None:
+        tell(f"fastdhm: an error of its own ended it: {' '.join(traceback.format_exception_only(error)[-1].split())}")
+    if path:
+        tell(f"fastdhm: please report it, with {path}")
+    else:
+        tell("fastdhm: please report it; no file could be written, so here is what it would hold\n")
+        tell("".join(traceback.format_exception(error)))
+    return 70

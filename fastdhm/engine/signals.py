@@ -1,29 +1,97 @@
-"""Signals that ask a run to stop, noted and obeyed between two steps."""
+"""Signals that ask a command to end: obeyed at once, or, while a run trains, noted and obeyed between two steps."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+
+TWICE = 0.2  # seconds; `timeout` and shells send the same signal to a process and to its group
+
+_noted: list[tuple[int, float]] = []  # number and time of each that counts, since the outermost context began
+_only_note: list[bool] = []  # of each context that is open, the innermost last
+
+
+class Stopped(KeyboardInterrupt):
+    """The signal ``number`` asked to end at once."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def noted() -> int | None:
+    """The first signal that came."""
+    return _noted[0][0] if _noted else None
+
+
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """Inside, a signal that asks to end raises :class:`Stopped`, so that what is open is closed; a second one kills.
+
+    A signal that was ignored when the process began stays ignored (``nohup``), and so does one whose handler was set
+    by others. Worker processes that are forked inside leave the decision to their parent.
+    """
+    with _handling(only_note=False):
+        yield
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside, SIGINT and SIGTERM are only noted; the given function tells which came. A second one acts as usual."""
-    caught: list[int] = []
+    """Inside, a signal that asks to end is only noted; the given function tells which came first.
+
+    A second one raises :class:`Stopped` at once, a third kills.
+    """
+    with _handling(only_note=True):
+        yield noted
+
+
+@contextmanager
+def _handling(*, only_note: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield lambda: None
+        yield
         return
-
-    def note(number: int, _frame: object) -> None:
-        caught.append(number)
-        restore()
-
-    def restore() -> None:
+    previous = {} if _only_note else {n: handler for n in ENDING if _is_ours(handler := signal.getsignal(n))}
+    _only_note.append(only_note)
+    for number in previous:
+        signal.signal(number, _handle)
+    try:
+        yield
+    finally:
+        _only_note.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if not _only_note:
+            _noted.clear()
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        restore()
+
+def _is_ours(handler: object) -> bool:
+    """Whether a signal does what Python has it do, which is ours to change."""
+    return handler in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _handle(number: int, _frame: object) -> None:
+    now = time.monotonic()
+    if _noted and (now - _noted[-1][1] < TWICE or number == getattr(signal, "SIGXCPU", None)):  # it comes every second
+        return
+    _noted.append((number, now))
+    before_this = len(_noted) - 1 - _only_note[-1]
+    if before_this > 0:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    elif before_this == 0:
+        raise Stopped(number)
+
+
+def _in_a_worker() -> None:
+    """What reaches the whole group of processes is their parent's to obey; SIGTERM is how a parent ends a worker."""
+    for number in ENDING:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_in_a_worker)
