@@ -69,8 +69,8 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
         write_settings(folder, comparison)
         try:
             number = _make_runs(comparison, folder, how, console)
-        except KeyboardInterrupt:  # between two runs
-            number = signal.SIGINT
+        except KeyboardInterrupt as stopped:  # between two runs
+            number = getattr(stopped, "number", signal.SIGINT)
     if number:
         console.print(f"stopped; go on with: {paste('fastdhm', 'compare', '--resume', folder)}")
         return 128 + number

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdhm.console import paste
 from fastdhm.errors import UserError
 from fastdhm.files import replacing, why_not_written
 
@@ -221,15 +220,14 @@ class Log:
 
     @contextmanager
     def _told_if_full(self) -> Iterator[None]:
-        """``UserError`` with the way to go on where the disk is full."""
+        """``UserError`` where the disk is full."""
         try:
             yield
         except OSError as error:
             reason = why_not_written(error, self.path)
             if reason is None:
                 raise
-            go_on = paste("fastdhm", "train", "--resume", self.path.parent)
-            raise UserError(f"cannot write {self.path}: {reason[0]}; mend that, then go on with: {go_on}") from error
+            raise UserError(f"cannot write {self.path}: {'; '.join(reason)}") from error
 
     def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+LEFT_ALONE = (signal.SIG_IGN, None)  # as by nohup; a handler that is not Python's
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 TWICE = 0.2  # seconds; `timeout` and shells send the same signal to a process and to its group
@@ -33,8 +34,8 @@ def noted() -> int | None:
 def end_at_once() -> Iterator[None]:
     """Inside, a signal that asks to end raises :class:`Stopped`, so that what is open is closed; a second one kills.
 
-    A signal that was ignored when the process began stays ignored (``nohup``), and so does one whose handler was set
-    by others. Worker processes that are forked inside leave the decision to their parent.
+    A signal that is ignored stays ignored (``nohup``). Worker processes that are forked inside leave the decision to
+    their parent.
     """
     with _handling(only_note=False):
         yield
@@ -55,7 +56,7 @@ def _handling(*, only_note: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    previous = {} if _only_note else {n: handler for n in ENDING if _is_ours(handler := signal.getsignal(n))}
+    previous = {} if _only_note else {n: handler for n in ENDING if (handler := signal.getsignal(n)) not in LEFT_ALONE}
     _only_note.append(only_note)
     for number in previous:
         signal.signal(number, _handle)
@@ -67,11 +68,6 @@ def _handling(*, only_note: bool) -> Iterator[None]:
             signal.signal(number, handler)
         if not _only_note:
             _noted.clear()
-
-
-def _is_ours(handler: object) -> bool:
-    """Whether a signal does what Python has it do, which is ours to change."""
-    return handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def _handle(number: int, _frame: object) -> None:

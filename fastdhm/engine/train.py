@@ -5,8 +5,8 @@ Legend: A the branches that a step computes, B batch.
 
 import dataclasses
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.console import Console, paste
 from fastdhm.data import LoadedData
 from fastdhm.data.sources import is_reid
+from fastdhm.endings import belonging_to
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import goes_by_block
 from fastdhm.engine.compiling import SwitchingCompute, when_compiled
@@ -34,7 +35,7 @@ from fastdhm.engine.graphs import GraphedStep, check_recomputed
 from fastdhm.engine.judged import TEST_SETS, judged_images, judged_on
 from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
-from fastdhm.engine.reid import HowToRank, print_result, rank_people
+from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
 from fastdhm.engine.schedule import describe_images, full_size_steps, image_side, learning_rate, mimic_scale
 from fastdhm.engine.settle import run_folder, settle
@@ -174,7 +175,8 @@ def _open_and_train(config: TrainConfig, run_dir: Path, console: Console) -> Out
     data = dataclasses.replace(data, identity=data.identity | judged)
     try:
         ordered = deterministic() if config.deterministic else nullcontext()
-        with ordered, computing_on(pick_device(config.device), deterministic=config.deterministic):
+        computing = computing_on(pick_device(config.device), deterministic=config.deterministic)
+        with ordered, computing, belonging_to(run_dir):
             return _train(config, run_dir, data, console)
     finally:
         data.close()
@@ -211,7 +213,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config), work)
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
-        with stop_signals() as stop:
+        with _telling_how_to_go_on(run_dir, console), stop_signals() as stop:
             with display, SwitchingCompute(run, log, display.print) as compute:
                 fit(run, data, compute, log, display, stop)
                 run.save()
@@ -228,9 +230,24 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         log.close()
     if not (whole and trained):
         why = "cut by max_steps" if whole else "stopped"
-        go_on = paste("fastdhm", "train", "--resume", run_dir)
-        console.print(f"{why} after step {run.at.step}; go on with: {go_on}")
+        console.print(f"{why} after step {run.at.step}, saved; go on with: {_go_on(run_dir)}")
     return outcome
+
+
+@contextmanager
+def _telling_how_to_go_on(run_dir: Path, console: Console) -> Iterator[None]:
+    """Whatever ends what is inside, a person learns how to go on; not with weights that are of no use."""
+    try:
+        yield
+    except (NonFiniteLoss, NonFiniteFeatures):
+        raise
+    except BaseException:
+        console.print(f"ended; go on from the last checkpoint with: {_go_on(run_dir)}")
+        raise
+
+
+def _go_on(run_dir: Path) -> str:
+    return paste("fastdhm", "train", "--resume", run_dir)
 
 
 def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) -> dict[str, str]:

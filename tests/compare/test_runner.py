@@ -20,10 +20,11 @@ MACHINE = "--device cpu --precision float32 --compile off --loader torch --worke
 FLAGS = ["compare", *TRAINING.split(), *MACHINE.split(), "--methods", "baseline,dhm", "--seeds", "2"]
 
 KILLED_FROM_INSIDE = """
-import os, sys
+import os, signal, sys
 from fastdhm.cli import main
 from fastdhm.engine.record import TrainingSums
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 number, left = int(sys.argv[1]), int(sys.argv[2])
 add = TrainingSums.add
 

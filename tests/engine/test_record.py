@@ -106,7 +106,7 @@ def test_a_full_disk_is_told_with_the_way_to_go_on(tmp_path):
     log = Log(tmp_path, 0, 0)
     log.file.close()
     log.file = Full()
-    with pytest.raises(UserError, match=f"cannot write .*log.jsonl: no space left; .*--resume {tmp_path}"):
+    with pytest.raises(UserError, match="cannot write .*log.jsonl: no space left; make room"):
         log.write("step", step=1, loss=1.0)
     log.close()
 

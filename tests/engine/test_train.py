@@ -21,10 +21,11 @@ HAS_FFCV = pick_kind("auto")[0] == "ffcv"
 
 
 STOPPED_FROM_INSIDE = """
-import os, sys
+import os, signal, sys
 from fastdhm.cli import main
 from fastdhm.engine.record import TrainingSums
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 number, at_step = int(sys.argv[1]), int(sys.argv[2])
 add = TrainingSums.add
 
