@@ -5,55 +5,212 @@ Legend: H height, W width.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import stat
+import struct
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from fastdhm.data.grey import GreyRange, UnknownRange, grey_of, to_8_bits
+from fastdhm.data.signatures import what_it_is
 from fastdhm.data.walk import printable
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Not all that Pillow opens: a file is no image for being PostScript, which it would run.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MAX_PIXELS = 1 << 29  # 2 GiB as Pillow holds them; its own limit is a third of that
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
-def read_image(path: str | Path) -> Image:
+_silent = False
+
+
+def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
     """The image at ``path`` as 8-bit RGB, upright: first frame, EXIF orientation applied, transparency laid on white.
 
-    Deep greyscale (16-bit, 32-bit, float) is scaled to 8 bits. A file that cannot be decoded to its end raises a
-    ``UserError`` that names it.
+    Deep greyscale (16-bit, 32-bit, float) is scaled to 8 bits by its type, or by ``grey_range``: see ``grey``. What is
+    known of it stays in ``info["grey"]``. Colour profiles are not applied. A file that cannot be decoded to its end
+    raises a ``UserError`` that names it, and so does one of more than ``$FASTDHM_MAX_PIXELS``, by default 2**29.
     """
-    from PIL import Image
-
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise OSError("not a regular file")
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(_upright(image))
-    except MemoryError:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"{printable(path)}: cannot be read: not a regular file")
+        if not status.st_size:
+            raise UserError(f"{printable(path)}: cannot be read: an empty file")
+        with open(path, "rb") as file:
+            return _read(file, str(path), grey_range)
+    except (MemoryError, UserError):
         raise
+    except UnknownRange as error:
+        raise UserError(f"{printable(path)}: {error}") from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more for a broken file.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
         raise UserError(f"{printable(path)}: not a complete image: {reason}") from error
 
 
-def to_rgb(image: Image) -> Image:
-    """8-bit RGB from any Pillow mode. White, not black, lies under transparent pixels: it is what most viewers show."""
+def silence_pillow() -> None:
+    """Show nothing of what Pillow and libtiff have to say in this process, which is to be one of our own.
+
+    It is about metadata, or about damage that is an error too; it names no file, and comes from every worker.
+    """
+    global _silent
+    _silent = True
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _to_rgb(image: Image) -> Image:
+    """8-bit RGB from any of Pillow's modes of 8 bits. White, not black, lies under transparent pixels, as most viewers
+    show them."""
     from PIL import Image
 
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image)
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    if image.mode == "LAB":
+        return _from_lab(image)
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or image.info.get("transparency") is not None
     if not has_alpha:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _read(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
+    try:
+        return _decode(file, name, grey_range)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+    file.seek(0)
+    return _decode(io.BytesIO(_without_texts(file.read())), name, grey_range)
+
+
+def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
+    with _open(file, name) as image:
+        width, height = image.size
+        limit = int(os.environ.get("FASTDHM_MAX_PIXELS") or MAX_PIXELS)
+        if width * height > limit:
+            raise UserError(
+                f"{printable(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,}: shrink it, or "
+                "set FASTDHM_MAX_PIXELS"
+            )
+        _scale_key(image)
+        grey = grey_of(image)
+        _load(image)
+        upright = _upright(image)
+        rgb = to_8_bits(upright, grey, grey_range) if grey else _to_rgb(upright)
+        rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts, profiles: nobody's business from here on
+        return rgb
+
+
+def _open(file: BinaryIO, name: str) -> Image:
+    """``Image.open`` for the formats that count, without its limit of pixels, which is the whole process's."""
+    from PIL import Image
+
+    head, reason = file.read(256), None
+    for format_name in _formats():
+        factory, accept = Image.OPEN[format_name]
+        answer = accept(head[:16])
+        if isinstance(answer, str):  # known, but this Pillow was built without it
+            reason = answer
+        elif answer:
+            try:
+                return _made(factory, file)
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                reason = f"{format_name}: {error}"
+    raise UserError(f"{printable(name)}: not a complete image: {reason or what_it_is(head)}")
+
+
+def _made(factory: Callable, file: BinaryIO) -> Image:
+    """By its name a file would be mapped, which makes noise of TIFFs that lie on their side: it is not given."""
+    from PIL import Image
+
+    file.seek(0)
+    try:
+        return factory(file, "")
+    except Image.DecompressionBombError:
+        file.seek(0)
+        with _without_limit():
+            return factory(file, "")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _load(image: Image) -> None:
+    """Decode without Pillow's limit of pixels, which some formats ask about again, and without libtiff's messages."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    large = limit is not None and image.width * image.height > limit
+    with (
+        _without_limit() if large else contextlib.nullcontext(),
+        _without_stderr() if _silent and image.format == "TIFF" else contextlib.nullcontext(),
+    ):
+        image.load()
+
+
+@contextlib.contextmanager
+def _without_limit() -> Iterator[None]:
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _scale_key(image: Image) -> None:
+    """Bring the transparent colour of a PNG, which counts in the file's own bits, to the 8 bits of its pixels.
+
+    Of 16 bits a channel Pillow keeps the high byte alone, so that no more of the colour can be compared.
+    """
+    key = image.info.get("transparency")
+    rawmode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    if isinstance(key, int) and image.mode == "L":
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1)
+    elif isinstance(key, tuple) and "16" in rawmode:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, of which Pillow takes a MiB each: they say nothing about pixels."""
+    kept, at = [data[:8]], 8
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if data[at + 4 : at + 8] not in PNG_TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _upright(image: Image) -> Image:
@@ -65,14 +222,8 @@ def _upright(image: Image) -> Image:
         return image
 
 
-def _from_deep_grey(image: Image) -> Image:
-    """Pillow clips these modes at 255 when it converts them; keep the high byte instead."""
-    import numpy as np
-    from PIL import Image
+def _from_lab(image: Image) -> Image:
+    from PIL import ImageCms
 
-    grey_HW = np.asarray(image)
-    if image.mode == "F":
-        grey_HW = np.nan_to_num(grey_HW) * (255 if np.nanmax(grey_HW, initial=0) <= 1 else 1)
-    elif grey_HW.max(initial=0) > 255:
-        grey_HW = grey_HW.astype(np.int64) >> 8
-    return Image.fromarray(np.clip(grey_HW, 0, 255).astype(np.uint8)).convert("RGB")
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
