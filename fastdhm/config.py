@@ -136,7 +136,8 @@ class TrainConfig:
     batch_size: int = 128
     """Images per optimizer step."""
     accumulate: int = 1
-    """Parts a batch is cut into, computed one after the other, to save memory; the batch stays the same size."""
+    """Parts a batch is cut into, computed one after the other, to save memory; the batch stays the same size. Batch
+    norm takes each part's own statistics and moves the running ones once a part."""
     activation_checkpointing: bool = False
     """Drop most activations and compute them again in the backward pass, to the same bits: a third more computing, for
     networks so deep that their activations do not fit."""

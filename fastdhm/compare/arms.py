@@ -14,8 +14,8 @@ from fastdhm.methods import METHODS
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 # What the comparison sets for each run itself.
 OWN_FIELDS = ("run_dir", "seed", "method")
-OF_MIMICKING = ("direction", "sampler", "sample_every", "keep_prob", "branch_sets")
-OF_BRANCHES = ("grad_cosine",)
+OF_MIMICKING = ("direction", "sampler", "sample_every", "keep_prob", "branch_sets", "mimic_weight")
+OF_BRANCHES = ("grad_cosine", "ce_weight")
 SEED_PARTS = re.compile(r"[\s,]+")
 
 # The paper's value of a metric: mean and, where it states one, standard deviation.

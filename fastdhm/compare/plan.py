@@ -1,15 +1,17 @@
 """Which runs a comparison is made of: from the user's methods, or from a table of the paper, shrunk as asked."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fastdhm import models
-from fastdhm.compare.arms import Arm, Variant, changed, fitting, folder_name, make_config
+from fastdhm.compare.arms import OF_BRANCHES, OF_MIMICKING, Arm, Variant, changed, fitting, folder_name, make_config
 from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources import is_reid
+from fastdhm.engine.schedule import describe_falls
 from fastdhm.errors import UserError, unknown
 from fastdhm.recipes import recipe, warm_up
 
@@ -50,19 +52,23 @@ class Comparison:
         if alone and self.reference is None:
             return alone[0]
         if self.reference is not None:
-            arms = [arm for arm in arms if self.reference in (arm.name, arm.label, arm.config.method)] or arms
-        return next((arm for arm in arms if arm.name.endswith("baseline")), arms[0])
+            named = [arm for arm in arms if self.reference in (arm.name, arm.label)]
+            arms = named or [arm for arm in arms if self.reference == arm.config.method] or arms
+            return arms[0]
+        trunks = [arm for arm in arms if arm.config.method == "baseline" and arm.config.only_branch in (None, "B0")]
+        return next((arm for arm in trunks if arm.name.endswith("baseline")), (trunks or arms)[0])
 
 
 def compare_methods(
     variants: list[Variant], seeds: tuple[int, ...], given: dict[str, Any], reference: str | None = None
 ) -> Comparison:
     """A comparison of ``variants`` on one data set and network; ``given`` are the values set for all runs."""
-    arms = []
+    arms, set_by_name = [], {}
     for variant in variants:
         values = fitting(variant.method, given) | {"method": variant.method} | variant.changes
         config = make_config(with_recipe(values) | values)
         arms.append(Arm(name=folder_name(variant.name), label=variant.name, config=config))
+        set_by_name[arms[-1].name] = variant.changes
     if reference is not None and reference not in {name for arm in arms for name in (arm.name, arm.label)}:
         raise unknown("reference", reference, [arm.label for arm in arms])
     first = arms[0].config
@@ -70,6 +76,8 @@ def compare_methods(
     arms, notes = _beside_the_paper(arms, metrics)
     size = f", {first.subset:,} training images" if first.subset else ""
     title = f"{dataset_name(first.dataset)}, {first.arch}, {first.epochs} epochs{size}"
+    papers = {arm.name: entry for arm in arms if (entry := known(arm.config, metrics))}
+    notes += beside_the_method(arms, set_by_name, papers)
     return Comparison(
         title=title, table=None, metrics=metrics, arms=tuple(arms), seeds=seeds, reference=reference,
         notes=(*notes, *_warnings(arms)),
@@ -78,12 +86,20 @@ def compare_methods(
 
 def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """The recipe that ``values`` of a run ask for, as ``fastdhm train`` takes it."""
+    base = recipe_alone(values)
+    return base | scaled_rate(base | values)
+
+
+def recipe_alone(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe for the data set, network, method and preset of a run."""
     usual = TrainConfig()
     dataset, preset = (values.get(name, getattr(usual, name)) for name in ("dataset", "preset"))
-    base = recipe(dataset, values.get("arch"), values["method"], preset)
-    if values.get("scale_lr"):
-        base |= warm_up(base | values, values.get("epochs", base["epochs"]))
-    return base
+    return recipe(dataset, values.get("arch"), values["method"], preset)
+
+
+def scaled_rate(values: dict[str, Any]) -> dict[str, Any]:
+    """What a run of ``values`` needs where its learning rate is scaled: a warm-up, for as long as the run is."""
+    return warm_up(values, values["epochs"]) if values.get("scale_lr") else {}
 
 
 def _beside_the_paper(arms: list[Arm], metrics: tuple[str, ...]) -> tuple[list[Arm], list[str]]:
@@ -118,15 +134,57 @@ def _who(names: list[str], arms: list[Arm]) -> str:
     return ", ".join([*whole, *rest])
 
 
+def beside_the_method(arms: list[Arm], set_by_name: dict[str, dict], papers: dict[str, Entry]) -> list[str]:
+    """In what arms of a group differ beside the method, with the values: a difference between them is then of both.
+
+    What a variant sets by its own name (``set_by_name``) is what it is there for, against one of the same method. What
+    only mimicking has, and branches against a network without any, is the method; sets of branches drawn anew each step
+    are not, against a method that computes all of them.
+    """
+    notes = []
+    for group in dict.fromkeys(arm.group for arm in arms):
+        members = [arm for arm in arms if arm.group == group]
+        found: dict[str, None] = {}
+        for one, other in itertools.combinations(members, 2):
+            found |= dict.fromkeys(_confounds(one, other, set_by_name))
+        for name in found:
+            values: dict[str, list[str]] = {}
+            for arm in members:
+                values.setdefault(str(getattr(arm.config, name)), []).append(arm.name)
+            text = " and ".join(f"{value} for {', '.join(labels)}" for value, labels in values.items())
+            entries = [papers.get(arm.name) for arm in members]
+            same = all(
+                e and getattr(e.config, name) == getattr(a.config, name) for a, e in zip(members, entries, strict=True)
+            )
+            where = f" of {group}" * bool(group)
+            notes.append(
+                f"the methods{where} differ in more than the method, and so do their results: {name} is {text}"
+                + ", as in the paper" * same
+            )
+    return notes
+
+
+def _confounds(one: Arm, other: Arm, set_by_name: dict[str, dict]) -> list[str]:
+    """The values in which two arms differ, beside the method and what each sets by its own name."""
+    free, methods = ["method", "only_branch", *OF_MIMICKING], {one.config.method, other.config.method}
+    if len(methods) == 1:
+        free += [*set_by_name.get(one.name, ()), *set_by_name.get(other.name, ())]
+    if "baseline" in methods:
+        free += ["branches", *OF_BRANCHES]
+    elif len(methods) > 1 and "structural" in (one.config.sampler, other.config.sampler):
+        free.remove("sampler")
+    return [text.partition(":")[0] for text in changed(one.config, other.config) if text.partition(":")[0] not in free]
+
+
 def _warnings(arms: list[Arm]) -> list[str]:
     """What makes any result doubtful."""
-    config = arms[0].config
-    if config.schedule == "step" and config.milestones and config.milestones[0] >= config.epochs:
-        return [
-            f"the learning rate never falls: the first milestone is epoch {config.milestones[0]:g}, and the runs have "
-            f"{config.epochs} epochs"
-        ]
-    return []
+    said = {arm.name: describe_falls(arm.config.schedule, arm.config.milestones, arm.config.epochs) for arm in arms}
+    texts = dict.fromkeys(text for text in said.values() if text)
+    return [
+        text
+        + ("" if all(said.values()) and len(texts) == 1 else f" ({_who([n for n in said if said[n] == text], arms)})")
+        for text in texts
+    ]
 
 
 def reproduce_table(
@@ -157,6 +215,9 @@ def reproduce_table(
     arms, notes = _table_notes(arms, origins)
     what = " and ".join(dict.fromkeys(f"{arm.config.arch} on {dataset_name(arm.config.dataset)}" for arm in arms))
     title = table.title + (f"; here {what}, shrunk or changed, see notes" if notes else "")
+    set_by_name = {arm.name: entry.changes for arm, entry in zip(arms, origins, strict=True)}
+    papers = {arm.name: entry for arm, entry in zip(arms, origins, strict=True) if arm.paper}
+    notes += beside_the_method(arms, set_by_name, papers)
     seeds = seeds or tuple(range(table.seeds))
     if len(seeds) != table.seeds:
         paper = f"the paper has {table.seeds}" if table.seeds > 1 else "the paper does not say how many it has"
@@ -222,7 +283,7 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
     """
     given = fitting(entry.method, given)
     dataset, arch = given.get("dataset", entry.dataset), given.get("arch", entry.arch)
-    values = with_recipe(given | {"dataset": entry.dataset, "arch": arch, "method": entry.method})
+    values = recipe_alone(given | {"dataset": entry.dataset, "arch": arch, "method": entry.method})
     if dataset != entry.dataset:
         there = recipe(dataset, arch, entry.method)
         values |= {"dataset": dataset} | {name: there[name] for name in OF_THE_DATA if name in there}
@@ -235,7 +296,8 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
         frozen = min(round(values.get("freeze_epochs", 0) * factor), epochs - 1)
         scaled["milestones"] = tuple(round(at * factor, 4) for at in values.get("milestones", ()))
         values |= scaled | {"epochs": epochs, "freeze_epochs": frozen}
-    return values | entry.changes | given
+    own = entry.changes | given
+    return values | scaled_rate(values | own) | own
 
 
 def _table_notes(arms: list[Arm], origins: list[Entry]) -> tuple[list[Arm], list[str]]:

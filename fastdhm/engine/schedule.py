@@ -34,6 +34,16 @@ def learning_rate(
     return lr * (1 + math.cos(math.pi * progress)) / 2
 
 
+def describe_falls(schedule: str, milestones: tuple[float, ...], epochs: int) -> str:
+    """For a person: the milestone that a run ends before; nothing where it comes to all of them."""
+    late = [at for at in milestones if at >= epochs]
+    if schedule != "step" or not late:
+        return ""
+    reached = milestones[: -len(late)]
+    falls = f"falls no more after epoch {reached[-1]:g}: the next" if reached else "never falls: the first"
+    return f"the learning rate {falls} milestone is epoch {late[0]:g}, and the run has {epochs} epochs"
+
+
 def mimic_scale(epoch: float, mimic_warmup: float) -> float:
     """The factor of the mimicking weights at the time ``epoch``: from 0 to 1 over ``mimic_warmup`` epochs, linearly."""
     return min(1.0, epoch / mimic_warmup) if mimic_warmup > 0 else 1.0

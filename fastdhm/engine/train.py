@@ -37,7 +37,14 @@ from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
-from fastdhm.engine.schedule import describe_images, full_size_steps, image_side, learning_rate, mimic_scale
+from fastdhm.engine.schedule import (
+    describe_falls,
+    describe_images,
+    full_size_steps,
+    image_side,
+    learning_rate,
+    mimic_scale,
+)
 from fastdhm.engine.settle import run_folder, settle
 from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.step import make_step
@@ -276,13 +283,21 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
     images = describe_images(config.epochs, run.side, config.progressive)
+    falls = describe_falls(config.schedule, config.milestones, config.epochs)
+    falls += "; --milestones sets others" * bool(falls)
+    left_out = data.train.num_samples % config.batch_size
+    whole = f", {left_out:,} of them in no batch of an epoch, others each time" * bool(left_out)
+    if config.accumulate > 1:
+        rate += f", in {config.accumulate} parts of {config.batch_size // config.accumulate} images, each with batch "
+        rate += "statistics of its own, which move the running ones"
     grown = {"branches": str(run.model.summary)} if isinstance(run.model, models.AttachedModel) else {}
     return {
-        "data": f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
+        "data": f"{config.dataset}: {train}{whole} and {val}, {len(data.classes)} classes, {config.loader} loader"
         + corrupt * (config.corrupt_labels > 0),
         "network": f"{config.arch}, parameters: {sizes}{begun}",
         **grown,
         **({"images": images} if images else {}),
+        **({"schedule": falls} if falls else {}),
         "method": f"{method_name(config)}, {steps}{rate}{start}",
         "machine": ", ".join(machine),
         "run": str(run.dir),

@@ -44,7 +44,8 @@ def test_table_1_is_seven_networks_by_three_methods_and_five_seeds():
 def test_every_table_expands(name, arms, seeds, metrics):
     table = reproduce_table(name, {})
     assert (len(table.arms), len(table.seeds), table.metrics) == (arms, seeds, metrics)
-    assert not table.notes, "the paper's own runs are said not to be the paper's"
+    said = [note for note in table.notes if not note.startswith("the methods")]
+    assert not said, "the paper's own runs are said not to be the paper's"
     for arm in table.arms:
         assert all(len(numbers) == len(metrics) for numbers in arm.paper.values())
         assert all(place.branch in arm.paper for place in arm.places)
@@ -128,7 +129,10 @@ def test_a_plain_comparison_takes_the_recipe_and_the_papers_numbers():
 def test_a_plain_comparison_with_a_changed_recipe_says_so():
     given = {"dataset": "cifar100", "arch": "resnet32", "epochs": 16}
     notes = " ".join(compare_methods(METHODS, (0,), given).notes)
-    assert "epochs: 164 -> 16" in notes and "learning rate never falls: the first milestone is epoch 81" in notes
+    assert (
+        "epochs: 164 -> 16" in notes
+        and "learning rate never falls: the first milestone is epoch 81, and the run has 16" in notes
+    )
 
 
 def test_variants_of_the_paper_are_known_as_such():
@@ -198,3 +202,50 @@ def test_a_table_with_a_branch_that_the_network_lacks_is_refused(arch):
     with pytest.raises(UserError, match=rf"table 4 .* branch B3, which {arch} does not have \(it has B1, B2\)"):
         reproduce_table("4", shrunk)
     assert len(reproduce_table("4", shrunk, rows=("B0", "B0 + B1 + B2")).arms) == 2
+
+
+def test_a_shrunk_table_scales_its_warm_up_once():
+    """Two epochs of 40, a twentieth, and not a quarter of that again."""
+    made = configs(reproduce_table("1", {"epochs": 40, "batch_size": 512, "scale_lr": True}, rows=("resnet32",)))
+    config = made["resnet32-dhm"]
+    assert (config.warmup_epochs, config.warmup_lr, config.peak_lr) == (2.0, 0.1, 0.4)
+    deep = {"epochs": 41, "batch_size": 512, "scale_lr": True}  # has a warm-up of its own, which is scaled
+    assert configs(reproduce_table("1", deep, rows=("resnet110",)))["resnet110-dhm"].warmup_epochs == 0.25
+    given = {"epochs": 40, "batch_size": 512, "scale_lr": True, "warmup_epochs": 3.0}
+    assert configs(reproduce_table("1", given, rows=("resnet32",)))["resnet32-dhm"].warmup_epochs == 3.0
+
+
+def test_what_methods_differ_in_beside_the_method_is_said():
+    shallow = compare_methods(METHODS, (0,), {"dataset": "imagenet", "arch": "resnet18"})
+    assert shallow.notes == (
+        "the methods differ in more than the method, and so do their results: crop is scale for baseline, dsl and "
+        "shift for dhm, as in the paper",
+    )
+    fast = compare_methods(METHODS, (0,), {"dataset": "synthetic", "preset": "fast"})
+    assert "sampler is binary for baseline, dsl and structural for dhm" in " ".join(fast.notes)
+    assert not compare_methods(METHODS[::2], (0,), {"dataset": "synthetic", "preset": "fast"}).notes, "no branches"
+    warmer = [METHODS[0], Variant("warm", "dhm", {"lr": 0.2})]
+    assert "lr is 0.1 for baseline and 0.2 for warm" in " ".join(compare_methods(warmer, (0,), {}).notes)
+
+
+def test_a_variant_against_its_own_method_is_what_it_says_it_is():
+    rates = [METHODS[2], Variant("warm", "dhm", {"lr": 0.2}), Variant("down", "dhm", {"direction": "top-down"})]
+    assert not compare_methods(rates, (0,), {"dataset": "synthetic"}).notes
+    deeper = [METHODS[2], Variant("wide", "dhm", {"arch": "wrn-16-8"})]
+    said = " ".join(compare_methods(deeper, (0,), {"dataset": "cifar100", "arch": "resnet32"}).notes)
+    assert "weight_decay is 0.0001 for dhm and 0.0005 for wide" in said and "arch is" not in said.split("methods")[1]
+
+
+def test_weights_of_what_the_baseline_lacks_are_given_to_the_others():
+    made = configs(compare_methods(METHODS, (0,), {"mimic_weight": 0.5, "ce_weight": 2.0}))
+    assert [made[name].mimic_weight for name in ("baseline", "dsl", "dhm")] == [1, 1, 0.5]
+    assert [made[name].ce_weight for name in ("baseline", "dsl", "dhm")] == [1, 2, 2]
+
+
+def test_the_reference_is_a_baseline_by_its_method_and_not_by_its_name():
+    named = [Variant("plain", "baseline", {}), METHODS[2], Variant("not-baseline", "dsl", {})]
+    assert compare_methods(named, (0,), {}).reference_of("").name == "plain"
+    alone = [Variant("alone", "baseline", {"only_branch": "B1"}), *named]
+    assert compare_methods(alone, (0,), {}).reference_of("").name == "plain"
+    several = [Variant("x", "dhm", {"lr": 0.2}), *METHODS]
+    assert compare_methods(several, (0,), {}, "dhm").reference_of("").name == "dhm"

@@ -2,7 +2,14 @@
 
 import pytest
 
-from fastdhm.engine.schedule import describe_images, full_size_steps, image_side, learning_rate, mimic_scale
+from fastdhm.engine.schedule import (
+    describe_falls,
+    describe_images,
+    full_size_steps,
+    image_side,
+    learning_rate,
+    mimic_scale,
+)
 
 
 def test_step_is_the_papers_cifar_schedule():
@@ -71,3 +78,11 @@ def test_a_step_counts_as_many_full_ones_as_it_has_pixels():
 def test_how_images_grow_is_said(progressive, said):
     assert describe_images(3, 28, progressive).startswith(said)
     assert bool(describe_images(3, 28, progressive)) == bool(said)
+
+
+def test_milestones_that_a_run_ends_before_are_told():
+    short = "the learning rate never falls: the first milestone is epoch 81, and the run has 40 epochs"
+    assert describe_falls("step", (81, 122), 40) == short
+    once = "the learning rate falls no more after epoch 81: the next milestone is epoch 122, and the run has 100 epochs"
+    assert describe_falls("step", (81, 122), 100) == once
+    assert not describe_falls("step", (81, 122), 164) and not describe_falls("cosine", (81, 122), 40)
