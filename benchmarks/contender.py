@@ -4,7 +4,8 @@ Legend: A the branches that a step computes, B batch, C channels, H height, W wi
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from fastdhm.data.loaders import Batch
 from fastdhm.data.sources import is_reid
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
+from fastdhm.engine.graphs import GraphedStep
 from fastdhm.engine.run import Run
 from fastdhm.engine.settle import settle
 from fastdhm.engine.step import make_step
@@ -48,7 +50,7 @@ def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size:
 
 
 def recipe_config(dataset: str, arch: str | None, method: str, preset: str = "paper", **given) -> TrainConfig:
-    """A run by the data set's recipe, settled; what is ``given`` and not None overrides it. Nothing is compiled.
+    """A run by the data set's recipe, settled; what is ``given`` and not None overrides it. ``compile`` is off if not.
 
     Raises:
         ValueError: a value that cannot be, or people: what the engine does for them, the reference does not do.
@@ -89,7 +91,23 @@ class Engine:
         self.compiled, _ = pick_compile(config.compile, self.run.device, LONG_RUN, self.run.model)
         compute = computes(self.run, self.compiled)
         self.step = make_step(self.run, compute)
+        if config.cuda_graphs:
+            self.step = GraphedStep(self.step, form=lambda: None)
+        if self.run.device.type == "cuda":
+            self.run.num_samples = config.batch_size  # as in training, an epoch's draws are made at its beginning
         self.run.begin_epoch()
+
+    @contextmanager
+    def captured(self, rewind: Callable[[], None]) -> Iterator[None]:
+        """Inside, a step that is captured is so from the first on, as ``rewind`` has taken those that come before.
+
+        The graph is dropped at the end: in it is what held inside.
+        """
+        if isinstance(self.step, GraphedStep):
+            rewind()
+        yield
+        if isinstance(self.step, GraphedStep):
+            self.step = GraphedStep(self.step.step, self.step.form, self.step.graphs)
 
     def train(self, batch: Batch, mimic_scale: float = 1.0, side: int | None = None) -> Tensor:
         """One step on a batch, its numbers added to the run's sums; the loss, on the device.

@@ -19,6 +19,7 @@ def joules(run: Callable[[], object], calls: int, device: torch.device, powercap
     meter = _nvml(device) if device.type == "cuda" else _rapl(powercap)
     if meter is None:
         return None
+    wait_for(device)
     before = meter()
     for _ in range(calls):
         run()

@@ -33,7 +33,7 @@ from fastdhm.engine.run import open_data
 from fastdhm.engine.timer import Timer
 
 MARKS = {"reference over fastdhm": ("reference", "fastdhm")}
-SETTINGS = ("dataset", "arch", "method", "batch_size", "loader", "precision", "workers")
+SETTINGS = ("dataset", "arch", "method", "batch_size", "loader", "precision", "workers", "compile")
 
 
 @dataclass
@@ -83,6 +83,8 @@ def bench(
     config = recipe_config(
         dataset, arch, method, batch_size=batch_size, data_dir=data_dir, precision=precision, progressive=0.0,
         workers=pick_workers(workers, frame.device), device=str(frame.device),
+        # as in a long run; done in the epoch that warms up
+        compile="auto" if frame.device.type == "cuda" else "off",
     )  # fmt: skip
     with frame.measuring(), closing(open_data(config, frame.console)) as data:
         comparison, sides = measure(frame, config, data, max_steps)

@@ -7,7 +7,7 @@ frame.measuring()``, and ends in :meth:`Frame.conclude`; the rest of the file is
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from fastdhm import processors
 from fastdhm.benchmarks import harness, machine, report
 from fastdhm.benchmarks.harness import Comparison, Peer
 from fastdhm.console import Console
-from fastdhm.engine.device import pick_device
+from fastdhm.engine.device import computing_on, pick_device
 from fastdhm.errors import UserError, unknown
 
 
@@ -66,8 +66,8 @@ class Frame:
         is told."""
         report.check_folder(self.out)
         report.print_machine(self.console, self.machine)
-        there = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with harness.threads(self.threads), there:  # clocks and counters of memory are the current device's
+        # clocks and counters of memory are the current device's
+        with harness.threads(self.threads), computing_on(self.device):
             yield
 
     def say(self, text: str) -> None:

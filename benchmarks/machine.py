@@ -1,7 +1,10 @@
 """What a benchmark ran on: hardware, versions, and how busy the machine was."""
 
+import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,16 +25,51 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        **(_cuda(device) if device.type == "cuda" else {}),
         "fastdhm": __version__,
         "extension": _extension.reason() or "built",
         "load_average": round(os.getloadavg()[0], 2),
     }
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside, float32 on CUDA is TF32 in convolutions and matrix products, or in neither; torch's default is mixed."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 def wait_for(device: torch.device) -> None:
     """Until the device has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _cuda(device: torch.device) -> dict[str, object]:
+    """What else decides the speed of a GPU, and what float32 means on it."""
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": _version("triton"),
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "gpu_gib": round(found.total_memory / 2**30, 1),
+        "tf32": {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def busy(load_average: float, processors: int, threads: int) -> str | None:

@@ -21,6 +21,7 @@ from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
 from fastdhm.engine.device import give_back_freed_memory
+from fastdhm.engine.graphs import WARM_UP
 from fastdhm.engine.run import build_model
 from fastdhm.errors import UserError
 
@@ -82,11 +83,23 @@ class Yard:
         """What is wrong with an engine that stands at the weights to start from, or None; it takes its steps."""
         active, weights_AA = engine.run.sample()
         engine.run.set_learning_rate(LR)
-        terms = [engine.step(self.image_BCHW, self.target_B, weights_AA, active)[1] for _ in range(STEPS)]
+        given = (self.image_BCHW, self.target_B, weights_AA, active)
+        with machine.tf32(False), engine.captured(lambda: self._rewind(engine, given)):
+            # a captured step's results are overwritten by its next replay
+            terms = [engine.step(*given)[1].clone() for _ in range(STEPS)]
         present_AA = weights_AA != 0
         taken = Taken(terms[0][present_AA].double().cpu(), _state(engine.run.model))
         precision = engine.run.precision
         return verdict(self._errors(taken), self._yardstick(precision), precision)
+
+    def _rewind(self, engine: Engine, given: tuple) -> None:
+        """Put an engine whose step was captured by now back to where it began, in the memory that its graph reads."""
+        for _ in range(WARM_UP + 1):
+            engine.step(*given)
+        engine.run.model.load_state_dict(self.model.state_dict())
+        for state in engine.run.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
 
     def judge_reference(self) -> str | None:
         """What is wrong with the reference, or None: it must be float32's own distance from float64."""
@@ -105,7 +118,8 @@ class Yard:
         autocast = precision if precision != dtype else torch.float32
         reference = Reference(model, self.config, self.device, precision=autocast)
         image_BCHW = self.image_BCHW.to(dtype).contiguous(memory_format=layout)
-        logged = [reference.step(image_BCHW, self.target_B) for _ in range(STEPS)]
+        with machine.tf32(False):  # float32 is judged as such, not by which layouts cuDNN has TF32 for
+            logged = [reference.step(image_BCHW, self.target_B) for _ in range(STEPS)]
         terms = [value for name, value in logged[0].items() if "->" in name]
         return Taken(torch.tensor(terms, dtype=torch.float64), _state(reference.network))
 

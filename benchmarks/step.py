@@ -7,7 +7,8 @@ Peers, each a whole step from a batch to the updated weights:
 - ``baseline``   the engine's step without branches or mimicking: what DHM costs within the same engine;
 - ``autocast``   the reference in the engine's number format and channels last, where that is not float32: what these
                  two give alone;
-- ``eager``      the engine without torch.compile, where it compiles.
+- ``eager``      the engine without torch.compile, where it compiles;
+- ``graphed``    the engine with its step as a CUDA graph, on a GPU.
 
 All run in one process, so what the engine sets for it (that the C library keeps freed memory) the reference has too.
 
@@ -15,6 +16,7 @@ Legend: B batch, C channels, H height, W width.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,12 +35,15 @@ from fastdhm.data.loaders import Batch
 from fastdhm.errors import UserError
 
 MAX_SECONDS = 240  # of the rounds of one comparison
-ENERGY_STEPS = 5
+ENERGY_STEPS, ENERGY_SECONDS = 5, 2.0  # at least so many steps, on a GPU for so long: its counter moves slowly
+GPU_SAMPLE_SECONDS = 0.1  # several steps, as the host runs ahead of a GPU in training
 MARKS = {
     "reference over fastdhm": ("reference", "fastdhm"),
     "autocast over fastdhm": ("autocast", "fastdhm"),
     "fastdhm over baseline": ("fastdhm", "baseline"),
     "eager over compiled": ("eager", "fastdhm"),
+    "reference over graphed": ("reference", "graphed"),
+    "fastdhm over graphed": ("fastdhm", "graphed"),
 }
 
 
@@ -96,7 +101,9 @@ def measure(frame: Frame, config: TrainConfig, smoothing: float) -> tuple[Compar
     label = f"{config.arch} {config.method} {height}x{width} batch {config.batch_size}"
     frame.say(f"\n{label}: checking the steps against float64")
     peers = make_peers(frame, config, num_classes, smoothing)
-    comparison = frame.compare(label, peers, max_seconds=MAX_SECONDS)
+    on_gpu = frame.device.type == "cuda"
+    sample = {"min_sample_seconds": GPU_SAMPLE_SECONDS} if on_gpu else {}
+    comparison = frame.compare(label, peers, max_seconds=MAX_SECONDS, **sample)
     macs = models.inventory(config.arch, num_classes, (height, width), _branches(config)).branches
     right = {peer.name: peer.run for peer in peers if comparison.results[peer.name].failure is None}
     formats = dict.fromkeys((torch.float32, getattr(torch, config.precision)))
@@ -110,7 +117,8 @@ def measure(frame: Frame, config: TrainConfig, smoothing: float) -> tuple[Compar
         },
         "peak_mib": {name: result.peak_bytes / report.MIB for name, result in comparison.results.items()},
         "joules": {
-            name: energy.joules(run, ENERGY_STEPS, frame.device) or energy.NOT_TOLD for name, run in right.items()
+            name: energy.joules(run, _energy_steps(comparison, name, on_gpu), frame.device) or energy.NOT_TOLD
+            for name, run in right.items()
         },
         "profile_ms": {
             name: breakdown.profile_step(right[name], frame.device)
@@ -122,16 +130,24 @@ def measure(frame: Frame, config: TrainConfig, smoothing: float) -> tuple[Compar
     return comparison, extra
 
 
+def _energy_steps(comparison: Comparison, name: str, on_gpu: bool) -> int:
+    return max(ENERGY_STEPS, on_gpu * math.ceil(1e3 * ENERGY_SECONDS / comparison.median_ms(name)))
+
+
 def make_peers(frame: Frame, config: TrainConfig, num_classes: int, smoothing: float) -> list[Peer]:
     """Every peer, ``fastdhm`` first; each has been judged by :class:`Yard` and stands some steps into a run."""
     yard = Yard(config, num_classes)
     if yard.images < config.batch_size:
         frame.say(f"checked on {yard.images} of {config.batch_size} images, which is what float64 has memory for")
     batch = random_batch(config, num_classes)
+    image_BCHW, target_B = _float_images(config, batch)
+    if frame.device.type == "cuda":  # where the loaders of a run have it when its step begins
+        batch = Batch(*(part.to(frame.device) for part in (batch.image_BHWC, batch.target_B, batch.index_B)))
     engine = yard.engine(config)
     peers = [_engine_peer("fastdhm", engine, yard, batch)]
+    if frame.device.type == "cuda":
+        peers.append(_engine_peer("graphed", yard.engine(dataclasses.replace(config, cuda_graphs=True)), yard, batch))
     reference = yard.reference(smoothing=smoothing)
-    image_BCHW, target_B = _float_images(config, batch)
     peers.append(_reference_peer("reference", reference, image_BCHW, target_B, yard.judge_reference()))
     if config.method != "baseline":
         plain = dataclasses.replace(config, method="baseline")

@@ -26,6 +26,14 @@ CPU = torch.device("cpu")
         (["aten::copy_", "Optimizer.step#SGD.step"], breakdown.OPTIMIZER),
         (["aten::copy_", "aten::_to_copy", "aten::to", "aten::conv2d"], breakdown.COPIES),
         (["aten::index_select"], breakdown.OTHER),
+        (["aten::convolution", "## Call CompiledFxGraph abc ##", "Torch-Compiled Region: 0/0"], breakdown.CONVOLUTION),
+        (
+            ["aten::cudnn_convolution", "CompiledFunctionBackward", "evaluate_function: CompiledFunctionBackward"],
+            breakdown.CONVOLUTION,
+        ),
+        (["triton_poi_fused_convolution_relu_0", "Torch-Compiled Region: 0/0"], breakdown.NORM),
+        (["fastdhm::mimic_loss", "Torch-Compiled Region: 0/0"], breakdown.LOSS),
+        (["aten::empty_strided", "Torch-Compiled Region: 0/0"], breakdown.NORM),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

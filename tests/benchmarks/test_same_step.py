@@ -9,6 +9,7 @@ from fastdhm import models
 from fastdhm.benchmarks import contender, same_step
 from fastdhm.benchmarks.contender import make_config
 from fastdhm.benchmarks.same_step import Errors, Yard, images_that_fit, verdict
+from fastdhm.engine.graphs import GraphedStep
 from fastdhm.errors import UserError
 
 K = 10
@@ -25,6 +26,31 @@ def test_the_engine_is_right(method, precision):
     engine = judge.engine(judge.config)
     assert judge.judge_engine(engine) is None
     assert engine.compiled is False
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_captured_step_is_judged_by_its_replays(wrong):
+    """A graph stands in: a captured function runs again on the very tensors that it was captured with."""
+    judge, replays = yard(), []
+    engine = judge.engine(judge.config)
+    take = engine.step
+
+    class Graphs:
+        def warm_up(self, function):
+            return function()
+
+        def capture(self, function):
+            def replay():
+                replays.append(function)
+                loss, terms, correct = function()
+                return loss, terms * (1.01 if wrong else 1), correct
+
+            return replay
+
+    engine.step = GraphedStep(take, lambda: None, Graphs())
+    fault = judge.judge_engine(engine)
+    assert len(replays) == same_step.STEPS + 1 and (fault is not None) is wrong
+    assert engine.step.step is take and not engine.step.captured, "what was captured without TF32 is not timed"
 
 
 def test_the_reference_is_right():
