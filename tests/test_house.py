@@ -20,12 +20,14 @@ ALLOWED = {
     "config": set(),
     "recipes": {"errors"},
     "files": {"errors"},
+    "typed_yaml": {"errors"},
     "methods": {"errors", "ops"},
     "ops": {"errors", "ops", "kernels", "_C"},
     "models": {"errors", "console", "files", "models"},
     "data": {"errors", "console", "files", "processors", "waiting", "ops", "data"},
     "reid": {"errors", "console", "files", "ops", "reid"},
     "engine": {
+        "typed_yaml",
         "errors",
         "endings",
         "console",
@@ -55,6 +57,7 @@ ALLOWED = {
         "__version__",
     },
     "compare": {
+        "typed_yaml",
         "errors",
         "console",
         "files",
@@ -68,6 +71,7 @@ ALLOWED = {
         "__version__",
     },
     "cli": {
+        "typed_yaml",
         "errors",
         "streams",
         "endings",

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, unknown
+from fastdhm.typed_yaml import read_yaml
 
 OWN = (
     "out", "resume", "methods", "variants", "seeds", "table", "rows", "reference", "score", "confidence", "dry_run",
@@ -153,11 +152,8 @@ def _from_file(parser: Parser, path: Path):
     from fastdhm.compare.arms import Variant, check_variants
 
     rule = "a YAML file with the values of each name, such as `deep: {method: dhm, branches: [B1]}`"
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"variants is {path}: must be {rule} ({error})") from error
-    if not isinstance(values, dict) or not all(isinstance(v, dict) and "method" in v for v in values.values()):
+    values = read_yaml(path)
+    if not all(isinstance(v, dict) and "method" in v for v in values.values()):
         raise UserError(f"variants is {path}: must be {rule}")
     variants = []
     for name, changes in values.items():

@@ -8,11 +8,13 @@ import types
 import typing
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 
 import jsonargparse
 
 from fastdhm.errors import UserError
 from fastdhm.streams import answer
+from fastdhm.typed_yaml import no_such_setting, read_yaml, typed
 
 # how the parser names types -> how a person does
 PLAIN_TYPES = {
@@ -26,6 +28,8 @@ PLAIN_TYPES = {
     "dict[str, float]": "{NAME: NUMBER}",
     "typing.Literal": "one of ",
 }
+PRINTING = ("--print_config", "--print-config")
+NOT_VALUES = ("config", "help", "print_config")
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -64,20 +68,48 @@ class Parser(jsonargparse.ArgumentParser):
         return f"{message}; did you mean {near[0]}?" if near else message
 
     def parse(self, argv: list[str], defaults: bool = True) -> dict:
-        """The values given in ``argv``, with ``defaults`` those of the flags not given as well."""
+        """The values given in ``argv``, with ``defaults`` those of the flags not given as well.
+
+        A flag goes before the files of ``--config``, wherever they stand.
+        """
         self._spell_with_dashes()
+        flags, files = _apart(argv) if "--config" in self._option_string_actions else (argv, [])
+        if not files:
+            return self._parsed(argv, defaults)
+        prints = [word for word in flags if word.startswith(PRINTING)]
+        values = {name: value for file in files for name, value in self._of_file(Path(file).expanduser()).items()}
+        values |= self._parsed([word for word in flags if word not in prints], defaults=False)
+        if defaults or prints:
+            usual = self.get_defaults().as_dict()
+            values = {name: value for name, value in usual.items() if name not in NOT_VALUES} | values
+        if prints:
+            self.set_defaults(values)
+            self._parsed(prints, defaults=True)  # ends the program
+        return values
+
+    def _of_file(self, path: Path) -> dict:
+        """The values in a YAML file under the names of the flags."""
+        actions = {a.dest: a for a in self._actions if a.dest not in NOT_VALUES}
+        values = {str(name).replace("-", "_"): value for name, value in read_yaml(path).items()}
+        try:
+            for name in values:
+                if name not in actions:
+                    raise no_such_setting(name, actions)
+            return {name: typed(_hint(actions[name]), value, name) for name, value in values.items()}
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from error
+
+    def _parsed(self, argv: list[str], defaults: bool) -> dict:
         said = io.StringIO()  # help texts and --print_config
         try:
             with contextlib.redirect_stdout(said):
                 values = self.parse_args(list(self._bracketed(argv)), defaults=defaults).as_dict()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--config is not a text file: {error}") from error
         except SystemExit:
             answer(
                 said.getvalue().replace(" \b", "").rstrip("\n")
             )  # jsonargparse's way to write --print_config[=flags]
             raise
-        return {name: value for name, value in values.items() if name not in ("config", "print_config")}
+        return {name: value for name, value in values.items() if name not in NOT_VALUES}
 
     def _bracketed(self, argv: list[str]) -> Iterator[str]:
         """``--branches B1,B2`` as ``--branches [B1,B2]``, for the flags that take a list and nothing else."""
@@ -101,3 +133,22 @@ class Parser(jsonargparse.ArgumentParser):
                 dashed = action.option_strings[0].replace("_", "-")
                 action.option_strings[:] = [dashed]
                 self._option_string_actions[dashed] = action
+
+
+def _hint(action: argparse.Action) -> typing.Any:
+    return getattr(action, "_typehint", bool if action.nargs == 0 else str | None)
+
+
+def _apart(argv: list[str]) -> tuple[list[str], list[str]]:
+    """``argv`` without ``--config FILE``, and the files."""
+    flags, files, words = [], [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            flags.append(word)
+            continue
+        file = value if equals else next(words, "")
+        if not file:
+            raise UserError("--config is given without a file: name a YAML file of values")
+        files.append(file)
+    return flags, files

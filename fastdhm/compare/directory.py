@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from fastdhm.compare.arms import Arm, Place, changed
+from fastdhm.compare.arms import Arm, changed
 from fastdhm.compare.plan import Comparison
 from fastdhm.console import paste
-from fastdhm.engine.checkpoint import config_from
 from fastdhm.errors import UserError
 from fastdhm.files import contents, replacing
+from fastdhm.typed_yaml import build, read_yaml
 
 FORMAT = 1
 SETTINGS, RUNS = "compare.yaml", "runs"
@@ -26,30 +26,18 @@ def write_settings(folder: Path, comparison: Comparison) -> None:
     """Write ``compare.yaml``."""
     values = _plain(dataclasses.asdict(comparison) | {"format": FORMAT})
     with replacing(folder / SETTINGS) as path:
-        path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        path.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
 
 
 def read_settings(folder: Path) -> Comparison:
     """The comparison in ``folder``; ``ValueError`` if there is none, or one that this version does not read."""
     path = folder / SETTINGS
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{folder} is not a comparison of fastdhm: it holds no {SETTINGS}")
-    try:
-        values = yaml.safe_load(path.read_text())
-        if values.pop("format") != FORMAT:
-            raise UserError(f"{path} has another format than this fastdhm reads ({FORMAT})")
-        arms = tuple(_arm(arm, path) for arm in values.pop("arms"))
-        lists = {name: tuple(values.pop(name)) for name in ("metrics", "seeds", "notes")}
-        return Comparison(arms=arms, **lists, **values)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold the settings of a comparison: {error}") from error
-
-
-def _arm(values: dict[str, Any], path: Path) -> Arm:
-    config = config_from(values.pop("config"), path)
-    places = tuple(Place(**place) for place in values.pop("places"))
-    paper = {branch: tuple((mean, std) for mean, std in numbers) for branch, numbers in values.pop("paper").items()}
-    return Arm(config=config, places=places, paper=paper, **values)
+    values = read_yaml(path)
+    if values.pop("format", None) != str(FORMAT):
+        raise UserError(f"{path} has another format than this fastdhm reads ({FORMAT})")
+    return build(Comparison, values, f"{path} does not hold the settings of a comparison")
 
 
 def check_settings(folder: Path, new: Comparison) -> None:

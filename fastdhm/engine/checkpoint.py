@@ -19,6 +19,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.identity import Identity
 from fastdhm.errors import UserError
 from fastdhm.files import contents, damaged_part, load_without_code, replacing
+from fastdhm.typed_yaml import build, read_yaml
 
 FORMAT = 1
 LAST = "last.pt"
@@ -62,7 +63,7 @@ def load_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of fastdhm")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {checkpoint['format']}; this fastdhm reads {FORMAT}")
-    if damaged_part(path) is not None:
+    if not mmap and damaged_part(path) is not None:
         raise UserError(f"{path} is damaged: its bytes are not those that were written. Take another copy of it")
     return checkpoint
 
@@ -156,27 +157,20 @@ def write_config(run_dir: Path, config: TrainConfig) -> None:
     """Write ``config.yaml``, every value resolved."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     with replacing(run_dir / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
 
 
 def read_config(run_dir: Path) -> TrainConfig:
     """The config of a run directory."""
     path = run_dir / "config.yaml"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{run_dir} is not a run of fastdhm: it holds no config.yaml")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {_first_line(error)}") from error
-    return config_from(values, path)
+    return config_from(read_yaml(path), path)
 
 
 def config_from(values: Any, path: Path) -> TrainConfig:
     """A config from plain values read at ``path``; ``ValueError`` naming the file if they do not make one."""
-    try:
-        return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} does not hold a config of this fastdhm: {error}") from error
+    return build(TrainConfig, values, f"{path} does not hold a config of this fastdhm")
 
 
 def differing(old: TrainConfig, new: TrainConfig, free: tuple[str, ...] = RESUMABLE) -> list[str]:
