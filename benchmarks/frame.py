@@ -18,6 +18,7 @@ from fastdhm.benchmarks.harness import Comparison, Peer
 from fastdhm.console import Console
 from fastdhm.engine.device import computing_on, pick_device
 from fastdhm.errors import UserError, unknown
+from fastdhm.paths import expanded
 
 
 class Frame:
@@ -52,7 +53,7 @@ class Frame:
             usable = f"{processors.count()} of this machine's processors{processors.why()}"
             raise UserError(f"--threads is {threads}: this process may use {usable}, take no more")
         self.name, self.device, self.threads, self.rounds = name, pick_device(device), threads, rounds
-        self.quick, self.out, self.json = quick, Path(out).expanduser(), json
+        self.quick, self.out, self.json = quick, expanded(out), json
         self.console = Console(stderr=json)
         self.machine = machine.describe(self.device, threads or torch.get_num_threads())
         used = self.machine["threads"]

@@ -13,9 +13,10 @@ from pathlib import Path
 from fastdhm.benchmarks.machine import wait_for
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.benchmarks.reference_data import training_loader
-from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.config import TrainConfig
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.run import build_model
+from fastdhm.paths import default_data_dir
 from fastdhm.recipes import recipe
 
 

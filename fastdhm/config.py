@@ -4,10 +4,8 @@ The defaults here are neutral; a data set's and architecture's own values come f
 """
 
 import math
-import os
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 
@@ -25,11 +23,6 @@ MAX_LR = 3.4e38  # the weights are float32
 def _is_image_size(size: int | tuple[int, int]) -> bool:
     sides = (size, size) if isinstance(size, int) else size
     return len(sides) == 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
-
-
-def default_data_dir() -> str:
-    """``$FASTDHM_DATA``, or ``~/.cache/fastdhm``."""
-    return os.environ.get("FASTDHM_DATA") or str(Path.home() / ".cache" / "fastdhm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

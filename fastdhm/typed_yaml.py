@@ -156,6 +156,8 @@ def _tuple(hints: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
     """Also of text, as a flag has it: ``B1,B2``."""
     if isinstance(value, str):
         value = [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip()]
+    elif value is None or isinstance(value, dict):
+        raise TypeError
     elif not isinstance(value, (list, tuple)):
         value = [value]
     if hints[-1] is Ellipsis:

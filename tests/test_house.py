@@ -21,12 +21,14 @@ ALLOWED = {
     "recipes": {"errors"},
     "files": {"errors"},
     "typed_yaml": {"errors"},
+    "paths": {"errors"},
     "methods": {"errors", "ops"},
     "ops": {"errors", "ops", "kernels", "_C"},
     "models": {"errors", "console", "files", "models"},
-    "data": {"errors", "console", "files", "processors", "waiting", "ops", "data"},
+    "data": {"paths", "errors", "console", "files", "processors", "waiting", "ops", "data"},
     "reid": {"errors", "console", "files", "ops", "reid"},
     "engine": {
+        "paths",
         "typed_yaml",
         "errors",
         "endings",
@@ -57,6 +59,7 @@ ALLOWED = {
         "__version__",
     },
     "compare": {
+        "paths",
         "typed_yaml",
         "errors",
         "console",
@@ -71,6 +74,7 @@ ALLOWED = {
         "__version__",
     },
     "cli": {
+        "paths",
         "typed_yaml",
         "errors",
         "streams",
@@ -90,6 +94,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "kernels": set(),
     "benchmarks": {
+        "paths",
         "kernels",
         "errors",
         "console",

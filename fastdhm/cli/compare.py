@@ -8,6 +8,7 @@ from typing import Any
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, unknown
+from fastdhm.paths import expanded
 from fastdhm.typed_yaml import read_yaml
 
 OWN = (
@@ -76,10 +77,10 @@ def run(argv: list[str]) -> int:
     if "resume" in own and "out" in own:
         raise UserError(f"resume and out are given: --resume goes on in {own['resume']}, leave --out out")
     there = own.get("resume") or (own.get("out") if own.get("report_only") else None)
-    comparison = _there(Path(there), own, given) if there else _asked_for(parser, own, given)
+    comparison = _there(expanded(there), own, given) if there else _asked_for(parser, own, given)
     if not there:
         comparison = dataclasses.replace(comparison, command=paste("fastdhm", "compare", *argv))
-    folder = Path(there or own.get("out") or Path("runs") / _folder_name(comparison))
+    folder = expanded(there or own.get("out") or Path("runs") / _folder_name(comparison))
     if own.get("report_only"):
         return report(comparison, folder, how, Console())
     if own.get("dry_run"):
@@ -128,7 +129,7 @@ def _asked_for(parser: Parser, own: dict[str, Any], given: dict[str, Any]):
         raise UserError("rows is given without table: only a table has rows")
     if "variants" in own and "methods" in own:
         raise UserError("methods and variants are given: one of them says what to compare")
-    variants = _from_file(parser, Path(own["variants"])) if "variants" in own else _from_text(parser, own)
+    variants = _from_file(parser, expanded(own["variants"])) if "variants" in own else _from_text(parser, own)
     return compare_methods(variants, seeds or (0, 1, 2), given, own.get("reference"))
 
 

@@ -1,9 +1,7 @@
 """``fastdhm data build|verify|info``: the files that the fast loader reads."""
 
-from pathlib import Path
-
 from fastdhm.cli.parser import Parser
-from fastdhm.config import default_data_dir
+from fastdhm.paths import default_data_dir, expanded
 
 VERBS = {
     "build": "Write a data set as .beton files.",
@@ -17,7 +15,9 @@ def run(argv: list[str]) -> int:
     verb, argv = argv[0], argv[1:]
     parser = Parser(f"data {verb}", VERBS[verb])
     parser.add_argument("--dataset", type=str, default="fashion-mnist", help="as in `fastdhm train`")
-    parser.add_argument("--data_dir", type=str, default=default_data_dir(), help="folder of the data sets")
+    parser.add_argument(
+        "--data_dir", type=str | None, default=None, help="folder of the data sets (default: ~/.cache/fastdhm)"
+    )
     parser.add_argument("--store", type=str | None, default=None, help="raw, jpg or smart, as in `fastdhm train`")
     parser.add_argument("--store_size", type=int | None, default=None, help="longer side in pixels, as in train")
     parser.add_argument("--store_quality", type=int | None, default=None, help="JPEG quality, as in train")
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     from fastdhm.data import commands
     from fastdhm.data.beton import ImageSettings
 
-    dataset, data_dir = values.pop("dataset"), Path(values.pop("data_dir")).expanduser().absolute()
+    dataset, data_dir = values.pop("dataset"), expanded(values.pop("data_dir") or default_data_dir()).absolute()
     wishes = {name: values.pop(f"store_{name}") for name in ("size", "quality")}
     settings = ImageSettings.for_dataset(dataset, store=values.pop("store"), **wishes)
     getattr(commands, verb)(dataset, data_dir, settings, **values)

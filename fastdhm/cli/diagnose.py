@@ -1,8 +1,7 @@
 """``fastdhm diagnose``: kernels and gradients of runs beside each other."""
 
-from pathlib import Path
-
 from fastdhm.cli.parser import Parser
+from fastdhm.paths import expanded
 
 
 def run(argv: list[str]) -> int:
@@ -20,6 +19,6 @@ def run(argv: list[str]) -> int:
     values = parser.parse(argv)
     from fastdhm.engine.diagnose import diagnose
 
-    paths = [Path(path).expanduser() for path in values.pop("runs")]
-    diagnose(paths, out=Path(values.pop("out")).expanduser(), **values)
+    paths = [expanded(path) for path in values.pop("runs")]
+    diagnose(paths, out=expanded(values.pop("out")), **values)
     return 0

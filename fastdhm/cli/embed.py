@@ -1,8 +1,7 @@
 """``fastdhm embed``: the features of a folder of images."""
 
-from pathlib import Path
-
 from fastdhm.cli.parser import Parser
+from fastdhm.paths import expanded
 
 
 def run(argv: list[str]) -> int:
@@ -27,6 +26,6 @@ def run(argv: list[str]) -> int:
     from fastdhm.engine.embed import embed as run_embedding
 
     use_processors()
-    path, folder, out = (Path(values.pop(name)).expanduser() for name in ("path", "folder", "out"))
+    path, folder, out = (expanded(values.pop(name)) for name in ("path", "folder", "out"))
     run_embedding(path, folder, out, **values)
     return 0

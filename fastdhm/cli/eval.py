@@ -1,8 +1,7 @@
 """``fastdhm eval``: how good a trained network is."""
 
-from pathlib import Path
-
 from fastdhm.cli.parser import Parser
+from fastdhm.paths import expanded
 
 
 def run(argv: list[str]) -> int:
@@ -32,6 +31,6 @@ def run(argv: list[str]) -> int:
     from fastdhm.engine.evaluate_command import evaluate_path
 
     use_processors()
-    path, per_query = Path(values.pop("path")), per_query and Path(per_query).expanduser()
+    path, per_query = expanded(values.pop("path")), per_query and expanded(per_query)
     evaluate_path(path, as_json=values.pop("json"), per_query=per_query, **ranking, **values)
     return 0

@@ -1,9 +1,8 @@
 """``fastdhm import-official``: the checkpoints that the paper's authors released."""
 
-from pathlib import Path
-
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
+from fastdhm.paths import expanded
 from fastdhm.recipes import official
 
 
@@ -32,5 +31,5 @@ def run(argv: list[str]) -> int:
     )
     from fastdhm.engine.import_official import import_official
 
-    import_official(Path(values["file"]).expanduser(), config)
+    import_official(expanded(values["file"]), config)
     return 0

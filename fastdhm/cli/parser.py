@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonargparse
 
 from fastdhm.errors import UserError
+from fastdhm.paths import expanded
 from fastdhm.streams import answer
 from fastdhm.typed_yaml import no_such_setting, read_yaml, typed
 
@@ -77,7 +78,7 @@ class Parser(jsonargparse.ArgumentParser):
         if not files:
             return self._parsed(argv, defaults)
         prints = [word for word in flags if word.startswith(PRINTING)]
-        values = {name: value for file in files for name, value in self._of_file(Path(file).expanduser()).items()}
+        values = {name: value for file in files for name, value in self._of_file(expanded(file)).items()}
         values |= self._parsed([word for word in flags if word not in prints], defaults=False)
         if defaults or prints:
             usual = self.get_defaults().as_dict()

@@ -6,6 +6,7 @@ from pathlib import Path
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
+from fastdhm.paths import expanded
 from fastdhm.recipes import recipe, warm_up
 
 
@@ -36,7 +37,7 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
         if given.get("scale_lr"):
             base |= warm_up(base | given, given.get("epochs", base["epochs"]))
     else:
-        base = _resumed(Path(resume), given)
+        base = _resumed(expanded(resume), given)
     parser.set_defaults(base)
     values = parser.parse(flags)
     values.pop("resume", None)

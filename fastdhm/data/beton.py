@@ -28,6 +28,7 @@ from fastdhm.data.beton_format import read_index
 from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
 from fastdhm.files import remove_leftovers, replacing
+from fastdhm.paths import expanded
 
 MANIFEST_VERSION = 1
 MODES = ("raw", "jpg", "smart")
@@ -115,9 +116,9 @@ def beton_path(data_dir: Path, dataset: str, split: str, settings: ImageSettings
     slug = re.sub(r"[^a-z0-9]+", "-", dataset.lower())
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder"):
-        root = Path(folder).expanduser().absolute()
+        root = expanded(folder).absolute()
         slug = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', root.name)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
-    return Path(data_dir).expanduser() / "beton" / f"{slug}-{settings.tag}" / f"{split}.beton"
+    return expanded(data_dir) / "beton" / f"{slug}-{settings.tag}" / f"{split}.beton"
 
 
 def build(

@@ -19,6 +19,7 @@ from fastdhm.data.readable import SubsetSource
 from fastdhm.data.sources import REID_DATASETS, Source, require_folders
 from fastdhm.data.walk import ImagesGone, is_there, printable, walk
 from fastdhm.errors import UserError, unknown
+from fastdhm.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,9 +162,9 @@ def load_reid(dataset: str, data_dir: Path) -> ReidData:
     if kind == "reid-synthetic":
         return _load_synthetic(dataset, argument)
     if dataset in PUBLISHED:
-        data = _load_folders(_published_root(dataset, Path(data_dir).expanduser()), dataset)
+        data = _load_folders(_published_root(dataset, expanded(data_dir)), dataset)
     elif kind == "reid-folder" and argument:
-        data = _load_folders(Path(argument).expanduser(), dataset)
+        data = _load_folders(expanded(argument), dataset)
     elif kind == "reid-folder":
         raise UserError(f"data set '{dataset}' needs a path: reid-folder:PATH, where PATH holds {_wanted()}")
     else:

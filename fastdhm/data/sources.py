@@ -14,6 +14,7 @@ from fastdhm.data.folder import FolderSource, loosely
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.data.walk import ImagesGone, holds_anything, is_there, printable
 from fastdhm.errors import UserError, unknown
+from fastdhm.paths import expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,9 +87,9 @@ def load_sources(dataset: str, data_dir: Path) -> tuple[Source, Source]:
 
 def _load_pair(dataset: str, data_dir: Path) -> tuple[Source, Source]:
     kind, _, argument = dataset.partition(":")
-    data_dir = Path(data_dir).expanduser()
+    data_dir = expanded(data_dir)
     if kind == "folder" and argument:
-        return _load_folder(dataset, Path(argument).expanduser())
+        return _load_folder(dataset, expanded(argument))
     if kind == "synthetic":
         train_N = _synthetic_count(dataset, argument)
         return SyntheticSource("train", train_N), SyntheticSource("val", train_N // 4)

@@ -7,13 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastdhm import methods, models
-from fastdhm.config import TrainConfig, default_data_dir
+from fastdhm.config import TrainConfig
 from fastdhm.console import Console
 from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.engine.run import IMAGENET
 from fastdhm.errors import UserError
 from fastdhm.files import check_writable, held, new_folder
 from fastdhm.ops.mimic_loss import use_fused
+from fastdhm.paths import default_data_dir, expanded
 
 
 def settle(config: TrainConfig) -> TrainConfig:
@@ -29,13 +30,13 @@ def settle(config: TrainConfig) -> TrainConfig:
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
     dtype = pick_precision(config.precision, device)
     use_fused(config.impl, device.type)  # now, and not in the first step
-    dataset, data_dir = config.dataset, Path(config.data_dir or default_data_dir()).expanduser().absolute()
+    dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder") and folder:
-        dataset = f"{kind}:{Path(folder).expanduser().absolute()}"
+        dataset = f"{kind}:{expanded(folder).absolute()}"
     weights = config.weights
     if weights not in (None, IMAGENET):
-        weights = str(Path(weights).expanduser().absolute())
+        weights = str(expanded(weights).absolute())
     short = dataset.rpartition("/")[2].replace(":", "-")
     method = config.method + (f"-{config.only_branch}" if config.only_branch else "")
     name = f"{short}-{config.arch}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -44,7 +45,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         dataset=dataset,
         data_dir=str(data_dir),
         weights=weights,
-        run_dir=str(config.run_dir or Path("runs") / name),
+        run_dir=str(expanded(config.run_dir) if config.run_dir else Path("runs") / name),
         device=str(device),
         precision=str(dtype).removeprefix("torch."),
     )

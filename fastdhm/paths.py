@@ -1,0 +1,36 @@
+"""Paths as people write them: ``~`` and ``$VARIABLES``, and where data lie that nobody placed."""
+
+import os
+from pathlib import Path
+
+from fastdhm.errors import UserError
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` and variables replaced, unless it is there as it is.
+
+    Raises:
+        ValueError: it begins with ``~``, and nobody's home is known.
+    """
+    path = Path(path)
+    if "$" in str(path) and not path.exists():
+        path = Path(os.path.expandvars(path))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no HOME and no entry in the list of users, as in a container
+        raise UserError(f"{path}: the home folder is not known here; write the whole path") from error
+
+
+def default_data_dir() -> str:
+    """``$FASTDHM_DATA``, or ``~/.cache/fastdhm``.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    given = os.environ.get("FASTDHM_DATA")
+    try:
+        return given or str(Path.home() / ".cache" / "fastdhm")
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder here to keep data in: say where by --data-dir, or set FASTDHM_DATA"
+        ) from error
