@@ -14,9 +14,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.console import Console
 from fastdhm.data import LoadedSplit
+from fastdhm.data.crops import height_width
 from fastdhm.data.reid import sightings
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
@@ -136,6 +138,11 @@ def rank_people(
     return PeopleRanked(query, gallery, ranking, how)
 
 
+def feature_layer(network: nn.Module, config: TrainConfig) -> str:
+    """The name of the layer before which a plain network has its features; ``ValueError`` if it has none."""
+    return models.classifier_of(network, (3, *height_width(config.image_size)))
+
+
 def features(
     network: nn.Module,
     split: LoadedSplit,
@@ -166,7 +173,8 @@ def features(
                 yield transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0)
                 advance(1)
 
-        feature_ND = extract_features(network, images(), flip=flip_average, normalise=normalise, device=device)
+        how = {"layer": feature_layer(network, config), "flip": flip_average, "normalise": normalise, "device": device}
+        feature_ND = extract_features(network, images(), **how)
     wrong_N = to_host((~feature_ND.isfinite().all(1)).nonzero()[:, 0])
     if wrong_N:
         raise NonFiniteFeatures(

@@ -116,6 +116,7 @@ class Run:
         self.changed_labels = 0
         self.data: Identity = {}  # which images it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
+        self.begun: tuple[str, ...] = ()  # where in a file they lay, and what was converted
         decay = (config.weight_decay, config.decay_norm_bias)
         self.optimizer = (
             make_amsgrad(model, config.lr, config.betas, *decay)
@@ -147,7 +148,7 @@ class Run:
                 )
         if self.average is not None:
             self.average.restart()
-        self.pretrained = found.loaded
+        self.pretrained, self.begun = found.loaded, found.notes
 
     def corrupt_labels(self, target_N: np.ndarray) -> None:
         """Learn, in place of ``target_N``, from labels of which the share that the config says is random (App. E).

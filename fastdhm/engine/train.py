@@ -35,7 +35,7 @@ from fastdhm.engine.graphs import GraphedStep, check_recomputed
 from fastdhm.engine.judged import TEST_SETS, judged_images, judged_on
 from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
-from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, print_result, rank_people
+from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, feature_layer, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
 from fastdhm.engine.schedule import (
     describe_falls,
@@ -192,6 +192,8 @@ def _open_and_train(config: TrainConfig, run_dir: Path, console: Console) -> Out
 def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Console) -> Outcome:
     run = Run(config, run_dir, data.classes)
     run.data = data.identity
+    if is_reid(config.dataset):
+        feature_layer(run.model.trunk, config)  # no features, no ranking: not found out after the training
     run.corrupt_labels(data.target_N)
     if run.device.type == "cuda":
         run.num_samples = len(data.target_N)
@@ -280,6 +282,7 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
         rate += f", whose warm-up of {config.warmup_epochs:g} epochs the run ends before"
     rate += f", moving average of the weights {config.ema:g}" if config.ema else ""
     begun = f"; from {config.weights} weights" if config.weights else ""
+    begun += f" ({', '.join(run.begun)})" if run.begun else ""
     if config.freeze_epochs:
         begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
     images = describe_images(config.epochs, run.side, config.progressive)

@@ -11,6 +11,7 @@ from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, mobilenet, w
 from fastdhm.models.alone import AloneBranch, alone
 from fastdhm.models.attach import AttachedModel, attach
 from fastdhm.models.branched import Branch, BranchedModel
+from fastdhm.models.classifier import classifier_of
 from fastdhm.models.cost import Cost, Inventory, measure
 from fastdhm.models.family import Family
 from fastdhm.models.official import load_official
@@ -20,7 +21,7 @@ from fastdhm.models.recompute import checkpoint_activations
 __all__ = [
     "DEFAULT_BRANCHES", "FAMILIES", "AloneBranch", "AttachedModel", "Branch", "BranchedModel", "Cost", "Family",
     "Inventory", "Pretrained", "alone", "attach", "build", "build_alone", "check", "checkpoint_activations",
-    "family_of", "inventory", "load_official", "load_pretrained", "measure",
+    "classifier_of", "family_of", "inventory", "load_official", "load_pretrained", "measure",
 ]  # fmt: skip
 
 # torchvision's ResNets come first: 50 and 152 would fit the small ones' pattern too.

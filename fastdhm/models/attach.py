@@ -66,9 +66,10 @@ class Summary:
     branches: dict[str, SideBranch]
 
     def __str__(self) -> str:
+        told = f"classifier {self.classifier}" if self.classifier else "no layer of its own as classifier"
         lines = [
-            f"{self.network}: {self.params:,} parameters, {self.num_classes} classes (classifier {self.classifier}), "
-            "seen at {}x{} pixels".format(*self.image_size)
+            f"{self.network}: {self.params:,} parameters, {self.num_classes} classes ({told}), "
+            "its stages at {}x{} pixels:".format(*self.image_size)
         ]
         for number, stage in enumerate(self.stages, 1):
             size = "{}x{}".format(*stage.resolution) if stage.resolution else "tokens"
@@ -142,7 +143,7 @@ def attach(
     trunk = _trunk(model, layout, classes)
     sides, told = _sides(layout, model, branches, forks, classes, init)
     stages = tuple(_stage(layout, model, stage) for stage in layout.stages)
-    summary = Summary(type(model).__name__, size_CHW[1:], _count(trunk), classes, layout.classifier, stages, told)
+    summary = Summary(type(model).__name__, size_CHW[1:], _count(trunk), classes, layout.head.layer, stages, told)
     attached = AttachedModel(trunk, sides, {name: branch.fork for name, branch in told.items()}, summary)
     _check(attached, size_CHW)
     if verbose:
@@ -231,14 +232,13 @@ def _grown(
 
 
 def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> None:
-    """Give the trunk's last linear layer another number of classes, and draw it anew."""
-    if layout.classifier is None:
+    """Give the trunk's classifier another number of classes, and draw it anew."""
+    if layout.head.layer is None:
         raise UserError(
-            f"{type(trunk).__name__} gives {layout.num_classes} logits, {num_classes} are wanted, and no linear layer "
-            f"or convolution in it gives {layout.num_classes}, so its classifier is unknown: build it with "
-            f"{num_classes} classes and leave num_classes out"
+            f"{type(trunk).__name__} gives {layout.num_classes} logits, {num_classes} are wanted, and its classifier "
+            f"is unknown: {layout.head.missing}. Build it with {num_classes} classes and leave num_classes out"
         )
-    layer = trunk.get_submodule(layout.classifier)
+    layer = trunk.get_submodule(layout.head.layer)
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", num_classes)
     for name in ("weight", "bias"):
         old = getattr(layer, name)

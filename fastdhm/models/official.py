@@ -9,11 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import load_without_code
 from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, wrn
 from fastdhm.models.branched import BranchedModel
 from fastdhm.models.family import Family
-from fastdhm.models.pretrained import refuse_another_network
+from fastdhm.models.weights import Fit, as_weights, differences, prefixes, read, the_one, under
 
 HEAD = re.compile(r"_head(\d+)\.")
 # family -> branch -> what the released code calls its parts, in the order of ours (`stages.0`, `stages.1`, ...)
@@ -37,7 +36,7 @@ def load_official(path: str | Path, arch: str, num_classes: int | None = None) -
     whole ones, which is the same at 224 pixels.
 
     Args:
-        path: what its scripts saved, a state dict or a checkpoint with one under ``state_dict``, with or without the
+        path: what its scripts saved, a state dict or a checkpoint with one in it, with or without a prefix such as the
             ``module.`` of DataParallel. Nothing in it is executed.
         arch: our name of its architecture, such as ``resnet18``, ``resnet32``, ``wrn-28-10`` or ``densenet-40-12``.
         num_classes: K, to be certain; ``None`` takes the file's.
@@ -47,9 +46,7 @@ def load_official(path: str | Path, arch: str, num_classes: int | None = None) -
             the weights of another; says what is missing and what is left over.
     """
     family = _family(arch)
-    state = _read(Path(path))
-    if "fc.weight" not in state:
-        raise UserError(f"{path} has no fc.weight, as every checkpoint of the released code has: it is none of them")
+    state = _state(Path(path))
     classes = len(state["fc.weight"])
     if num_classes not in (None, classes):
         raise UserError(f"{path} holds a network of {classes} classes, not {num_classes}: leave num_classes out")
@@ -64,8 +61,11 @@ def load_official(path: str | Path, arch: str, num_classes: int | None = None) -
     theirs = {released_name(name, PARTS[family.name]): name for name in own}
     # BatchNorm counted no batches before torch 0.4.1, and the count changes nothing where momentum is a number
     kept = {name for name in theirs if name.endswith("num_batches_tracked") and name not in state}
-    refuse_another_network({name: own[ours] for name, ours in theirs.items()}, state, kept, str(path), arch)
-    model.load_state_dict({ours: own[ours] if name in kept else state[name] for name, ours in theirs.items()})
+    expected = {name: own[ours] for name, ours in theirs.items()}
+    if wrong := differences(expected, state, kept):
+        raise UserError(f"{path} holds the weights of another network than {arch}: tensors {wrong}")
+    taken, _ = as_weights(expected, state, str(path))
+    model.load_state_dict(own | {theirs[name]: tensor for name, tensor in taken.items()})
     return model
 
 
@@ -93,15 +93,13 @@ def _family(arch: str) -> Family:
     raise UserError(f"the released code has no {arch!r} (known: {known})")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, on the CPU, without ``module.``."""
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: there is no such file")
-    saved = load_without_code(path, "checkpoint")
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
-    named = isinstance(state, dict) and state and all(isinstance(name, str) for name in state)
-    if not named or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} holds no tensors by name, itself or under state_dict: it is no checkpoint of a network"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+def _state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, on the CPU, without what stands before its names."""
+    fits = [
+        Fit(under(state, prefix)[0], frozenset(), place, prefix)
+        for place, state in read(path, "checkpoint").items()
+        for prefix in prefixes(state, "fc.weight")
+    ]
+    if not fits:
+        raise UserError(f"{path} has no fc.weight, as every checkpoint of the released code has: it is none of them")
+    return the_one(fits, str(path)).state

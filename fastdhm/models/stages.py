@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
+from fastdhm.models.classifier import Head, find_head
 from fastdhm.models.trace import Call, Trace
 
 DROP = 1.5  # a side that shrinks by less, as under a convolution without padding, is the same stage
@@ -46,13 +47,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """What :func:`find_layout` reads off a run: the stages' blocks, up to the last feature map, and the classifier."""
+    """What :func:`find_layout` reads off a run: the stages' blocks up to the last map, and what makes the logits."""
 
     trace: Trace
     stages: tuple[tuple[Block, ...], ...]
     end: int
     """The last value with a resolution: what the network pools."""
-    classifier: str | None
+    head: Head
 
     @property
     def num_classes(self) -> int:
@@ -222,17 +223,6 @@ def _stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
     return [stage for stage in stages if stage]
 
 
-def find_classifier(model: nn.Module, trace: Trace) -> Call | None:
-    """The last linear layer, or 1x1 convolution, that gives as many channels as there are logits."""
-    num_classes = trace.shapes[trace.output][1]
-    for call in reversed(trace.modules):
-        layer = model.get_submodule(call.module)
-        wide = layer.out_features if isinstance(layer, nn.Linear) else getattr(layer, "out_channels", None)
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and wide == num_classes and call.output is not None:
-            return call
-    return None
-
-
 def find_layout(model: nn.Module, trace: Trace) -> Layout:
     """Read the stages off a run of ``model``.
 
@@ -240,18 +230,17 @@ def find_layout(model: nn.Module, trace: Trace) -> Layout:
         ValueError: there is no feature map to pool, or it has shrunk to one pixel before the pooling.
     """
     images = trace.shapes[0]
-    classifier = find_classifier(model, trace)
-    bound = classifier.inputs[0] if classifier and len(classifier.inputs) == 1 else trace.output
-    maps = [value for value in trace.cuts if 0 < value <= bound and _pixels(trace.shapes[value], images) > 1]
+    head = find_head(model, trace)
+    maps = [value for value in trace.cuts if 0 < value <= head.start and _pixels(trace.shapes[value], images) > 1]
     if not maps:
         raise UserError(
             f"{type(model).__name__} has no feature map that all its data passes through: give branches=, a mapping of "
             "a branch's name to (name of the module to fork at, the branch)"
         )
-    _refuse_one_pixel(model, trace, maps[-1], bound)
+    _refuse_one_pixel(model, trace, maps[-1], head.start)
     steps = _unfold(model, trace, _chain(trace, 0, maps[-1], None), _skipping(model, trace))
     stages = _stages(trace, _blocks(model, trace, steps))
-    return Layout(trace, tuple(map(tuple, stages)), maps[-1], classifier.module if classifier else None)
+    return Layout(trace, tuple(map(tuple, stages)), maps[-1], head)
 
 
 def _pixels(shape: tuple[int, ...], images: tuple[int, ...]) -> int:

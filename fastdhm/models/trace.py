@@ -29,6 +29,8 @@ class Call:
     output: int | None = None
     """``None`` where it returned anything but one tensor."""
     function: Callable | None = None
+    within: str = ""
+    """The innermost module that a function runs in."""
     args: tuple = ()
     kwargs: dict = field(default_factory=dict)
 
@@ -98,7 +100,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        call = Call(None, self.known((args, kwargs)), function=func, args=args, kwargs=kwargs)
+        within = self.open[-1].module if self.open else ""
+        call = Call(None, self.known((args, kwargs)), function=func, within=within, args=args, kwargs=kwargs)
         out = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if call.inputs and tensors:
@@ -121,7 +124,7 @@ class _Recorder(TorchFunctionMode):
         call = self.open.pop()
         if isinstance(output, Tensor):
             if id(output) not in self.values and call.inputs:  # made by what torch does not show, such as a custom op
-                self.record(Call(None, call.inputs), [output])
+                self.record(Call(None, call.inputs, within=call.module), [output])
             call.output = self.values.get(id(output))
 
 

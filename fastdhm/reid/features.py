@@ -20,31 +20,17 @@ from fastdhm.files import replacing
 SUFFIXES = (".safetensors", ".npy")
 
 
-def classifier(network: nn.Module) -> nn.Linear:
-    """The last ``nn.Linear`` of a network in the order of its modules: ``fc`` of torchvision's ResNets, for example.
-
-    Raises:
-        ValueError: the network has none.
-    """
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"{type(network).__name__} has no nn.Linear: features are what its last one, the classifier, takes in. "
-            "Give a network that ends in one"
-        )
-    return linear[-1]
-
-
 @torch.no_grad()
 def extract_features(
     network: nn.Module,
     batches: Iterable[Tensor],
     *,
+    layer: str,
     flip: bool = False,
     normalise: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The input of the network's last linear layer for each image, in order.
+    """The input of the network's classifier for each image, in order, averaged over its places where it is a map.
 
     The network runs in evaluation mode and is left as it was. Features stay on the device until the last batch, so that
     nothing waits for it.
@@ -52,6 +38,7 @@ def extract_features(
     Args:
         network: images to logits; a branched model stripped of its branches, whose classifiers would come last.
         batches: ``[B, C, H, W]`` each, made ready as in training.
+        layer: the name of the classifier, a linear layer or a convolution.
         flip: average with the features of the mirrored image.
         normalise: scale each to length 1, after averaging.
         device: where the network is; default: where its first parameter is.
@@ -60,11 +47,12 @@ def extract_features(
         ``float32 [N, D]`` on the CPU.
 
     Raises:
-        ValueError: no linear layer, one that does not get ``[B, D]``, or no batch at all.
+        ValueError: a layer that does not run just once on all images, or no batch at all.
     """
     device = torch.device(device or next(network.parameters()).device)
     caught: list[Tensor] = []
-    hook = classifier(network).register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    classifier = network.get_submodule(layer)
+    hook = classifier.register_forward_pre_hook(lambda module, args: caught.append(_pooled(module, args[0])))
     was_training = network.training
     network.eval()
     features = []
@@ -89,10 +77,17 @@ def _features(network: nn.Module, image_BCHW: Tensor, caught: list[Tensor]) -> T
     shapes = [tuple(feature.shape) for feature in caught]
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != len(image_BCHW):
         raise ValueError(
-            f"the last linear layer of {type(network).__name__} was given {shapes or 'nothing'} for {len(image_BCHW)} "
-            "images: features need it to be called once, with [images, features]"
+            f"the classifier of {type(network).__name__} was given {shapes or 'nothing'} for {len(image_BCHW)} "
+            "images: features need it to be called once, with all of them"
         )
     return caught.pop().float()
+
+
+def _pooled(classifier: nn.Module, x: Tensor) -> Tensor:
+    """What a classifier takes in as ``[B, D]``: the mean over the places of a feature map or over tokens."""
+    features = 1 if isinstance(classifier, nn.Conv2d) else x.ndim - 1
+    places = [dim for dim in range(1, x.ndim) if dim != features]
+    return x.mean(places) if places else x
 
 
 def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:

@@ -341,7 +341,7 @@ def test_embeddings_are_the_stripped_networks_features(finished, pictures, tmp_p
     images = [np.asarray(Image.open(pictures / name).convert("RGB")) for name in names[:2]]
     image_BCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     ready = (image_BCHW - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
-    torch.testing.assert_close(embeddings[:2], extract_features(network, [ready]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(embeddings[:2], extract_features(network, [ready], layer="fc"), rtol=1e-4, atol=1e-4)
 
 
 def test_normalized_and_flip_averaged_embeddings(finished, pictures, tmp_path):

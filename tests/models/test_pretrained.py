@@ -1,9 +1,11 @@
 """Pre-trained trunks: from files, from torchvision's cache, without a network, and weights of another architecture."""
 
+import re
 import urllib.error
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -94,6 +96,95 @@ def test_a_classifier_of_other_features_is_another_network(trunk, model, tmp_pat
     torch.save(trunk.state_dict() | {"fc.weight": torch.zeros(10, 9)}, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"of another shape \(fc.weight \(10, 9\) instead of \(7, 64\)"):
         models.load_pretrained(model, "resnet8", tmp_path / "wrong.pth")
+
+
+class Held(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+SAVED = {
+    "DataParallel": (lambda net: nn.DataParallel(net).state_dict(), "names that begin with 'module.'"),
+    "compiled in DDP": (lambda net: Held(module=Held(_orig_mod=net)).state_dict(), "names that begin with 'module.'"),
+    "a part compiled": (
+        lambda net: {n.replace("layer1.", "layer1._orig_mod."): t for n, t in net.state_dict().items()}, None,
+    ),
+    "a checkpoint": (lambda net: {"epoch": 3, "best": torch.ones(()), "state_dict": net.state_dict()}, "its 'state_d"),
+    "timm's": (lambda net: {"model": net.state_dict(), "optimizer": {"state": {0: {"step": torch.ones(())}}}}, "its"),
+    "Lightning's": (
+        lambda net: {"state_dict": Held(net=net, loss=nn.PReLU()).state_dict()},
+        "its 'state_dict', names that begin with 'net.', without loss.weight",
+    ),
+    "a backbone and its head": (
+        lambda net: {n: t for n, t in Held(backbone=net, head=nn.Linear(3, 3)).state_dict().items() if ".fc." not in n},
+        "names that begin with 'backbone.', without head.weight, head.bias",
+    ),
+    "our own": (lambda net: {"model": models.BranchedModel(net, {}, {}).state_dict()}, "its 'model', .* 'trunk.'"),
+    "half": (lambda net: {n: t.half() if t.ndim else t for n, t in net.state_dict().items()}, "float16 converted"),
+    "double": (lambda net: {n: t.double() if t.ndim else t for n, t in net.state_dict().items()}, "float64 converted"),
+    "sparse": (lambda net: net.state_dict() | {"fc.weight": net.fc.weight.detach().to_sparse()}, "sparse .* convert"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_what_others_save_is_taken_and_said(case, trunk, tmp_path):
+    make, told = SAVED[case]
+    torch.save(make(trunk), tmp_path / "file.pth")
+    model = models.build("resnet8", 10, ("B1",))
+    pretrained = models.load_pretrained(model, "resnet8", tmp_path / "file.pth")
+    assert re.search(told, ", ".join(pretrained.notes)) if told else not pretrained.notes
+    torch.testing.assert_close(model.trunk.layer3[0].conv2.weight, trunk.layer3[0].conv2.weight, rtol=1e-3, atol=1e-3)
+    assert model.trunk.conv1.weight.dtype == torch.float32
+
+
+def _with(name, tensor):
+    return lambda net: net.state_dict() | {name: tensor}
+
+
+UNUSABLE = {
+    "NaN": (_with("bn1.bias", torch.full((16,), torch.nan)), r"1 tensors of .* hold NaN or infinity \(bn1.bias\)"),
+    "overflow": (_with("bn1.bias", torch.full((16,), 1e300, dtype=torch.double)), "hold NaN or infinity"),
+    "whole numbers": (_with("bn1.bias", torch.ones(16, dtype=torch.int8)), r"no weights.*\(bn1.bias int8\).*float32"),
+    "complex": (_with("bn1.bias", torch.ones(16, dtype=torch.cfloat)), "bn1.bias complex64"),
+    "counters of floats": (_with("bn1.num_batches_tracked", torch.tensor(1.5)), "num_batches_tracked float32"),
+    "two that fit": (
+        lambda net: {"model": net.state_dict(), "ema": net.state_dict()},
+        "holds 2 networks that fit .its 'model'; its 'ema'.: save the one you mean alone",
+    ),
+    "another under a prefix": (
+        lambda net: {f"module.{n}": t for n, t in models.build("resnet14", 10, ()).trunk.state_dict().items()},
+        r"another network than resnet8: tensors 36 unknown .*under names that begin with 'module.'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_is_no_set_of_weights_is_refused_by_name(case, trunk, model, tmp_path):
+    make, message = UNUSABLE[case]
+    torch.save(make(trunk), tmp_path / "file.pth")
+    before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        models.load_pretrained(model, "resnet8", tmp_path / "file.pth")
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+
+
+def test_a_convolution_as_classifier_is_left_new_where_classes_differ(tmp_path):
+    network = torchvision.models.squeezenet1_1()
+    for classes in (1000, 5):
+        model = models.build("torchvision:squeezenet1_1", classes, ())
+        pretrained = models.load_pretrained(model, "squeezenet1_1", save(network, tmp_path / "own.pth"))
+        assert torch.equal(model.trunk.features[0].weight, network.features[0].weight)
+        new = ("trunk.classifier.1.weight", "trunk.classifier.1.bias")
+        assert pretrained.new == (() if classes == 1000 else new)
+
+
+def test_auxiliary_classifiers_in_a_file_are_of_parts_switched_off(trunk, model, tmp_path):
+    model.trunk.AuxLogits = None  # as torchvision's Inception without them
+    torch.save(trunk.state_dict() | {"AuxLogits.fc.weight": torch.zeros(10, 3)}, tmp_path / "file.pth")
+    pretrained = models.load_pretrained(model, "resnet8", tmp_path / "file.pth")
+    assert [n for n in pretrained.new if n.startswith("trunk.")] == ["trunk.fc.weight", "trunk.fc.bias"]
 
 
 class Hostile:

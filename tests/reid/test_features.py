@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastdhm.errors import UserError
-from fastdhm.reid.features import classifier, extract_features, load_features, save_features
+from fastdhm.reid.features import extract_features, load_features, save_features
 
 
 def network():
@@ -22,9 +22,9 @@ def batches():
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
-def test_features_are_what_the_last_linear_layer_takes(training):
+def test_features_are_what_the_classifier_takes(training):
     model = network().train(training)
-    features = extract_features(model, iter(batches()))
+    features = extract_features(model, iter(batches()), layer="5")
     assert model.training is training
     assert not model[5]._forward_pre_hooks
     torch.testing.assert_close(features, model.eval()[:5](torch.cat(batches())))
@@ -32,36 +32,34 @@ def test_features_are_what_the_last_linear_layer_takes(training):
 
 def test_flip_averages_with_the_mirror_image():
     model, images = network(), torch.cat(batches())
-    features = extract_features(model, [images], flip=True)
+    features = extract_features(model, [images], layer="5", flip=True)
     trunk = model.eval()[:5]
     torch.testing.assert_close(features, (trunk(images) + trunk(images.flip(3))) / 2)
 
 
 def test_normalised_features_have_length_one():
-    features = extract_features(network(), batches(), flip=True, normalise=True)
+    features = extract_features(network(), batches(), layer="5", flip=True, normalise=True)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(10))
 
 
-def test_layers_are_found_by_their_place():
-    from torchvision.models import mobilenet_v2, resnet18
-
-    small = resnet18(num_classes=5), mobilenet_v2(num_classes=5, width_mult=0.1)
-    assert classifier(small[0]) is small[0].fc
-    assert classifier(small[1]) is small[1].classifier[1]
+def test_a_convolution_as_classifier_has_its_pooled_input_as_features():
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
+    model = nn.Sequential(*body, nn.Conv2d(5, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.cat(batches())
+    torch.testing.assert_close(extract_features(model, [images], layer="2"), body(images).mean((2, 3)))
 
 
 @pytest.mark.parametrize(
     ("model", "images", "message"),
     [
-        (nn.Conv2d(3, 4, 3), [torch.ones(1, 3, 8, 8)], "no nn.Linear"),
-        (nn.Sequential(nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)], r"was given \[\(2, 3, 8, 5\)\]"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), [], "no batch"),
+        (nn.Sequential(nn.Flatten(1, 2), nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)] * 0, "no batch"),
+        (nn.Sequential(nn.Flatten(0, 1), nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)], r"was given \[\(6, 5\)\] for 2"),
     ],
-    ids=["no-linear", "not-flat", "no-batch"],
+    ids=["no-batch", "not-all-images"],
 )
 def test_network_without_features_is_refused(model, images, message):
     with pytest.raises(ValueError, match=message):
-        extract_features(model, images)
+        extract_features(model, images, layer="1")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
