@@ -10,7 +10,6 @@ that preset of the data set's recipe, where it has one: it need not learn the sa
 Legend: M branches.
 """
 
-import csv
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ from fastdhm.engine.run import build_model, open_data
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.timer import Timer
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import write_csv
 from fastdhm.recipes import FAST
 
 OVER = object()
@@ -249,9 +248,6 @@ def write(ways: dict[str, list[Way]], target: float, folder: Path, title: str) -
         for seed, way in enumerate(found)
         for step, seconds, error in zip(way.steps, way.seconds, way.errors, strict=True)
     ]
-    with replacing(folder / "accuracy_curves.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "seed", "step", "seconds", "error_percent"])
-        writer.writerows(rows)
+    write_csv(folder / "accuracy_curves.csv", ["run", "seed", "step", "seconds", "error_percent"], rows)
     curves = {name: [(way.seconds, way.errors) for way in found] for name, found in ways.items()}
     report.plot_ways(folder / "accuracy.png", curves, target, title, "seconds of training", "test error, %")

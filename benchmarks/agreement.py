@@ -8,7 +8,6 @@ torch's in that format stays with float32.
 Legend: B batch, C channels, H height, W width.
 """
 
-import csv
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from fastdhm.data import LoadedData
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import build_model
 from fastdhm.engine.schedule import learning_rate, mimic_scale
-from fastdhm.files import replacing
+from fastdhm.files import write_csv
 
 WINDOWS = 20  # moving means are over so large a part of the steps
 SLACK = 3.0  # times what plain torch in that format is away from float32
@@ -134,9 +133,7 @@ def moving_mean(losses: list[float]) -> torch.Tensor:
 
 def write(found: Agreement, folder: Path, title: str) -> None:
     """``agreement.csv``, a row for each step, and ``agreement.png``, the moving means."""
-    with replacing(folder / "agreement.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", *found.losses])
-        writer.writerows([step, *row] for step, row in enumerate(zip(*found.losses.values(), strict=True), 1))
+    rows = ([step, *row] for step, row in enumerate(zip(*found.losses.values(), strict=True), 1))
+    write_csv(folder / "agreement.csv", ["step", *found.losses], rows)
     curves = {name: moving_mean(losses).tolist() for name, losses in found.losses.items()}
     report.plot_curves(folder / "agreement.png", curves, title, "step", "loss, moving mean")

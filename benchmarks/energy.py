@@ -38,7 +38,7 @@ def _rapl(powercap: Path) -> Callable[[], list[tuple[int, int]]] | None:
 
     def read() -> list[tuple[int, int]]:
         names = ("energy_uj", "max_energy_range_uj")
-        return [tuple(int((package / name).read_text()) for name in names) for package in packages]
+        return [tuple(int((package / name).read_text("utf-8")) for name in names) for package in packages]
 
     try:
         return read if read() else None

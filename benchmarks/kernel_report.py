@@ -24,7 +24,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from fastdhm.console import Console
-from fastdhm.files import replacing
+from fastdhm.files import write_text
 from fastdhm.kernels import mimic_loss
 from fastdhm.kernels.mimic_loss import Launch
 
@@ -124,7 +124,7 @@ def resources(kernel: CompiledKernel) -> dict[str, int]:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     spilled = found["STACK"] + found["LOCAL"]
     return {"registers": found["REG"], "spilled": spilled, "shared": kernel.metadata.shared}
@@ -211,8 +211,7 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="one variant for one target only, as a quick check")
     arguments = parser.parse_args()
     page = report(VARIANTS[:1], [90]) if arguments.first else report(VARIANTS, list(TARGETS))
-    with replacing(arguments.output) as path:
-        path.write_text(page)
+    write_text(arguments.output, page)
     Console().print(f"wrote {arguments.output}")
 
 

@@ -85,5 +85,5 @@ def busy(load_average: float, processors: int, threads: int) -> str | None:
 def available_bytes() -> int | None:
     """Memory that can be taken without swapping; None where the system does not say."""
     path = Path("/proc/meminfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

@@ -28,7 +28,7 @@ def main(log: Path, steps: int, dataset: str, arch: str, method: str, device_nam
     classes = len(getattr(loader.dataset, "classes", ())) or max(loader.dataset.targets) + 1
     reference = Reference(build_model(config, classes), config, device)
     epochs = chain.from_iterable(repeat(loader))
-    with open(log, "w", buffering=1) as file:
+    with open(log, "w", buffering=1, encoding="utf-8") as file:
         for number, (image_BCHW, target_B) in enumerate(islice(epochs, steps), 1):
             loss = reference.loss(reference.step(image_BCHW, target_B))
             wait_for(device)

@@ -1,6 +1,5 @@
 """What a benchmark prints and writes: tables, one JSON object, CSV and plots."""
 
-import csv
 import dataclasses
 import json
 import tempfile
@@ -15,7 +14,7 @@ from fastdhm.benchmarks.harness import Comparison, Spread
 from fastdhm.benchmarks.machine import busy
 from fastdhm.console import Console
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import replacing, write_csv, write_text
 
 MIB = 2**20
 CSV_COLUMNS = (
@@ -114,12 +113,9 @@ def write(
         "marks": [dataclasses.asdict(mark) for mark in marks],
     }
     text = json.dumps(record, indent=2)
-    with replacing(folder / f"{name}.json") as path:
-        path.write_text(text + "\n")
-    with replacing(folder / f"{name}.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
-        writer.writeheader()
-        writer.writerows(row for comparison in comparisons for row in _rows(comparison))
+    write_text(folder / f"{name}.json", text + "\n")
+    rows = (row for comparison in comparisons for row in _rows(comparison))
+    write_csv(folder / f"{name}.csv", CSV_COLUMNS, rows)
     return text
 
 

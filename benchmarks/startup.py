@@ -162,7 +162,7 @@ def watch(
 
 def _rows(log: Path) -> list[dict]:
     """The whole rows of a log that is being written."""
-    text = log.read_text() if log.exists() else ""
+    text = log.read_text("utf-8") if log.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 

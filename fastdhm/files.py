@@ -1,7 +1,9 @@
 """Files that are either whole or not there, and folders that one process writes to at a time."""
 
+import csv
 import errno
 import fcntl
+import io
 import os
 import pickle
 import secrets
@@ -12,7 +14,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
@@ -78,6 +80,22 @@ def replacing(path: Path) -> Iterator[Path]:
         if reason is None:
             raise
         raise UserError(f"cannot write {path}: {'; '.join(reason)}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` by :func:`replacing`, in UTF-8 whatever the locale; a byte of a name that is no character as an
+    escape."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any] | Iterable[Any]]) -> None:
+    """Write a table as :func:`write_text`; a row that is a mapping may lack columns."""
+    columns, text = list(columns), io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([row.get(c, "") for c in columns] if isinstance(row, Mapping) else row for row in rows)
+    write_text(path, text.getvalue())
 
 
 def _sync(path: Path) -> None:

@@ -93,6 +93,6 @@ def _unescaped(field: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(errors="surrogateescape")
+        return path.read_text("utf-8", "surrogateescape")
     except OSError:
         return ""

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import signal
@@ -187,3 +188,16 @@ def test_many_that_want_the_same_new_folder_get_one_each(tmp_path):
         folders = list(pool.map(new_folder, [tmp_path / "runs" / "run"] * 64))
     assert len(set(folders)) == 64 and all(folder.is_dir() for folder in folders)
     assert tmp_path / "runs" / "run-64" in folders
+
+
+def test_text_is_utf8_whatever_the_locale_and_the_name(tmp_path):
+    """A byte of a name that is no character is written as an escape, which JSON reads as what it was."""
+    program = (
+        "import json, sys\nfrom pathlib import Path\nfrom fastdhm.files import write_csv, write_text\n"
+        "write_text(Path('x.json'), json.dumps('caf\xe9 \udce9', ensure_ascii=False))\n"
+        "write_csv(Path('x.csv'), ['a', 'b'], [{'a': 'caf\xe9 \udce9'}, (1, 2)])\n"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ | locale)
+    assert json.loads((tmp_path / "x.json").read_text("utf-8")) == "caf\xe9 \udce9"
+    assert (tmp_path / "x.csv").read_bytes().decode() == "a,b\r\ncaf\xe9 \\udce9,\r\n1,2\r\n"

@@ -173,6 +173,23 @@ def test_all_is_printed_by_one_console():
                 assert not markup.search(node.value), f"{path}:{node.lineno}"
 
 
+def test_text_files_are_utf8_whatever_the_locale():
+    position = {"open": 3, "read_text": 0, "write_text": 1}  # of the encoding, for a method one less
+    for path in sources():
+        if path.name in ("compare.py", "directory.py", "checkpoint.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            name = (node.func.attr if method else getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+            owner = getattr(node.func.value, "id", "") if method else ""
+            if name not in position or owner in ("os", "Image") or (name == "write_text" and not method):
+                continue
+            modes = [a.value for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)]
+            binary = name == "open" and any(isinstance(mode, str) and "b" in mode for mode in modes)
+            told = len(node.args) > position[name] or any(k.arg == "encoding" for k in node.keywords)
+            assert binary or told, f"{path}:{node.lineno} leaves the encoding to the locale"
+
+
 def test_host_waits_for_the_device_in_one_file():
     calls = ("item", "cpu", "tolist", "synchronize")
     waits = [

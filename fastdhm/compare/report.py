@@ -1,6 +1,5 @@
 """The results of a comparison on paper and screen: tables, JSON, CSV, and a README that says how they came about."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -20,7 +19,7 @@ from fastdhm.compare.results import Results
 from fastdhm.compare.statistics import Difference, Summary
 from fastdhm.console import Console, paste
 from fastdhm.engine.checkpoint import RESUMABLE
-from fastdhm.files import replacing
+from fastdhm.files import write_csv, write_text
 
 METRICS = {
     "top1_error": "top-1 error, %",
@@ -49,18 +48,10 @@ Grid = list[list[str]]  # rows of text, the header first
 def write_results(folder: Path, results: Results) -> None:
     """Write all that is said of the runs so far: tables, JSON, pictures, and a README of them."""
     plot_results(folder, results)
-    _write(folder / "results.json", json.dumps(record(results), indent=2, ensure_ascii=False) + "\n")
-    _write(folder / "table.md", tables_markdown(results))
-    _write(folder / "README.md", readme(results))
-    with replacing(folder / "table.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
-        writer.writeheader()
-        writer.writerows(csv_rows(results))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+    write_text(folder / "results.json", json.dumps(record(results), indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "table.md", tables_markdown(results))
+    write_text(folder / "README.md", readme(results))
+    write_csv(folder / "table.csv", CSV_COLUMNS, csv_rows(results))
 
 
 def print_results(console: Console, results: Results) -> None:

@@ -11,7 +11,7 @@ from fastdhm.engine.checkpoint import RESUMABLE, read_config
 from fastdhm.engine.owed import owed
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import write_text
 
 FAILURE = "failed.json"
 Status = Literal["missing", "begun", "finished", "failed"]
@@ -110,7 +110,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     epochs = [row for row in rows if row["kind"] == "epoch"]
     at = epochs[-1] if epochs else {"epoch": 0.0, "step": 0}
     if (folder / FAILURE).exists():
-        failure = json.loads((folder / FAILURE).read_text())["message"]
+        failure = json.loads((folder / FAILURE).read_text("utf-8"))["message"]
         return RunState(arm.name, seed, "failed", rows, at["epoch"], failure)
     if at["step"] > (expected.max_steps or 1 << 62):
         raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
@@ -120,5 +120,4 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
 
 def record_failure(folder: Path, message: str) -> None:
     """Note in a run's folder that it cannot be finished, and why."""
-    with replacing(folder / FAILURE) as path:
-        path.write_text(json.dumps({"message": message}) + "\n")
+    write_text(folder / FAILURE, json.dumps({"message": message}) + "\n")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data.beton_format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.errors import UserError
+from fastdhm.files import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +139,7 @@ def bad_files_path(path: Path) -> Path:
 def bad_files_error(bad: dict[int, str], total: int, listing: Path) -> UserError:
     """Names the bad files: the first ones in the message, all of them in the text file ``listing``."""
     reasons = [bad[i] for i in sorted(bad)]
-    listing.write_text("".join(reason + "\n" for reason in reasons), "utf-8")
+    write_text(listing, "".join(reason + "\n" for reason in reasons))
     shown = "".join(f"\n  {reason}" for reason in reasons[:BAD_FILES_SHOWN])
     more = f"\n  and {len(reasons) - BAD_FILES_SHOWN:,} more" if len(reasons) > BAD_FILES_SHOWN else ""
     return UserError(

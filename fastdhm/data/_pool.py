@@ -236,7 +236,7 @@ class _Worker:
     def go_on(self) -> None:
         """Wake it if someone stopped it and left this process running."""
         try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            state = Path(f"/proc/{self.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
         except OSError:
             return
         if state == "T":
@@ -272,7 +272,7 @@ def _begin(parent: int, hand: memoryview) -> None:
     for name in PARENTS_TO_OBEY:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     # A bar's thread may have held the lock of these when this process was made.
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     gc.freeze()  # what it inherited, tensors on a GPU among it, is not its to free
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # OpenMP's threads were not forked

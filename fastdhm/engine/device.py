@@ -26,7 +26,7 @@ BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 def _cpu_flags() -> set[str]:
     path = Path("/proc/cpuinfo")
-    return set(path.read_text().split()) if path.exists() else set()
+    return set(path.read_text("utf-8").split()) if path.exists() else set()
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,7 +3,6 @@
 Legend: F filters of a layer.
 """
 
-import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.record import read_log, to_host
 from fastdhm.engine.train import method_name
 from fastdhm.errors import UserError, unknown
-from fastdhm.files import replacing
+from fastdhm.files import replacing, write_csv
 from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
 
 WHAT = ("all", "kernels", "gradients")
@@ -199,10 +198,7 @@ def _write_cosines(cosines: list[Cosine], arch: str, out: Path, console: Console
 
 
 def _write_csv(path: Path, rows: Iterable, kind: type) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_csv(path, [field.name for field in fields(kind)], map(asdict, rows))
 
 
 def _mean(values: list[float]) -> float:

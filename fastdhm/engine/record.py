@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import replacing, why_not_written
+from fastdhm.files import why_not_written, write_text
 
 
 def to_host(tensor: Tensor) -> list:
@@ -189,9 +189,8 @@ class Log:
         self.path = run_dir / "log.jsonl"
         by_step = ("startup", "step", "compile", "reid")
         rows = [r for r in read_log(run_dir) if (r["step"] <= step if r["kind"] in by_step else r["epoch"] <= epoch)]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - lives as long as the run
         self.excepthook, threading.excepthook = threading.excepthook, self._in_a_thread
         self.folder, self.first_step = run_dir / "tensorboard", step + 1
         self.folder.mkdir(exist_ok=True)
@@ -239,7 +238,7 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``log.jsonl``; a last line that a kill cut short is left out."""
     path = run_dir / "log.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -3,7 +3,6 @@
 Legend: N images, D features, Q queries.
 """
 
-import csv
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from fastdhm.engine.evaluate import until
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import open_to_judge
 from fastdhm.errors import UserError, unknown
-from fastdhm.files import replacing
+from fastdhm.files import write_csv
 from fastdhm.reid import Ranking, rank, rank_distances, rerank
 from fastdhm.reid.features import extract_features
 from fastdhm.reid.pictures import Seen, cmc_plot, ranking_picture
@@ -217,9 +216,8 @@ def write_per_query(ranked: PeopleRanked, path: Path) -> None:
     """
     metrics, query = ranked.ranking.metrics, ranked.query
     ranks_Q, ap_Q = to_host(metrics.first_rank_Q), to_host(100 * metrics.ap_Q)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "identity", "camera", "first_match_rank", "ap_percent"])
-        for q, (first, ap) in enumerate(zip(ranks_Q, ap_Q, strict=True)):
-            about = query.images.label(q), query.ids_N[q], query.cams_N[q]
-            rows.writerow([*about, *((first, f"{ap:.6f}") if first else ("", ""))])
+    rows = []
+    for q, (first, ap) in enumerate(zip(ranks_Q, ap_Q, strict=True)):
+        about = query.images.label(q), query.ids_N[q], query.cams_N[q]
+        rows.append([*about, *((first, f"{ap:.6f}") if first else ("", ""))])
+    write_csv(path, ["image", "identity", "camera", "first_match_rank", "ap_percent"], rows)

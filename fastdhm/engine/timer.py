@@ -15,7 +15,7 @@ from fastdhm.data.loaders import Batch, Loader
 
 def process_seconds() -> float:
     """How long this process has been there, its imports too, to a hundredth."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # since boot: see proc(5)
+    ticks = int(Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19])  # since boot: see proc(5)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError
-from fastdhm.files import replacing
+from fastdhm.files import replacing, write_text
 
 SUFFIXES = (".safetensors", ".npy")
 
@@ -103,7 +103,8 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
     check_suffix(path)
     if len(names) != len(feature_ND):
         raise ValueError(f"{len(names)} names for {len(feature_ND)} embeddings: needs one for each")
-    listed = json.dumps(list(names), ensure_ascii=False)
+    # a byte of a name that is no character becomes JSON's own escape
+    listed = json.dumps(list(names), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     feature_ND = feature_ND.detach().cpu().contiguous()
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
@@ -111,8 +112,7 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
         with replacing(path) as temporary:
             save_file({"features": feature_ND}, temporary, metadata={"names": listed})
         return
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(listed, encoding="utf-8")
+    write_text(path.with_suffix(".json"), listed)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, feature_ND.numpy(), allow_pickle=False)
 
