@@ -194,8 +194,8 @@ def test_text_is_utf8_whatever_the_locale_and_the_name(tmp_path):
     """A byte of a name that is no character is written as an escape, which JSON reads as what it was."""
     program = (
         "import json, sys\nfrom pathlib import Path\nfrom fastdhm.files import write_csv, write_text\n"
-        "write_text(Path('x.json'), json.dumps('caf\xe9 \udce9', ensure_ascii=False))\n"
-        "write_csv(Path('x.csv'), ['a', 'b'], [{'a': 'caf\xe9 \udce9'}, (1, 2)])\n"
+        "write_text(Path('x.json'), json.dumps('caf\\xe9 \\udce9', ensure_ascii=False))\n"
+        "write_csv(Path('x.csv'), ['a', 'b'], [{'a': 'caf\\xe9 \\udce9'}, (1, 2)])\n"
     )
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ | locale)

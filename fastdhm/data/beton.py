@@ -293,7 +293,7 @@ def locked(path: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """One builder at a time in a folder; the lock goes with the process that holds it, however that ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = (path.parent / ".lock").open("w")
+        file = (path.parent / ".lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose another --data-dir.") from error
     with file:
