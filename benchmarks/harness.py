@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastdhm.engine.graphs import WARM_UP, Graphs
+
 # A shorter sample measures what the peer before has left in the caches: after one that runs through 30 MiB, the first
 # calls of a short one take three times as long.
 MIN_SAMPLE_SECONDS = 1e-2
@@ -199,6 +201,20 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def captured(peer: Peer) -> Peer:
+    """The same peer on a GPU without the host's time: its calls are replays of one, as a CUDA graph."""
+    graphs, replays = Graphs(), []
+
+    def run() -> dict[str, Tensor]:
+        if not replays:
+            for _ in range(WARM_UP):
+                graphs.warm_up(peer.run)
+            replays.append(graphs.capture(peer.run))
+        return replays[0]()
+
+    return Peer(name=peer.name, run=run, check=peer.check)
+
+
 def ops_called(run: Callable[[], object]) -> frozenset[str]:
     """The names of the operations that a call goes through."""
     run()  # what only a first call does, it does here
@@ -244,7 +260,7 @@ def disagreement(actual: Tensor, expected: Tensor, tolerance: float | None = Non
     """
     if actual.shape != expected.shape:
         return f"has shape {tuple(actual.shape)}, must have {tuple(expected.shape)}"
-    actual, expected = actual.detach().cpu(), expected.detach().cpu()
+    actual, expected = actual.detach(), expected.detach().to(actual.device)  # on a GPU, gigabytes are judged there
     if not actual.is_floating_point():
         return None if torch.equal(actual, expected) else "differs"
     tolerance, limits = tolerance or TOLERANCES[actual.dtype], torch.finfo(actual.dtype)

@@ -11,11 +11,16 @@ import torch
 from fastdhm.benchmarks import harness, report
 from fastdhm.benchmarks.frame import Frame, check_value, missing_compiler
 from fastdhm.benchmarks.harness import Comparison, Peer, Spread
-from fastdhm.benchmarks.loss_peers import DTYPES, Case, Shape, check_memory, label, parse_shape
+from fastdhm.benchmarks.loss_peers import DTYPES, Case, Shape, check_memory, fits, label, parse_shape
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss
 
 GRID = ((3, 128, 100), (3, 256, 1000), (8, 256, 1000), (2, 256, 1000), (3, 256, 21841))
+# On a GPU: rows enough to fill it and its cache several times over, but for the last, which is a batch as it comes.
+GPU_GRID = (
+    (3, 32768, 1000), (3, 8192, 4096), (3, 2048, 21841), (3, 512, 262144), (3, 262144, 100), (2, 32768, 1000),
+    (8, 16384, 1000), (3, 256, 1000),
+)  # fmt: skip
 QUICK = ((3, 8, 100),)
 NARROW = (3, 256, 1000)  # in the float32 grid this one also comes in bfloat16
 # Compiling takes about a minute on two cores: enough on the two shapes that its marks are about.
@@ -23,6 +28,7 @@ COMPILED = ((3, 256, 1000), (8, 256, 1000))
 SWEEP_BRANCHES = (1, 2, 3, 4, 5, 6, 7, 8)
 SWEEP_CLASSES = (10, 30, 100, 300, 1000, 3000, 10000, 32768)
 SWEEP_PEERS = ("fused", "loops", "softmax", "copy")
+CAPTURED = "captured"  # in a label: the peers are CUDA graphs, so that the host's time is not in theirs
 # mark -> the two peers whose times it is the ratio of
 MARKS = {
     "loops over fused": ("loops", "fused"),
@@ -45,7 +51,9 @@ def bench(frame: Frame, *, shapes: Sequence[str], dtype: str, compiled: str, swe
     Raises:
         ValueError: a value that cannot be, a shape that does not fit into memory, a folder that cannot be written to.
     """
-    grid = tuple(map(parse_shape, shapes)) or (QUICK if frame.quick else GRID)
+    on_gpu = frame.device.type == "cuda"
+    usual = tuple(shape for shape in GPU_GRID if fits(shape, frame.device)) if on_gpu else GRID
+    grid = tuple(map(parse_shape, shapes)) or (QUICK if frame.quick else usual)
     check_value("dtype", dtype, tuple(DTYPES))
     to_compile, note = which_to_compile(compiled, grid)
     for shape in grid:
@@ -53,20 +61,24 @@ def bench(frame: Frame, *, shapes: Sequence[str], dtype: str, compiled: str, swe
     with frame.measuring():
         fused_is = named_auto(DTYPES[dtype], frame.device)
         frame.say(f"fused is mimic_loss with impl={fused_is!r}; compiled loops are {note}")
-        comparisons = [_compare(frame, shape, dtype, compiled=shape in to_compile) for shape in grid]
+        settings = {"dtype": dtype, "shapes": [label(shape) for shape in grid], "fused_impl": fused_is}
+        settings |= {"compiled": note, "sweep": sweep}
+        comparisons = []
+        for shape in grid:
+            comparisons += _compare(frame, shape, dtype, compiled=shape in to_compile)
+            frame.write(comparisons, marks=_all_marks(comparisons), settings=settings)  # kept if the rest is stopped
         if grid is GRID and dtype == "float32":
-            comparisons.append(_compare(frame, NARROW, "bfloat16"))
-        marks = [mark for comparison in comparisons for mark in _marks(comparison)]
+            comparisons += _compare(frame, NARROW, "bfloat16")
+        marks = _all_marks(comparisons)
         frame.plot_bars(comparisons, "Mimicking loss")
-        if not shapes:
+        if not shapes and not on_gpu:
             B, K = grid[0][1:] if frame.quick else (256, 1000)
             for more, mark in _pairs(frame, B, K, dtype):
                 comparisons.append(more)
                 marks += mark
         if sweep:
             comparisons += _sweep(frame, dtype)
-    settings = {"dtype": dtype, "shapes": [label(shape) for shape in grid], "fused_impl": fused_is}
-    return frame.conclude(comparisons, marks=marks, settings=settings | {"compiled": note, "sweep": sweep})
+    return frame.conclude(comparisons, marks=marks, settings=settings)
 
 
 def named_auto(dtype: torch.dtype, device: torch.device) -> str:
@@ -94,19 +106,36 @@ def which_to_compile(compiled: str, grid: Sequence[Shape]) -> tuple[Sequence[Sha
 
 def _compare(
     frame: Frame, shape: Shape, dtype: str, *, compiled: bool = False, only: Sequence[str] | None = None
-) -> Comparison:
-    """One shape, with all peers or ``only`` those of these names."""
+) -> list[Comparison]:
+    """One shape, with all peers or ``only`` those of these names; on a GPU called one by one, and then captured."""
     peers = [peer for peer in Case(shape, dtype, frame.device).peers(compiled) if only is None or peer.name in only]
-    return frame.compare(f"{label(shape)} {dtype}", peers)
+    comparisons = [frame.compare(f"{label(shape)} {dtype}", peers)]
+    if frame.device.type == "cuda":
+        graphs = [harness.captured(peer) for peer in peers]
+        comparisons.append(frame.compare(f"{label(shape)} {dtype} {CAPTURED}", graphs, memory=False))
+    return comparisons
+
+
+def _all_marks(comparisons: Sequence[Comparison]) -> list[report.Mark]:
+    return [mark for comparison in comparisons for mark in _marks(comparison)]
 
 
 def _marks(comparison: Comparison) -> list[report.Mark]:
     """What one shape answers; a mark whose peers have no time is left out."""
     marks = report.ratio_marks([comparison], MARKS)
-    if comparison.time_ms("fused"):
-        shape, dtype = comparison.label.split()
+    time_ms = comparison.time_ms("fused")
+    if time_ms:
+        shape, dtype, *how = comparison.label.split()
         M, B, K = parse_shape(shape)
         stack_bytes = M * B * K * DTYPES[dtype].itemsize
+        if how:
+            written = 4 if dtype == "float16" else DTYPES[dtype].itemsize  # of a gradient
+            moved = {"fused": M * B * K * (DTYPES[dtype].itemsize + written), "copy": 2 * stack_bytes}
+            for name, ms in ((name, comparison.time_ms(name)) for name in moved):
+                if ms:
+                    rate = Spread(*(moved[name] / 1e6 / value for value in (ms.median, ms.high, ms.low)))
+                    marks.append(report.Mark(name=f"{name} moves", where=comparison.label, value=rate, unit="GB/s"))
+            return marks
         extra = 100 * (comparison.results["fused"].peak_bytes - stack_bytes) / (2 * stack_bytes)
         name, value = "memory beyond logits and gradient", Spread(extra, extra, extra)
         marks.append(report.Mark(name=name, where=comparison.label, value=value, unit="%"))
@@ -133,8 +162,8 @@ def _sweep(frame: Frame, dtype: str) -> list[Comparison]:
     """Time over branches and over classes; writes a plot of each."""
     M, B, K = QUICK[0] if frame.quick else (3, 256, 1000)
     last = 3 if frame.quick else None
-    branches = {m: _compare(frame, (m, B, K), dtype, only=SWEEP_PEERS) for m in SWEEP_BRANCHES[:last]}
-    classes = {k: _compare(frame, (M, B, k), dtype, only=SWEEP_PEERS) for k in SWEEP_CLASSES[:last]}
+    branches = {m: _compare(frame, (m, B, K), dtype, only=SWEEP_PEERS)[-1] for m in SWEEP_BRANCHES[:last]}
+    classes = {k: _compare(frame, (M, B, k), dtype, only=SWEEP_PEERS)[-1] for k in SWEEP_CLASSES[:last]}
     title = f"Mimicking loss, {dtype}, {frame.where}"
     report.plot_lines(frame.out / "loss_branches.png", branches, title, f"branches, at batch {B} and {K} classes")
     report.plot_lines(frame.out / "loss_classes.png", classes, title, f"classes, at {M} branches and batch {B}")

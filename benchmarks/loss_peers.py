@@ -29,7 +29,8 @@ from fastdhm.ops.mimic_loss import FLOAT_DTYPES, mimic_loss
 Shape = tuple[int, int, int]
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
-ORACLE_ROWS = 32
+ORACLE_ROWS = 32  # of a cache
+ORACLE_SUMMANDS = 1 << 25  # of a GPU, which a few rows would not fill
 
 
 class Case:
@@ -38,11 +39,11 @@ class Case:
     def __init__(self, shape: Shape, dtype: str, device: torch.device):
         check_memory(shape, device)
         M, B, K = shape
-        generator = torch.Generator().manual_seed(0)
-        logits_MBK = 3 * torch.randn(shape, generator=generator)
-        self.target_B = torch.randint(K, (B,), generator=generator).to(device)
+        generator = torch.Generator(device).manual_seed(0)
+        logits_MBK = 3 * torch.randn(shape, generator=generator, device=device)
+        self.target_B = torch.randint(K, (B,), generator=generator, device=device)
         self.weights_MM = weight_matrix("dhm", M).to(device)
-        self.logits_MBK = logits_MBK.to(device, DTYPES[dtype]).requires_grad_()
+        self.logits_MBK = logits_MBK.to(DTYPES[dtype]).requires_grad_()
         self.expected = oracle(self.logits_MBK.detach(), self.target_B, self.weights_MM)
 
     def peers(self, compiled: bool) -> list[Peer]:
@@ -98,11 +99,12 @@ def loops(branches: list[Tensor], target_B: Tensor) -> Tensor:
 
 def oracle(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> dict[str, Tensor]:
     """What every peer must give, by the eager reference in float64, some rows at a time: it holds [M, M, rows, K]."""
-    M, B, _ = logits_MBK.shape
+    M, B, K = logits_MBK.shape
     loss, terms_MM, gradients = 0, torch.zeros(M, M, dtype=torch.float64, device=logits_MBK.device), []
-    for rows in range(0, B, ORACLE_ROWS):
-        part_MBK = logits_MBK[:, rows : rows + ORACLE_ROWS].double().requires_grad_()
-        part_B = target_B[rows : rows + ORACLE_ROWS]
+    at_once = ORACLE_ROWS if logits_MBK.device.type == "cpu" else max(1, ORACLE_SUMMANDS // (M * M * K))
+    for rows in range(0, B, at_once):
+        part_MBK = logits_MBK[:, rows : rows + at_once].double().requires_grad_()
+        part_B = target_B[rows : rows + at_once]
         part_loss, part_MM = mimic_loss(part_MBK, part_B, weights_MM.double(), impl="eager")
         share = len(part_B) / B  # means over the part, to be means over all
         gradients.append(share * torch.autograd.grad(part_loss, part_MBK)[0])
@@ -130,10 +132,21 @@ def label(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
+def fits(shape: Shape, device: torch.device) -> bool:
+    """Whether all peers have memory for such a shape."""
+    try:
+        check_memory(shape, device)
+    except UserError:
+        return False
+    return True
+
+
 def check_memory(shape: Shape, device: torch.device) -> None:
     """``ValueError`` where the eager reference would not fit: some six float32 ``[M, M, B, K]`` and a few stacks."""
     M, B, K = shape
     needed = 24 * M * M * B * K + 60 * M * B * K
+    if device.type == "cuda":
+        needed *= 2  # what a CUDA graph uses is its own
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
     if available is not None and needed > available:
         raise UserError(

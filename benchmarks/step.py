@@ -37,6 +37,7 @@ from fastdhm.errors import UserError
 MAX_SECONDS = 240  # of the rounds of one comparison
 ENERGY_STEPS, ENERGY_SECONDS = 5, 2.0  # at least so many steps, on a GPU for so long: its counter moves slowly
 GPU_SAMPLE_SECONDS = 0.1  # several steps, as the host runs ahead of a GPU in training
+PEERS = ("fastdhm", "graphed", "reference", "baseline", "autocast", "eager")
 MARKS = {
     "reference over fastdhm": ("reference", "fastdhm"),
     "autocast over fastdhm": ("autocast", "fastdhm"),
@@ -57,6 +58,7 @@ def bench(
     precision: str,
     compile: str,
     smoothing: float,
+    peers: str | None,
 ) -> int:
     """Time all of it; returns the exit status, 1 if a step was not the right one.
 
@@ -68,6 +70,7 @@ def bench(
         precision: of the engine; the reference is float32.
         compile: on, off, or auto: as in a long run. Compiling a network can take minutes.
         smoothing: of the reference's mimicking terms; the released code has 1e-8.
+        peers: which of them beside ``fastdhm``, with commas between (None: all).
 
     Raises:
         ValueError: a value that cannot be, a network that does not fit into memory, a folder that cannot be written to.
@@ -76,10 +79,13 @@ def bench(
     if not 0 <= smoothing < 1:
         raise UserError(f"--smoothing is {smoothing}: must be in [0, 1); the released code has 1e-8")
     check_value("compile", compile, ("off", "on", "auto"))
+    for name in () if peers is None else peers.split(","):
+        check_value("peers", name, PEERS)
     given = {"method": method, "precision": precision, "compile": compile, "device": str(frame.device)}
     configs = [make_config(arch, image_size, batch_size, **given) for arch in archs]
     with frame.measuring():
-        measured = [measure(frame, config, smoothing) for config in configs]
+        wanted = PEERS if peers is None else ("fastdhm", *peers.split(","))
+        measured = [measure(frame, config, smoothing, wanted) for config in configs]
     comparisons = [comparison for comparison, _ in measured]
     frame.plot_bars(comparisons, "Training step")
     profiles = {f"{c.label}\n{name}": spent for c, extra in measured for name, spent in extra["profile_ms"].items()}
@@ -95,12 +101,14 @@ def bench(
     )
 
 
-def measure(frame: Frame, config: TrainConfig, smoothing: float) -> tuple[Comparison, dict]:
+def measure(
+    frame: Frame, config: TrainConfig, smoothing: float, wanted: Sequence[str] = PEERS
+) -> tuple[Comparison, dict]:
     """The comparison for one network, and what else is known of its step: work, memory, energy, profile."""
     num_classes, (height, width) = models.family_of(config.arch).num_classes, height_width(config.image_size)
     label = f"{config.arch} {config.method} {height}x{width} batch {config.batch_size}"
     frame.say(f"\n{label}: checking the steps against float64")
-    peers = make_peers(frame, config, num_classes, smoothing)
+    peers = make_peers(frame, config, num_classes, smoothing, wanted)
     on_gpu = frame.device.type == "cuda"
     sample = {"min_sample_seconds": GPU_SAMPLE_SECONDS} if on_gpu else {}
     comparison = frame.compare(label, peers, max_seconds=MAX_SECONDS, **sample)
@@ -134,8 +142,10 @@ def _energy_steps(comparison: Comparison, name: str, on_gpu: bool) -> int:
     return max(ENERGY_STEPS, on_gpu * math.ceil(1e3 * ENERGY_SECONDS / comparison.median_ms(name)))
 
 
-def make_peers(frame: Frame, config: TrainConfig, num_classes: int, smoothing: float) -> list[Peer]:
-    """Every peer, ``fastdhm`` first; each has been judged by :class:`Yard` and stands some steps into a run."""
+def make_peers(
+    frame: Frame, config: TrainConfig, num_classes: int, smoothing: float, wanted: Sequence[str]
+) -> list[Peer]:
+    """Those ``wanted`` of all peers, ``fastdhm`` first; each has been judged by :class:`Yard` and is some steps on."""
     yard = Yard(config, num_classes)
     if yard.images < config.batch_size:
         frame.say(f"checked on {yard.images} of {config.batch_size} images, which is what float64 has memory for")
@@ -145,20 +155,21 @@ def make_peers(frame: Frame, config: TrainConfig, num_classes: int, smoothing: f
         batch = Batch(*(part.to(frame.device) for part in (batch.image_BHWC, batch.target_B, batch.index_B)))
     engine = yard.engine(config)
     peers = [_engine_peer("fastdhm", engine, yard, batch)]
-    if frame.device.type == "cuda":
+    if "graphed" in wanted and frame.device.type == "cuda":
         peers.append(_engine_peer("graphed", yard.engine(dataclasses.replace(config, cuda_graphs=True)), yard, batch))
-    reference = yard.reference(smoothing=smoothing)
-    peers.append(_reference_peer("reference", reference, image_BCHW, target_B, yard.judge_reference()))
-    if config.method != "baseline":
+    if "reference" in wanted:
+        reference = yard.reference(smoothing=smoothing)
+        peers.append(_reference_peer("reference", reference, image_BCHW, target_B, yard.judge_reference()))
+    if "baseline" in wanted and config.method != "baseline":
         plain = dataclasses.replace(config, method="baseline")
         plain_yard = Yard(plain, num_classes)
         peers.append(_engine_peer("baseline", plain_yard.engine(plain), plain_yard, batch))
-    if config.precision != "float32":
+    if "autocast" in wanted and config.precision != "float32":
         same = yard.reference(smoothing=smoothing, precision=getattr(torch, config.precision))
         same.network.to(memory_format=torch.channels_last)
         image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
         peers.append(_reference_peer("autocast", same, image_BCHW, target_B, None))
-    if engine.compiled:
+    if "eager" in wanted and engine.compiled:
         peers.append(_engine_peer("eager", yard.engine(dataclasses.replace(config, compile="off")), yard, batch))
     return peers
 

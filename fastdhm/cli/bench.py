@@ -79,6 +79,7 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
             "default": 0.0,
             "help": "of the reference's mimicking; the released code has 1e-8",
         },
+        "--peers": {"type": str | None, "default": None, "help": "those to hold against, such as reference,baseline"},
     },
     "epoch": {
         **DATA,

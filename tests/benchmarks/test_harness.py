@@ -87,6 +87,25 @@ def test_rounds_end_when_the_time_is_over():
     assert len(comparison.results["A"].samples_ms) == harness.MIN_ROUNDS
 
 
+def test_a_captured_peer_is_checked_by_its_replay(monkeypatch):
+    """A graph that stands in: its replay gives what the capture does, and warm-up comes before."""
+    calls = []
+
+    class Graphs:
+        def warm_up(self, function):
+            calls.append("warm")
+            return function()
+
+        def capture(self, function):
+            calls.append("capture")
+            return lambda: calls.append("replay") or function()
+
+    monkeypatch.setattr(harness, "Graphs", Graphs)
+    graph = harness.captured(peer("A"))
+    assert graph.check(graph.run()) is None and graph.check(graph.run()) is None
+    assert calls == ["warm"] * 3 + ["capture", "replay", "replay"]
+
+
 @pytest.mark.parametrize("dtype", harness.TOLERANCES, ids=str)
 def test_a_result_is_held_to_its_own_dtype(dtype):
     expected = torch.randn(5, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
