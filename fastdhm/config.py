@@ -95,6 +95,9 @@ class TrainConfig:
     512 for re-identification, else none."""
     store_quality: int | None = None
     """JPEG quality in .beton files, 1 to 100; null: 90."""
+    grey_range: tuple[float, float] | None = None
+    """Values that become black and white in greyscale images of more than 8 bits, such as 0,4095 for 12 bits saved in
+    16; null: by type, 0 and 65535 of 16 bits, 0 and 1 of floats; 32-bit and signed integers have to be given theirs."""
     skip_bad: bool = False
     """Leave unreadable images out when a data set is built, instead of stopping."""
     hold_out: bool = False
@@ -227,6 +230,8 @@ class TrainConfig:
             self._check(name, f"0 to {MAX_RAMP:,.0f} epochs", lambda value: 0 <= value <= MAX_RAMP)
         self._check("image_size", f"1 to {MAX_SIDE}, or two of those as [HEIGHT,WIDTH]", _is_image_size)
         self._check("store_quality", "1 to 100", lambda value: 1 <= value <= 100)
+        rising = "two finite numbers, the second above the first"
+        self._check("grey_range", rising, lambda value: len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
         for name in ("workers", "pad", "freeze_epochs", "grad_cosine"):
             self._check(name, "0 or more", lambda value: value >= 0)
         stored = f"1 to {MAX_STORED_SIDE} pixels, or 0 to store images as large as they are"

@@ -21,6 +21,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--store", type=str | None, default=None, help="raw, jpg or smart, as in `fastdhm train`")
     parser.add_argument("--store_size", type=int | None, default=None, help="longer side in pixels, as in train")
     parser.add_argument("--store_quality", type=int | None, default=None, help="JPEG quality, as in train")
+    parser.add_argument("--grey_range", type=tuple[float, float] | None, default=None, help="as in train")
     if verb == "build":
         parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per processor)")
         parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out and record them")
@@ -31,6 +32,7 @@ def run(argv: list[str]) -> int:
 
     dataset, data_dir = values.pop("dataset"), expanded(values.pop("data_dir") or default_data_dir()).absolute()
     wishes = {name: values.pop(f"store_{name}") for name in ("size", "quality")}
-    settings = ImageSettings.for_dataset(dataset, store=values.pop("store"), **wishes)
+    wishes |= {name: values.pop(name) for name in ("store", "grey_range")}
+    settings = ImageSettings.for_dataset(dataset, **wishes)
     getattr(commands, verb)(dataset, data_dir, settings, **values)
     return 0

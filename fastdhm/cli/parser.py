@@ -117,7 +117,7 @@ class Parser(jsonargparse.ArgumentParser):
         before = ""
         for argument in argv:
             flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-            plain = value and value[0] not in "[(-" and value not in ("null", "None")
+            plain = value and (value[0] not in "[(-" or re.match(r"-[\d.]", value)) and value not in ("null", "None")
             yield f"{flag * bool(equals)}{equals}[{value}]" if plain and self._is_list(flag) else argument
             before = argument
 

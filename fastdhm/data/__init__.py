@@ -6,7 +6,8 @@ Importing this costs nothing: FFCV, torchvision and torch load when first used. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
     from fastdhm.data.beton import ImageSettings
     from fastdhm.data.crops import Crop, ImageSize
+    from fastdhm.data.grey import GreyRange
     from fastdhm.data.identity import Identity
     from fastdhm.data.loaders import Kind, Loader, LoaderOptions
     from fastdhm.data.sources import Source
 
 Say = Callable[[str], None]
+PEEKED = 16  # images of a folder that are looked at where none would be before training
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def open_loaders(
     device: str = "cpu",
     settings: ImageSettings | None = None,
     skip_bad: bool = False,
+    grey_range: GreyRange | None = None,
     hold_out: bool = False,
     subset: int | None = None,
     say: Say = print,
@@ -99,7 +103,8 @@ def open_loaders(
 
     ``loader``: ``resident`` holds all images on ``device``, ``ffcv`` reads ``.beton`` files, ``torch`` the images
     themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
-    ffcv where it is installed. ``settings`` are those of the ``.beton`` files (default: the data set's usual).
+    ffcv where it is installed. ``settings`` are those of the ``.beton`` files (default: the data set's usual), but
+    for ``grey_range``, which says for every loader what is black and white in deep greyscale (see ``grey``).
 
     ``subset`` trains on that many images, the same for every seed: see ``subset.balanced_subset``.
 
@@ -116,7 +121,7 @@ def open_loaders(
     if hold_out and not is_reid(dataset):
         raise UserError(f"data set '{dataset}' has validation images of its own: only re-identification sets hold out")
     splits = {"rest" if hold_out else "train": train, "val": val}
-    opened = _open(dataset, data_dir, splits, loader, settings, skip_bad, say)
+    opened = _open(dataset, data_dir, splits, loader, settings, grey_range, skip_bad, say)
     if is_reid(dataset) and not hold_out:
         say(
             f"{dataset}: the {opened[1].loader.num_samples:,} validation pictures are training pictures too; their "
@@ -141,6 +146,7 @@ def open_splits(
     device: str = "cpu",
     settings: ImageSettings | None = None,
     skip_bad: bool = False,
+    grey_range: GreyRange | None = None,
     say: Say = print,
 ) -> list[LoadedSplit]:
     """Splits of ``dataset`` to judge a network on: ``val``, or ``query`` and ``gallery`` of a re-identification set.
@@ -159,7 +165,7 @@ def open_splits(
         batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio,
         workers=workers, device=device,
     )  # fmt: skip
-    return _open(dataset, data_dir, dict.fromkeys(splits, options), loader, settings, skip_bad, say)
+    return _open(dataset, data_dir, dict.fromkeys(splits, options), loader, settings, grey_range, skip_bad, say)
 
 
 def open_pictures(
@@ -171,6 +177,7 @@ def open_pictures(
     crop_ratio: float = 1.0,
     workers: int | None = None,
     skip_bad: bool = False,
+    grey_range: GreyRange | None = None,
     say: Say = print,
 ) -> LoadedSplit:
     """Every image in a folder and below it, in order; ``source.label(i)`` is its path in there.
@@ -184,7 +191,7 @@ def open_pictures(
     options = LoaderOptions(
         batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio, workers=workers
     )
-    source = PictureSource(folder)
+    source = PictureSource(folder, grey_range)
     if source.note:
         say(source.note)
     source = _checked(source, skip_bad, say)
@@ -197,6 +204,7 @@ def _open(
     splits: dict[str, LoaderOptions],
     loader: str,
     settings: ImageSettings | None,
+    grey_range: GreyRange | None,
     skip_bad: bool,
     say: Say,
 ) -> list[LoadedSplit]:
@@ -206,7 +214,8 @@ def _open(
 
     picked = None if loader == "auto" else pick_kind(loader)  # a mistake is found before anything is read
     wished, settings = settings is not None, settings or ImageSettings.for_dataset(dataset)
-    loaded = _load(dataset, data_dir, tuple(splits), settings if loader != "torch" else None, say)
+    settings = replace(settings, grey_range=grey_range)
+    loaded = _load(dataset, data_dir, tuple(splits), settings, loader != "torch", say)
     files = _Files(dataset, data_dir, loaded, settings, skip_bad, say)
     if loader in ("auto", "resident"):
         try:
@@ -262,17 +271,18 @@ def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: 
 
 
 def _load(
-    dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings | None, say: Say
+    dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings, from_files: bool, say: Say
 ) -> dict[str, Source | None]:
-    """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings."""
+    """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings and,
+    as ``from_files`` says, a loader of them."""
     from fastdhm.data.beton import beton_path
     from fastdhm.data.sources import load_splits
     from fastdhm.data.walk import ImagesGone
 
     try:
-        loaded = load_splits(dataset, data_dir, splits)
+        loaded = load_splits(dataset, data_dir, splits, settings.grey_range)
     except ImagesGone as error:
-        if settings is None or not all(beton_path(data_dir, dataset, split, settings).exists() for split in splits):
+        if not from_files or not all(beton_path(data_dir, dataset, split, settings).exists() for split in splits):
             raise
         say(f"using the .beton files alone: {error}")
         return dict.fromkeys(splits)
@@ -317,4 +327,21 @@ def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
         return readable_only(source, processors.count(), say)
     if isinstance(source, FolderSource):
         refuse_unreadable(source)
+    note = _peek_deep(source)
+    if note:
+        say(note)
     return source
+
+
+def _peek_deep(source: Source) -> str | None:
+    """What a look at a few images says of deep greyscale among them."""
+    from fastdhm.data.folder import FolderSource, may_be_deep
+    from fastdhm.data.grey import DeepPictures
+
+    deep, looked_at = DeepPictures(), range(0, len(source), max(1, len(source) // PEEKED))
+    for i in looked_at if isinstance(source, FolderSource) else ():
+        if may_be_deep(source.label(i)):
+            with suppress(UserError):  # it will be named when it is read
+                deep.note(source.image(i))
+    said = deep.said(getattr(source, "grey_range", None))
+    return f"{source.name} {source.split}, of {len(looked_at)} that were looked at: {said}" if said else None

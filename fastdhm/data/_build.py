@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import io
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data.beton_format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
+from fastdhm.data.grey import DeepPictures
 from fastdhm.errors import UserError
 from fastdhm.files import write_text
 
@@ -36,6 +37,7 @@ class Written:
     bad: dict[int, str] = field(default_factory=dict)
     min_side: int = MAX_SIDE
     max_side: int = 0
+    deep: DeepPictures = field(default_factory=DeepPictures)
 
 
 def write_images(
@@ -50,7 +52,8 @@ def write_images(
     # The workers are forked before the bar starts its thread.
     encoder = Encoder(source, settings)
     with WorkerPool(encoder, chunks(source), workers, label=source.label) as pool, bar as advance:
-        for start, images in pool.answers():
+        for start, images, deep in pool.answers():
+            written.deep.add(deep)
             for i, image in enumerate(images, start):
                 if isinstance(image, str):
                     written.bad[i] = image
@@ -78,21 +81,24 @@ class Encoder:
     source: Source
     settings: ImageSettings
 
-    def __call__(self, samples: range) -> tuple[int, list[tuple[int, int, bytes] | str]]:
+    def __call__(self, samples: range) -> tuple[int, list[tuple[int, int, bytes] | str], DeepPictures]:
+        deep = DeepPictures()
         if self._as_they_are():
             pixels = self.source.pixels(samples)
-            return samples.start, [(*image_HWC.shape[:2], image_HWC.tobytes()) for image_HWC in pixels]
-        return samples.start, [self._encode_or_reason(i) for i in samples]
+            return samples.start, [(*image_HWC.shape[:2], image_HWC.tobytes()) for image_HWC in pixels], deep
+        return samples.start, [self._encode_or_reason(i, deep) for i in samples], deep
 
     def _as_they_are(self) -> bool:
         limit = self.settings.max_resolution
         in_memory = hasattr(self.source, "pixels") and self.settings.stores_raw(*self.source.size_HW)
         return in_memory and (limit is None or max(self.source.size_HW) <= limit)
 
-    def _encode_or_reason(self, i: int) -> tuple[int, int, bytes] | str:
+    def _encode_or_reason(self, i: int, deep: DeepPictures) -> tuple[int, int, bytes] | str:
         in_hand(i)
         try:
-            return encode(self.source.image(i), self.settings)
+            image = self.source.image(i)
+            deep.note(image)
+            return encode(image, self.settings)
         except UserError as error:
             return str(error)
         except ValueError as error:
@@ -139,11 +145,14 @@ def bad_files_path(path: Path) -> Path:
 def bad_files_error(bad: dict[int, str], total: int, listing: Path) -> UserError:
     """Names the bad files: the first ones in the message, all of them in the text file ``listing``."""
     reasons = [bad[i] for i in sorted(bad)]
-    write_text(listing, "".join(reason + "\n" for reason in reasons))
+    whole = ""
+    with suppress(OSError, UserError):  # the disk may be full, too
+        write_text(listing, "".join(reason + "\n" for reason in reasons))
+        whole = f" (the whole list: {listing})"
     shown = "".join(f"\n  {reason}" for reason in reasons[:BAD_FILES_SHOWN])
     more = f"\n  and {len(reasons) - BAD_FILES_SHOWN:,} more" if len(reasons) > BAD_FILES_SHOWN else ""
     return UserError(
-        f"{len(reasons):,} of {total:,} images cannot be read (the whole list: {listing}):{shown}{more}\n"
+        f"{len(reasons):,} of {total:,} images cannot be read{whole}:{shown}{more}\n"
         "Repair or remove them, or leave them out with --skip-bad."
     )
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastdhm.console import Console
+from fastdhm.data.images import silence_pillow
 from fastdhm.errors import UserError
 from fastdhm.waiting import POLL_S, Wait
 
@@ -178,6 +179,7 @@ class WorkerPool:
         if pid == 0:
             try:
                 _begin(parent, self._hands[number : number + 1])
+                silence_pillow()
                 self._serve(asked, answered)
             finally:
                 os._exit(1)  # nothing of the parent's is flushed or cleaned up here

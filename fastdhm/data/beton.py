@@ -9,6 +9,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from fastdhm.data._build import bad_files_error, bad_files_path, check_space, wr
 from fastdhm.data._progress import progress_bar
 from fastdhm.data._verify import find_damage, sha256_of
 from fastdhm.data.beton_format import read_index
+from fastdhm.data.grey import GreyRange
 from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
 from fastdhm.files import remove_leftovers, replacing
@@ -46,18 +48,29 @@ class ImageSettings:
     to 96 x 96 pixels and JPEG for larger ones."""
     quality: int = 90
     """Of the JPEG, 1 to 100."""
+    grey_range: GreyRange | None = None
+    """What is black and white in deep greyscale, see ``grey``."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"image mode '{self.mode}' is not known; choose {', '.join(MODES)}")
         if self.max_resolution is not None and self.max_resolution < 1:
             raise UserError(f"maximum resolution {self.max_resolution} is not a positive number of pixels")
+        low, high = self.grey_range or (0, 1)
+        if not -math.inf < low < high < math.inf:
+            raise UserError(f"grey range {low:g} to {high:g}: the second has to be above the first")
         if not 1 <= self.quality <= 100:
             raise UserError(f"JPEG quality {self.quality} is not between 1 and 100")
 
     @classmethod
     def for_dataset(
-        cls, dataset: str, *, store: str | None = None, size: int | None = None, quality: int | None = None
+        cls,
+        dataset: str,
+        *,
+        store: str | None = None,
+        size: int | None = None,
+        quality: int | None = None,
+        grey_range: GreyRange | None = None,
     ) -> ImageSettings:
         """Photographs as FFCV's ImageNet recipes store them, small images as they are, but for what is given.
 
@@ -73,7 +86,7 @@ class ImageSettings:
             usual = cls(max_resolution=500, mode="smart")
         if quality is not None and (store or usual.mode) == "raw":
             raise UserError(f"store quality {quality}: plain pixels have none; it is for --store jpg or smart")
-        given = {"mode": store, "max_resolution": size, "quality": quality}
+        given = {"mode": store, "max_resolution": size, "quality": quality, "grey_range": grey_range}
         chosen = dataclasses.replace(usual, **{name: value for name, value in given.items() if value not in (None, 0)})
         return dataclasses.replace(chosen, max_resolution=None) if size == 0 else chosen
 
@@ -83,9 +96,11 @@ class ImageSettings:
 
     @property
     def tag(self) -> str:
-        """A short name for a folder: ``raw``, ``jpg90-500px``."""
+        """A short name for a folder: ``raw``, ``jpg90-500px``, ``raw-grey0to4095``."""
         mode = self.mode if self.mode == "raw" else f"{self.mode}{self.quality}"
-        return mode if self.max_resolution is None else f"{mode}-{self.max_resolution}px"
+        size = "" if self.max_resolution is None else f"-{self.max_resolution}px"
+        grey = "" if self.grey_range is None else "-grey{:.9g}to{:.9g}".format(*self.grey_range)
+        return f"{mode}{size}{grey}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +122,8 @@ class Manifest:
     sha256: str
     index_sha256: str
     created_by: str
+    note: str | None = None
+    """What the user should hear at every use."""
     fingerprint: str | None = None
     """Of the source; None in manifests of before it was kept."""
 
@@ -150,25 +167,27 @@ def ensure(
     that is a ``UserError``.
     """
     path = beton_path(data_dir, dataset, split, settings)
-    stale = why_stale(path, source, settings)
+    stale = why_stale(path, source, settings, skip_bad)
     if stale and source is None:
         raise UserError(
             f"{stale}. Its images are not there to build it from; put them back, or the file and its manifest."
         )
     if stale:
         with locked(path, say):
-            stale = why_stale(path, source, settings)  # another process may just have built it
+            stale = why_stale(path, source, settings, skip_bad)  # another process may just have built it
             if stale:
                 say(f"{dataset} {split}: building the .beton file, as {stale}")
                 _build(source, path, settings, workers, skip_bad, progress=True)
-    skipped = read_manifest(path).skipped
-    if skipped:
-        say(f"{dataset} {split}: {len(skipped):,} bad images are left out; '{manifest_path(path)}' names them")
+    manifest = read_manifest(path)
+    if manifest.note:
+        say(f"{dataset} {split}: {manifest.note}")
+    if manifest.skipped:
+        say(f"{dataset} {split}: {len(manifest.skipped):,} bad images are left out; '{manifest_path(path)}' names them")
     return path
 
 
-def why_stale(path: Path, source: Source | None, settings: ImageSettings) -> str | None:
-    """Why ``path`` has to be built (again), or None."""
+def why_stale(path: Path, source: Source | None, settings: ImageSettings, skip_bad: bool = False) -> str | None:
+    """Why ``path`` has to be built (again), or None; without ``skip_bad`` a file that lacks images is no use."""
     if not path.exists():
         return f"{path} is not there"
     try:
@@ -179,6 +198,8 @@ def why_stale(path: Path, source: Source | None, settings: ImageSettings) -> str
         return "the images have changed since it was built"
     if manifest.settings != settings:
         return f"it was built with other image settings ({manifest.settings.tag}, not {settings.tag})"
+    if manifest.skipped and not skip_bad:
+        return f"{path} lacks {len(manifest.skipped):,} images that could not be read, and --skip-bad is not given"
     return None
 
 
@@ -237,7 +258,9 @@ def read_manifest(path: Path) -> Manifest:
         if values["format_version"] != MANIFEST_VERSION:
             version = values["format_version"]
             raise UserError(f"{place} is of format version {version}; this fastdhm reads version {MANIFEST_VERSION}")
-        values["settings"] = ImageSettings(**values["settings"])
+        settings = values["settings"]
+        settings["grey_range"] = tuple(settings["grey_range"]) if settings.get("grey_range") else None
+        values["settings"] = ImageSettings(**settings)
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return Manifest(**values)
     except FileNotFoundError as error:
@@ -285,6 +308,7 @@ def _describe(source: Source, path: Path, settings: ImageSettings, written) -> M
         sha256=sha256_of(path),
         index_sha256=index.sha256,
         created_by=f"fastdhm {fastdhm.__version__}",
+        note=written.deep.said(settings.grey_range),
     )
 
 

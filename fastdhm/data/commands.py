@@ -33,7 +33,7 @@ def build(
     pick_kind("ffcv")  # says how to get FFCV where it is missing
     console = Console()
     options = {"workers": processors.count() if workers is None else max(workers, 1), "skip_bad": skip_bad}
-    for split, source in load_splits(dataset, data_dir, split_names(dataset)).items():
+    for split, source in load_splits(dataset, data_dir, split_names(dataset), settings.grey_range).items():
         if source.note:
             console.print(source.note)
         if force:
@@ -76,6 +76,9 @@ def _print(dataset: str, data_dir: Path, settings: ImageSettings, console: Conso
     for values in zip(_column(None), *(_column(manifest) for manifest in manifests), strict=True):
         table.add_row(*values)
     console.result(table)
+    for manifest in manifests:
+        if manifest.note:
+            console.result(f"{manifest.split}: {manifest.note}")
 
 
 def _column(manifest: Manifest | None) -> list[str]:

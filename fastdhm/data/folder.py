@@ -25,6 +25,10 @@ from fastdhm.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdhm.data.grey import GreyRange
+
+CONVERSION = 2  # counts the ways in which deep and transparent pictures were made 8-bit RGB; files of others are stale
+
 LOOKED_INTO, LOOKED_AT = 128, 1 << 16  # files, and bytes of each, that a fingerprint reads
 
 
@@ -34,6 +38,9 @@ class FolderSource:
     Every file with an image's suffix counts as an image and has to decode, and so does a folder that cannot be entered:
     what is in it would be missing without a word. ``note`` says what is left out.
     """
+
+    grey_range: GreyRange | None = None
+    """What is black and white in deep greyscale, see ``grey``."""
 
     def __init__(self, root: Path, name: str, split: str, classes: Sequence[str] = ()):
         """``classes`` are those of the other split, whose way to write a name is taken over."""
@@ -87,7 +94,7 @@ class FolderSource:
         reason = self.unreadable.get(os.fsdecode(bytes(self._name_N[i]))) if self.unreadable else None
         if reason:
             raise UserError(f"{printable(path)}: cannot be read: {reason}")
-        return read_image(path)
+        return read_image(path, self.grey_range)
 
     def _path(self, i: int) -> Path:
         return self.root / os.fsdecode(bytes(self._name_N[i]))
@@ -99,6 +106,8 @@ class FolderSource:
             columns = (self._name_N, self.target_N.tolist(), *self._sizes_and_times)
             for name, target, size, changed in zip(*columns, strict=True):
                 digest.update(b"%s\0%d %d %d\n" % (bytes(name), target, size, changed))
+            if any(map(may_be_deep, self._name_N)):
+                digest.update(b"%d %r" % (CONVERSION, self.grey_range))
             self._digest = digest.hexdigest()
         return self._digest
 
@@ -135,7 +144,8 @@ class PictureSource(FolderSource):
 
     classes = ("",)
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, grey_range: GreyRange | None = None):
+        self.grey_range = grey_range
         self.name, self.split, self.root = str(root), "pictures", Path(root).absolute()
         if not is_there(self.root):
             what = "is not a folder" if self.root.exists() else "does not exist"
@@ -152,6 +162,11 @@ class PictureSource(FolderSource):
     def label(self, i: int) -> str:
         """The path below the folder."""
         return printable(os.fsdecode(bytes(self._name_N[i])))
+
+
+def may_be_deep(name: bytes | str) -> bool:
+    """Whether an image of that name may have more than 8 bits or a transparent colour."""
+    return os.path.splitext(os.fsdecode(name))[1].lower() not in (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def refuse_unreadable(source: FolderSource) -> None:

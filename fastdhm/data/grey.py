@@ -9,8 +9,7 @@ picture's own there. Legend: H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,8 +59,6 @@ def grey_of(image: Image) -> Grey | None:
 
 def to_8_bits(image: Image, grey: Grey, given: GreyRange | None) -> Image:
     """8-bit RGB, with ``info["grey"]``; ``UnknownRange`` if there is none by type, nor one ``given``."""
-    import dataclasses
-
     import numpy as np
     from PIL import Image
 
@@ -85,28 +82,47 @@ def to_8_bits(image: Image, grey: Grey, given: GreyRange | None) -> Image:
     if key is not None:
         level_HW = np.where(value_HW == key, np.uint8(255), level_HW)
     rgb = Image.fromarray(level_HW).convert("RGB")
-    rgb.info["grey"] = dataclasses.replace(grey, largest=high)
+    rgb.info["grey"] = replace(grey, largest=high)
     return rgb
 
 
-def say_grey(pictures: Iterable[Grey], given: GreyRange | None) -> str | None:
-    """How the deep ones among some pictures were taken, and how they could be better, in one sentence."""
-    pictures = list(pictures)
-    if not pictures:
-        return None
-    kinds = ", ".join(sorted({grey.kind for grey in pictures}))
-    what = f"{len(pictures):,} image{'s are' if len(pictures) > 1 else ' is'} {kinds} grey"
-    if given:
-        return f"{what}, of which {given[0]:g} becomes black and {given[1]:g} white (--grey-range)"
-    integers = [grey for grey in pictures if grey.bits]
-    largest = int(max((grey.largest for grey in integers), default=0))
-    bits = max(8, largest.bit_length())
-    if integers and bits + 2 <= min(grey.bits for grey in integers):
-        return (
-            f"{what}, taken over the whole range of their type, of which they use little: the largest value is "
-            f"{largest:,}. --grey-range 0,{2**bits - 1} takes them as {bits} bits"
-        )
-    return f"{what}, taken over the whole range of their type"
+@dataclass
+class DeepPictures:
+    """The deep ones among some pictures: how many, of what kinds, and how much of their range they use."""
+
+    count: int = 0
+    kinds: set[str] = field(default_factory=set)
+    bits: int = 32
+    """The fewest of a kind that ranges by its type."""
+    largest: float = 0
+    """Of those kinds."""
+
+    def note(self, image: Image) -> None:
+        """Count ``image``, which ``to_8_bits`` made, or not."""
+        grey = image.info.get("grey")
+        if grey:
+            self.add(DeepPictures(1, {grey.kind}, grey.bits or 32, grey.largest if grey.bits else 0))
+
+    def add(self, others: DeepPictures) -> None:
+        """Count those too."""
+        self.count, self.kinds = self.count + others.count, self.kinds | others.kinds
+        self.bits, self.largest = min(self.bits, others.bits), max(self.largest, others.largest)
+
+    def said(self, given: GreyRange | None) -> str | None:
+        """How they were taken, and how they could be better, in one sentence; None if there are none."""
+        if not self.count:
+            return None
+        what = f"{self.count:,} images of {', '.join(sorted(self.kinds))} grey"
+        how = f"{what}, taken over the range of their type"
+        if given:
+            return f"{what}, taken from {given[0]:g} (black) to {given[1]:g} (white)"
+        bits = max(8, int(self.largest).bit_length())
+        if self.largest and bits + 2 <= self.bits:
+            return (
+                f"{how}, of which they use little: the largest value is {self.largest:,.0f}. "
+                f"--grey-range 0,{2**bits - 1} takes them as {bits} bits"
+            )
+        return how
 
 
 def _refuse_unknown(grey: Grey, low: float, high: float) -> None:

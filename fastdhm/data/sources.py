@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from fastdhm.data.grey import GreyRange
+
 REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
 DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic", *REID_DATASETS)
 SPLITS = ("train", "val")
@@ -60,8 +62,10 @@ def split_names(dataset: str) -> tuple[str, ...]:
     return REID_SPLITS if is_reid(dataset) else SPLITS
 
 
-def load_splits(dataset: str, data_dir: Path, splits: Sequence[str]) -> dict[str, Source]:
-    """The sources of ``splits`` of ``dataset``, by name; downloads go to ``data_dir``.
+def load_splits(
+    dataset: str, data_dir: Path, splits: Sequence[str], grey_range: GreyRange | None = None
+) -> dict[str, Source]:
+    """The sources of ``splits`` of ``dataset``, by name; downloads go to ``data_dir``. See ``grey`` on ``grey_range``.
 
     A re-identification set trains on all the training pictures that were published for it. Its ``val`` is one of them
     for each identity that has three or more (``reid.hold_out``), so that the error on these says no more than whether
@@ -69,14 +73,23 @@ def load_splits(dataset: str, data_dir: Path, splits: Sequence[str]) -> dict[str
     """
     if not is_reid(dataset):
         sources = dict(zip(SPLITS, _load_pair(dataset, data_dir), strict=True))
+        _take_grey(sources, grey_range)
         return {split: sources[split] for split in splits}
     from fastdhm.data.reid import hold_out, load_reid
 
     data = load_reid(dataset, data_dir)
     sources = {"train": data.train, "query": data.query, "gallery": data.gallery}
+    _take_grey(sources, grey_range)
     if not sources.keys() >= set(splits):
         sources["rest"], sources["val"] = hold_out(data.train)
     return {split: sources[split] for split in splits}
+
+
+def _take_grey(sources: dict[str, Source], grey_range: GreyRange | None) -> None:
+    for source in sources.values() if grey_range else ():
+        if not isinstance(source, FolderSource):
+            raise UserError(f"grey range {grey_range}: data set '{source.name}' has no greyscale of more than 8 bits")
+        source.grey_range = grey_range
 
 
 def load_sources(dataset: str, data_dir: Path) -> tuple[Source, Source]:

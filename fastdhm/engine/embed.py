@@ -53,6 +53,7 @@ def embed(
         folder, batch_size=config.eval_batch_size if batch_size is None else batch_size,
         image_size=config.image_size, crop=config.crop,
         crop_ratio=config.crop_ratio, workers=pick_workers(workers, pick_device(device)), skip_bad=skip_bad,
+        grey_range=config.grey_range,
         say=console.print,
     )  # fmt: skip
     try:

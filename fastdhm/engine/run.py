@@ -44,6 +44,7 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
         config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
         crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad, hold_out=config.hold_out,
+        grey_range=config.grey_range,
         subset=config.subset, workers=pick_workers(config.workers, pick_device(config.device)),
         device=str(pick_device(config.device)), settings=how_stored(config),
         say=console.print,
@@ -55,7 +56,7 @@ def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[L
     return open_splits(
         config.dataset, Path(config.data_dir), splits, loader=config.loader,
         batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, skip_bad=config.skip_bad,
+        crop_ratio=config.crop_ratio, skip_bad=config.skip_bad, grey_range=config.grey_range,
         workers=pick_workers(config.workers, pick_device(config.device)), device=str(pick_device(config.device)),
         settings=how_stored(config),
         say=console.print,

@@ -7,7 +7,7 @@ import pytest
 from pictures import write_png, write_tiff
 from PIL import Image, TiffImagePlugin
 
-from fastdhm.data.grey import say_grey
+from fastdhm.data.grey import DeepPictures
 from fastdhm.data.images import read_image
 from fastdhm.errors import UserError
 
@@ -130,14 +130,19 @@ def test_colours_of_16_bits_a_channel_keep_their_high_byte(tmp_path):
 
 
 def test_what_is_known_of_deep_pictures_is_said(tmp_path):
-    found = [read_image(save_16(tmp_path / "t.png", *values)).info["grey"] for values in ([5, 4095], [9, 3000])]
-    said = say_grey(found, None)
-    assert "2 images are 16-bit grey" in said
-    assert "the largest value is 4,095. --grey-range 0,4095 takes them as 12 bits" in said
-    assert "--grey-range 0," not in say_grey([read_image(save_16(tmp_path / "t.png", 60_000)).info["grey"]], None)
-    assert "of which 0 becomes black and 4095 white" in say_grey(found, (0, 4095))
-    assert say_grey([], None) is None
-    assert "grey" not in read_image(save_8(tmp_path / "t.png")).info
+    def said(given, *pictures):
+        deep = DeepPictures()
+        for values in pictures:
+            deep.note(read_image(save_16(tmp_path / "t.png", *values)))
+        deep.note(read_image(save_8(tmp_path / "t.png")))
+        return deep.said(given)
+
+    dark = said(None, [5, 4095], [9, 3000])
+    assert "2 images of 16-bit grey" in dark
+    assert "the largest value is 4,095. --grey-range 0,4095 takes them as 12 bits" in dark
+    assert "--grey-range" not in said(None, [60_000], [5])
+    assert "taken from 0 (black) to 4095 (white)" in said((0, 4095), [5])
+    assert said(None) is None
 
 
 def save_8(path):

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastdhm.data import _ffcv, ffcv_loader, open_loaders
-from fastdhm.data.beton import ImageSettings, build
+from fastdhm.data.beton import ImageSettings, build, ensure
 from fastdhm.data.crops import crop_boxes
 from fastdhm.data.ffcv_loader import _epoch_class
 from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
@@ -428,6 +429,62 @@ def test_open_loaders_skip_bad(bad_root, tmp_path, kind):
 def test_open_loaders_stops_at_bad_images(ffcv, bad_root, tmp_path):
     with pytest.raises(UserError, match="text.jpg"):
         open_loaders(f"folder:{bad_root}", tmp_path, loader="ffcv", **OPEN)
+
+
+@pytest.mark.parametrize("mistake", ["class-in-train-only", "class-emptied", "folder-that-cannot-be-entered"])
+def test_a_mistake_in_the_folders_is_no_reason_to_train_on_old_files(tmp_path, mistake):
+    root, options = tmp_path / "images", {**OPEN, "loader": "resident", "image_size": 8, "crop": "pad"}
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (8, 8)).save(root / split / name / f"{i}.png")
+    open_loaders(f"folder:{root}", tmp_path, **options)
+    if mistake == "class-in-train-only":
+        (root / "train/c").mkdir()
+        Image.new("RGB", (8, 8)).save(root / "train/c/0.png")
+    elif mistake == "class-emptied":
+        shutil.rmtree(root / "val/b")
+        (root / "val/b").mkdir()
+    else:
+        (root / "train/a/more").symlink_to("/nonexistent")
+    with pytest.raises(UserError, match="train: c|val/b: this class folder holds no image|a/more: cannot be read"):
+        open_loaders(f"folder:{root}", tmp_path, **options)
+
+
+def test_files_that_lack_bad_images_serve_no_run_that_did_not_ask_for_it(bad_root, tmp_path):
+    root, settings = tmp_path / "images", ImageSettings.for_dataset("folder:x")
+    shutil.copytree(bad_root, root)
+    source, options = load_sources(f"folder:{root}", tmp_path)[0], {"workers": 1, "say": lambda _: None}
+    place = (tmp_path, f"folder:{root}", "train", settings)
+    ensure(source, *place, skip_bad=True, **options)
+    with pytest.raises(UserError, match="3 of 31 images cannot be read"):
+        ensure(source, *place, **options)
+    with pytest.raises(UserError, match="lacks 3 images that could not be read, and --skip-bad is not given"):
+        ensure(None, *place, **options)
+    assert ensure(None, *place, skip_bad=True, **options)
+
+
+@ALL_KINDS
+def test_a_range_of_grey_is_the_same_through_every_loader(tmp_path, kind):
+    root, said = tmp_path / "xray", []
+    for split in ("train", "val"):
+        for name, value in (("dark", 1000), ("light", 3000)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((16, 16), value + i, np.uint16)).save(root / split / name / f"{i}.png")
+    options = {**OPEN, "batch_size": 8, "crop": "pad" if kind == "resident" else "scale", "say": said.append}
+
+    def levels(grey_range):
+        data = open_loaders(f"folder:{root}", tmp_path, loader=kind, grey_range=grey_range, **options)
+        (batch,) = read(data.train, 0)
+        return [sorted(set(batch.image_BHWC[batch.target_B == k].flatten().tolist())) for k in (0, 1)]
+
+    assert levels(None) == [[3], [11]]
+    assert any("8 images of 16-bit grey" in line and "--grey-range 0,4095" in line for line in said)
+    assert levels((0, 4095)) == [[62], [187]]
+    assert levels((0, 3003)) == [[85], [255]]
+    assert levels(None) == [[3], [11]]
 
 
 def test_betons_serve_when_the_images_are_gone(ffcv, odd_root, tmp_path):
