@@ -4,7 +4,8 @@
 - Leaving an epoch early ends and joins its thread; in FFCV it stays, with its buffers.
 - A batch is decoded into memory of its own; in FFCV it is a view of a ring buffer that the next batches overwrite.
 - Order and crops come from (seed, epoch, sample index); FFCV's crops come from numba's unseeded generator.
-- The file is checked before it is opened; FFCV follows any pointer in it.
+- The file is checked before it is opened; FFCV follows any pointer in it. It is mapped at once and then may be deleted
+  or replaced; its length is looked at before each batch, as to read what was cut off would end the process (SIGBUS).
 - ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
 - Images that are stretched, and so may grow, are resized bilinearly: see ``_resample``.
 
@@ -14,6 +15,7 @@ Legend: N samples, B batch, H height, W width, C channels.
 from __future__ import annotations
 
 import functools
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -30,10 +32,11 @@ from fastdhm.data._resample import make_average, make_resample
 from fastdhm.data.beton import check
 from fastdhm.data.crops import STRETCHING
 from fastdhm.data.loaders import Batch, LoaderOptions
+from fastdhm.errors import UserError
+from fastdhm.waiting import POLL_S, Wait, WaitedInVain
 
 Job = tuple[np.ndarray, np.ndarray]  # int64 [B] and [B, 5], see FfcvLoader._jobs
 BATCHES_AHEAD = 3
-POLL_S = 0.5
 BOXES_AT_ONCE = 4096  # drawn for a few images only, numpy's calls cost ten times as much as the arithmetic
 
 # numba's threading layers are not all safe to enter from two threads at once, as happens when validation starts while
@@ -45,7 +48,9 @@ class FfcvLoader:
     """See ``loaders.Loader``. Workers are numba's threads, inside this process."""
 
     def __init__(self, beton: Path, options: LoaderOptions) -> None:
-        self.num_samples = options.count(check(beton).count)
+        manifest = check(beton)
+        self._beton, self._bytes, self._file = beton, manifest.file_bytes, open(beton, "rb")  # noqa: SIM115
+        self.num_samples = options.count(manifest.count)
         self._batches, self._options = options.num_batches(self.num_samples), options
         ffcv = load()
         self._threads = max(1, min(options.num_workers, processors.count(), ffcv.numba.config.NUMBA_NUM_THREADS))
@@ -64,6 +69,7 @@ class FfcvLoader:
             )
         finally:
             torch.set_num_threads(torch_threads)  # FFCV sets it to its own number of threads
+        self._ffcv.memory_manager.schedule_epoch([]).__enter__()  # maps the file; else the first epoch would
         image_N = self._ffcv.reader.metadata["f0"]
         self._height_N, self._width_N = image_N["height"], image_N["width"]
         self._target_N = self._ffcv.reader.metadata["f1"]
@@ -75,7 +81,7 @@ class FfcvLoader:
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
         jobs = self._jobs(epoch, self._options.epoch_batches(self.num_samples, epoch, start_batch))
-        running = _epoch_class()(self._ffcv, self._threads, self._options.size_HW, jobs)
+        running = _epoch_class()(self._ffcv, self._threads, self._options.size_HW, self._while_whole(jobs), self._why)
         self._running.append(running)
         try:
             yield (self._batch(*answer) for answer in running.answers())
@@ -96,12 +102,26 @@ class FfcvLoader:
             job_N5 = np.concatenate([index_N[:, None], box_N4], axis=1)
             yield from zip(some, np.split(job_N5, np.cumsum([len(index_B) for index_B in some])[:-1]), strict=True)
 
+    def _while_whole(self, jobs: Iterator[Job]) -> Iterator[Job]:
+        for job in jobs:
+            size = os.fstat(self._file.fileno()).st_size
+            if size < self._bytes:
+                raise UserError(
+                    f"{self._beton} was cut short while it was read, from {self._bytes:,} bytes to {size:,}: put it "
+                    "back, or delete it to have it built anew"
+                )
+            yield job
+
+    def _why(self) -> str:
+        return f"FFCV is reading {self._beton}"
+
     def _batch(self, index_B: np.ndarray, image_BHWC: torch.Tensor) -> Batch:
         return Batch(image_BHWC, torch.from_numpy(self._target_N[index_B]), torch.from_numpy(index_B))
 
     def close(self) -> None:
         for running in self._running:
             running.stop()
+        self._file.close()
 
 
 @functools.cache
@@ -161,8 +181,10 @@ def _epoch_class() -> type:
         """FFCV's thread, with its own loop: each batch has its own memory, what goes wrong is reported, and it can be
         stopped."""
 
-        def __init__(self, loader, threads: int, size_HW: tuple[int, int], batches: Iterator[Job]) -> None:
-            self._threads, self._size_HW, self._batches, self._answers = threads, size_HW, batches, _Answers()
+        def __init__(
+            self, loader, threads: int, size_HW: tuple[int, int], batches: Iterator[Job], why: Callable[[], str]
+        ) -> None:
+            self._threads, self._size_HW, self._batches, self._answers = threads, size_HW, batches, _Answers(why)
             super().__init__(loader, [])  # starts the thread
 
         def run(self) -> None:
@@ -190,7 +212,7 @@ def _epoch_class() -> type:
 
         def stop(self) -> None:
             self._answers.stop()
-            self.join()
+            self._answers.join(self)
             self.close()
 
     return Epoch
@@ -199,7 +221,8 @@ def _epoch_class() -> type:
 class _Answers:
     """Batches on their way from the thread that makes them to its reader, a few ahead; neither waits in vain."""
 
-    def __init__(self) -> None:
+    def __init__(self, why: Callable[[], str]) -> None:
+        self._why, self._lost = why, False
         self._queue: queue.Queue = queue.Queue(BATCHES_AHEAD)
         self._stopped = threading.Event()
 
@@ -215,13 +238,16 @@ class _Answers:
 
     def read(self, is_alive: Callable[[], bool]) -> Iterator:
         """What is put, to its end; raises an exception that is put, or that the thread is alive no more."""
+        wait = self._wait("data")
         while not self._stopped.is_set():
             try:
                 answer = self._queue.get(timeout=POLL_S)
             except queue.Empty:
-                if is_alive() or not self._queue.empty():
-                    continue
-                raise RuntimeError("FFCV's loading thread ended without finishing its epoch") from None
+                if not is_alive() and self._queue.empty():
+                    raise UserError("FFCV's thread ended without finishing its epoch; try --loader torch") from None
+                wait()
+                continue
+            wait = self._wait("data")
             if answer is None:
                 return
             if isinstance(answer, BaseException):
@@ -233,3 +259,22 @@ class _Answers:
         self._stopped.set()
         while not self._queue.empty():
             self._queue.get_nowait()
+
+    def join(self, thread: threading.Thread) -> None:
+        """Wait for the end of the thread, unless it was waited for in vain before."""
+        wait = self._wait("the end of FFCV's thread")
+        while thread.is_alive() and not self._lost:
+            thread.join(POLL_S)
+            wait()
+
+    def _wait(self, what: str) -> Callable[[], None]:
+        wait = Wait(what, self._why)
+
+        def on() -> None:
+            try:
+                wait.on()
+            except WaitedInVain:
+                self._lost = True
+                raise
+
+        return on

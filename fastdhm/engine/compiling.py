@@ -10,6 +10,7 @@ checkpoint at the change, and a resumed run that was compiled is so from its fir
 deterministic run compiles before its first step, or not at all.
 """
 
+import ctypes
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ from fastdhm.engine.step import NUM_SIDES, make_compute
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
 STEPS_ALONE = 2
 ROOM_FOR_THE_RUN = 1 << 30  # bytes of a GPU's free memory that the child leaves at the least
+LIMIT_S = 1800.0  # after so long the child is taken for stuck
+END_S = 5.0  # how long to wait for a killed process
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 NICE = 10  # of the child and its compilers, which compete with the step, or with what launches it and feeds it
 
 
@@ -69,20 +74,35 @@ class SwitchingCompute:
         run = self.run
         if self.child is None:
             if run.at.step >= self.first_step + STEPS_ALONE:
-                self.child = Child(run)
+                self._start()
             return
         ended = self.child.ended()
         if ended is None:
+            if time.monotonic() - self.asked > LIMIT_S:
+                self._stay(f"compiling it was not done in {LIMIT_S / 60:.0f} minutes")
+                self.child.close()
+            return
+        if ended != 0:
+            killed = "was killed, as when memory runs out" if ended < 0 else "failed"
+            self._stay(f"compiling it {killed}, {self.child.output} says what it did")
             return
         self.waiting = False
-        if ended != 0:
-            self.say(f"the step stays uncompiled: compiling it failed, {self.child.output} says why")
-            return
-        self.child.output.unlink()
+        self.child.output.unlink(missing_ok=True)
         run.at.compiled_at = run.at.step
         run.save()  # whatever ends the run from here on, a resumed one is compiled where this one was
         self.log.write("compile", step=run.at.step, swap_step=run.at.step, ahead_seconds=self.child.lasted)
         self.current = computes(run, compiled=True)
+
+    def _start(self) -> None:
+        self.asked = time.monotonic()
+        try:
+            self.child = Child(self.run)
+        except OSError as error:
+            self._stay(f"a process to compile it cannot be started ({error.strerror})")
+
+    def _stay(self, why: str) -> None:
+        self.waiting = False
+        self.say(f"the step stays uncompiled: {why}")
 
     def __enter__(self) -> "SwitchingCompute":
         return self
@@ -142,8 +162,9 @@ class Child:
                 self.COMMAND,
                 stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        self.process.stdin.write(json.dumps(task).encode() + b"\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended already, which ended() tells
+            self.process.stdin.write(json.dumps(task).encode() + b"\n")
+            self.process.stdin.flush()
 
     def ended(self) -> int | None:
         """Its exit status, ``None`` while it works."""
@@ -156,9 +177,12 @@ class Child:
         """End it, and the compilers that it started."""
         if self.ended() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.output.unlink(missing_ok=True)
-        self.process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, and ends when that lets it go
+                self.process.wait(END_S)
+            with suppress(OSError):
+                self.output.unlink()
+        with suppress(OSError):
+            self.process.stdin.close()
 
 
 def room_for(run: Run) -> int:
@@ -174,6 +198,7 @@ def end_with_parent() -> None:
     """End this process and its children when the parent's end of standard input closes, be it by a SIGKILL."""
 
     def wait() -> None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # the parent may end while this one is stopped
         os.read(0, 1)  # and not sys.stdin, whose lock is missed when the interpreter ends
         os.killpg(0, signal.SIGKILL)
 

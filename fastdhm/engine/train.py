@@ -6,7 +6,7 @@ Legend: A the branches that a step computes, B batch.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,7 +222,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config), work)
     log = Log(run_dir, run.at.step, run.at.epoch)
     try:
-        with _telling_how_to_go_on(run_dir, console), stop_signals() as stop:
+        with _telling_how_to_go_on(run, console), stop_signals() as stop:
             with display, SwitchingCompute(run, log, display.print) as compute:
                 fit(run, data, compute, log, display, stop)
                 run.save()
@@ -244,15 +244,30 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
 
 
 @contextmanager
-def _telling_how_to_go_on(run_dir: Path, console: Console) -> Iterator[None]:
-    """Whatever ends what is inside, a person learns how to go on; not with weights that are of no use."""
+def _telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
+    """Whatever ends what is inside, a person learns how to go on; not with weights that are of no use.
+
+    What is not the run's own fault (its data, a disk, a worker process) comes between two steps, where the state is
+    whole: nothing that was learnt is lost by it.
+    """
     try:
         yield
     except (NonFiniteLoss, NonFiniteFeatures):
         raise
-    except BaseException:
-        console.print(f"ended; go on from the last checkpoint with: {_go_on(run_dir)}")
+    except BaseException as error:
+        step = _last_saved(run, worth_saving=isinstance(error, UserError | OSError))
+        console.print(f"ended; go on from the last checkpoint, of step {step}, with: {_go_on(run.dir)}")
         raise
+
+
+def _last_saved(run: Run, worth_saving: bool) -> int:
+    """The step of the last checkpoint; it is written now, if that is ``worth_saving`` and can be done."""
+    saved = checkpoint.load_checkpoint(run.dir / "last.pt")["position"]
+    if worth_saving and saved != dataclasses.asdict(run.at):
+        with suppress(UserError, OSError):  # it may be the saving itself that failed
+            run.save()
+            return run.at.step
+    return saved["step"]
 
 
 def _go_on(run_dir: Path) -> str:
