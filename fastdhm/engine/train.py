@@ -255,8 +255,9 @@ def _telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
     except (NonFiniteLoss, NonFiniteFeatures):
         raise
     except BaseException as error:
-        step = _last_saved(run, worth_saving=isinstance(error, UserError | OSError))
-        console.print(f"ended; go on from the last checkpoint, of step {step}, with: {_go_on(run.dir)}")
+        with suppress(UserError, OSError):  # a run directory that is gone is not to be gone on with
+            step = _last_saved(run, worth_saving=isinstance(error, UserError | OSError))
+            console.print(f"ended; go on from the last checkpoint, of step {step}, with: {_go_on(run.dir)}")
         raise
 
 
