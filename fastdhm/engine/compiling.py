@@ -198,10 +198,10 @@ def end_with_parent() -> None:
     """End this process and its children when the parent's end of standard input closes, be it by a SIGKILL."""
 
     def wait() -> None:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # the parent may end while this one is stopped
         os.read(0, 1)  # and not sys.stdin, whose lock is missed when the interpreter ends
         os.killpg(0, signal.SIGKILL)
 
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # it may end while this process stands still
     threading.Thread(target=wait, daemon=True).start()
 
 

@@ -23,6 +23,7 @@ from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
 from fastdhm.data.sources import load_sources
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.errors import UserError
+from fastdhm.waiting import WaitedInVain
 
 ALL_KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch", "resident"], indirect=True)
 KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch"], indirect=True)
@@ -276,8 +277,44 @@ def test_ffcv_boxes_are_the_same_however_many_are_drawn_at_once(ffcv, make, phot
 def test_ffcv_thread_that_vanishes_is_noticed(ffcv, make, monkeypatch):
     loader = make("ffcv")
     monkeypatch.setattr(_epoch_class(), "run", lambda self: None)
-    with pytest.raises(RuntimeError, match="ended without finishing"):
+    with pytest.raises(UserError, match="ended without finishing"):
         read(loader, 0)
+
+
+def test_ffcv_thread_that_stands_still_is_told_and_then_left(ffcv, make, monkeypatch):
+    """As in a deadlock of numba's, or a network drive that is gone; nothing can end a thread."""
+    loader, release = make("ffcv", batch_size=16, seed=77), threading.Event()
+    monkeypatch.setattr(_epoch_class(), "_make", lambda self, job: release.wait(60))
+    monkeypatch.setenv("FASTDHM_WAIT_SECONDS", "1")
+    started = time.monotonic()
+    try:
+        with pytest.raises(WaitedInVain, match=r"data did not come in [12] s: FFCV is reading .*\.beton"):
+            read(loader, 0)
+        assert time.monotonic() - started < 10
+    finally:
+        release.set()
+
+
+def test_ffcv_file_cut_short_while_it_is_read_is_told(ffcv, build_raw, tmp_path):
+    """To read what is no longer there would end the process without a word."""
+    _, built = build_raw("synthetic:600")
+    path = Path(shutil.copytree(built.parent, tmp_path / "copy"), built.name)
+    loader = build_loader("ffcv", LoaderOptions(batch_size=8, image_size=32, workers=1), beton=path)
+    with pytest.raises(UserError, match="was cut short while it was read"), loader.epoch(0) as batches:
+        next(batches)
+        os.truncate(path, path.stat().st_size // 2)
+        list(batches)
+    loader.close()
+
+
+def test_ffcv_needs_its_file_no_more_once_it_is_open(ffcv, build_raw, tmp_path):
+    _, built = build_raw("synthetic:600")
+    path = Path(shutil.copytree(built.parent, tmp_path / "copy"), built.name)
+    options = LoaderOptions(batch_size=8, image_size=32, workers=1)
+    loader, whole = (build_loader("ffcv", options, beton=beton) for beton in (path, built))
+    shutil.rmtree(path.parent)
+    assert_same(read(loader, 0), read(whole, 0))
+    loader.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

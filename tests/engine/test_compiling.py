@@ -172,7 +172,8 @@ def busy(monkeypatch, tmp_path):
     """Children that work for ever, and the file where they write the process id of their compiler."""
     import inspect
 
-    source = "import os, signal, threading\n" + inspect.getsource(compiling.end_with_parent)
+    source = f"import ctypes, os, signal, threading\nPR_SET_PDEATHSIG = {compiling.PR_SET_PDEATHSIG}\n"
+    source += inspect.getsource(compiling.end_with_parent)
     program, note = tmp_path / "busy.py", tmp_path / "pid"
     program.write_text(BUSY.format(end_with_parent=source))
     monkeypatch.setattr(compiling.Child, "COMMAND", [sys.executable, str(program), str(note)])
@@ -209,14 +210,19 @@ def test_a_run_that_ends_takes_the_child_and_its_compilers_along(tmp_path, busy)
     assert not alive(child.process.pid) and not child.output.exists()
 
 
-def test_a_killed_run_takes_the_child_and_its_compilers_along(tmp_path, busy):
+@pytest.mark.parametrize("stands_still", [False, True], ids=["at work", "stopped"])
+def test_a_killed_run_takes_the_child_and_its_compilers_along(tmp_path, busy, stands_still):
     """SIGKILL leaves no time to tidy up: the child sees its input close."""
     parent = os.fork()
     if parent == 0:
-        compiling.Child(stub(tmp_path))
+        child = compiling.Child(stub(tmp_path))
+        wait_for(lambda: busy.exists() and busy.read_text())
+        if stands_still:
+            os.kill(child.process.pid, signal.SIGSTOP)
+        (tmp_path / "ready").touch()
         time.sleep(600)
         os._exit(1)
-    wait_for(lambda: busy.exists() and busy.read_text())
+    wait_for((tmp_path / "ready").exists)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     wait_for(lambda: not alive(int(busy.read_text())))
