@@ -53,7 +53,7 @@ def _parser() -> Parser:
     parser.add_argument("--reference", type=str | None, default=None, help="compare the others with this (baseline)")
     parser.add_argument(
         "--score", type=str, default="auto",
-        help="of each run the last epoch, or the best by B0's validation error (a lone branch's own); auto: as --keep",
+        help="of each run the last epoch, or the best by B0's validation error (a lone branch's own); auto: its keep",
     )  # fmt: skip
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and how far each is; do nothing")
@@ -96,11 +96,12 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     from fastdhm.compare.directory import read_settings
     from fastdhm.engine.checkpoint import RESUMABLE
 
-    fixed = [name for name in (*given, *own) if name in LAYING_OUT or (name in given and name not in RESUMABLE)]
+    free = [name for name in RESUMABLE if name != "max_steps"]  # with which a run would be another one
+    fixed = [name for name in (*given, *own) if name in LAYING_OUT or (name in given and name not in free)]
     if fixed:
         raise UserError(
             f"--resume goes on with the runs in {folder} as they were asked for: leave {fixed[0]} out. "
-            f"Only seeds, reference, score, confidence, {', '.join(RESUMABLE)} can be given"
+            f"Only seeds, reference, score, confidence, {', '.join(free)} can be given"
         )
     comparison = read_settings(folder)
     configs = [make_config(dataclasses.asdict(a.config) | fitting(a.config.method, given)) for a in comparison.arms]

@@ -11,11 +11,11 @@ from typing import Any
 from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
+from fastdhm.engine.judged import judged_on
 from fastdhm.files import replacing
 
 Row = dict[str, Any]
 Curve = list[tuple[float, float, float, float]]  # x, mean, lowest, highest
-Y_LABEL = "top-1 error of B0, %"
 
 
 def plot_results(folder: Path, results: Results) -> None:
@@ -28,19 +28,19 @@ def plot_results(folder: Path, results: Results) -> None:
 
 
 def plot_curves(path: Path, results: Results) -> None:
-    """Training error (of each epoch's augmented images, while they are learnt) and validation error over the epochs."""
+    """Training error (of each epoch's augmented images, while they are learnt) and that of what is judged on."""
     groups = results.comparison.groups
     figure, axes = _figure(results, rows=len(groups), columns=2)
     for group, (train, val) in zip(groups, axes, strict=True):
         for colour, arm in _coloured(results, group):
             runs = results.of(arm, "finished")
             branch = runs[0].main_branch
-            label = f"{arm.label} (n = {len(runs)})" + (f", {branch}" if branch != "B0" else "")
+            label = plain(f"{arm.label} (n = {len(runs)})" + (f", {branch}" if branch != "B0" else ""))
             _draw(train, curve(runs, _epochs, f"train_error/{branch}"), colour, label)
             _draw(val, curve(runs, _validations, f"val_error/{branch}"), colour, label)
-        for axis, what in ((train, "training"), (val, "validation")):
+        for axis, what in ((train, "training"), (val, judged(results, group))):
             _finish(axis, f"{group}: {what}" if group else what, "epoch")
-        train.set_ylabel(Y_LABEL)
+        train.set_ylabel(f"top-1 error of {main_branches(results, group)}, %")
     _save(figure, path)
 
 
@@ -59,9 +59,9 @@ def plot_wallclock(path: Path, results: Results) -> None:
                 continue
             branch = runs[0].main_branch
             points = curve(runs, _validations, f"val_error/{branch}", lambda row: row.get("train_seconds", 0.0) / unit)
-            _draw(axis, points, colour, f"{arm.label} (n = {len(runs)})")
+            _draw(axis, points, colour, plain(f"{arm.label} (n = {len(runs)})"))
         _finish(axis, group, f"training time, {name} ({machine(results, group)})")
-        axis.set_ylabel(f"validation {Y_LABEL}")
+        axis.set_ylabel(f"{judged(results, group)} top-1 error of {main_branches(results, group)}, %")
     for axis in places[len(groups) :]:
         axis.set_visible(False)
     _save(figure, path)
@@ -101,6 +101,21 @@ def machine(results: Results, group: str) -> str:
     return " or ".join(sorted(names))
 
 
+def judged(results: Results, group: str) -> str:
+    """What kind of images the group's runs are judged on after an epoch."""
+    return " or ".join(dict.fromkeys(judged_on(arm.config) for arm in results.comparison.members(group)))
+
+
+def main_branches(results: Results, group: str) -> str:
+    """Whose error is drawn: B0's, or that of a branch trained alone."""
+    return " or ".join(dict.fromkeys(arm.config.only_branch or "B0" for arm in results.comparison.members(group)))
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: no formula between dollars, nothing that hides a line from the legend."""
+    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
+
+
 def _coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
     """The arms with something to draw; an arm's colour is its own, whether the others have finished or not."""
     arms = results.comparison.members(group)
@@ -120,7 +135,8 @@ def _figure(results: Results, rows: int, columns: int):
         words.append(f"not complete: {done} of {len(results.states)} runs")
     lines = [results.comparison.title, "; ".join(words[1:]), *results.comparison.notes]
     per_line = round(width * 15)
-    figure.suptitle("\n".join(part for line in lines for part in textwrap.wrap(line, per_line)), fontsize=9)
+    wrapped = "\n".join(part for line in lines for part in textwrap.wrap(line, per_line))
+    figure.suptitle(plain(wrapped), fontsize=9)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -133,7 +149,7 @@ def _draw(axis, points: Curve, colour: str, label: str) -> None:
 
 
 def _finish(axis, title: str, x_label: str) -> None:
-    axis.set_title(title, fontsize=9)
+    axis.set_title(plain(title), fontsize=9)
     axis.set_xlabel(x_label)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)

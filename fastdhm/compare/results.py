@@ -1,5 +1,7 @@
 """What the runs of a comparison say together: values by arm, branch and seed, their spread, their differences."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,8 +20,9 @@ class Results:
 
     comparison: Comparison
     states: tuple[RunState, ...]
-    score: Literal["last", "best"]
-    """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own)."""
+    score: Literal["auto", "last", "best"]
+    """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own); auto: as
+    its ``keep``."""
     confidence: float
 
     def of(self, arm: Arm, *statuses: str) -> list[RunState]:
@@ -35,10 +38,15 @@ class Results:
         """Whether nothing is left to train."""
         return all(state.status in ("finished", "failed") for state in self.states)
 
+    def score_of(self, arm: Arm) -> Literal["last", "best"]:
+        """Which epoch of an arm's runs counts."""
+        return arm.config.keep if self.score == "auto" else self.score
+
     @cached_property
     def _scores(self) -> dict[tuple[str, int], Scores]:
+        which = {arm.name: self.score_of(arm) for arm in self.comparison.arms}
         done = [state for state in self.states if state.status == "finished"]
-        return {(state.arm, state.seed): state.scores(self.score) for state in done}
+        return {(state.arm, state.seed): state.scores(which[state.arm]) for state in done}
 
     @property
     def branches(self) -> list[str]:
@@ -56,13 +64,27 @@ class Results:
         """Mean and spread over the seeds."""
         return summarize(list(self.values(arm, branch, metric).values()))
 
-    def difference(self, arm: Arm, branch: str, metric: str) -> Difference | None:
-        """An arm minus the reference of its group, paired by seed; ``None`` for the reference itself."""
-        reference = self.comparison.reference_of(arm.group, branch)
+    def difference(self, arm: Arm, reference: Arm, branch: str, metric: str) -> Difference | None:
+        """An arm minus another, paired by seed; ``None`` without a seed that both have."""
         if arm.name == reference.name:
             return None
         ours, theirs = (self.values(one, branch, metric) for one in (arm, reference))
         return paired_difference(ours, theirs, self.confidence)
+
+    def pairs(self, arm: Arm, branch: str) -> list[Arm]:
+        """What an arm is compared with: the reference of its group, and mimicking with labels alone (dsl)."""
+        arms = [self.comparison.reference_of(arm.group, branch)]
+        if arm.config.method == "dhm":
+            arms += [other for other in self.comparison.members(arm.group) if other.config.method == "dsl"][:1]
+        return [other for n, other in enumerate(arms) if other.name != arm.name and other not in arms[:n]]
+
+    def differences(self) -> Iterator[tuple[Arm, Arm, str, str, Difference]]:
+        """Arm, what it is compared with, branch, metric and their difference, of all that have one."""
+        for arm, branch in itertools.product(self.comparison.arms, self.branches):
+            for other, metric in itertools.product(self.pairs(arm, branch), self.shown_metrics(branch)):
+                found = self.difference(arm, other, branch, metric)
+                if found:
+                    yield arm, other, branch, metric, found
 
     def published(self, arm: Arm, branch: str, metric: str) -> Published | None:
         """What the paper has."""

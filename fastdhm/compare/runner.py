@@ -4,6 +4,7 @@ import dataclasses
 import math
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,12 @@ from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
 from fastdhm.console import Console, paste
+from fastdhm.data.crops import height_width
 from fastdhm.engine.checkpoint import RESUMABLE, read_config
 from fastdhm.engine.record import NonFiniteLoss
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import open_data
+from fastdhm.engine.schedule import full_size_steps
 from fastdhm.engine.settle import settle
 from fastdhm.engine.train import train
 from fastdhm.errors import UserError, unknown
@@ -31,14 +34,14 @@ class HowToReport:
 
     score: Literal["auto", "last", "best"] = "auto"
     """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own); auto: as
-    the runs' ``keep``."""
+    the run's ``keep``."""
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
         if self.score not in ("auto", "last", "best"):
             raise unknown("score", self.score, ("auto", "last", "best"))
-        if not 0 < self.confidence < 1:
-            raise UserError(f"confidence is {self.confidence}: must be above 0 and below 1, such as 0.95")
+        if not 0 < self.confidence <= 0.9999:
+            raise UserError(f"confidence is {self.confidence}: must be above 0 and at most 0.9999, such as 0.95")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
     jobs = find_jobs(comparison, folder)
     if any(job.state.status in ("missing", "begun") for job in jobs) and not any(job.state.rows for job in jobs):
         _check_data(comparison, console)
+    for note in comparison.notes:
+        console.print(f"note: {note}")
     with held(folder, "`fastdhm compare`", console.print):
         write_settings(folder, comparison)
         try:
@@ -106,16 +111,18 @@ def find_jobs(comparison: Comparison, folder: Path) -> list[Job]:
 def collect(comparison: Comparison, folder: Path, how: HowToReport) -> Results:
     """What the runs have come to so far."""
     states = tuple(job.state for job in find_jobs(comparison, folder))
-    keep = comparison.arms[0].config.keep
-    return Results(comparison, states, keep if how.score == "auto" else how.score, how.confidence)
+    return Results(comparison, states, how.score, how.confidence)
 
 
 def report(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
     """Write and print the results of what is there, training nothing."""
     read_settings(folder)  # refuses a folder without a comparison
     results = collect(settled(comparison), folder, how)
-    write_results(folder, results)
     print_results(console, results)
+    try:
+        write_results(folder, results)
+    except (OSError, UserError) as error:  # somebody else's folder, or one on a disk that is read only
+        console.print(f"printed and not written: {error}")
     return 1 if results.failed else 0
 
 
@@ -167,7 +174,7 @@ def _make_run(job: Job, console: Console) -> int | None:
     resume = (job.folder / "config.yaml").exists()
     config = _as_before(job.config, read_config(job.folder)) if resume else job.config
     try:
-        return train(config, resume=resume, console=console).signal
+        return train(config, resume=resume, console=console).signal  # one that came at its very end stops the rest
     except (NonFiniteLoss, NonFiniteFeatures) as error:
         record_failure(job.folder, str(error))
         console.print(f"failed: {error}", style="red")
@@ -196,6 +203,14 @@ def _check_data(comparison: Comparison, console: Console) -> None:
             seen.add(key)
 
 
+def share_done(job: Job) -> float:
+    """How much of a run's work is done: its later epochs may be of larger images."""
+    config, side = job.config, min(height_width(job.config.image_size))
+    per_epoch = 1000  # steps to reckon with: how many there are does not matter
+    work = partial(full_size_steps, run_steps=config.epochs * per_epoch, side=side, progressive=config.progressive)
+    return min(1.0, work(int(job.state.epochs * per_epoch)) / work(config.epochs * per_epoch))
+
+
 def time_left(jobs: list[Job]) -> str | None:
     """How long the runs that are not done take, from those that are: each as its arm's, else as the slowest known."""
     seconds: dict[str, float] = {}
@@ -206,7 +221,7 @@ def time_left(jobs: list[Job]) -> str | None:
         return None
     slowest = max(seconds.values())
     left = sum(
-        seconds.get(job.arm.name, slowest) * (1 - min(1.0, job.state.epochs / job.config.epochs))
+        seconds.get(job.arm.name, slowest) * (1 - share_done(job))
         for job in jobs
         if job.state.status in ("missing", "begun")
     )

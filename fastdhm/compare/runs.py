@@ -1,14 +1,15 @@
 """What a run of a comparison has come to, read from its folder; nothing here computes on a device."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
-from fastdhm.engine.checkpoint import RESUMABLE, read_config
-from fastdhm.engine.owed import owed
+from fastdhm.data.identity import Identity
+from fastdhm.engine.checkpoint import RESUMABLE, learnt_from, read_config
+from fastdhm.engine.owed import NETWORK, owed
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.files import write_text
@@ -38,6 +39,13 @@ class RunState:
     failure: str | None = None
     machine: str = ""
     """What it was trained on last: device and precision."""
+    data: Identity = field(default_factory=dict)
+    """Which images it learnt from and was judged on, see ``data.identity``; known of a finished run."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm}-seed{self.seed}"
 
     @property
     def epoch_rows(self) -> list[dict[str, Any]]:
@@ -84,7 +92,7 @@ class RunState:
             values["accuracy"] = 100 - values["top1_error"]
         ranked = [row for row in self.rows if row["kind"] == "reid"]
         if ranked:
-            scores["B0"] |= {score: ranked[-1][score] for score in PEOPLE}
+            scores[self.main_branch] |= {score: ranked[-1][score] for score in PEOPLE}
         return scores
 
     def best_epoch(self) -> float | None:
@@ -110,12 +118,18 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     epochs = [row for row in rows if row["kind"] == "epoch"]
     at = epochs[-1] if epochs else {"epoch": 0.0, "step": 0}
     if (folder / FAILURE).exists():
-        failure = json.loads((folder / FAILURE).read_text("utf-8"))["message"]
+        try:
+            failure = str(json.loads((folder / FAILURE).read_text("utf-8"))["message"])
+        except (ValueError, TypeError, KeyError):
+            failure = f"its {FAILURE} cannot be read"
         return RunState(arm.name, seed, "failed", rows, at["epoch"], failure)
     if at["step"] > (expected.max_steps or 1 << 62):
         raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
-    status, machine = "begun" if owed(folder, expected, rows) else "finished", f"{config.device}, {config.precision}"
-    return RunState(arm.name, seed, status, rows, at["epoch"], machine=machine)
+    machine = f"{config.device}, {config.precision}"
+    if owed(folder, expected, rows):
+        return RunState(arm.name, seed, "begun", rows, at["epoch"], machine=machine)
+    data = learnt_from(folder / NETWORK)
+    return RunState(arm.name, seed, "finished", rows, at["epoch"], machine=machine, data=data)
 
 
 def record_failure(folder: Path, message: str) -> None:

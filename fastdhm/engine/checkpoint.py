@@ -6,6 +6,8 @@ resuming needs), ``network.safetensors`` (the plain network) and ``curves.png``.
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,9 @@ def _in_order(saved: bytes) -> bytes:
 
 def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str, ...], Identity]:
     """The weights of a stripped network, the config of its run, its class names and what it learnt from."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {_first_line(error)}") from error
+    with _whole_safetensors(path) as file:
+        metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     if "fastdhm" not in metadata:
         raise UserError(f"{path} was not written by fastdhm: it does not say its architecture and classes")
     classes = tuple(metadata.pop("classes"))
@@ -127,13 +126,26 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
     return state, config_from(metadata, path), classes, data
 
 
+@contextmanager
+def _whole_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file to read from; ``ValueError`` if it is none, or cut short."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {_first_line(error)}") from error
+
+
 def learnt_from(path: Path) -> Identity:
     """Which images a run, checkpoint or network learnt from and was judged on, see ``data.identity``; empty if it does
     not say, being of before that was kept."""
     if path.is_dir():
         files = (path / LAST, path / "network.safetensors")
         return next((learnt_from(file) for file in files if file.exists()), {})
-    return load_network(path)[3] if path.suffix == ".safetensors" else load_checkpoint(path, mmap=True).get("data", {})
+    if path.suffix == ".safetensors":
+        with _whole_safetensors(path) as file:
+            return json.loads((file.metadata() or {}).get("data", "{}"))
+    return load_checkpoint(path, mmap=True).get("data", {})
 
 
 def numbered_classes(num_classes: int) -> tuple[str, ...]:

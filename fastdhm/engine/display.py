@@ -177,6 +177,6 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.lines:
             axis.legend(fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))  # or matplotlib would read what is between two of them as a formula
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -3,25 +3,30 @@
 import csv
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 
 from fastdhm.compare.arms import Variant
 from fastdhm.compare.plan import compare_methods, reproduce_table
 from fastdhm.compare.plots import curve
+from fastdhm.compare.record import csv_rows, record
 from fastdhm.compare.report import (
+    difference_table,
+    escaped,
     main_table,
+    markdown,
     paper_table,
     published,
-    record,
     spread,
     tables_markdown,
-    what_is_counted,
     write_results,
 )  # fmt: skip
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
 from fastdhm.compare.statistics import Summary
+from fastdhm.compare.words import remarks, what_is_counted
 
 
 def run(arm, seed, errors, status="finished", branches=("B0", "B1"), **more):
@@ -69,23 +74,37 @@ def test_the_best_epoch_is_b0s_for_every_branch():
 def test_the_words_name_what_is_missing_and_what_failed():
     text = tables_markdown(results())
     assert "Not complete: 1 of 6 runs are not finished." in text
-    assert "Failed: dhm, seed 2: the loss is not finite since step 12." in text
+    assert "Failed, and in no mean or pair: dhm, seed 2: the loss is not finite since step 12." in text
     assert "last epoch" in text and "which flatters it" not in text
     assert "which flatters it" in tables_markdown(results("best"))
 
 
-def test_side_branches_that_the_reference_lacks_are_named_with_what_shows_them():
+def test_dhm_is_compared_with_dsl_too_in_every_branch_that_they_have():
     variants = [Variant(name, name, {}) for name in ("baseline", "dsl", "dhm")]
     made = compare_methods(variants, (0,), {"dataset": "cifar100", "arch": "resnet32"})
     runs = (run("baseline", 0, [40], branches=("B0",)), run("dsl", 0, [39]), run("dhm", 0, [37]))
-    text = tables_markdown(Results(made, runs, "last", 0.95))
+    rows = [row[:3] + row[5:6] for row in difference_table(Results(made, runs, "last", 0.95))[1:]]
+    assert rows == [
+        ["dsl", "baseline", "B0", "-1.00"],
+        ["dhm", "baseline", "B0", "-3.00"],
+        ["dhm", "dsl", "B0", "-2.00"],
+        ["dhm", "dsl", "B1", "-2.00"],
+    ]
+    assert "no difference from" not in tables_markdown(Results(made, runs, "last", 0.95))
+
+
+def test_side_branches_that_nothing_is_compared_in_are_named_with_what_shows_them():
+    variants = [Variant("baseline", "baseline", {}), *(Variant(name, "dhm", {}) for name in ("dhm", "other"))]
+    made = compare_methods(variants, (0,), {"dataset": "cifar100", "arch": "resnet32"})
+    runs = (run("baseline", 0, [40], branches=("B0",)), run("dhm", 0, [39]), run("other", 0, [37]))
+    said = " ".join(remarks(Results(made, runs, "last", 0.95)))
     assert (
         "B1: no difference from baseline, which has no such branch. `fastdhm compare --resume FOLDER --report-only "
-        "--reference dsl` shows theirs from dsl." in text
+        "--reference dhm` shows theirs from dhm." in said
     )
-    from_dsl = tables_markdown(Results(dataclasses.replace(made, reference="dsl"), runs, "last", 0.95))
-    assert "no difference from" not in from_dsl and "| dhm | B1 | top-1 error | 1 | -2.00 |" in from_dsl
-    assert "no difference from" not in tables_markdown(results()), "one method alone has nothing to differ from"
+    from_dhm = Results(dataclasses.replace(made, reference="dhm"), runs, "last", 0.95)
+    assert "no difference from" not in " ".join(remarks(from_dhm))
+    assert ["other", "dhm", "B1", "top-1 error", "1", "-2.00"] in [row[:6] for row in difference_table(from_dhm)]
 
 
 def test_the_best_epoch_of_a_branch_alone_is_said_to_be_its_own():
@@ -166,7 +185,118 @@ def test_nothing_finished_is_no_picture_and_no_error(tmp_path):
 
 def test_numbers_as_text():
     assert spread(Summary(5, 27.404, 0.255)) == "27.40 ± 0.26"  # 0.255 lies a little above in binary
-    assert (spread(Summary(1, 3.0, None)), spread(None), published(None)) == ("3.00", "-", "-")
-    assert (published((76.7, None)), published((30.046, None)), published((27.0, 0.3))) == (
-        "76.7", "30.046", "27.0 ± 0.300",
-    )  # fmt: skip
+    assert (spread(Summary(1, 3.0, None)), spread(None), published(None, "top1_error")) == ("3.00", "-", "-")
+    assert published((17.2, 0.224), "top1_error") == "17.200 ± 0.224"
+    assert published((72.0, None), "map_percent") == "72.0"
+
+
+def pair(ours, theirs, score="last", **given):
+    """Two arms with these last errors by seed."""
+    runs = [run("baseline", seed, [value], branches=("B0",)) for seed, value in enumerate(theirs)]
+    runs += [run("dhm", seed, [value], branches=("B0",)) for seed, value in enumerate(ours)]
+    return Results(comparison(**given), tuple(runs), score, 0.95)
+
+
+def test_equal_differences_have_no_interval_and_narrow_ones_no_zero_width():
+    assert difference_table(pair([37.1, 38.2, 35.7], [40.1, 41.2, 38.7]))[1][5:] == [
+        "-3.00", "none, equal in all pairs", "-",
+    ]  # fmt: skip
+    row = difference_table(pair([37.1, 38.2001], [40.1, 41.2]))[1]
+    low, _, high = row[6].partition(" to ")
+    assert float(low) < float(high)
+
+
+def test_each_arm_counts_the_epoch_that_it_keeps():
+    variants = [Variant("baseline", "baseline", {}), Variant("dhm", "dhm", {"keep": "best"})]
+    made = compare_methods(variants, (0,), {"dataset": "cifar100", "arch": "resnet32"})
+    both = Results(made, (run("baseline", 0, [30, 40]), run("dhm", 0, [30, 40])), "auto", 0.95)
+    assert [row[2] for row in main_table(both)[1:]] == ["40.00", "30.00"]
+    said = what_is_counted(both)
+    assert "last epoch (baseline) or of each run's epoch with the lowest validation error of B0, which flatters" in said
+
+
+def test_intervals_are_said_to_be_about_the_seed_alone():
+    said = what_is_counted(pair([1, 2], [2, 3], subset=1000, corrupt_labels=0.2))
+    assert "luck of the training seed alone" in said and "on the test images of cifar100" in said
+    assert "the same part of the training images, with the same random labels, and is judged on the same" in said
+
+
+def test_one_seed_is_said_to_settle_nothing():
+    made = compare_methods([Variant(m, m, {}) for m in ("baseline", "dhm")], (3,), {"dataset": "cifar100"})
+    runs = (run("baseline", 3, [40], branches=("B0",)), run("dhm", 3, [39], branches=("B0",)))
+    assert "cannot be told from the luck of the seed" in " ".join(remarks(Results(made, runs, "last", 0.95)))
+    assert "luck of the seed" not in " ".join(remarks(results()))
+
+
+def test_runs_of_other_images_are_named():
+    state = pair([37, 38], [40, 41])
+    before, now = ({"train": {"count": count, "digest": "x"}} for count in (80, 81))
+    old = [dataclasses.replace(one, data=before if one.seed == 0 else now) for one in state.states]
+    said = " ".join(remarks(dataclasses.replace(state, states=tuple(old))))
+    assert "Not the same images: baseline-seed1, dhm-seed1 learnt from or was judged on others than baseline" in said
+    assert "train: 80 images, now 81" in said
+    same = tuple(dataclasses.replace(one, data=before) for one in state.states)
+    assert "Not the same images" not in " ".join(remarks(dataclasses.replace(state, states=same)))
+
+
+def people(arm, seed, branches, percent):
+    row = {"kind": "reid", "step": 10, "epoch": 1.0, "map_percent": percent, "rank1_percent": 90, "rank5_percent": 95}
+    state = run(arm, seed, [20], branches=branches)
+    return dataclasses.replace(state, rows=(*state.rows, row))
+
+
+def test_people_have_columns_of_what_is_ranked_and_a_branch_alone_is_its_own(tmp_path):
+    alone = Variant("alone", "baseline", {"only_branch": "B1", "weights": None, "freeze_epochs": 0})
+    variants = [alone, Variant("dhm", "dhm", {})]
+    made = compare_methods(variants, (0, 1), {"dataset": "reid-synthetic"})
+    states = [people("alone", s, ("B1",), 50 + s) for s in (0, 1)] + [
+        people("dhm", s, ("B0", "B1"), 60) for s in (0, 1)
+    ]
+    found = Results(made, tuple(states), "auto", 0.95)
+    assert main_table(found) == [
+        ["method", "n", "B0 mAP", "B0 rank-1", "B1 mAP"],
+        ["alone", "2", "-", "-", "50.50 ± 0.71"],
+        ["dhm", "2", "60.00 ± 0.00", "90.00 ± 0.00", "-"],
+    ]
+    usual = Results(
+        compare_methods(variants[1:], (0, 1), {"dataset": "reid-synthetic"}), tuple(states[2:]), "auto", 0.95
+    )
+    assert main_table(usual)[0] == ["method", "n", "B0 mAP", "B0 rank-1"], "no empty column of B1"
+    write_results(tmp_path, found)
+    readme = (tmp_path / "README.md").read_text("utf-8")
+    assert "Training and seen-image error" in readme and "how well they are learnt" in readme
+    assert "validation error" not in readme
+
+
+def test_names_of_any_kind_are_shown_as_they_are(tmp_path):
+    wild = ["=2+3", "a|b_c_ `x` $\\frac$ *y* <b>", '_hidden, "café"']
+    variants = [Variant(name, "dhm", {"lr": 0.1 + n}) for n, name in enumerate(wild)]
+    made = compare_methods(variants, (0,), {"dataset": "folder:/data/$a$ _b_|c", "arch": "resnet8"})
+    found = Results(made, tuple(run(arm.name, 0, [40.0 + n]) for n, arm in enumerate(made.arms)), "last", 0.95)
+    write_results(tmp_path, found)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    assert labels == [f"'{wild[0]}"] * 2 + [wild[1]] * 2 + [wild[2]] * 2
+    header, _, *lines = markdown(main_table(found)).splitlines()
+    cells = [re.sub(r"\\(.)", lambda m: {"|": "\0"}.get(m[1], m[1]), line).split("|") for line in lines]
+    assert {len(row) for row in cells} == {len(header.split("|"))}
+    assert [row[1].strip().replace("\0", "|") for row in cells] == wild
+
+
+def test_markdown_shows_what_it_would_take_for_its_own():
+    assert escaped("val_error of a_b_ *x* |") == r"val_error of a_b\_ \*x\* \|"
+    assert escaped("two\nlines") == "two lines"
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    state = run("dhm", 0, [40.0])
+    state.rows[0]["val_ce/B0"] = math.nan
+    found = Results(comparison(), (state,), "last", 0.95)
+    write_results(tmp_path, found)
+
+    def refuse(token):
+        raise AssertionError(token)
+
+    kept = json.loads((tmp_path / "results.json").read_text("utf-8"), parse_constant=refuse)
+    assert kept["runs"][0]["last"]["B0"]["cross_entropy"] is None
+    assert all(row["arm"] == "dhm" for row in csv_rows(found))
