@@ -14,7 +14,8 @@ from fastdhm.benchmarks.harness import Comparison, Spread
 from fastdhm.benchmarks.machine import busy
 from fastdhm.console import Console
 from fastdhm.errors import UserError
-from fastdhm.files import replacing, write_csv, write_text
+from fastdhm.files import write_csv, write_text
+from fastdhm.plotting import save_figure
 
 MIB = 2**20
 CSV_COLUMNS = (
@@ -223,8 +224,7 @@ def _log_milliseconds(axes) -> None:
 
 def _save(figure, axes, path: Path) -> None:
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _in_unit(time_ms: Spread) -> tuple[str, str]:

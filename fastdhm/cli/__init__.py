@@ -116,7 +116,7 @@ def _ended(error: BaseException, argv: list[str]) -> int:
     if why is not None:
         tell(f"fastdhm: error: {why}")
     if why is not None and not isinstance(error, RecursionError):
-        return 2
+        return 128 + number if number else 2
     path = report_crash(error, argv)
     if why is None:
         tell(f"fastdhm: an error of its own ended it: {' '.join(traceback.format_exception_only(error)[-1].split())}")

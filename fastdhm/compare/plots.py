@@ -12,7 +12,7 @@ from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
 from fastdhm.engine.judged import judged_on
-from fastdhm.files import replacing
+from fastdhm.plotting import save_figure
 
 Row = dict[str, Any]
 Curve = list[tuple[float, float, float, float]]  # x, mean, lowest, highest
@@ -35,13 +35,13 @@ def plot_curves(path: Path, results: Results) -> None:
         for colour, arm in _coloured(results, group):
             runs = results.of(arm, "finished")
             branch = runs[0].main_branch
-            label = plain(f"{arm.label} (n = {len(runs)})" + (f", {branch}" if branch != "B0" else ""))
+            label = f"{arm.label} (n = {len(runs)})" + (f", {branch}" if branch != "B0" else "")
             _draw(train, curve(runs, _epochs, f"train_error/{branch}"), colour, label)
             _draw(val, curve(runs, _validations, f"val_error/{branch}"), colour, label)
         for axis, what in ((train, "training"), (val, judged(results, group))):
             _finish(axis, f"{group}: {what}" if group else what, "epoch")
         train.set_ylabel(f"top-1 error of {main_branches(results, group)}, %")
-    _save(figure, path)
+    save_figure(figure, path, dpi=130)
 
 
 def plot_wallclock(path: Path, results: Results) -> None:
@@ -59,12 +59,12 @@ def plot_wallclock(path: Path, results: Results) -> None:
                 continue
             branch = runs[0].main_branch
             points = curve(runs, _validations, f"val_error/{branch}", lambda row: row.get("train_seconds", 0.0) / unit)
-            _draw(axis, points, colour, plain(f"{arm.label} (n = {len(runs)})"))
+            _draw(axis, points, colour, f"{arm.label} (n = {len(runs)})")
         _finish(axis, group, f"training time, {name} ({machine(results, group)})")
         axis.set_ylabel(f"{judged(results, group)} top-1 error of {main_branches(results, group)}, %")
     for axis in places[len(groups) :]:
         axis.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path, dpi=130)
 
 
 def curve(
@@ -111,11 +111,6 @@ def main_branches(results: Results, group: str) -> str:
     return " or ".join(dict.fromkeys(arm.config.only_branch or "B0" for arm in results.comparison.members(group)))
 
 
-def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: no formula between dollars, nothing that hides a line from the legend."""
-    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
-
-
 def _coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
     """The arms with something to draw; an arm's colour is its own, whether the others have finished or not."""
     arms = results.comparison.members(group)
@@ -136,7 +131,7 @@ def _figure(results: Results, rows: int, columns: int):
     lines = [results.comparison.title, "; ".join(words[1:]), *results.comparison.notes]
     per_line = round(width * 15)
     wrapped = "\n".join(part for line in lines for part in textwrap.wrap(line, per_line))
-    figure.suptitle(plain(wrapped), fontsize=9)
+    figure.suptitle(wrapped, fontsize=9)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -144,12 +139,13 @@ def _draw(axis, points: Curve, colour: str, label: str) -> None:
     if not points:
         return
     x, mean, low, high = zip(*points, strict=True)
+    label = label if label[:1] != "_" else f" {label}"  # what begins so is left out of the legend
     axis.plot(x, mean, color=colour, lw=1.5, marker="o" if len(x) < 4 else None, ms=3, label=label)
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 
 def _finish(axis, title: str, x_label: str) -> None:
-    axis.set_title(plain(title), fontsize=9)
+    axis.set_title(title, fontsize=9)
     axis.set_xlabel(x_label)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
@@ -157,8 +153,3 @@ def _finish(axis, title: str, x_label: str) -> None:
     axis.set_xlim(0, None)
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
-
-
-def _save(figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)

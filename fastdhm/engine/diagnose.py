@@ -21,6 +21,7 @@ from fastdhm.engine.train import method_name
 from fastdhm.errors import UserError, unknown
 from fastdhm.files import replacing, write_csv
 from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
+from fastdhm.streams import visible
 
 WHAT = ("all", "kernels", "gradients")
 COSINE = "grad_cosine/"
@@ -103,7 +104,7 @@ def _names(configs: dict[Path, TrainConfig]) -> dict[Path, str]:
     """What to call the runs: by their methods, and where two have the same, with their folders."""
     methods = {path: method_name(config) for path, config in configs.items()}
     shared = [name for name in methods.values() if [*methods.values()].count(name) > 1]
-    return {path: f"{name} ({path})" if name in shared else name for path, name in methods.items()}
+    return {path: f"{name} ({visible(str(path))})" if name in shared else name for path, name in methods.items()}
 
 
 def _refuse_without(model, branch: str, path: Path, config: TrainConfig) -> None:
@@ -156,8 +157,7 @@ def _write_kernels(
     layers: list[Layer], matrices: dict[tuple[str, str], Tensor], branch: str, arch: str, out: Path, console: Console
 ) -> list[Path]:
     paths = [out / f"kernels.{suffix}" for suffix in ("png", "csv", "safetensors")]
-    with replacing(paths[0]) as temporary:
-        plot_kernels(layers, matrices, temporary, f"{arch}: filters of B0 and {branch}, correlated layer by layer")
+    plot_kernels(layers, matrices, paths[0], f"{arch}: filters of B0 and {branch}, correlated layer by layer")
     _write_csv(paths[1], layers, Layer)
     with replacing(paths[2]) as temporary:
         tensors = {f"{run}/{layer}": matrix.float().contiguous() for (run, layer), matrix in matrices.items()}
@@ -178,8 +178,7 @@ def _write_kernels(
 
 def _write_cosines(cosines: list[Cosine], arch: str, out: Path, console: Console) -> list[Path]:
     paths = [out / f"gradients.{suffix}" for suffix in ("png", "csv")]
-    with replacing(paths[0]) as temporary:
-        plot_gradients(cosines, temporary, f"{arch}: cosines between the branches' loss gradients at the forks")
+    plot_gradients(cosines, paths[0], f"{arch}: cosines between the branches' loss gradients at the forks")
     _write_csv(paths[1], cosines, Cosine)
     runs = list(dict.fromkeys(cosine.run for cosine in cosines))
     table = Table(title="mean cosine of the gradients, whole run / its last quarter", title_justify="left")

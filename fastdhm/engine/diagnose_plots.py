@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fastdhm.plotting import save_figure
+
 if TYPE_CHECKING:
     from fastdhm.engine.diagnose import Cosine, Layer
 
@@ -63,7 +65,7 @@ def plot_kernels(layers: list[Layer], matrices: dict[tuple[str, str], Tensor], p
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120, format="png")
+    save_figure(figure, path, dpi=120)
     plt.close(figure)
 
 
@@ -95,5 +97,5 @@ def plot_gradients(cosines: list[Cosine], path: Path, title: str) -> None:
         axes[last, column].tick_params(labelbottom=True)
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120, format="png")
+    save_figure(figure, path, dpi=120)
     plt.close(figure)

@@ -14,6 +14,7 @@ from rich.text import Text
 from fastdhm.config import TrainConfig
 from fastdhm.console import PLAIN_LINE_SECONDS, Console, every, words
 from fastdhm.engine.judged import FLATTERS, judged_images, judged_on
+from fastdhm.plotting import save_figure
 
 WIDE = 100  # columns
 WAIT_SHOWN = 0.03  # of the time
@@ -177,6 +178,6 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.lines:
             axis.legend(fontsize=8)
-    figure.suptitle(title.replace("$", r"\$"))  # or matplotlib would read what is between two of them as a formula
-    figure.savefig(path, dpi=120)
+    figure.suptitle(title)
+    save_figure(figure, path, dpi=120)
     plt.close(figure)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from fastdhm.files import replacing
+from fastdhm.plotting import save_figure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,6 +122,5 @@ def cmc_plot(
     axis.set_title(title)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, Path(path), dpi=120)
     plt.close(figure)

@@ -1,0 +1,33 @@
+"""The last step of every figure: its texts are data, and its file is whole or not there."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastdhm.files import replacing
+from fastdhm.streams import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write ``figure`` as a PNG; what its titles and legends hold is shown as it is, ``$`` and all.
+
+    Raises:
+        ValueError: as ``files.replacing``.
+    """
+    from matplotlib.text import Text
+
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = {label for axis in axes for label in axis.get_ticklabels("both")}
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+        if text not in ticks:  # a logarithmic axis has its powers of ten as formulas
+            text.set_parse_math(False)
+            text.set_text(visible(text.get_text()))
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
+        figure.savefig(temporary, format="png", dpi=dpi)
