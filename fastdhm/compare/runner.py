@@ -1,6 +1,7 @@
 """Making the runs of a comparison one after the other, and its results after each; may be killed and called again."""
 
 import dataclasses
+import gc
 import math
 import signal
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.console import Console, paste
 from fastdhm.data.crops import height_width
 from fastdhm.engine.checkpoint import RESUMABLE, read_config
+from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.record import NonFiniteLoss
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import open_data
@@ -171,6 +173,8 @@ def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: 
 def _make_run(job: Job, console: Console) -> int | None:
     """Begin a run or go on with it; the number of the signal that stopped it. A loss that breaks is noted as the
     run's failure."""
+    gc.collect()  # or what the run before has left counts as memory of this one
+    give_back_freed_memory()
     resume = (job.folder / "config.yaml").exists()
     config = _as_before(job.config, read_config(job.folder)) if resume else job.config
     try:

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from fastdhm.errors import UserError
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
 STEPS_THAT_REPAY_COMPILING = {"cpu": math.inf, "cuda": 1000}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 # As the kernel names them: x86 and Arm processors that multiply bfloat16 matrices.
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
@@ -175,14 +177,25 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
-def restart_peak(device: torch.device) -> None:
-    """Begin to measure :func:`peak_mib`; nothing on a CPU, where the process's peak is of its whole life."""
+def restart_peak(device: torch.device) -> bool:
+    """Begin to measure :func:`peak_mib`; whether that was possible: on a CPU the kernel has to let a process do so."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        CLEAR_REFS.write_text("5")  # proc(5): the high-water mark of the resident set becomes what is resident now
+    except OSError:
+        return False
+    return True
 
 
 def peak_mib(device: torch.device) -> float:
-    """The most memory in use so far, in MiB: on a GPU by tensors, on a CPU by the whole process (resident)."""
+    """The most memory in use since :func:`restart_peak`, in MiB: on a GPU by tensors, on a CPU by the whole process
+    (resident), since its start where the kernel does not count anew."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
+    try:
+        kib = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        kib = None
+    return (int(kib[1]) if kib else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**10

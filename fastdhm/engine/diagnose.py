@@ -96,6 +96,8 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
         written += _write_kernels(*kernels, branch, arch, out, console)
     if cosines is not None:
         written += _write_cosines(cosines, arch, out, console)
+    if len(loaded) > 1:
+        console.result("each run is one seed's: what differs between two may be the luck of it")
     console.print(f"written: {', '.join(map(str, written))}")
     return written
 

@@ -131,6 +131,7 @@ class Run:
         self.sums = TrainingSums(model.branch_names, self.device, cosine_names(model))
         self.at = Position()
         self.trained = Stopwatch()
+        self.peak_restarts = True
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
         self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
         self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
@@ -173,7 +174,7 @@ class Run:
         freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
         if self.num_samples is not None:
             self.train_transform.draw_epoch(self.num_samples, self.at.epoch)
-        restart_peak(self.device)  # what a validation took is no step's
+        self.peak_restarts = restart_peak(self.device)  # what a validation took is no step's
 
     def out_of_steps(self) -> bool:
         """Whether ``max_steps`` is reached."""

@@ -305,7 +305,7 @@ def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) ->
     falls = describe_falls(config.schedule, config.milestones, config.epochs)
     falls += "; --milestones sets others" * bool(falls)
     left_out = data.train.num_samples % config.batch_size
-    whole = f", {left_out:,} of them in no batch of an epoch, others each time" * bool(left_out)
+    whole = f" (each epoch leaves {left_out:,} out, which fill no batch, others each time)" * bool(left_out)
     if config.accumulate > 1:
         rate += f", in {config.accumulate} parts of {config.batch_size // config.accumulate} images, each with batch "
         rate += "statistics of its own, which move the running ones"
@@ -348,7 +348,8 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
     rows = read_log(run.dir)
     title = f"{run.config.arch}, {method_name(run.config)}, {run.config.dataset}"
     plot_curves(rows, run.dir / CURVES, title, judged_on(run.config))
-    measured = "tensors of a step on the GPU" if run.device.type == "cuda" else "the process, resident"
+    process = "the process, resident" if run.peak_restarts else "the process since its start, resident"
+    measured = "tensors of a step on the GPU" if run.device.type == "cuda" else process
     averaged = run.average is not None
     print_report(console, rows, run.config, run.model.branch_names, measured, averaged)
     main = run.model.main

@@ -106,3 +106,18 @@ def test_freed_memory_is_kept_only_where_the_threshold_can_be_set(monkeypatch, m
     monkeypatch.setattr(choices.ctypes, "CDLL", Library)
     choices.keep_freed_memory()
     assert seen == calls
+
+
+def test_the_peak_of_a_run_is_not_that_of_one_before_it_in_the_process(monkeypatch, tmp_path):
+    """200 MiB that are given back; where the kernel does not count anew, that is told."""
+    if not choices.restart_peak(CPU):
+        pytest.skip("the kernel does not let this process count its peak anew")
+    before = choices.peak_mib(CPU)
+    torch.ones(50, 2**20)
+    assert choices.peak_mib(CPU) > before + 150
+    choices.give_back_freed_memory()
+    assert choices.restart_peak(CPU) and choices.peak_mib(CPU) < before + 100
+    monkeypatch.setattr(choices, "CLEAR_REFS", tmp_path / "no folder" / "clear_refs")
+    assert not choices.restart_peak(CPU)
+    monkeypatch.setattr(choices, "STATUS", tmp_path / "none")
+    assert choices.peak_mib(CPU) > 0
