@@ -183,7 +183,9 @@ def restart_peak(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        CLEAR_REFS.write_text("5")  # proc(5): the high-water mark of the resident set becomes what is resident now
+        CLEAR_REFS.write_text(
+            "5", "utf-8"
+        )  # proc(5): the high-water mark of the resident set becomes what is resident now
     except OSError:
         return False
     return True
@@ -195,7 +197,7 @@ def peak_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        kib = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+        kib = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text("utf-8"), re.MULTILINE)
     except OSError:
         kib = None
     return (int(kib[1]) if kib else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**10

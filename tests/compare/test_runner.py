@@ -202,7 +202,10 @@ def test_a_run_whose_loss_breaks_is_told_and_the_rest_goes_on(tmp_path, capsys):
     assert [run["status"] for run in results["runs"]] == ["failed", "finished"]
     assert "not finite since step" in results["runs"][0]["failure"]
     table = (folder / "table.md").read_text()
-    assert "| broken | 0 of 1, 1 failed |" in table and "Failed: broken, seed 0: the loss is not finite" in table
+    assert (
+        "| broken | 0 of 1, 1 failed |" in table
+        and "Failed, and in no mean or pair: broken, seed 0: the loss is not finite" in table
+    )
     assert stopped(signal.SIGKILL, 1, flags(folder, *methods)).returncode == 1, "a failed run was tried again"
 
 
