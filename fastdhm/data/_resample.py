@@ -50,11 +50,14 @@ def make_resample(jit: Callable) -> Callable:
 
 @functools.cache
 def make_average(jit: Callable, resize_crop: Callable) -> Callable:
-    """The same by FFCV's ``resize_crop``, which averages areas and is faster."""
-    average = jit(resize_crop)
+    """The same where a side grows; else by FFCV's ``resize_crop``, which averages areas and is faster."""
+    average, stretch = jit(resize_crop), make_resample(jit)
 
     def resample(source_HWC, top, left, height, width, out_HWC):
-        average(source_HWC, top, top + height, left, left + width, out_HWC)
+        if height < out_HWC.shape[0] or width < out_HWC.shape[1]:
+            stretch(source_HWC, top, left, height, width, out_HWC)
+        else:
+            average(source_HWC, top, top + height, left, left + width, out_HWC)
 
     return jit(resample)
 

@@ -7,7 +7,7 @@
 - The file is checked before it is opened; FFCV follows any pointer in it. It is mapped at once and then may be deleted
   or replaced; its length is looked at before each batch, as to read what was cut off would end the process (SIGBUS).
 - ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
-- Images that are stretched, and so may grow, are resized bilinearly: see ``_resample``.
+- Boxes of which a side grows are resized bilinearly, not copied pixel by pixel: see ``_resample``.
 
 Legend: N samples, B batch, H height, W width, C channels.
 """

@@ -30,6 +30,7 @@ HAIR = ((28, 22, 20), (70, 46, 30), (130, 86, 46), (214, 176, 96), (150, 60, 34)
 PATTERNS = ("plain", "plain", "rings", "stripes", "halves", "sash")
 LEGS = ("trousers", "trousers", "shorts", "skirt")
 HEADS = ("short", "long", "bun", "cap", "bald")
+PICTURE, PERSON, STRANGER, VIEW = 1, 2, 3, 4
 BAGS = ("none", "none", "backpack", "satchel", "handbag")
 
 
@@ -105,10 +106,10 @@ def picture(identity: int, camera: int, take: int, *, size_HW: tuple[int, int], 
     """One picture, a pure function of its arguments. Junk shows a part of somebody, or nobody."""
     from PIL import Image, ImageDraw
 
-    rng = np.random.default_rng([seed, identity + 2, camera, take])
-    person_key = [seed, 1, identity] if identity > 0 else [seed, 2, identity + 1, take]
-    person = _Person.drawn(np.random.default_rng(person_key))
-    view = np.random.default_rng([seed, 3, camera])
+    rng = _draws(PICTURE, seed, identity + 1, camera, take)
+    own = (PERSON, seed, identity) if identity > 0 else (STRANGER, seed, identity + 1, take)
+    person = _Person.drawn(_draws(*own))
+    view = _draws(VIEW, seed, camera)
     image = Image.fromarray(_background(view, rng))
     layer = Image.new("RGBA", (CANVAS_HW[1], CANVAS_HW[0]))
     _draw_person(ImageDraw.Draw(layer), person, rng)
@@ -123,6 +124,12 @@ def picture(identity: int, camera: int, take: int, *, size_HW: tuple[int, int], 
     layer = layer.transform(layer.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
     image.paste(layer, mask=layer)
     return _exposed(image.resize(size_HW[::-1], Image.Resampling.BOX), view, rng)
+
+
+def _draws(kind: int, *what: int) -> np.random.Generator:
+    """A stream of its own for each thing of each kind: numpy fills short seeds with zeros, so that without a kind in
+    front a person, a picture and a view could share theirs."""
+    return np.random.default_rng([kind, *what])
 
 
 def _pick(rng: np.random.Generator, choices: tuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdhm.data import reid
+from fastdhm.data import reid, reid_synthetic
 from fastdhm.data.reid import PUBLISHED, hold_out, load_reid, parse_name
 from fastdhm.data.reid_synthetic import synthetic_reid
 from fastdhm.errors import UserError
@@ -144,6 +144,22 @@ def test_drawn_set_is_the_same_again(drawn):
     assert [one.digest() for one in drawn] == [one.digest() for one in again]
     other = synthetic_reid(4, 8, (64, 32), seed=1)
     assert other[0].digest() != drawn[0].digest()
+
+
+def test_no_two_things_of_a_drawn_set_share_their_random_numbers(monkeypatch):
+    seen = {}
+
+    def draws(*key):
+        state = np.random.SeedSequence(key).generate_state(4).tobytes()
+        assert seen.setdefault(state, key) == key
+        return np.random.default_rng(key)
+
+    monkeypatch.setattr(reid_synthetic, "_draws", draws)
+    for identity in range(-1, 6):
+        for camera in range(1, 5):
+            for take in range(3):
+                reid_synthetic.picture(identity, camera, take, size_HW=(8, 4), seed=0)
+    assert len({kind for kind, *_ in seen.values()}) == 4
 
 
 def test_drawn_set_is_a_sound_one(drawn):

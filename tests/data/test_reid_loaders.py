@@ -196,7 +196,7 @@ def test_pictures_of_any_folder(root, tmp_path):
     assert names[0] == "front.jpg"
     assert names[1:] == [f"{folder}/{name}" for folder in sorted(PEOPLE) for name in sorted(PEOPLE[folder])]
     assert sum(len(batch.index_B) for batch in read(pictures.loader)) == 17
-    assert "1 file is left out" in said[0]
+    assert "1 other file (.txt)" in said[0]
 
 
 @pytest.mark.parametrize(("name", "message"), [("absent", "does not exist"), ("empty", "no image here")])
