@@ -69,9 +69,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = place.with_name(f"{PREFIX}{_here()}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, place)
-            _sync(place.parent)  # the rename itself must outlive a power cut
+            sync(place.parent)  # the rename itself must outlive a power cut
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, An
     write_text(path, text.getvalue())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold ``path``, where the file system can be told to."""
     try:
         file = os.open(path, os.O_RDONLY)

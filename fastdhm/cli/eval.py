@@ -13,6 +13,10 @@ def run(argv: list[str]) -> int:
         "cmc.png beside RUN.",
     )
     parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
+    parser.add_argument(
+        "--dataset", type=str | None, default=None,
+        help="where its images lie now (folder:PATH), or other images of the same classes (default: the run's)",
+    )  # fmt: skip
     parser.add_argument("--data_dir", type=str | None, default=None, help="data folder (default: the run's)")
     parser.add_argument("--loader", type=str | None, default=None, help="resident, ffcv or torch (default: the run's)")
     parser.add_argument("--workers", type=int | None, default=None, help="loader threads or processes")

@@ -52,13 +52,14 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
 
 def _resumed(run_dir: Path, given: dict) -> dict:
     """The values of a run to go on with; ``ValueError`` if ``given`` would change what it learns."""
-    from fastdhm.engine.checkpoint import RESUMABLE, differing, read_config
+    from fastdhm.engine.checkpoint import RESUMABLE, differing, moved, read_config
 
     config = dataclasses.replace(read_config(run_dir), run_dir=str(run_dir), max_steps=None)
     try:
-        changed = differing(config, dataclasses.replace(config, **given))
+        new = dataclasses.replace(config, **given)
     except ValueError as error:
         raise UserError(str(error)) from error
+    changed = differing(config, new, free=(*RESUMABLE, *moved(config, new)))
     if changed:
         raise UserError(
             f"--resume goes on with the config in {run_dir}; this would change it ({', '.join(changed)}). "

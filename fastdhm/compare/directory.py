@@ -9,6 +9,7 @@ import yaml
 from fastdhm.compare.arms import Arm, changed
 from fastdhm.compare.plan import Comparison
 from fastdhm.console import paste
+from fastdhm.engine.checkpoint import moved
 from fastdhm.errors import UserError
 from fastdhm.files import contents, replacing
 from fastdhm.typed_yaml import build, read_yaml
@@ -70,8 +71,11 @@ def settings_differences(old: Comparison, new: Comparison) -> list[str]:
         differences.append(f"seeds without {', '.join(lost)}, which are in there")
     found: dict[str, list[str]] = {}
     for arm in old.arms:
-        for difference in changed(arm.config, arms[arm.name].config) if arm.name in arms else ():
-            found.setdefault(difference, []).append(arm.name)
+        if arm.name in arms:
+            now = arms[arm.name].config  # images that were moved are told by their identity, in each run
+            now = dataclasses.replace(now, **{name: getattr(arm.config, name) for name in moved(arm.config, now)})
+            for difference in changed(arm.config, now):
+                found.setdefault(difference, []).append(arm.name)
     everywhere = len(old.arms) - len(gone)
     return differences + [
         text if len(names) == everywhere else f"{text} of {', '.join(names)}" for text, names in found.items()

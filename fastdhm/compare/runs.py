@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
 from fastdhm.data.identity import Identity
-from fastdhm.engine.checkpoint import RESUMABLE, learnt_from, read_config
+from fastdhm.engine.checkpoint import RESUMABLE, learnt_from, moved, read_config
 from fastdhm.engine.owed import NETWORK, owed
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
@@ -109,7 +109,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     if not (folder / "config.yaml").exists():
         return RunState(arm.name, seed, "missing")
     config = read_config(folder)
-    other = unlike(config, expected, free=RESUMABLE)
+    other = unlike(config, expected, free=(*RESUMABLE, *moved(config, expected)))
     if other:
         raise UserError(
             f"{folder} holds a run with other settings ({', '.join(other)}): move it away, or compare in another folder"

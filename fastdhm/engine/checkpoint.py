@@ -165,6 +165,28 @@ def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
         raise UserError(f"{run_dir} is there and is not a run of fastdhm: choose another --run-dir")
 
 
+def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
+    """``ValueError`` if ``config`` is not that of the run's checkpoint in what decides what is learnt: its file was
+    edited since."""
+    if not (run_dir / LAST).exists():
+        return
+    saved = config_from(load_checkpoint(run_dir / LAST, mmap=True)["config"], run_dir / LAST)
+    unused = () if saved.scale_lr or config.scale_lr else ("lr_batch_size",)
+    free = ("run_dir", "preset", *unused, *RESUMABLE, *moved(saved, config))
+    changed = differing(saved, config, free=free)
+    if changed:
+        raise UserError(
+            f"{run_dir / 'config.yaml'} is not what the run was trained with ({'; '.join(changed)}): put it back, or "
+            "start a new run"
+        )
+
+
+def moved(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
+    """``("dataset",)`` where both are folders, which may be the same images in another place: their identity tells."""
+    kinds = {config.dataset.partition(":")[0] for config in (old, new)}
+    return ("dataset",) if kinds in ({"folder"}, {"reid-folder"}) else ()
+
+
 def write_config(run_dir: Path, config: TrainConfig) -> None:
     """Write ``config.yaml``, every value resolved."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
@@ -178,6 +200,13 @@ def read_config(run_dir: Path) -> TrainConfig:
     if not path.exists():
         raise UserError(f"{run_dir} is not a run of fastdhm: it holds no config.yaml")
     return config_from(read_yaml(path), path)
+
+
+def run_config(run_dir: Path) -> TrainConfig:
+    """The config of a run directory, which its checkpoint must agree with: what resuming and judging go by."""
+    config = read_config(run_dir)
+    refuse_changed(run_dir, config)
+    return config
 
 
 def config_from(values: Any, path: Path) -> TrainConfig:

@@ -29,6 +29,7 @@ from fastdhm.errors import UserError
 def evaluate_path(
     path: Path,
     *,
+    dataset: str | None = None,
     data_dir: str | None = None,
     loader: str | None = None,
     workers: int | None = None,
@@ -45,6 +46,7 @@ def evaluate_path(
     run on a re-identification set is judged by what the stripped network ranks instead, and draws it beside ``path``.
 
     Args:
+        dataset: judge it on this instead: where its images lie now, or others of the same classes.
         reid: insist on that: refuse a run on any other data set.
         per_query: write the average precision of each query there, as CSV.
         ranking: what of :class:`HowToRank` is not at its default.
@@ -53,7 +55,9 @@ def evaluate_path(
         ValueError: nothing of fastdhm at ``path``, data that is not there, or a wish that the data set has no use for.
     """
     networks, config, classes = load(path)
-    given = {"data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
+    if dataset is not None and is_reid(dataset) != is_reid(config.dataset):
+        raise UserError(f"--dataset {dataset}: {path} was trained on {config.dataset}, which is judged in another way")
+    given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
     config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=as_json)
     if is_reid(config.dataset):
@@ -121,9 +125,9 @@ def _rank_people(
 def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
     """The networks at ``path`` (branched, plain, or both), the config of their run and the class names."""
     if path.is_dir():
-        config = checkpoint.read_config(path)
+        config = checkpoint.run_config(path)
         best = config.keep == "best" and (path / "best.pt").exists()
-        networks, config, classes = load(path / ("best.pt" if best else "last.pt"))
+        networks, _, classes = load(path / ("best.pt" if best else "last.pt"))
         stripped = path / "network.safetensors"
         return networks + (load(stripped)[0] if stripped.exists() else []), config, classes
     if not path.exists():

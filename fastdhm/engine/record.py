@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import why_not_written, write_text
+from fastdhm.files import sync, why_not_written, write_text
 
 
 def to_host(tensor: Tensor) -> list:
@@ -208,6 +208,11 @@ class Log:
             self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
             for name, value in scalars.items():
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Have the disk hold all rows so far."""
+        with self._told_if_full():
+            sync(self.path)
 
     def close(self) -> None:
         """Flush and close both."""

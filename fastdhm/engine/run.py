@@ -180,6 +180,10 @@ class Run:
         """Whether ``max_steps`` is reached."""
         return self.config.max_steps is not None and self.at.step >= self.config.max_steps
 
+    def ended(self) -> bool:
+        """Whether there is nothing left to train: of its epochs, or up to ``max_steps``."""
+        return self.at.epoch >= self.config.epochs or self.out_of_steps()
+
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next step."""
         set_learning_rate(self.optimizer, lr)

@@ -33,7 +33,7 @@ from fastdhm.engine.evaluate import Interrupted, evaluate
 from fastdhm.engine.fuse import FusedForward
 from fastdhm.engine.graphs import GraphedStep, check_recomputed
 from fastdhm.engine.judged import TEST_SETS, judged_images, judged_on
-from fastdhm.engine.owed import CURVES, NETWORK, RANKING, owed
+from fastdhm.engine.owed import CURVES, LAST_EPOCH, NETWORK, RANKING, owed
 from fastdhm.engine.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, feature_layer, print_result, rank_people
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
@@ -80,6 +80,8 @@ def fit(
         step = GraphedStep(step, form=lambda: (compute.current, at.epoch < config.freeze_epochs))
     schedule = {name: getattr(config, name) for name in SCHEDULE} | {"lr": config.peak_lr}
 
+    if LAST_EPOCH in owed(run.dir, config, read_log(run.dir)) and run.ended() and not stop():  # its row was lost
+        finish_epoch(run, data, log, display, timer, stop)
     while at.epoch < config.epochs and not run.out_of_steps() and not stop():
         run.begin_epoch()
         run.trained.start()
@@ -120,13 +122,18 @@ def fit(
 def finish_epoch(
     run: Run, data: LoadedData, log: Log, display: TrainingDisplay, timer: Timer, stop: Callable[[], int | None]
 ) -> None:
-    """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is."""
+    """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is.
+
+    Between two epochs only the validation is made: what was measured in training is in no checkpoint any more.
+    """
     config, at = run.config, run.at
-    whole, last = at.batch == len(data.train), at.epoch + 1 == config.epochs or run.out_of_steps()
-    scalars = run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
+    whole, last = at.batch == len(data.train), at.epoch + 1 >= config.epochs or run.out_of_steps()
+    scalars = {}
+    if at.batch:
+        scalars |= run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
+        scalars |= {"peak_mib": peak_mib(run.device), **timer.epoch(config.batch_size, at.step)}
     run.trained.stop()
-    scalars |= {"train_seconds": run.trained.seconds, "peak_mib": peak_mib(run.device)}
-    scalars |= timer.epoch(config.batch_size, at.step)
+    scalars["train_seconds"] = run.trained.seconds
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
     # what a network that has only seen small images makes of large ones says little
     progress = 1.0 if last else (at.epoch + 1) / config.epochs
@@ -139,10 +146,12 @@ def finish_epoch(
             return
         scalars |= errors.scalars(run.model.branch_names)
         scalars |= {"val_side": side, "val_seconds": time.monotonic() - started}
-        display.show_epoch(at.epoch, config.epochs, scalars)
+        display.show_epoch(min(at.epoch, config.epochs - 1), config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=at.epoch + at.batch / len(data.train), **scalars)
+    log.sync()  # a checkpoint that outlives a power cut must not know of a row that does not
     main = f"val_error/{run.model.main}"
-    best = scalars.get("val_side") == run.side and scalars[main] < at.best_error
+    # a cut epoch is none: the run may go on, as if it had not been cut
+    best = whole and scalars.get("val_side") == run.side and scalars[main] < at.best_error
     if best:
         at.best_error, at.best_epoch = scalars[main], at.epoch
     if whole:
@@ -166,7 +175,9 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
     with run_folder(Path(config.run_dir), named, console) as run_dir:
         config = dataclasses.replace(config, run_dir=str(run_dir))
-        if not resume:
+        if resume:
+            checkpoint.refuse_changed(run_dir, config)
+        else:
             checkpoint.refuse_existing(run_dir, config)
         return _open_and_train(config, run_dir, console)
 
@@ -209,7 +220,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     if (run_dir / "last.pt").exists():
         run.restore(run_dir / "last.pt")
-        if run.at.epoch < config.epochs and not run.out_of_steps():  # what an earlier end left is no longer the run's
+        checkpoint.write_config(run_dir, config)  # with where it runs now
+        if not run.ended():  # what an earlier end left is no longer the run's
             (run_dir / NETWORK).unlink(missing_ok=True)
     else:  # a new run, or one that was killed before its first checkpoint
         if config.weights is not None:
