@@ -90,7 +90,7 @@ class TrainingDisplay:
             " ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in scalars.items() if name.startswith(kind))
             for kind in ("train_error/", "val_error/")
         )
-        loss = f"loss {scalars['loss']:.3f}  train error % {train}"
+        loss = f"loss {scalars['loss']:.3f}  train error % {train}" if "loss" in scalars else "validated again"
         if scalars["val_side"] != self.side:
             test += f" (at {scalars['val_side']} pixels)"
         judged = (f"{self.judged_on} error % {test}", "bold")
@@ -152,7 +152,8 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row for row in rows if row["kind"] == "epoch"]
-    steps = [row for row in rows if row["kind"] == "step"] or epochs  # a short run has no log points
+    steps = [row for row in rows if row["kind"] == "step"]
+    steps = steps or [row for row in epochs if "loss" in row]  # a short run has no log points
     figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2))
     figure.subplots_adjust(
         left=0.055, right=0.985, bottom=0.115, top=0.905, wspace=0.15
