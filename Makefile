@@ -49,11 +49,5 @@ bench: setup ## what is fast here against its peers, and training against the ea
 	$(BIN)/fastdhm bench startup
 	$(BIN)/fastdhm bench accuracy
 
-bench-gpu: setup ## all that needs a GPU: the benchmarks and the tests marked gpu; says so where there is none
-	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-	    $(BIN)/fastdhm bench loss --device cuda --sweep && $(BIN)/fastdhm bench mask --device cuda \
-	    && $(BIN)/fastdhm bench step --device cuda --compile auto --arch resnet32 --arch resnet50 \
-	    && $(BIN)/fastdhm bench epoch --device cuda --agreement 900 \
-	    && $(BIN)/fastdhm bench startup --device cuda && $(BIN)/fastdhm bench accuracy --device cuda \
-	    && $(BIN)/python -m pytest -m gpu; \
-	else echo "bench-gpu: NOT RUN: torch sees no CUDA device here"; fi
+bench-gpu: ## all that needs an NVIDIA GPU, in 8 minutes, with the machine's own Python and torch: a page in bench/gpu
+	PYTHON="$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))" tools/gpu_check.sh
