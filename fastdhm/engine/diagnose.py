@@ -19,7 +19,7 @@ from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.record import read_log, to_host
 from fastdhm.engine.train import method_name
 from fastdhm.errors import UserError, unknown
-from fastdhm.files import replacing, write_csv
+from fastdhm.files import check_writable, replacing, write_csv
 from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
 from fastdhm.streams import visible
 
@@ -75,6 +75,7 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
         raise unknown("value of --what", what, WHAT)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
+    check_writable(out, "--out")
     console = Console()
     loaded = {path: load(path) for path in dict.fromkeys(paths)}
     configs = {path: config for path, (_, config, _) in loaded.items()}

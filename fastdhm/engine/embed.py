@@ -10,6 +10,7 @@ from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
+from fastdhm.files import check_writable
 from fastdhm.reid.features import check_suffix, save_features
 
 
@@ -45,6 +46,7 @@ def embed(
     check_suffix(out)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: {out.parent} is no folder")
+    check_writable(out.parent, "the folder of --out")
     networks, config, _ = load(path)
     network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
     config = dataclasses.replace(config, device=device)

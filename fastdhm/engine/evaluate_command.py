@@ -24,6 +24,7 @@ from fastdhm.engine.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
 from fastdhm.engine.run import build_model, build_plain, open_to_judge
 from fastdhm.errors import UserError
+from fastdhm.files import check_writable
 
 
 def evaluate_path(
@@ -106,6 +107,8 @@ def _rank_people(
         raise UserError(f"--per-query {per_query}: {per_query.parent} is no folder")
     if per_query and per_query.is_dir():
         raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
+    if per_query:
+        check_writable(per_query.parent, "the folder of --per-query")
     ranked = rank_people(network, config, how, console)
     now = {name: identity(seen.images) for name, seen in (("query", ranked.query), ("gallery", ranked.gallery))}
     _say_what_changed(path, now, config, console)
@@ -117,8 +120,11 @@ def _rank_people(
         write_per_query(ranked, per_query)
         console.print(f"each query's average precision: {per_query}")
     folder = path if path.is_dir() else path.parent
-    pictures = write_pictures(ranked, folder, f"{config.dataset}, {config.arch}, {config.method}")
-    console.print(f"pictures: {', '.join(map(str, pictures))}")
+    try:
+        pictures = write_pictures(ranked, folder, f"{config.dataset}, {config.arch}, {config.method}")
+        console.print(f"pictures: {', '.join(map(str, pictures))}")
+    except (ValueError, OSError) as error:  # a folder that may only be read: the numbers are what was asked for
+        console.print(f"pictures are left out: {error}")
     return ranked.record()
 
 

@@ -6,7 +6,7 @@ Legend: M branches, A those that a step computes, E what some steps measure.
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,12 +183,16 @@ class Log:
     """``log.jsonl`` and TensorBoard events of a run.
 
     A run resumed at ``step``, with ``epoch`` epochs behind it, drops the rows that its checkpoint does not know of.
+    ``say`` tells a person of rows that are damaged, and of a TensorBoard that does not work here.
     """
 
-    def __init__(self, run_dir: Path, step: int, epoch: int):
-        self.path = run_dir / "log.jsonl"
-        by_step = ("startup", "step", "compile", "reid")
-        rows = [r for r in read_log(run_dir) if (r["step"] <= step if r["kind"] in by_step else r["epoch"] <= epoch)]
+    def __init__(self, run_dir: Path, step: int, epoch: int, say: Callable[[str], None] = lambda text: None):
+        self.path, self.say = run_dir / "log.jsonl", say
+        rows, damaged = _read_lines(self.path)
+        if damaged:
+            lines = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
+            say(f"{self.path}: damaged in {len(damaged):,} lines ({lines}), which are left out; the others are kept")
+        rows = [r for r in rows if (r["epoch"] <= epoch if r["kind"] == "epoch" else r["step"] <= step)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - lives as long as the run
         self.excepthook, threading.excepthook = threading.excepthook, self._in_a_thread
@@ -197,16 +201,26 @@ class Log:
 
     @cached_property
     def tensorboard(self):
-        """TensorBoard's writer, begun with the first row: the first step does not wait for its import."""
-        from torch.utils.tensorboard import SummaryWriter
+        """TensorBoard's writer, begun with the first row: the first step does not wait for its import.
 
-        return SummaryWriter(str(self.folder), purge_step=self.first_step)
+        None where it does not work, which is said once: log.jsonl has the same numbers.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            return SummaryWriter(str(self.folder), purge_step=self.first_step)
+        except OSError:
+            raise
+        except Exception as error:  # of any kind: with another protobuf it is a TypeError
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            self.say(f"TensorBoard cannot be used here ({why}): the run goes on without; its log is {self.path}")
+            return None
 
     def write(self, kind: str, *, step: int, **scalars: Any) -> None:
         """Add a row of ``kind`` ("startup", "step", "epoch", "compile" or "reid")."""
         with self._told_if_full():
             self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
-            for name, value in scalars.items():
+            for name, value in scalars.items() if self.tensorboard else ():
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
@@ -218,7 +232,7 @@ class Log:
         """Flush and close both."""
         with self._told_if_full(), ExitStack() as both:
             both.callback(setattr, threading, "excepthook", self.excepthook)
-            if "tensorboard" in vars(self):  # nothing was written otherwise
+            if vars(self).get("tensorboard"):  # nothing was written otherwise
                 both.callback(self.tensorboard.close)
             both.callback(self.file.close)
 
@@ -240,12 +254,29 @@ class Log:
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl``; a last line that a kill cut short is left out."""
-    path = run_dir / "log.jsonl"
-    rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a run's ``log.jsonl`` that are whole: a kill cuts the last, a bad disk any."""
+    return _read_lines(run_dir / "log.jsonl")[0]
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The whole rows of a log, and the numbers of the lines that are damaged; a last one that was cut is none."""
+    try:
+        *lines, cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    found = [_row(line) for line in lines]
+    last = _row(cut)
+    damaged = [number for number, row in enumerate(found, 1) if row is None and lines[number - 1].strip(b"\0 \r")]
+    return [row for row in (*found, last) if row is not None], damaged
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row in a line; also one behind what a power cut left of another."""
+    try:
+        row = json.loads(line[max(0, line.rfind(b'{"kind"')) :].strip(b"\0"))
+    except (ValueError, RecursionError):  # no JSON, or no UTF-8
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        return None
+    numbers = [row.get("step"), *([row.get("epoch")] if "epoch" in row or row["kind"] == "epoch" else [])]
+    return row if all(type(number) in (int, float) for number in numbers) else None

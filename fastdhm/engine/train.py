@@ -232,7 +232,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     whole = config.epochs * len(data.train)
     work = partial(full_size_steps, run_steps=whole, side=run.side, progressive=config.progressive)
     display = TrainingDisplay(console, total_steps, run.at.step, run.side, judged_on(config), work)
-    log = Log(run_dir, run.at.step, run.at.epoch)
+    log = Log(run_dir, run.at.step, run.at.epoch, display.print)
     try:
         with _telling_how_to_go_on(run, console), stop_signals() as stop:
             with display, SwitchingCompute(run, log, display.print) as compute:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import threading
 
 import pytest
@@ -131,3 +132,61 @@ def test_a_full_disk_in_tensorboards_thread_is_not_told_twice(tmp_path, number, 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "step", "step": 1}) + '\n{"kind": "st')
     assert read_log(tmp_path) == [{"kind": "step", "step": 1}]
+
+
+def rows_of(*steps):
+    return [json.dumps({"kind": "step", "step": n, "epoch": n / 4, "loss": 1.0}) for n in steps]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\x00nonsense",
+        b"[1, 2]",
+        b'{"kind": "step"}',
+        b'{"kind": "step", "step": "x", "epoch": 1}',
+        b"[" * 9999,
+    ],
+    ids=lambda damage: repr(damage)[:20],
+)
+def test_a_damaged_row_is_named_and_the_later_ones_are_kept(tmp_path, damage):
+    first, *others = (row.encode() for row in rows_of(1, 2, 3))
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([first, damage, *others, b""]))
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3]
+    said = []
+    Log(tmp_path, 9, 9, said.append).close()
+    assert len(said) == 1 and "damaged in 1 lines (2)" in said[0]
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3]
+
+
+def test_a_row_behind_what_a_power_cut_left_is_found(tmp_path):
+    first, second, third = rows_of(1, 2, 3)
+    (tmp_path / "log.jsonl").write_text(f"{first}\n{second[:9]}{chr(0) * 40}{third}\n{second[:20]}")
+    said = []
+    Log(tmp_path, 9, 9, said.append).close()
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 3] and not said
+
+
+@pytest.mark.parametrize("error", ["TypeError('Descriptors cannot be created directly')", "ImportError('no protobuf')"])
+def test_a_run_goes_on_without_a_tensorboard_that_cannot_be_imported(tmp_path, monkeypatch, error):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "tensorboard" or "utils.tensorboard" in name
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    said = []
+    (tmp_path / "run").mkdir()
+    log = Log(tmp_path / "run", 0, 0, said.append)
+    for step in (1, 2):
+        log.write("step", step=step, epoch=0.5, loss=1.0)
+    log.close()
+    assert [row["step"] for row in read_log(tmp_path / "run")] == [1, 2]
+    assert len(said) == 1 and "TensorBoard cannot be used here" in said[0]
+
+
+def test_a_log_that_is_a_folder_is_told(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(UserError, match="log.jsonl cannot be read"):
+        read_log(tmp_path)

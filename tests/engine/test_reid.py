@@ -21,11 +21,12 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import reid_synthetic
 from fastdhm.data.loaders import pick_kind
 from fastdhm.data.reid_synthetic import picture
-from fastdhm.engine import reid
+from fastdhm.engine import evaluate_command, reid
 from fastdhm.engine.checkpoint import load_checkpoint, read_config
 from fastdhm.engine.owed import owed
 from fastdhm.engine.record import read_log
 from fastdhm.engine.run import Run
+from fastdhm.errors import UserError
 from fastdhm.reid.features import extract_features, load_features
 
 # 8 people to train on in 128 images, 4 batches an epoch; 4 others to tell apart. Too few to learn anything general.
@@ -120,6 +121,17 @@ def test_eval_gives_the_runs_own_numbers_and_draws_them(finished, capsys, name, 
     assert len(result["cmc_percent"]) == 50 and result["cmc_percent"][4] == result["rank5_percent"]
     assert (result["queries"], result["metric"]) == (48, "euclidean")
     assert all(Image.open(finished / picture_name).width > 500 for picture_name in ("ranking.png", "cmc.png"))
+
+
+def test_pictures_that_cannot_be_written_are_left_out_and_the_numbers_told(finished, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("cannot write ranking.png: the file system is read-only")
+
+    monkeypatch.setattr(evaluate_command, "write_pictures", refuse)
+    capsys.readouterr()
+    assert main(["eval", str(finished), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["queries"] == 48 and "pictures are left out: cannot write ranking.png" in err
 
 
 @pytest.mark.parametrize(
