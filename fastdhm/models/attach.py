@@ -3,7 +3,6 @@
 Legend: B batch, K classes, C channels, H height, W width.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from fastdhm.console import Console
 from fastdhm.errors import UserError
 from fastdhm.models.branched import BranchedModel
+from fastdhm.models.copies import copied, on_meta, refuse_computed, unwrapped
 from fastdhm.models.forks import find_forks, tapped_call
 from fastdhm.models.grow import grow
 from fastdhm.models.stages import Block, Layout, channels_first, find_layout, resolution
-from fastdhm.models.trace import BATCH, Trace, on_meta, probe, trace
+from fastdhm.models.trace import BATCH, Trace, probe, trace
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class SideBranch:
     params: int
     kept: tuple[str, ...]
     """Parameters without a rule to draw them: they start with the trunk's values."""
+    thawed: tuple[str, ...] = ()
+    """Classes of the trunk's frozen norms, in whose place the branch has norms that learn."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Summary:
             lines.append(f"  stage {number}: {size}, {stage.channels} channels, {stage.blocks} x {stage.kind} ({span})")
         for name, branch in self.branches.items():
             lines.append(f"  {name} forks after {branch.fork}: {_described(branch)}, {branch.params:,} parameters")
+            if branch.thawed:
+                lines.append(f"    norms that learn in place of the trunk's {', '.join(branch.thawed)}")
             if branch.kept:
                 more = ", ..." if len(branch.kept) > 3 else ""
                 lines.append(f"    starts with the trunk's values: {', '.join(branch.kept[:3])}{more}")
@@ -138,6 +142,7 @@ def attach(
             that do not fit.
     """
     size_CHW = _size(input_size)
+    model = unwrapped(model)
     layout = find_layout(model, trace(model, size_CHW))
     classes = layout.num_classes if num_classes is None else num_classes
     trunk = _trunk(model, layout, classes)
@@ -153,7 +158,7 @@ def attach(
 
 def _trunk(model: nn.Module, layout: Layout, num_classes: int) -> nn.Module:
     """A copy of the network with that many classes."""
-    trunk = copy.deepcopy(model)
+    trunk = copied(model)
     if num_classes < 2:
         raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
     if num_classes != layout.num_classes:
@@ -227,7 +232,7 @@ def _grown(
     tap, start = fork
     grown = grow(layout, model, name, start, num_classes, init)
     return grown.branch, SideBranch(
-        tap, grown.blocks, grown.trunk_blocks, grown.width, _count(grown.branch), grown.kept
+        tap, grown.blocks, grown.trunk_blocks, grown.width, _count(grown.branch), grown.kept, grown.thawed
     )
 
 
@@ -239,6 +244,7 @@ def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> N
             f"is unknown: {layout.head.missing}. Build it with {num_classes} classes and leave num_classes out"
         )
     layer = trunk.get_submodule(layout.head.layer)
+    refuse_computed(layer, layout.head.layer, f"a classifier of {num_classes} classes")
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", num_classes)
     for name in ("weight", "bias"):
         old = getattr(layer, name)

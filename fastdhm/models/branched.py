@@ -3,13 +3,13 @@
 Legend: M branches (the trunk is B0), B batch, K classes.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fastdhm.errors import unknown
+from fastdhm.models.copies import copied
 from fastdhm.models.recompute import Recomputing, keep_activations
 
 
@@ -86,7 +86,7 @@ class BranchedModel(nn.Module):
     def strip(self) -> nn.Module:
         """A copy of the plain network without the branches: same class, same parameter names, bit-equal output."""
         self.drop_features()
-        trunk = copy.deepcopy(self.trunk)
+        trunk = copied(self.trunk)
         for tap, hook in self._hooks.items():
             trunk.get_submodule(tap)._forward_hooks.pop(hook.id)
         keep_activations(trunk)

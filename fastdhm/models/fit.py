@@ -3,16 +3,16 @@
 Legend: B batch, C channels, H height, W width.
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fastdhm.models.copies import copied, on_meta
 from fastdhm.models.family import init_convolutions
-from fastdhm.models.trace import Call, on_meta
+from fastdhm.models.trace import Call
 
 
 class CannotFitError(Exception):
@@ -63,10 +63,27 @@ class Replay(nn.Module):
 
 def own_copy(module: nn.Module) -> nn.Module:
     """A copy to train, without the forward hooks, which watch the trunk; those that run before (weight norms) stay."""
-    twin = copy.deepcopy(module)
+    twin = _live(copied(module))
     for part in twin.modules():
         part._forward_hooks.clear()
+        for name, child in list(part.named_children()):
+            setattr(part, name, _live(child))
     return twin.requires_grad_(True).train()
+
+
+def is_frozen(norm: nn.Module) -> bool:
+    """Whether a module is a batch norm whose statistics and scales stand still: torchvision's and its like."""
+    return {"weight", "bias", "running_mean", "running_var"} <= norm._buffers.keys()
+
+
+def _live(module: nn.Module) -> nn.Module:
+    """A norm that learns in place of a frozen one, and statistics that are kept up wherever there are some."""
+    if isinstance(module, _NormBase):
+        module.track_running_stats = module.running_mean is not None
+    if not is_frozen(module):
+        return module
+    mean = module.running_mean
+    return nn.BatchNorm2d(len(mean), eps=getattr(module, "eps", 1e-5), device=mean.device, dtype=mean.dtype)
 
 
 def initialise(branch: nn.Module, rule: Callable[[nn.Module], None] | None) -> tuple[str, ...]:
@@ -78,8 +95,9 @@ def initialise(branch: nn.Module, rule: Callable[[nn.Module], None] | None) -> t
     for module in branch.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset is not None:
+            before = [(p, p._version, p.detach().clone()) for p in module.parameters()]
             reset()
-            drawn |= {id(parameter) for parameter in module.parameters()}
+            drawn |= {id(p) for p, version, old in before if p._version > version or _differ(p, old)}
     kept = tuple(name for name, parameter in branch.named_parameters() if id(parameter) not in drawn)
     if rule is None:
         init_convolutions(branch)
@@ -88,8 +106,12 @@ def initialise(branch: nn.Module, rule: Callable[[nn.Module], None] | None) -> t
     return kept
 
 
+def _differ(tensor: Tensor, old: Tensor) -> bool:
+    return not tensor.is_meta and not torch.equal(tensor, old)
+
+
 def _resize(owner: nn.Module, name: str, *shape: int) -> None:
-    old = getattr(owner, name)
+    old = getattr(owner, name, None)
     if old is not None:
         new = old.new_zeros(shape)
         setattr(owner, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
@@ -110,27 +132,35 @@ def _fit_conv(conv: nn.Conv2d, channels: int, factor: int) -> None:
 
 def _fit(layer: nn.Module, shape: tuple[int, ...], factor: int) -> None:
     """Make ``layer`` take an input of that shape and give ``factor`` times as many channels as it gave."""
+    if not shape and isinstance(layer, (nn.Conv2d, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm)):
+        raise CannotFitError(f"{type(layer).__name__} is not given one tensor")
     if isinstance(layer, nn.Conv2d):
         _fit_conv(layer, shape[1], factor)
     elif isinstance(layer, nn.Linear):
         layer.in_features, layer.out_features = shape[-1], layer.out_features * factor
         _resize(layer, "weight", layer.out_features, layer.in_features)
         _resize(layer, "bias", layer.out_features)
-    elif isinstance(layer, (_BatchNorm, nn.GroupNorm)):
+    elif isinstance(layer, (_NormBase, nn.GroupNorm)):
         channels = "num_channels" if isinstance(layer, nn.GroupNorm) else "num_features"
         setattr(layer, channels, shape[1])
         for name in ("weight", "bias", "running_mean", "running_var"):
             if hasattr(layer, name):
                 _resize(layer, name, shape[1])
-    elif isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
-        # the LayerNorm2d of torchvision and timm norm the channels of [B, C, H, W]
-        layer.normalized_shape = (shape[1] if "2d" in type(layer).__name__ else shape[-1],)
+    elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and len(layer.normalized_shape) == 1:
+        layer.normalized_shape = (_normed(layer, shape, factor),)
         _resize(layer, "weight", *layer.normalized_shape)
         _resize(layer, "bias", *layer.normalized_shape)
     elif isinstance(layer, Replay) and all(p.numel() in (shape[1], shape[-1]) for p in layer.parameters()):
         pass  # its input is as wide as it was
     else:
         _fit_scales(layer, factor)
+
+
+def _normed(norm: nn.LayerNorm | nn.RMSNorm, shape: tuple[int, ...], factor: int) -> int:
+    """The channels that a norm is given: the last, or those of [B, C, H, W] that it moves, as a LayerNorm2d does."""
+    (old,) = norm.normalized_shape
+    first = "2d" in type(norm).__name__ or shape[-1] not in (old, factor * old)
+    return shape[1] if first and len(shape) == 4 else shape[-1]
 
 
 def _fit_scales(layer: nn.Module, factor: int) -> None:
@@ -152,12 +182,12 @@ def refit(network: nn.Module, fork: tuple[int, ...], factor: int) -> tuple[int, 
     does not run.
     """
     seen: list[tuple[str, tuple[int, ...]]] = []
-    trial = on_meta(network)
+    trial = on_meta(network).eval()  # in training some norms look at data
 
     def hook(name: str) -> Callable:
         def fit(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            tensor = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, (Tensor, list)))
-            # a dense layer is given its predecessors' outputs as a list
+            # a dense layer is given its predecessors' outputs as a list, and some are given nothing
+            tensor = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, (Tensor, list))), None)
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else ()
             if name not in dict(seen):
                 _fit(layer, shape, factor)
@@ -166,7 +196,7 @@ def refit(network: nn.Module, fork: tuple[int, ...], factor: int) -> tuple[int, 
         return fit
 
     for name, layer in trial.named_modules():
-        if layer._parameters or isinstance(layer, _BatchNorm):
+        if layer._parameters or isinstance(layer, _NormBase):
             layer.register_forward_pre_hook(hook(name), with_kwargs=True)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

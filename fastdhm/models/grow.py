@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fastdhm.errors import UserError
 from fastdhm.models.branched import Branch
-from fastdhm.models.fit import CannotFitError, Replay, initialise, own_copy, refit
+from fastdhm.models.copies import refuse_computed
+from fastdhm.models.dead import dead_filters
+from fastdhm.models.fit import CannotFitError, Replay, initialise, is_frozen, own_copy, refit
 from fastdhm.models.stages import Block, Layout, Step, channels_first, resolution
 from fastdhm.models.trace import Trace
 
@@ -33,6 +35,8 @@ class Grown:
     """``2x as wide``, or ``as wide``, with the reason where it should be wider."""
     kept: tuple[str, ...]
     """Its parameters that have no rule to be drawn by."""
+    thawed: tuple[str, ...] = ()
+    """The classes of the trunk's frozen norms, in whose place it has norms that learn."""
 
 
 class _ChannelsFirst(nn.Module):
@@ -69,7 +73,10 @@ def grow(
     branch = Branch(stages, channels, num_classes)
     width = f"{factor}x as wide" if factor > 1 else f"as wide (not wider: {reason})" if wide else "as wide"
     trunk_blocks = _copies(layout, model, name, path, False)[1]
-    return Grown(branch, blocks, trunk_blocks, width, initialise(branch, init))
+    steps = [step.module for stage in path for block in stage for step in block.steps if step.module]
+    parts = (part for name in steps for part in model.get_submodule(name).modules())
+    thawed = tuple(sorted({type(part).__name__ for part in parts if is_frozen(part)}))
+    return Grown(branch, blocks, trunk_blocks, width, initialise(branch, init), thawed)
 
 
 def _path(layout: Layout, model: nn.Module, start: int) -> list[list[Block]]:
@@ -125,7 +132,9 @@ def _copies(
 
 def _copy(layout: Layout, model: nn.Module, name: str, step: Step) -> nn.Module:
     if step.module is not None:
-        return own_copy(model.get_submodule(step.module))
+        module = model.get_submodule(step.module)
+        refuse_computed(module, step.module, f"branch {name}")
+        return own_copy(module)
     if step.function is not None:
         own = {seen: _tensor(model, name) for seen, name in layout.trace.named.items()}
         return Replay(step.function, layout.trace.objects[step.start], own)
@@ -162,8 +171,15 @@ def _fitted(layout: Layout, stages: list[nn.Module], start: int, factor: int) ->
     """
     shapes = layout.trace.shapes
     network, images, end = nn.Sequential(*stages), shapes[start][0] + 1, shapes[layout.end]
-    out = refit(network, (images, *shapes[start][1:]), factor)
+    fork = (images, *shapes[start][1:])
+    out = refit(network, fork, factor)
     sides = (end[1], 1) if len(end) == 3 else resolution(end, shapes[0])
     if (out[0], *out[2:]) != (images, *sides):
         raise CannotFitError(f"it gives {out} where the trunk gives {end}")
+    try:
+        dead = dead_filters(network, fork) if factor > 1 else ""
+    except Exception as error:  # whatever the network's own code says to a run in float32 on the CPU
+        raise CannotFitError(f"whether its filters learn cannot be seen: {error}") from error
+    if dead:
+        raise CannotFitError(dead)
     return out[1]

@@ -3,7 +3,6 @@
 Legend: B batch, C channels, H height, W width, K classes, N tokens.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -14,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
+from fastdhm.models.copies import copied, on_meta
 
 BATCH = 2  # BatchNorm refuses to train on one image
 
@@ -144,16 +144,6 @@ def _cuts(recorder: _Recorder) -> Iterator[int]:
         reach = max(reach, *(last_use[value] for value in made[position]))
 
 
-def on_meta(module: nn.Module) -> nn.Module:
-    """A copy without data: the same shapes, no memory, nothing computed."""
-    tensors = [*module.parameters(), *module.buffers()]
-    memo: dict[int, object] = {}
-    for tensor in tensors:
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
-
-
 def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Module, Tensor], object]) -> object:
     """``run(copy, images)`` on a copy without data, or on a whole copy where the network needs data to run.
 
@@ -161,11 +151,11 @@ def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Mo
     """
     try:
         like = next(model.parameters(), torch.empty(0))
-        copies = [lambda: (on_meta(model), "meta"), lambda: (copy.deepcopy(model), like.device)]
+        copies = [lambda: (on_meta(model), "meta"), lambda: (copied(model), like.device)]
         for make in copies:
             network, device = make()
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
                     return run(network, torch.zeros(BATCH, *size_CHW, device=device, dtype=like.dtype))
             except UserError:
                 raise
@@ -173,9 +163,14 @@ def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Mo
                 error = failed
     except UserError:
         raise
-    except Exception as failed:  # copy.deepcopy raises what a network's parts do
+    except Exception as failed:  # copying raises what a network's parts do
         raise UserError(f"{type(model).__name__} cannot be copied ({failed}); attach works on a copy of it") from failed
     C, H, W = size_CHW
+    if isinstance(error, TypeError) and "required" in str(error):  # positional arguments beside the images
+        raise UserError(
+            f"{type(model).__name__} does not run on images alone: {_first_line(error)}. Wrap it in a module whose "
+            "forward takes images and gives logits"
+        ) from error
     raise UserError(
         f"{type(model).__name__} does not run on images of {C} channels and {H}x{W} pixels: {_first_line(error)}. "
         "Give input_size=(channels, height, width) as it takes them"

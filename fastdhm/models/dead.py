@@ -1,0 +1,55 @@
+"""Filters of a widened branch that could never learn, such as behind a block that slices a fixed number of channels."""
+
+import torch
+from torch import Tensor, nn
+
+from fastdhm.models.copies import copied
+
+SMALL = 0.01  # so small that no activation saturates
+
+
+def dead_filters(network: nn.Module, shape: tuple[int, ...]) -> str:
+    """The first layer of ``network`` with an output that nothing depends on, and how many; "" if there is none.
+
+    Every value is made positive and small, on a copy: what is connected then has a gradient, whatever its activations
+    are. A filter that an activation cut off all the same gets a second look with the values that it starts with. On the
+    meta device there are no values, and nothing is found.
+    """
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return ""
+    first = _without_gradient(network, shape, positive=True)
+    second = _without_gradient(network, shape, positive=False) if first else {}
+    for name, dead in first.items():
+        if name in second and (count := int((dead & second[name]).sum())):
+            return f"{count} of {len(dead)} filters of {name} would never learn"
+    return ""
+
+
+def _without_gradient(network: nn.Module, shape: tuple[int, ...], positive: bool) -> dict[str, Tensor]:
+    """Of each layer that has some, which of its filters get no gradient from a batch."""
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # the CPU's alone, which comes back as it was
+        probe = copied(network).cpu().float().requires_grad_(True).train(not positive)
+        if positive:
+            _make_positive(probe)
+            out = probe(SMALL * (torch.rand(1, *shape[1:]) + 0.5))
+        else:
+            probe.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
+            out = probe(torch.randn(shape))
+        (out * (torch.rand(out.shape) + 0.5)).sum().backward()
+    found = {}
+    for name, layer in probe.named_modules():
+        weight = layer.weight if isinstance(layer, (nn.Conv2d, nn.Linear)) else None
+        if weight is not None and weight.grad is not None:  # one that never runs is as idle in the trunk
+            dead = ~weight.grad.flatten(1).any(1)
+            found |= {name: dead} if dead.any() else {}
+    return found
+
+
+def _make_positive(network: nn.Module) -> None:
+    for layer in network.modules():
+        if hasattr(layer, "reset_running_stats"):
+            layer.reset_running_stats()
+        for name, parameter in layer.named_parameters(recurse=False):
+            inputs = parameter[0].numel() if parameter.ndim > 1 else 1
+            parameter.data.uniform_(0.5, 1.5).mul_(SMALL if "bias" in name else 1 / inputs)
