@@ -68,7 +68,8 @@ def settings_differences(old: Comparison, new: Comparison) -> list[str]:
         differences.append(f"methods without {', '.join(gone)}, which is in there")
     lost = [str(seed) for seed in old.seeds if seed not in new.seeds]
     if lost:
-        differences.append(f"seeds without {', '.join(lost)}, which are in there")
+        every = ",".join(map(str, dict.fromkeys([*old.seeds, *new.seeds])))
+        differences.append(f"seeds without {', '.join(lost)}, which are in there: --seeds {every} adds to them")
     found: dict[str, list[str]] = {}
     for arm in old.arms:
         if arm.name in arms:

@@ -36,6 +36,8 @@ class Comparison:
     """What has to be said wherever the result is shown: in what it is not the paper's setting."""
     command: str = ""
     """What was typed."""
+    made_by: tuple[str, ...] = ()
+    """The versions of fastdhm and torch that trained any of its runs."""
 
     @property
     def groups(self) -> list[str]:

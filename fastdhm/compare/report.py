@@ -69,7 +69,9 @@ def tables(results: Results) -> list[tuple[str, Grid]]:
     found = [*laid_out, (results.comparison.title, main_table(results))]
     differences = difference_table(results)
     if len(differences) > 1:
-        found.append(("Differences, paired by seed", differences))
+        metrics = results.comparison.metrics
+        of = f" of {_short(metrics[0])}" * (len(metrics) == 1)
+        found.append((f"Differences{of}, paired by seed", differences))
     return [*found, ("Time of a run", time_table(results))]
 
 
@@ -117,11 +119,20 @@ def _paper_cell(results: Results, arm: Arm, branch: str) -> str:
 def difference_table(results: Results) -> Grid:
     """A row for each arm, what it is compared with, branch and metric that both have."""
     interval = f"{100 * results.confidence:.10g}% interval"
-    head = ["method", "from", "branch", "metric", "pairs", "difference", interval, "p"]
+    several = len(results.comparison.metrics) > 1
+    head = ["method", "from", "branch", *(["metric"] * several), "pairs", "difference", interval, "p"]
     return [
         [*_group_head(results), *head],
         *(
-            [*_group(results, arm), arm.label, other.label, branch, _short(metric), str(found.n), *_interval(found)]
+            [
+                *_group(results, arm),
+                arm.label,
+                other.label,
+                branch,
+                *([_short(metric)] * several),
+                str(found.n),
+                *_interval(found),
+            ]
             for arm, other, branch, metric, found in results.differences()
         ),
     ]
@@ -209,7 +220,8 @@ def readme(results: Results) -> str:
     seeds = ", ".join(map(str, comparison.seeds))
     parts = [f"# {escaped(comparison.title)}"]
     if comparison.command:
-        parts.append(f"Made by fastdhm {__version__} (torch {torch.__version__}):\n\n    {comparison.command}")
+        by = " and by ".join(comparison.made_by) or f"fastdhm {__version__} with torch {torch.__version__}"
+        parts.append(f"Made by {by}:\n\n    {comparison.command}")
     parts.append(tables_markdown(results).rstrip())
     if any(state.status == "finished" for state in results.states):
         kinds = dict.fromkeys(judged_on(arm.config) for arm in comparison.arms)

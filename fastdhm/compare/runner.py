@@ -9,8 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from fastdhm import __version__
 from fastdhm.compare.arms import Arm
-from fastdhm.compare.directory import check_settings, read_settings, run_folder, write_settings
+from fastdhm.compare.directory import SETTINGS, check_settings, read_settings, run_folder, write_settings
 from fastdhm.compare.plan import Comparison
 from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
@@ -68,8 +71,10 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
     comparison = settled(comparison)
     check_settings(folder, comparison)
     jobs = find_jobs(comparison, folder)
-    if any(job.state.status in ("missing", "begun") for job in jobs) and not any(job.state.rows for job in jobs):
+    to_train = any(job.state.status in ("missing", "begun") for job in jobs)
+    if to_train and not any(job.state.rows for job in jobs):
         _check_data(comparison, console)
+    comparison = dataclasses.replace(comparison, made_by=_made_by(folder, to_train))
     for note in comparison.notes:
         console.print(f"note: {note}")
     with held(folder, "`fastdhm compare`", console.print):
@@ -85,6 +90,13 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
     print_results(console, results)
     console.print(f"all of it is in {folder}, in words in README.md")
     return 1 if results.failed else 0
+
+
+def _made_by(folder: Path, to_train: bool) -> tuple[str, ...]:
+    """The versions that trained the runs in ``folder``, and this one if it is about to."""
+    before = read_settings(folder).made_by if (folder / SETTINGS).exists() else ()
+    this = f"fastdhm {__version__} with torch {torch.__version__}"
+    return tuple(dict.fromkeys([*before, *([this] * to_train)]))
 
 
 def settled(comparison: Comparison) -> Comparison:

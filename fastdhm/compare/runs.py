@@ -9,6 +9,7 @@ from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
 from fastdhm.data.identity import Identity
 from fastdhm.engine.checkpoint import RESUMABLE, learnt_from, moved, read_config
+from fastdhm.engine.judged import best_of, validations
 from fastdhm.engine.owed import NETWORK, owed
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
@@ -54,8 +55,7 @@ class RunState:
     @property
     def validations(self) -> list[dict[str, Any]]:
         """The epochs that were validated, on images of the final size: a progressive run begins with smaller ones."""
-        rows = [row for row in self.epoch_rows if "val_side" in row]
-        return [row for row in rows if row["val_side"] == rows[-1]["val_side"]]
+        return validations(self.rows)
 
     @property
     def main_branch(self) -> str:
@@ -66,7 +66,7 @@ class RunState:
     @property
     def best(self) -> dict[str, Any]:
         """The validated epoch with the main branch's lowest error."""
-        return min(self.validations, key=lambda row: row[f"val_error/{self.main_branch}"])
+        return best_of(self.validations, self.main_branch)
 
     @property
     def train_seconds(self) -> float | None:

@@ -72,6 +72,9 @@ def remarks(results: Results) -> list[str]:
     """What has to be known beside the tables: what is not the paper's, what is missing, what failed."""
     lines = [f"Note: {note}." for note in results.comparison.notes]
     lines += [*_other_data(results), *_other_machines(results), *_one_seed(results), *_without_reference(results)]
+    if len(results.comparison.made_by) > 1:
+        versions = " and by ".join(results.comparison.made_by)
+        lines.append(f"Made by {versions}: runs of one seed need not begin from the same weights in both.")
     left = sum(state.status in ("missing", "begun") for state in results.states)
     if left:
         lines.append(f"Not complete: {left} of {len(results.states)} runs are not finished.")

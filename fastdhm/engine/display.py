@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fastdhm.config import TrainConfig
 from fastdhm.console import PLAIN_LINE_SECONDS, Console, every, words
-from fastdhm.engine.judged import FLATTERS, judged_images, judged_on
+from fastdhm.engine.judged import FLATTERS, best_of, judged_images, judged_on, validations
 from fastdhm.plotting import save_figure
 
 WIDE = 100  # columns
@@ -118,13 +118,10 @@ def print_report(
     """The table of errors of a run's end, and of its best epoch, on the images that it is judged on, by its weights or
     their moving average; below it what has to be known of them, and the most memory that training took, of what
     ``measured`` says."""
-    main = f"val_error/{names[0]}"
-    validated = [row for row in rows if row["kind"] == "epoch" and main in row]
+    validated = validations(rows)
     if not validated:
         return
-    last = validated[-1]
-    whole = [row for row in validated if row["val_side"] == last["val_side"]]  # not those on smaller images
-    best = min(whole, key=lambda row: row[main])
+    last, best = validated[-1], best_of(validated, names[0])
     title = f"{judged_on(config)} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
     title += f", on {judged_images(config)}"
     console.print(title, style="italic")

@@ -1,6 +1,8 @@
 """What a run is judged on, in words: one place for training, evaluation and comparison to say the same."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources import is_reid
@@ -33,3 +35,16 @@ def is_chosen(path: Path, config: TrainConfig) -> bool:
     if path.suffix == ".pt":
         return path.name == "best.pt"
     return config.keep == "best" and (not path.is_dir() or (path / "best.pt").exists())
+
+
+def validations(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The epochs of a log that were validated on images of the final size: a progressive run begins with smaller."""
+    found = [row for row in rows if row["kind"] == "epoch" and "val_side" in row]
+    return [row for row in found if row["val_side"] == found[-1]["val_side"]]
+
+
+def best_of(validated: Sequence[dict[str, Any]], branch: str) -> dict[str, Any]:
+    """The validated epoch with the branch's lowest error. One that ``max_steps`` cut counts only where there is no
+    other: a run that goes on makes it whole, and ``best.pt`` is of whole ones."""
+    whole = [row for row in validated if row["epoch"] == int(row["epoch"])]
+    return min(whole or validated, key=lambda row: row[f"val_error/{branch}"])

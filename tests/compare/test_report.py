@@ -83,7 +83,7 @@ def test_dhm_is_compared_with_dsl_too_in_every_branch_that_they_have():
     variants = [Variant(name, name, {}) for name in ("baseline", "dsl", "dhm")]
     made = compare_methods(variants, (0,), {"dataset": "cifar100", "arch": "resnet32"})
     runs = (run("baseline", 0, [40], branches=("B0",)), run("dsl", 0, [39]), run("dhm", 0, [37]))
-    rows = [row[:3] + row[5:6] for row in difference_table(Results(made, runs, "last", 0.95))[1:]]
+    rows = [row[:3] + row[4:5] for row in difference_table(Results(made, runs, "last", 0.95))[1:]]
     assert rows == [
         ["dsl", "baseline", "B0", "-1.00"],
         ["dhm", "baseline", "B0", "-3.00"],
@@ -104,7 +104,7 @@ def test_side_branches_that_nothing_is_compared_in_are_named_with_what_shows_the
     )
     from_dhm = Results(dataclasses.replace(made, reference="dhm"), runs, "last", 0.95)
     assert "no difference from" not in " ".join(remarks(from_dhm))
-    assert ["other", "dhm", "B1", "top-1 error", "1", "-2.00"] in [row[:6] for row in difference_table(from_dhm)]
+    assert ["other", "dhm", "B1", "1", "-2.00"] in [row[:5] for row in difference_table(from_dhm)]
 
 
 def test_the_best_epoch_of_a_branch_alone_is_said_to_be_its_own():
@@ -198,11 +198,11 @@ def pair(ours, theirs, score="last", **given):
 
 
 def test_equal_differences_have_no_interval_and_narrow_ones_no_zero_width():
-    assert difference_table(pair([37.1, 38.2, 35.7], [40.1, 41.2, 38.7]))[1][5:] == [
+    assert difference_table(pair([37.1, 38.2, 35.7], [40.1, 41.2, 38.7]))[1][4:] == [
         "-3.00", "none, equal in all pairs", "-",
     ]  # fmt: skip
     row = difference_table(pair([37.1, 38.2001], [40.1, 41.2]))[1]
-    low, _, high = row[6].partition(" to ")
+    low, _, high = row[5].partition(" to ")
     assert float(low) < float(high)
 
 
@@ -300,3 +300,18 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
     kept = json.loads((tmp_path / "results.json").read_text("utf-8"), parse_constant=refuse)
     assert kept["runs"][0]["last"]["B0"]["cross_entropy"] is None
     assert all(row["arm"] == "dhm" for row in csv_rows(found))
+
+
+def test_an_epoch_that_max_steps_cut_is_the_best_only_where_there_is_no_other():
+    state = run("dhm", 0, [50, 40, 30])
+    state.rows[2]["epoch"] = 2.4
+    assert (state.best_epoch(), state.scores("last")["B0"]["top1_error"]) == (2.0, 30)
+    only = dataclasses.replace(state, rows=state.rows[2:])
+    assert only.best_epoch() == 2.4
+
+
+def test_runs_of_two_versions_are_told():
+    both = dataclasses.replace(comparison(), made_by=("fastdhm 1 with torch 2", "fastdhm 2 with torch 2"))
+    said = " ".join(remarks(Results(both, RUNS, "last", 0.95)))
+    assert "Made by fastdhm 1 with torch 2 and by fastdhm 2 with torch 2" in said
+    assert "Made by" not in " ".join(remarks(results()))

@@ -129,7 +129,7 @@ def test_more_seeds_and_methods_go_into_the_same_folder(whole, tmp_path, capsys)
     [
         (["--lr", "0.3"], "other settings (lr: 0.1 -> 0.3)"),
         (["--methods", "dhm"], "methods without baseline"),
-        (["--seeds", "1"], "seeds without 1"),
+        (["--seeds", "0,7"], "seeds without 1, which are in there: --seeds 0,1,7 adds to them"),
         (["--methods", "baseline,dhm,x=dhm:lr=0.3", "--epochs", "3"], "epochs: 2 -> 3"),
         (["--subset", "20"], "subset: None -> 20"),
     ],
