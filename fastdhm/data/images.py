@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Not all that Pillow opens: a file is no image for being PostScript, which it would run.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MAX_PIXELS = 1 << 29  # 2 GiB as Pillow holds them; its own limit is a third of that
+PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 _silent = False
@@ -56,7 +57,7 @@ def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
-        raise UserError(f"{printable(path)}: not a complete image: {reason}") from error
+        raise UserError(f"{printable(path)}: cannot be decoded: {reason}") from error
 
 
 def silence_pillow() -> None:
@@ -88,11 +89,14 @@ def _to_rgb(image: Image) -> Image:
 def _read(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
     try:
         return _decode(file, name, grey_range)
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error):
+    except (UserError, UnknownRange):
+        raise
+    except ValueError:  # what Pillow raises at texts and profiles beyond its limits, too
+        file.seek(0)
+        data = file.read()
+        if not data.startswith(PNG):
             raise
-    file.seek(0)
-    return _decode(io.BytesIO(_without_texts(file.read())), name, grey_range)
+    return _decode(io.BytesIO(_without_texts(data)), name, grey_range)
 
 
 def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
@@ -128,7 +132,9 @@ def _open(file: BinaryIO, name: str) -> Image:
                 return _made(factory, file)
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 reason = f"{format_name}: {error}"
-    raise UserError(f"{printable(name)}: not a complete image: {reason or what_it_is(head)}")
+    raise UserError(
+        f"{printable(name)}: {f'cannot be decoded: {reason}' if reason else f'not an image: {what_it_is(head)}'}"
+    )
 
 
 def _made(factory: Callable, file: BinaryIO) -> Image:

@@ -69,14 +69,20 @@ def test_alpha_lies_on_white(tmp_path, mode):
     source = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     if mode in ("LA", "La"):
         source = source.convert("LA")
+    if mode == "PA":
+        source = Image.new("P", (4, 4), 0)
+        source.putpalette([0] * 6)
+        source.putalpha(128)
     try:
         source.convert(mode).save(tmp_path / f"t.{suffix}")
     except (OSError, ValueError):
         pytest.skip(f"this Pillow writes no {mode}")
+    if Image.open(tmp_path / f"t.{suffix}").mode != mode:
+        pytest.skip(f"this Pillow reads no {mode}")
     assert set(values(tmp_path / f"t.{suffix}").ravel().tolist()) <= {126, 127, 128}
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "HSV", "RGBX"])
+@pytest.mark.parametrize("mode", ["CMYK", "LAB", "HSV", "RGBX"])
 def test_other_colour_spaces_become_rgb(tmp_path, mode):
     source = Image.new("RGB", (4, 4), (250, 20, 20))
     if mode == "LAB":
@@ -158,7 +164,7 @@ def test_a_png_with_more_words_than_pillow_takes_is_whole(monkeypatch, tmp_path,
     assert PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
     path.write_bytes(path.read_bytes()[:-40])
     if where not in ("after-the-pixels",):
-        with pytest.raises(UserError, match="not a complete image"):
+        with pytest.raises(UserError, match="cannot be decoded"):
             read_image(path)
 
 
@@ -203,8 +209,8 @@ def gif_without_frames():
         (b"%!PS-Adobe-3.0 EPSF-3.0", "it is PostScript"),
         (b"\x00\x05\x16\x07\0\x02\0\0Mac OS X", "AppleDouble"),
         (b"a,b,c\n1,2,3\n", "it is text"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not a complete image"),
-        (gif_without_frames(), "not a complete image"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cannot be decoded"),
+        (gif_without_frames(), "cannot be decoded"),
     ],
     ids=[
         "empty",
@@ -238,7 +244,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, kind):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     (tmp_path / "t.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) * 2 // 3])
-    with pytest.raises(UserError, match="not a complete image"):
+    with pytest.raises(UserError, match="cannot be decoded"):
         read_image(tmp_path / "t.jpg")
 
 

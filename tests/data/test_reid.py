@@ -7,6 +7,7 @@ from PIL import Image
 from fastdhm.data import reid, reid_synthetic
 from fastdhm.data.reid import PUBLISHED, hold_out, load_reid, parse_name
 from fastdhm.data.reid_synthetic import synthetic_reid
+from fastdhm.data.walk import ImagesGone
 from fastdhm.errors import UserError
 
 MARKET = {
@@ -105,8 +106,9 @@ def test_query_without_match_is_said(tmp_path):
 )
 def test_sets_that_cannot_be_evaluated_are_refused(tmp_path, change, message):
     root = write(tmp_path / "set", MARKET | change)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         load_reid(f"reid-folder:{root}", tmp_path)
+    assert not isinstance(caught.value, ImagesGone)  # for which files that were built before would be taken
 
 
 @pytest.mark.parametrize(
