@@ -281,6 +281,22 @@ def check_writable(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} is {folder}, and {place} {why}: choose another, or make it writable")
 
 
+@contextmanager
+def plain_name(path: Path) -> Iterator[str]:
+    """A name of ``path`` for libraries that take only characters, where its own has bytes that are none."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        itself = not path.name.isascii()  # then it must be there; else only its folder
+        descriptor = os.open(path if itself else path.parent, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{descriptor}" + f"/{path.name}" * (not itself)
+        finally:
+            os.close(descriptor)
+    else:
+        yield str(path)
+
+
 def load_without_code(path: Path, what: str, *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote to ``path``, on the CPU; executes nothing in it.
 
@@ -290,9 +306,9 @@ def load_without_code(path: Path, what: str, *, mmap: bool = False) -> Any:
     import torch  # here, as importing this file is to cost nothing
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plain_name(path) as name:
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         # torch's own message would advise to load it with its code
         raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastdhm import files
 from fastdhm.errors import UserError
-from fastdhm.files import contents, held, new_folder, replacing
+from fastdhm.files import contents, held, new_folder, plain_name, replacing
 
 HOLD = """
 import sys
@@ -201,3 +202,16 @@ def test_text_is_utf8_whatever_the_locale_and_the_name(tmp_path):
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ | locale)
     assert json.loads((tmp_path / "x.json").read_text("utf-8")) == "caf\xe9 \udce9"
     assert (tmp_path / "x.csv").read_bytes().decode() == "a,b\r\ncaf\xe9 \\udce9,\r\n1,2\r\n"
+
+
+@pytest.mark.parametrize("folder", ["plain", "name\udce9"])
+def test_libraries_that_know_no_bytes_read_and_write_under_any_name(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    for name in ("x.txt", "caf\udce9.txt"):
+        path = tmp_path / folder / name
+        with replacing(path) as temporary, plain_name(temporary) as plain:
+            plain.encode()
+            Path(plain).write_text(name, "utf-8", "surrogateescape")
+        with plain_name(path) as plain:
+            plain.encode()
+            assert Path(plain).read_text("utf-8", "surrogateescape") == name

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastdhm.config import TrainConfig
 from fastdhm.data.identity import Identity
 from fastdhm.errors import UserError
-from fastdhm.files import contents, damaged_part, load_without_code, replacing
+from fastdhm.files import contents, damaged_part, load_without_code, plain_name, replacing
 from fastdhm.typed_yaml import build, read_yaml
 
 FORMAT = 1
@@ -130,7 +130,7 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
 def _whole_safetensors(path: Path) -> Iterator[Any]:
     """A safetensors file to read from; ``ValueError`` if it is none, or cut short."""
     try:
-        with safe_open(path, "pt") as file:
+        with plain_name(path) as name, safe_open(name, "pt") as file:
             yield file
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is no whole safetensors file: {_first_line(error)}") from error

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import sync, why_not_written, write_text
+from fastdhm.files import plain_name, sync, why_not_written, write_text
 
 
 def to_host(tensor: Tensor) -> list:
@@ -195,6 +195,7 @@ class Log:
         rows = [r for r in rows if (r["epoch"] <= epoch if r["kind"] == "epoch" else r["step"] <= step)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+        self.open = ExitStack()
         self.excepthook, threading.excepthook = threading.excepthook, self._in_a_thread
         self.folder, self.first_step = run_dir / "tensorboard", step + 1
         self.folder.mkdir(exist_ok=True)
@@ -208,7 +209,7 @@ class Log:
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            return SummaryWriter(str(self.folder), purge_step=self.first_step)
+            return SummaryWriter(self.open.enter_context(plain_name(self.folder)), purge_step=self.first_step)
         except OSError:
             raise
         except Exception as error:  # of any kind: with another protobuf it is a TypeError
@@ -231,6 +232,7 @@ class Log:
     def close(self) -> None:
         """Flush and close both."""
         with self._told_if_full(), ExitStack() as both:
+            both.callback(self.open.close)
             both.callback(setattr, threading, "excepthook", self.excepthook)
             if vars(self).get("tensorboard"):  # nothing was written otherwise
                 both.callback(self.tensorboard.close)

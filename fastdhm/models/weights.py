@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import load_without_code
+from fastdhm.files import load_without_code, plain_name
 
 NAMED = 3  # names that an error lists of each kind
 DEPTH = 2  # how far down in a checkpoint tensors by name are looked for
@@ -57,7 +57,8 @@ def read(path: Path, what: str = "weights file") -> dict[str, dict[str, Tensor]]
         raise UserError(f"no {what.removesuffix(' file')} at {path}: there is no such file")
     if path.suffix == ".safetensors":
         try:
-            return {"": load_file(path)}
+            with plain_name(path) as name:
+                return {"": load_file(name)}
         except (ValueError, OSError, SafetensorError) as error:
             raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error
     saved = load_without_code(path, what)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError
-from fastdhm.files import replacing, write_text
+from fastdhm.files import plain_name, replacing, write_text
 
 SUFFIXES = (".safetensors", ".npy")
 
@@ -109,8 +109,8 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        with replacing(path) as temporary:
-            save_file({"features": feature_ND}, temporary, metadata={"names": listed})
+        with replacing(path) as temporary, plain_name(temporary) as name:
+            save_file({"features": feature_ND}, name, metadata={"names": listed})
         return
     write_text(path.with_suffix(".json"), listed)
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -130,7 +130,7 @@ def load_features(path: Path) -> tuple[Tensor, list[str]]:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
-            with safe_open(path, "pt") as file:
+            with plain_name(path) as name, safe_open(name, "pt") as file:
                 return file.get_tensor("features"), json.loads((file.metadata() or {})["names"])
         feature_ND = torch.from_numpy(np.load(path, allow_pickle=False))
         return feature_ND, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
