@@ -56,6 +56,7 @@ install() { # ROW PYTHON TORCH
         [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
         "$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
             > "$(echo "$folder"/venv/lib/python*/site-packages)/base.pth"
+        "$folder/venv/bin/python" -m pip install --quiet --upgrade "setuptools>=77" wheel ninja || return 1
         pip="$folder/venv/bin/python -m pip install --quiet --no-deps --no-build-isolation"
     else
         [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1

@@ -396,7 +396,7 @@ def test_many_epochs_leave_no_memory_behind(make, kind, whole):
     finally:
         tracemalloc.stop()
     assert after[0] - before[0] < 12 << 20
-    assert after[1] - before[1] < 64 << 10
+    assert after[1] - before[1] < 512 << 10  # what Python itself keeps differs by version; one epoch's images are more
     assert after[2] <= before[2]
 
 
