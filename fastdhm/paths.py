@@ -1,6 +1,8 @@
 """Paths as people write them: ``~`` and ``$VARIABLES``, and where data lie that nobody placed."""
 
+import logging
 import os
+import tempfile
 from pathlib import Path
 
 from fastdhm.errors import UserError
@@ -34,3 +36,16 @@ def default_data_dir() -> str:
         raise UserError(
             "there is no home folder here to keep data in: say where by --data-dir, or set FASTDHM_DATA"
         ) from error
+
+
+def place_caches() -> None:
+    """Where no home is known, a place for what torch, triton and matplotlib keep: some look for one and fail, some
+    make a folder called ``~``. matplotlib says nothing of a cache that it cannot write."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        Path.home()
+    except RuntimeError:
+        place = os.path.join(tempfile.gettempdir(), f"fastdhm-{os.getuid()}")
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+        for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME"):
+            os.environ.setdefault(name, place)

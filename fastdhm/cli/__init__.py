@@ -14,6 +14,7 @@ from fastdhm import __version__
 from fastdhm.data.images import silence_pillow
 from fastdhm.engine.signals import end_at_once, noted
 from fastdhm.errors import UserError, unknown
+from fastdhm.paths import place_caches
 from fastdhm.streams import answer, ready_streams, settle_streams, tell
 
 COMMANDS = {
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     ready_streams()
     silence_pillow()
+    place_caches()
     with end_at_once():
         try:
             return _command(argv)

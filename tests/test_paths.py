@@ -1,0 +1,59 @@
+"""Paths as people write them, on machines without a home folder too."""
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from fastdhm.cli import main
+from fastdhm.config import TrainConfig
+from fastdhm.engine.settle import settle
+from fastdhm.errors import UserError
+from fastdhm.paths import default_data_dir, expanded, place_caches
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A numeric user in a container: no HOME, and no entry in the list of users."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "USER", "FASTDHM_DATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_a_home_and_variables_are_replaced_and_what_is_there_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "disk")
+    assert expanded("~/x") == tmp_path / "x" and expanded("/a/$PLACE/b") == Path("/a/disk/b")
+    assert expanded("$NOTHING_SUCH/x") == Path("$NOTHING_SUCH/x")
+    (tmp_path / "$PLACE").mkdir()
+    assert expanded(tmp_path / "$PLACE") == tmp_path / "$PLACE"
+
+
+def test_every_path_of_a_run_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = settle(TrainConfig(dataset="folder:~/a", data_dir="~/b", run_dir="~/c", weights="~/d", device="cpu"))
+    places = (config.dataset, config.data_dir, config.run_dir, config.weights)
+    assert places == (f"folder:{tmp_path}/a", f"{tmp_path}/b", f"{tmp_path}/c", f"{tmp_path}/d")
+
+
+def test_without_a_home_one_line_says_where_data_can_be_put(homeless, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--data-dir, or set FASTDHM_DATA"):
+        default_data_dir()
+    assert main(["train", "--dataset", "synthetic:32", "--arch", "resnet8"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="~/x: the home folder is not known"):
+        expanded("~/x")
+
+
+def test_without_a_home_a_data_folder_that_is_given_is_enough(homeless, tmp_path):
+    config = TrainConfig(dataset="synthetic:32", data_dir=str(tmp_path), device="cpu")
+    assert settle(config).data_dir == str(tmp_path)
+    place_caches()
+    assert os.environ["USER"].startswith("uid") and not os.environ["XDG_CACHE_HOME"].startswith("~")
