@@ -52,7 +52,8 @@ def load_pretrained(
     own, fit = model.trunk.state_dict(), _fit(model, sets, source, arch)
     taken = {name: tensor for name, tensor in fit.state.items() if name not in fit.kept}
     taken, converted = as_weights(own, taken, source)
-    model.trunk.load_state_dict(own | taken)
+    own.update(taken)  # which keeps the versions of the modules, as MNASNet asks for
+    model.trunk.load_state_dict(own)
     new = tuple(n for n, _ in model.named_parameters() if n.removeprefix("trunk.") not in taken)
     loaded = tuple(n for n, _ in model.named_parameters() if n not in new)
     return Pretrained(source, loaded, new, (*filter(None, [fit.told]), *converted))

@@ -180,6 +180,14 @@ def test_a_convolution_as_classifier_is_left_new_where_classes_differ(tmp_path):
         assert pretrained.new == (() if classes == 1000 else new)
 
 
+def test_modules_that_ask_for_their_version_get_it(tmp_path):
+    network = torchvision.models.mnasnet0_5(num_classes=5)
+    model = models.BranchedModel(torchvision.models.mnasnet0_5(num_classes=5), {}, {})
+    path = save(network, tmp_path / "network.safetensors")
+    models.load_pretrained(model, "mnasnet0_5", path)
+    assert torch.equal(model.trunk.layers[0].weight, network.layers[0].weight)
+
+
 def test_auxiliary_classifiers_in_a_file_are_of_parts_switched_off(trunk, model, tmp_path):
     model.trunk.AuxLogits = None  # as torchvision's Inception without them
     torch.save(trunk.state_dict() | {"AuxLogits.fc.weight": torch.zeros(10, 3)}, tmp_path / "file.pth")
