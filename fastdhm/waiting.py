@@ -5,8 +5,11 @@ Long enough for a network drive that stands still for a minute and for a machine
 """
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from fastdhm.console import Console
 from fastdhm.errors import UserError
@@ -47,6 +50,40 @@ class Wait:
         if self.seconds >= max(SAY_S, 2 * self._said):
             self._said = self.seconds
             Console(stderr=True).print(f"waiting for {self._what} since {self.seconds:.0f} s: {self._why()}")
+
+
+def waited_for(work: Callable, items: Iterable, what: str, why: Callable[[], str]) -> Iterator[Any]:
+    """``work(item)`` of each, one at a time when it is asked for, in a thread that may be waited for: what this process
+    reads itself can hang too, and nothing could be told or saved in a read that does not return."""
+    asked: SimpleQueue = SimpleQueue()
+    answers: SimpleQueue = SimpleQueue()
+    threading.Thread(target=_serve, args=(work, asked, answers), daemon=True).start()
+    try:
+        for item in items:
+            asked.put((item,))
+            yield _answer(answers, Wait(what, why))
+    finally:
+        asked.put(None)
+
+
+def _serve(work: Callable, asked: SimpleQueue, answers: SimpleQueue) -> None:
+    while (item := asked.get()) is not None:
+        try:
+            answers.put((work(*item), None))
+        except BaseException as error:  # whatever it is belongs to the reader
+            answers.put((None, error))
+
+
+def _answer(answers: SimpleQueue, wait: Wait) -> Any:
+    while True:
+        try:
+            answer, error = answers.get(timeout=POLL_S)
+        except Empty:
+            wait.on()
+            continue
+        if error is not None:
+            raise error
+        return answer
 
 
 def limit_s() -> float:

@@ -8,6 +8,7 @@ was mapped before the forks and is no file.
 
 from __future__ import annotations
 
+import array
 import collections
 import ctypes
 import functools
@@ -40,13 +41,19 @@ ORDER, LENGTH = struct.Struct("qq"), struct.Struct("Q")  # (item, room); bytes o
 # What a scheduler or a terminal sends to all processes of a job: the parent decides, and may want the work that is done
 PARENTS_TO_OBEY = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
 
-_hand: memoryview | None = None  # in a worker, where it notes what it has in hand
+NOTHING = -1
+_hand = memoryview(array.array("q", [NOTHING]))  # what this process has in hand; a worker's is its parent's to read
 
 
 def in_hand(sample: int) -> None:
-    """Note that ``sample`` is being read; if nothing more is heard of this worker, its parent can name it."""
-    if _hand is not None:
-        _hand[0] = sample
+    """Note that ``sample`` is being read, so that it can be named if the read does not return."""
+    _hand[0] = sample
+
+
+def reading(label: Callable[[int], str], hand: memoryview | None = None) -> str:
+    """What is in hand, in this process or in that whose ``hand`` it is; empty if that is nothing."""
+    sample = (_hand if hand is None else hand)[0]
+    return "" if sample == NOTHING else f"reading {label(sample)}"
 
 
 class WorkerPool:
@@ -80,7 +87,7 @@ class WorkerPool:
             self._hands = memoryview(mmap.mmap(-1, 8 * self._count)).cast("q")
             self._rooms = memoryview(mmap.mmap(-1, max(1, rooms * self._room_bytes)))
             for number in range(self._count):
-                self._hands[number] = -1
+                self._hands[number] = NOTHING
                 self._workers.append(self._fork(number))
         except OSError as error:
             started = len(self._workers)
@@ -146,12 +153,11 @@ class WorkerPool:
         return self._rooms[room * self._room_bytes : (room + 1) * self._room_bytes]
 
     def _doing(self, worker: _Worker) -> str:
-        sample = self._hands[worker.number]
-        return "" if sample < 0 else f" reading {self._label(sample)}"
+        return reading(self._label, self._hands[worker.number :])
 
     def _why(self, number: int) -> str:
         worker = next(worker for worker in self._workers if any(number == item for item, _ in worker.todo))
-        return f"worker process {worker.pid} is{self._doing(worker) or ' silent'}"
+        return f"worker process {worker.pid} is {self._doing(worker) or 'silent'}"
 
     def _dead(self, worker: _Worker) -> NoReturn:
         worker.kill()
@@ -162,7 +168,7 @@ class WorkerPool:
         elif status is not None and status < 0:
             how, remedy = f"crashed by {signal.Signals(-status).name}", "Take that file out, or mend it"
         doing = self._doing(worker)
-        raise UserError(f"worker process {worker.pid} {how}{doing and f' while{doing}'}. {remedy}")
+        raise UserError(f"worker process {worker.pid} {how}{doing and f' while {doing}'}. {remedy}")
 
     def _fork(self, number: int) -> _Worker:
         pipes: list[int] = []

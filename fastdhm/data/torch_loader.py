@@ -5,16 +5,17 @@ Legend: N samples, B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
-from fastdhm.data._pool import WorkerPool, in_hand
+from fastdhm.data._pool import WorkerPool, in_hand, reading
 from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.data.sources import Source
+from fastdhm.waiting import waited_for
 
 
 class TorchLoader:
@@ -30,14 +31,16 @@ class TorchLoader:
     def __len__(self) -> int:
         return self._batches
 
-    @contextmanager
+    @contextlib.contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
         batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
         cut = _Cut(self._source, self._options, epoch)
         if self._is_plain_array:  # to cut batches out of an array costs less than to send them between processes
             yield (self._batch(index_B, self._source.pixels(index_B)) for index_B in batches)
         elif not self._options.num_workers or not batches:
-            yield (self._batch(index_B, cut(index_B)) for index_B in batches)
+            images = waited_for(cut, batches, "data", lambda: f"this process is {reading(self._source.label)}")
+            with contextlib.closing(images):
+                yield (self._batch(*pair) for pair in zip(batches, images, strict=True))
         else:
             room_bytes = max(map(len, batches)) * cut.image_bytes
             workers = self._options.num_workers

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from fastdhm import processors
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
@@ -129,6 +130,10 @@ def computes(run: Run, compiled: bool) -> Callable:
     variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
     calls = compile_blocks(model, NUM_SIDES * variants) if compiled and goes_by_block(model) else {}
     forward, whole = model if compiled else run.forward, compiled and not calls
+    if compiled:
+        import torch._inductor.config as inductor  # takes a second
+
+        inductor.compile_threads = min(inductor.compile_threads, processors.count())  # torch counts without quotas
     compute = make_compute(forward, config.temperature, config.label_smoothing, whole, config.impl, variants)
     if not calls:
         return compute

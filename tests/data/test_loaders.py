@@ -318,6 +318,20 @@ def test_ffcv_needs_its_file_no_more_once_it_is_open(ffcv, build_raw, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_torch_read_that_does_not_return_names_the_file(photo_root, tmp_path, monkeypatch, workers):
+    """As on a network drive that has gone."""
+    source, _ = load_sources(f"folder:{photo_root}", photo_root)
+    image, pipe = type(source).image, tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(type(source), "image", lambda self, i: pipe.read_bytes() if i == 5 else image(self, i))
+    monkeypatch.setenv("FASTDHM_WAIT_SECONDS", "1")
+    loader = build_loader("torch", LoaderOptions(batch_size=4, image_size=32, workers=workers), source=source)
+    with pytest.raises(WaitedInVain, match=rf"data did not come in [12] s: .* is reading {source.label(5)}"):
+        read(loader, 0)
+    os.close(os.open(pipe, os.O_RDWR))  # ends the read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_torch_worker_error_names_the_file_and_no_traceback(bad_root, workers):
     source, _ = load_sources(f"folder:{bad_root}", bad_root)
     options = {**OPTIONS, "batch_size": 4, "crop": "center", "workers": workers, "shuffle": False, "drop_last": False}
