@@ -6,7 +6,6 @@ Importing this costs nothing: FFCV, torchvision and torch load when first used. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -341,7 +340,6 @@ def _peek_deep(source: Source) -> str | None:
     deep, looked_at = DeepPictures(), range(0, len(source), max(1, len(source) // PEEKED))
     for i in looked_at if isinstance(source, FolderSource) else ():
         if may_be_deep(source.label(i)):
-            with suppress(UserError):  # it will be named when it is read
-                deep.note(source.image(i))
+            deep.note(source.image(i))  # a bad one is told now, and not in the middle of an epoch
     said = deep.said(getattr(source, "grey_range", None))
     return f"{source.name} {source.split}, of {len(looked_at)} that were looked at: {said}" if said else None

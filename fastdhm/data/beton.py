@@ -265,7 +265,9 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest(**values)
     except FileNotFoundError as error:
         raise UserError(f"{path} has no manifest: {place} is missing") from error
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{place} is not a manifest that this fastdhm can read") from error
 
 

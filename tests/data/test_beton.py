@@ -372,6 +372,9 @@ def _spoil_manifest(path):
         pytest.param(_remove_manifest, "has no manifest", id="no-manifest"),
         pytest.param(_spoil_manifest, "is not a manifest", id="manifest-spoilt"),
         pytest.param(_edit_manifest(format_version=99), "format version 99", id="another-version"),
+        pytest.param(_edit_manifest(settings="raw"), "is not a manifest", id="settings-of-another-kind"),
+        pytest.param(_edit_manifest(settings={"grey_range": [1, 2, 3]}), "is not a manifest", id="range-of-three"),
+        pytest.param(_edit_manifest(settings={"grey_range": [2, 1]}), "grey range 2 to 1", id="range-upside-down"),
         pytest.param(_edit_manifest(count=3), "does not match its manifest", id="another-count"),
     ],
 )
@@ -417,6 +420,25 @@ def test_paths_tell_data_sets_and_settings_apart(tmp_path):
     }
     assert len(paths) == 12
     assert beton_path(tmp_path, "cifar10", "val", RAW) == tmp_path / "beton" / "cifar10-raw" / "val.beton"
+
+
+def test_images_that_change_while_they_are_built_are_noticed_by_the_next_run(monkeypatch, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "f" / split / "a").mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / "f" / split / "a" / f"{i}.png")
+    write_images = beton.write_images
+
+    def while_it_builds(*arguments, **options):
+        written = write_images(*arguments, **options)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "f/train/a/1.png")
+        return written
+
+    monkeypatch.setattr(beton, "write_images", while_it_builds)
+    source, path = load_sources(f"folder:{tmp_path / 'f'}", tmp_path)[0], tmp_path / "b" / "train.beton"
+    build(source, path, RAW, workers=1, progress=False)
+    again = load_sources(f"folder:{tmp_path / 'f'}", tmp_path)[0]
+    assert beton.why_stale(path, again, RAW) == "the images have changed since it was built"
 
 
 def test_broken_links_and_pipes_are_bad_images_like_others(bad_root, bad_names, tmp_path):
