@@ -126,10 +126,17 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     if at["step"] > (expected.max_steps or 1 << 62):
         raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
     machine = f"{config.device}, {config.precision}"
-    if owed(folder, expected, rows):
-        return RunState(arm.name, seed, "begun", rows, at["epoch"], machine=machine)
-    data = learnt_from(folder / NETWORK)
-    return RunState(arm.name, seed, "finished", rows, at["epoch"], machine=machine, data=data)
+    data = None if owed(folder, expected, rows) else _learnt_from(folder / NETWORK)
+    status = "begun" if data is None else "finished"
+    return RunState(arm.name, seed, status, rows, at["epoch"], machine=machine, data=data or {})
+
+
+def _learnt_from(network: Path) -> Identity | None:
+    """Which images a network learnt from; ``None`` if it is damaged, which makes it owed as one that is not there."""
+    try:
+        return learnt_from(network)
+    except UserError:
+        return None
 
 
 def record_failure(folder: Path, message: str) -> None:
