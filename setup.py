@@ -25,6 +25,8 @@ TORCH = "torch>=2.6"
 # than the last gets PTX, which its driver compiles. The same list everywhere: machines without a GPU build too.
 CUDA_ARCHS = ("7.0", "7.5", "8.0", "9.0", "10.0")
 
+MORE_FLAGS = shlex.split(os.environ.get("FASTDHM_CXXFLAGS", ""))  # the last one of two wins: see tools/sanitize.sh
+
 
 def find_torch():
     """Whether torch can be imported, also from where build isolation hides it: the environment being installed into."""
@@ -138,7 +140,7 @@ def compiled_parts():
         extra_compile_args={
             # torch's headers leave parameters unused. OpenMP is asked for when compiling, for at::parallel_for, and not
             # when linking: its symbols are then those of the one runtime that torch brings along.
-            "cxx": ["-O3", "-g0", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", define],
+            "cxx": ["-O3", "-g0", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", define, *MORE_FLAGS],
             "nvcc": ["-O3"],
         },
     )

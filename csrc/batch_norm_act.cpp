@@ -1,6 +1,7 @@
 // The CPU form of fastdhm::batch_norm_act and its gradient. Legend: R rows (a row is one pixel of one image), C channels.
 #include "batch_norm_act.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -160,6 +161,12 @@ Result batch_norm_act_cpu(const at::Tensor& x, const at::Tensor& running_mean, c
                           double momentum, double eps, bool relu) {
   check(x, {&running_mean, &running_var, &weight, &bias});
   if (residual.has_value()) check_channels_last(*residual, "residual", x);
+  TORCH_CHECK_VALUE(x.numel() > x.size(1), "x must have more than one value per channel, got ", x.sizes());
+  at::assert_no_overlap(running_mean, running_var);
+  for (const at::Tensor* read : {&x, &weight, &bias}) {
+    at::assert_no_overlap(running_mean, *read);
+    at::assert_no_overlap(running_var, *read);
+  }
   return x.scalar_type() == at::kDouble
              ? forward<double>(double_code(), x, running_mean, running_var, weight, bias, data(residual), momentum, eps,
                                relu)

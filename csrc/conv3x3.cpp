@@ -139,9 +139,10 @@ at::Tensor weight_grad(const Conv3x3Code<S>& code, const at::Tensor& grad_y, con
 void check_weight(const at::Tensor& weight, const at::Tensor& x, int64_t channels) {
   const at::ScalarType own = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.scalar_type() == own &&
-                        weight.is_contiguous(at::MemoryFormat::ChannelsLast) && channels == x.size(1),
-                    "weight must be ", own, " [K, C, 3, 3] in channels-last order for ", x.size(1), " channels, got ",
-                    weight.dtype(), " ", weight.sizes());
+                        weight.is_contiguous(at::MemoryFormat::ChannelsLast) && channels == x.size(1) &&
+                        weight.numel() > 0,
+                    "weight must be ", own, " [K, C, 3, 3] in channels-last order for ", x.size(1),
+                    " channels and not empty, got ", weight.dtype(), " ", weight.sizes());
 }
 
 at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& weight) {

@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "check_images.h"
 #include "scalar.h"
 #include "scratch.h"
 #include "simd.h"
@@ -131,7 +132,7 @@ void check(const at::Tensor& grad_y, const at::Tensor& x, const at::Tensor& weig
                     "[B, C, H, W] and [K, C, R, S], got ", x.sizes(), " and ", weight.sizes());
   bool fits = stride.size() == 2 && padding.size() == 2 && grad_y.dim() == 4 && grad_y.size(0) == x.size(0) &&
               grad_y.size(1) == weight.size(0) && grad_y.scalar_type() == x.scalar_type() &&
-              weight.scalar_type() == x.scalar_type();
+              weight.scalar_type() == x.scalar_type() && fits_int(stride) && fits_int(padding);
   for (int64_t i = 0; fits && i < 2; ++i) {
     const int64_t reach = x.size(i + 2) + 2 * padding[i] - weight.size(i + 2);
     fits = stride[i] > 0 && padding[i] >= 0 && weight.size(i + 2) > 0 && reach >= 0 &&
@@ -147,7 +148,7 @@ bool takes(const ConvInputGradCode& code, const at::Tensor& grad_y, const at::Te
   const int64_t rows = shape.H + 2 * shape.row_padding + shape.R;  // no fewer than there are with the border
   const int64_t columns = shape.W + 2 * shape.column_padding + shape.S;
   return grad_y.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-         grad_y.numel() > 0 && shape.C > 0 && shape.C % code.width == 0 && shape.K % code.pair == 0 &&
+         grad_y.numel() > 0 && shape.B * shape.C * shape.H * shape.W > 0 && shape.C % code.width == 0 && shape.K % code.pair == 0 &&
          rows < kMost / columns / std::max(shape.C, shape.K);
 }
 

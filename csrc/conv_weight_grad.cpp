@@ -113,7 +113,7 @@ at::Tensor conv_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, a
   TORCH_CHECK_VALUE(
       kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && kernel[0] > 0 && kernel[1] > 0 &&
           stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0 && padding[0] < kernel[0] &&
-          padding[1] < kernel[1] && kernel[0] <= x.size(2) + 2 * padding[0] && kernel[1] <= x.size(3) + 2 * padding[1],
+          padding[1] < kernel[1] && fits_int(kernel) && fits_int(stride) && kernel[0] <= x.size(2) + 2 * padding[0] && kernel[1] <= x.size(3) + 2 * padding[1],
       "kernel and stride must be two positive numbers, padding two from 0 that are smaller than the kernel, "
       "which must fit into x, ",
       x.sizes(), ", got ", kernel, ", ", stride, " and ", padding);

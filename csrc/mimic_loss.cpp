@@ -101,10 +101,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
                                                               bool need_grad) {
   TORCH_CHECK_VALUE(logits_MBK.dim() == 3 && logits_MBK.size(0) > 0 && logits_MBK.size(2) > 0,
                     "logits must be [M, B, K] with at least one branch and class, got ", logits_MBK.sizes());
+  TORCH_CHECK_VALUE(logits_MBK.is_floating_point(), "logits must be floating point, got ", logits_MBK.dtype());
   TORCH_CHECK_VALUE(target_B.sizes() == at::IntArrayRef{logits_MBK.size(1)} && target_B.scalar_type() == at::kLong,
                     "target must be int64 [B], got ", target_B.dtype(), " ", target_B.sizes());
   TORCH_CHECK_VALUE(weights_MM.sizes() == at::IntArrayRef({logits_MBK.size(0), logits_MBK.size(0)}),
                     "weights must be [M, M], got ", weights_MM.sizes());
+  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature) && label_smoothing >= 0 && label_smoothing <= 1,
+                    "temperature must be a finite number above 0 and label_smoothing in [0, 1], got ", temperature,
+                    " and ", label_smoothing);
   const at::Tensor logits = logits_MBK.stride(2) == 1 ? logits_MBK : logits_MBK.contiguous();
   const at::Tensor target = target_B.contiguous(), weights = weights_MM.to(at::kDouble).contiguous();
   const int64_t M = logits.size(0), B = logits.size(1), K = logits.size(2);
@@ -183,6 +187,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
 }
 
 void scale_cpu(at::Tensor& grad, const at::Tensor& factor) {
+  TORCH_CHECK_VALUE(grad.is_floating_point() && factor.is_floating_point() && factor.dim() == 0,
+                    "grad must be floating point and factor a floating point number without dimensions, got ",
+                    grad.dtype(), " and ", factor.dtype(), " ", factor.sizes());
   if (factor.item<double>() != 1) grad.mul_(factor);
 }
 

@@ -43,7 +43,8 @@ void mimic_loss_rows_exact(const MimicLossWork& work, int64_t begin, int64_t end
       for (int64_t t = 0; t < A; ++t) {
         if (log_p[t] == -std::numeric_limits<double>::infinity()) continue;  // what P_p excludes costs nothing
         for (int64_t q = 0; q < A; ++q) {
-          if (t != q) sum[t * A + q] += p[t] * (log_p[t] - log_p[q]);
+          const double gap = log_p[t] - log_p[q];  // infinite where only the student excludes it, however small p is
+          if (t != q) sum[t * A + q] += gap == std::numeric_limits<double>::infinity() ? gap : p[t] * gap;
         }
       }
       if (work.grad == nullptr) continue;

@@ -198,8 +198,9 @@ def mimic_loss_fwd_kernel(
 
             for q in tl.range(0, M, loop_unroll_factor=M if M <= UNROLL else 1):
                 soft_K, log_soft_K = branch_of(soft, q, BM), branch_of(log_soft, q, BM)
-                # where a teacher gives no probability its summand is 0, also when the logarithm is -inf
-                summand = soft * tl.where(soft > 0, log_soft - log_soft_K[None, :], 0.0)
+                # a class that the teacher excludes adds 0; one that only the student excludes is infinitely far
+                gap = tl.where(log_soft > float("-inf"), log_soft - log_soft_K[None, :], 0.0)
+                summand = tl.where(gap == float("inf"), gap, soft * gap)  # not 0 * inf
                 summand = tl.where((m != q)[:, None], summand, 0.0)  # a branch does not mimic itself
                 sums_PQ += tl.where(m[None, :] == q, tl.sum(summand, 1)[:, None], 0.0)
                 if NEED_GRAD:

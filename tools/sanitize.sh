@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 python=${1:-python3}
 [ $# -eq 0 ] || shift
 folder=$PWD/build/sanitize
-flags="-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -fno-omit-frame-pointer"
+flags="-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all"
 
 # CUDA_HOME: no toolkit, no CUDA code
-CUDA_HOME=/nonexistent CFLAGS="$flags" LDFLAGS="$flags" "$python" setup.py --quiet \
+CUDA_HOME=/nonexistent FASTDHM_CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer $flags" LDFLAGS="$flags" "$python" setup.py --quiet \
     build --build-base "$folder/made" --build-lib "$folder/package"
 
 # Both have to be there before Python: the one replaces malloc, the other is what it wraps for exceptions.

@@ -26,24 +26,29 @@ def mimic_loss_eager(
     """The meaning of :func:`mimic_loss`, in plain torch: no validation, autograd does the backward."""
     logits_MBK = logits_MBK.to(torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32)
     weights_MM = weights_MM.to(logits_MBK.dtype)
-    is_on_MM = weights_MM != 0
-    is_student_M, used_M = is_on_MM.any(0), is_on_MM.any(0) | is_on_MM.any(1)
-    # an unused branch adds nothing, and one that does not learn gets nothing, even where it is NaN
-    logits_MBK = logits_MBK.where(is_student_M[:, None, None], logits_MBK.detach()).where(used_M[:, None, None], 0)
+    is_on_MM, is_ce_MM = weights_MM != 0, torch.eye(len(weights_MM), dtype=torch.bool, device=weights_MM.device)
+    is_pair_MM, is_labelled_B = is_on_MM & ~is_ce_MM, target_B != ignore_index
+    used_M = is_on_MM.any(0) | is_on_MM.any(1)
+    logits_MBK = logits_MBK.where(used_M[:, None, None], 0)  # an unused branch adds nothing, even where it is NaN
+    # nor does what has no weight, or no label, get a gradient
+    mimicking_MBK = logits_MBK.where(is_pair_MM.any(0)[:, None, None], logits_MBK.detach())
+    classifying_MBK = logits_MBK.where((is_on_MM.diagonal()[:, None] & is_labelled_B)[..., None], logits_MBK.detach())
 
-    student_MBK = F.log_softmax(logits_MBK / temperature, -1)
+    x_MBK = mimicking_MBK - logits_MBK.detach().amax(-1, keepdim=True)  # or a division by T could overflow
+    student_MBK = F.log_softmax(x_MBK / temperature, -1)
     teacher_MBK = student_MBK.detach()
-    # where P_p = 0 the summand is 0, also when its logarithm is -inf
+    # a class that the teacher excludes (log P = -inf) adds 0; one that only the student excludes is infinitely far
     gap_MMBK = (teacher_MBK[:, None] - student_MBK[None]).where(teacher_MBK[:, None] != -torch.inf, 0)
-    gap_MMBK = gap_MMBK.where(is_on_MM[:, :, None, None], gap_MMBK.detach())  # nor does a term without weight
-    kl_MM = temperature**2 * (teacher_MBK.exp()[:, None] * gap_MMBK).sum(-1).mean(-1)
+    gap_MMBK = gap_MMBK.where(is_pair_MM[:, :, None, None], gap_MMBK.detach())
+    prob_MMBK = teacher_MBK.exp()[:, None].expand_as(gap_MMBK)
+    summand_MMBK = (prob_MMBK * gap_MMBK).where((prob_MMBK > 0) | (gap_MMBK != torch.inf), torch.inf)  # not 0 * inf
+    kl_MM = temperature**2 * summand_MMBK.sum(-1).mean(-1)
 
-    num_labelled = (target_B != ignore_index).sum().clamp(min=min(1, len(target_B)))  # the mean of nothing is NaN
+    num_labelled = is_labelled_B.sum().clamp(min=min(1, len(target_B)))  # the mean of nothing is NaN
     ce_M = torch.stack([
         F.cross_entropy(z_BK, target_B, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
-        for z_BK in logits_MBK
+        for z_BK in classifying_MBK
     ])  # fmt: skip
-    is_ce_MM = torch.eye(len(kl_MM), dtype=torch.bool, device=kl_MM.device)
     terms_MM = kl_MM.where(~is_ce_MM, torch.diag(ce_M / num_labelled))
     terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
     # a weight of zero switches its term off, even one that is infinite
@@ -73,12 +78,16 @@ def mimic_loss(
     ``dloss/dz_q = 1/B [W_qq (softmax(z_q) - y~) + T sum_{p != q} W_pq (P_q - P_p)]``.
     A branch whose row and column of ``weights_MM`` are zero adds exactly nothing, even if its logits are NaN.
 
+    A logit of -inf excludes its class: what a teacher excludes adds 0 to its terms; where only the student excludes it,
+    or the label (smoothed, any class), the term is infinite and its gradient still finite. A logit that is NaN or +inf,
+    and a row of nothing but -inf, make every term that they enter NaN.
+
     Args:
         logits_MBK: branch logits, B0 first; float32, bfloat16, float16 or float64. Gets a gradient.
         target_B: class indices, int64, in [0, K), or ``ignore_index``: such a row has no cross-entropy and keeps its
             mimicking terms. With no labelled row at all the cross-entropies are 0.
         weights_MM: weight of each term, floating point, on the logits' device. Gets no gradient.
-        temperature: T > 0, for the mimicking terms only.
+        temperature: T, from 1e-6 to 1e6, for the mimicking terms only.
         label_smoothing: in [0, 1), for the cross-entropies only.
         ignore_index: the target that means "no label".
         impl: ``"eager"`` (plain torch, the reference), ``"cpp"`` (one pass in C++, CPU), ``"triton"`` (two launches,
@@ -224,8 +233,8 @@ def _validate_weights(weights_MM: Tensor, M: int | None = None) -> None:
 
 
 def _validate_settings(temperature: float, label_smoothing: float, ignore_index: int) -> None:
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
-        raise UserError(f"temperature is {temperature!r}: needs a finite number above 0")
+    if not isinstance(temperature, (int, float)) or not 1e-6 <= temperature <= 1e6:  # its square has to mean something
+        raise UserError(f"temperature is {temperature!r}: needs a number from 1e-6 to 1e6")
     if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing is {label_smoothing!r}: needs a number in [0, 1)")
     if not isinstance(ignore_index, int) or not -(2**63) <= ignore_index < 2**63:

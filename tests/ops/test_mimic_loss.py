@@ -4,11 +4,13 @@ Legend: M branches, B batch, K classes.
 """
 
 import functools
+import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastdhm.methods import weight_matrix
@@ -155,6 +157,79 @@ def test_a_batch_without_labels_still_mimics(mimic_loss):
     assert loss > 0
 
 
+def log_softmax(row_K, temperature):
+    """Of one row, in Python's numbers: NaN throughout where a logit is NaN or +inf, or all are -inf."""
+    top = max(row_K)
+    if any(z != z for z in row_K) or math.isinf(top):
+        return [math.nan] * len(row_K)
+    x_K = [(z - top) / temperature for z in row_K]
+    return [x - math.log(sum(map(math.exp, x_K))) for x in x_K]
+
+
+def divergence(teacher_K, student_K):
+    """KL of log-probabilities: 0 for what the teacher excludes, infinite where only the student does."""
+    return sum(
+        0.0 if p == -math.inf else math.inf if q == -math.inf else math.exp(p) * (p - q)
+        for p, q in zip(teacher_K, student_K, strict=True)
+    )
+
+
+def by_hand(logits_MBK, target_B, weights_MM, temperature, smoothing):
+    """Terms and gradient, number by number, of labels among which -100 is none."""
+    M, B, K = logits_MBK.shape
+    logits, weights, labels = logits_MBK.tolist(), weights_MM.tolist(), target_B.tolist()
+    labelled = max(1, sum(y != -100 for y in labels))
+    terms, grad = torch.zeros(M, M, dtype=torch.float64), torch.zeros(M, B, K, dtype=torch.float64)
+    used = [any(weights[m]) or any(row[m] for row in weights) for m in range(M)]
+    for b, (p, q) in itertools.product(range(B), itertools.product(range(M), repeat=2)):
+        if not (used[p] and used[q]):
+            continue
+        if p != q:
+            teacher, student = (log_softmax(logits[m][b], temperature) for m in (p, q))
+            terms[p, q] += temperature**2 * divergence(teacher, student) / B
+            pull = [temperature * (math.exp(s) - math.exp(t)) / B for s, t in zip(student, teacher, strict=True)]
+        elif labels[b] != -100:
+            log_p = log_softmax(logits[p][b], 1)
+            label = [(k == labels[b]) * (1 - smoothing) + smoothing / K for k in range(K)]
+            terms[p, p] += sum(-y * z if y else 0 for y, z in zip(label, log_p, strict=True)) / labelled
+            pull = [(math.exp(z) - y) / labelled for y, z in zip(label, log_p, strict=True)]
+        if weights[p][q] and (p != q or labels[b] != -100):
+            grad[q, b] += weights[p][q] * torch.tensor(pull, dtype=torch.float64)
+    return terms, grad
+
+
+LOGITS = [0.0, 1.0, -3.5, 80.0, -80.0, -200.0, -1000.0, 1e4, 1e30, -1e30, -math.inf, -math.inf, math.inf, math.nan]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+@example(data=None, dtype=torch.float32)
+def test_any_logits_mean_the_same_in_every_form(mimic_loss, data, dtype):
+    """Excluded classes, broken rows, numbers at the ends of what a float holds: value and gradient."""
+    if data is None:
+        logits_MBK = torch.tensor([[[0.0, -200.0]], [[0.0, -math.inf]]])
+        target_B, weights_MM, temperature, smoothing = torch.tensor([0]), torch.tensor([[0.0, 1.0], [0.0, 0.0]]), 1.0, 0
+    else:
+        M, B, K = (data.draw(st.integers(1, most), name) for name, most in (("M", 3), ("B", 3), ("K", 5)))
+        rows = st.lists(st.sampled_from(LOGITS[: data.draw(st.sampled_from([3, 10, 12, 14]))]), min_size=K, max_size=K)
+        repeat = data.draw(st.sampled_from([1, 1, 15]), "repeat")  # as long as some vectors
+        logits_MBK = torch.tensor([[data.draw(rows) * repeat for _ in range(B)] for _ in range(M)])
+        target_B = torch.tensor(data.draw(st.lists(st.sampled_from([-100, *range(K)]), min_size=B, max_size=B)))
+        weights = st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=M, max_size=M)
+        weights_MM = torch.tensor([data.draw(weights) for _ in range(M)])
+        temperature = data.draw(st.sampled_from([1.0, 1e-3, 0.5, 4.0, 50.0]), "temperature")
+        smoothing = data.draw(st.sampled_from([0.0, 0.1, 0.99]), "smoothing")
+    logits_MBK = logits_MBK.to(dtype).requires_grad_()
+    loss, terms_MM = mimic_loss(logits_MBK, target_B, weights_MM, temperature=temperature, label_smoothing=smoothing)
+    loss.backward()
+    terms, grad = by_hand(logits_MBK.detach(), target_B, weights_MM, temperature, smoothing)
+    close = {"equal_nan": True, "rtol": 1e-2 if dtype == torch.bfloat16 else 1e-4}
+    torch.testing.assert_close(terms_MM.double(), terms, atol=1e-5 * max(1, temperature**2), **close)
+    torch.testing.assert_close(logits_MBK.grad.double(), grad, atol=1e-5 * max(1, temperature), **close)
+    expected = (weights_MM.double() * terms).where(weights_MM != 0, 0).sum()
+    torch.testing.assert_close(loss.double(), expected, atol=1e-4 * max(1, temperature**2), **close)
+
+
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_extreme_logits_stay_finite(mimic_loss, size):
     logits_MBK = torch.tensor([[[size, -size, 0.0]], [[-size, size, 0.0]]], requires_grad=True)
@@ -211,6 +286,7 @@ def test_no_weights_at_all_give_zero(mimic_loss):
         ({"weights_MM": torch.ones(2, 2, device="meta")}, "weights_MM is on meta, the logits on cpu"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e-7}, "temperature is 1e-07: needs a number from 1e-6 to 1e6"),
         ({"label_smoothing": 1.0}, r"label_smoothing is 1.0: needs a number in \[0, 1\)"),
         ({"weights_MM": torch.tensor([[1.0, 0.0], [-0.5, 1.0]])}, r"weights_MM\[1, 0\] is -0.5: needs a finite number"),
         ({"weights_MM": torch.tensor([[1.0, torch.nan], [1.0, 1.0]])}, r"weights_MM\[0, 1\] is nan"),
