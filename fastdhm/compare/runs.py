@@ -90,7 +90,7 @@ class RunState:
         }
         for values in scores.values():
             values["accuracy"] = 100 - values["top1_error"]
-        ranked = [row for row in self.rows if row["kind"] == "reid"]
+        ranked = [row for row in self.rows if row["kind"] == "reid" and PEOPLE[0] in row]
         if ranked:
             scores[self.main_branch] |= {score: ranked[-1][score] for score in PEOPLE}
         return scores

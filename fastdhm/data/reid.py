@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -26,11 +27,21 @@ if TYPE_CHECKING:
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 JUNK, DISTRACTOR = -1, 0
-NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,9})(?:\D.*)?\.[A-Za-z]+")  # 0002_c1s1_000451_03.jpg, 0001_c2_f0046182.jpg
+SWAPPED = f"Perhaps '{FOLDERS['query']}' and '{FOLDERS['gallery']}' are swapped, or of different sets"
+DIGITS = 18  # that an int64 holds, whatever they are
+# 0002_c1s1_000451_03.jpg (Market-1501), 0001_c2_f0046182.jpg (Duke), 0003_c1_21.png (CUHK03); and MSMT17's, whose third
+# number is the camera: 0000_000_01_0303morning_0008_0.jpg
+NAME = re.compile(
+    rf"(?:(-1|\d{{1,{DIGITS}}})_c(\d{{1,{DIGITS}}})(?:\D.*)?|(\d{{4}})_\d{{3}}_(\d\d)_\d{{4}}[a-z]+_.*)\.\w+",
+    re.IGNORECASE,
+)
 NOT_DOWNLOADED = (
     "DukeMTMC-reID was withdrawn by its makers in 2019 over the privacy of those filmed. It is never downloaded; a "
     "copy that you hold and may use is read from --data-dir"
 )
+
+
+Labels = tuple[np.ndarray, np.ndarray]  # identity and camera of each picture
 
 
 @dataclass(frozen=True)
@@ -148,15 +159,20 @@ def sightings(classes: Sequence[str], target_N: np.ndarray) -> tuple[np.ndarray,
 def parse_name(name: str) -> tuple[int, int] | None:
     """Identity and camera of ``0002_c1s1_000451_03.jpg`` and its like; None for another name."""
     match = NAME.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
+    return (int(match[1] or match[3]), int(match[2] or match[4])) if match else None
 
 
-def load_reid(dataset: str, data_dir: Path) -> ReidData:
+class CannotRank(UserError):
+    """Queries and gallery that no ranking can be made of; the training pictures may be all right."""
+
+
+def load_reid(dataset: str, data_dir: Path, *, judged: bool = True) -> ReidData:
     """The re-identification set ``dataset``; nothing is ever downloaded.
 
     Raises:
-        ValueError: a missing or empty folder, file names that do not parse, people in both training and test pictures,
-            or query and gallery that look swapped.
+        ValueError: a missing or empty folder, file names that do not parse, or people in both training and test
+            pictures.
+        CannotRank: if it is to be ``judged``, see :func:`check_rankable`.
     """
     kind, _, argument = dataset.partition(":")
     if kind == "reid-synthetic":
@@ -169,49 +185,56 @@ def load_reid(dataset: str, data_dir: Path) -> ReidData:
         raise UserError(f"data set '{dataset}' needs a path: reid-folder:PATH, where PATH holds {_wanted()}")
     else:
         raise unknown("re-identification data set", dataset, REID_DATASETS)
-    check_reid(data)
+    check_unseen(data)
+    if judged:
+        query, gallery = data.query, data.gallery
+        check_rankable(dataset, (query.ids_N, query.cams_N), (gallery.ids_N, gallery.cams_N))
     return data
 
 
-def check_reid(data: ReidData) -> None:
-    """Refuse what no evaluation should be made of: see :func:`load_reid`."""
-    name = data.train.name
+def check_unseen(data: ReidData) -> None:
+    """Refuse people who are in both training and test pictures."""
     people = np.union1d(data.query.ids_N, data.gallery.ids_N)
     both = np.intersect1d(np.unique(data.train.ids_N), people[(people != JUNK) & (people != DISTRACTOR)])
     if len(both):
         raise UserError(
-            f"data set '{name}': {len(both):,} identities are in both training and test pictures, such as "
+            f"data set '{data.train.name}': {len(both):,} identities are in both training and test pictures, such as "
             f"{_few([f'{i:04}' for i in both])}. Test people have to be unseen: remove them from one of the two"
         )
-    junk = int((data.query.ids_N == JUNK).sum())
+
+
+def check_rankable(name: str, query: Labels, gallery: Labels) -> None:
+    """Refuse queries and a gallery that no ranking should be made of; ``Labels`` are identities and cameras.
+
+    Raises:
+        CannotRank: junk or distractors among the queries, or not one query that is in the gallery on another camera.
+    """
+    ids_N = query[0]
+    junk, strangers = int((ids_N == JUNK).sum()), int((ids_N == DISTRACTOR).sum())
     if junk:
-        raise UserError(
-            f"data set '{name}': {junk:,} queries are junk (identity -1), which only a gallery has: are "
-            f"'{FOLDERS['query']}' and '{FOLDERS['gallery']}' swapped?"
+        raise CannotRank(
+            f"data set '{name}': {junk:,} queries are junk (identity -1), which only a gallery has. {SWAPPED}"
         )
-    strangers = int((data.query.ids_N == DISTRACTOR).sum())
     if strangers:
-        raise UserError(
+        raise CannotRank(
             f"data set '{name}': {strangers:,} queries are distractors (identity 0), which are different people and "
             "only a gallery has: remove them"
         )
-    unmatched = int((~_has_match(data)).sum())
-    if len(data.query) > len(data.gallery) or 2 * unmatched > len(data.query):
-        raise UserError(
-            f"data set '{name}': {len(data.query):,} queries, {unmatched:,} of them without a picture of the same "
-            f"identity from another camera among {len(data.gallery):,} in the gallery: are '{FOLDERS['query']}' and "
-            f"'{FOLDERS['gallery']}' swapped, or of different sets?"
+    if not has_match(query, gallery).any():
+        cameras = np.union1d(query[1], gallery[1])
+        why = f"all pictures are of camera {cameras[0]}" if len(cameras) == 1 else SWAPPED
+        raise CannotRank(
+            f"data set '{name}': not one of {len(ids_N):,} queries has a picture of its identity from another camera "
+            f"among the {len(gallery[0]):,} of the gallery, so nothing can be ranked: {why}"
         )
 
 
-def _has_match(data: ReidData) -> np.ndarray:
+def has_match(query: Labels, gallery: Labels) -> np.ndarray:
     """Whether each query's identity is in the gallery on another camera: ``bool [N]``."""
-    seen = set(zip(data.gallery.ids_N.tolist(), data.gallery.cams_N.tolist(), strict=True))
-    cameras: dict[int, int] = {}
-    for identity, _ in seen:
-        cameras[identity] = cameras.get(identity, 0) + 1
-    queries = zip(data.query.ids_N.tolist(), data.query.cams_N.tolist(), strict=True)
-    return np.array([cameras.get(identity, 0) > ((identity, camera) in seen) for identity, camera in queries])
+    seen = set(zip(*(column.tolist() for column in gallery), strict=True))
+    cameras = Counter(identity for identity, _ in seen)
+    queries = zip(*(column.tolist() for column in query), strict=True)
+    return np.array([cameras[identity] > ((identity, camera) in seen) for identity, camera in queries])
 
 
 def _load_synthetic(dataset: str, argument: str) -> ReidData:
@@ -246,9 +269,12 @@ def _load_folders(root: Path, dataset: str) -> ReidData:
     data = ReidData(train, query, gallery)
     if dataset in PUBLISHED:
         _compare_with_published(data, PUBLISHED[dataset])
-    without = int((~_has_match(data)).sum())
+    without = int((~has_match((query.ids_N, query.cams_N), (gallery.ids_N, gallery.cams_N))).sum())
     if without:
-        _add_note(query, f"{without:,} of {len(query):,} queries have no match from another camera: not evaluated")
+        guess = f". {SWAPPED}" if 2 * without > len(query) or len(query) > len(gallery) else ""
+        _add_note(
+            query, f"{without:,} of {len(query):,} queries have no match from another camera: not evaluated{guess}"
+        )
     return data
 
 
@@ -262,7 +288,8 @@ def _load_split(folder: Path, dataset: str, split: str) -> ReidFolderSource:
     if wrong:
         raise UserError(
             f"{folder}: {len(wrong):,} of {len(images):,} file names do not say identity and camera as "
-            f"0002_c1s1_000451_03.jpg does: {_few([printable(name) for name in wrong])}. Rename or remove them"
+            f"0002_c1s1_000451_03.jpg does, in at most {DIGITS} digits: {_few([printable(name) for name in wrong])}. "
+            "Rename or remove them"
         )
     notes = [found.note] if found.note else []
     if split == "train":

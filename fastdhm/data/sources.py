@@ -77,7 +77,7 @@ def load_splits(
         return {split: sources[split] for split in splits}
     from fastdhm.data.reid import hold_out, load_reid
 
-    data = load_reid(dataset, data_dir)
+    data = load_reid(dataset, data_dir, judged=not {"query", "gallery"}.isdisjoint(splits))
     sources = {"train": data.train, "query": data.query, "gallery": data.gallery}
     _take_grey(sources, grey_range)
     if not sources.keys() >= set(splits):

@@ -18,7 +18,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.console import Console
 from fastdhm.data import LoadedSplit
 from fastdhm.data.crops import height_width
-from fastdhm.data.reid import sightings
+from fastdhm.data.reid import check_rankable, sightings
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
 from fastdhm.engine.evaluate import until
@@ -110,19 +110,22 @@ def rank_people(
 
     Raises:
         ValueError: data that is not there.
+        CannotRank: see :func:`fastdhm.data.reid.check_rankable`; found before any feature is computed.
         NonFiniteFeatures: as of :func:`features`.
         Interrupted: ``should_stop`` came true between two batches.
     """
     device = pick_device(config.device)
     splits = open_to_judge(config, console, "query", "gallery")
     try:
+        seen = [sightings(split.classes, split.source.target_N) for split in splits]
+        check_rankable(config.dataset, *seen)  # of .beton files whose images are gone, nobody else has
         query, gallery = (
             Split(
                 features(network, split, config, what, console, flip_average=how.flip_average, should_stop=should_stop),
-                *sightings(split.classes, split.source.target_N),
+                *labels,
                 split.source,
             )
-            for split, what in zip(splits, ("queries", "gallery"), strict=True)
+            for split, labels, what in zip(splits, seen, ("queries", "gallery"), strict=True)
         )
     finally:
         for split in splits:

@@ -15,6 +15,7 @@ from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.console import Console, paste
 from fastdhm.data import LoadedData
+from fastdhm.data.reid import CannotRank
 from fastdhm.data.sources import is_reid
 from fastdhm.endings import belonging_to
 from fastdhm.engine import checkpoint
@@ -186,9 +187,12 @@ def _open_and_train(config: TrainConfig, run_dir: Path, console: Console) -> Out
     judged = {}
     if is_reid(config.dataset):  # read what is judged at the end now: a bad file there must not cost a whole training
         splits = ("query", "gallery")
-        for name, split in zip(splits, open_to_judge(config, console, *splits), strict=True):
-            judged[name] = split.identity
-            split.close()
+        try:
+            for name, split in zip(splits, open_to_judge(config, console, *splits), strict=True):
+                judged[name] = split.identity
+                split.close()
+        except CannotRank as error:  # no reason not to train
+            console.print(f"people will not be ranked at the end: {error}")
     data = open_data(config, console)
     data = dataclasses.replace(data, identity=data.identity | judged)
     try:
@@ -377,6 +381,10 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
             ranked = rank_people(network, run.config, HowToRank(), console, stop)
         except Interrupted:
             return False
+        except CannotRank as error:
+            log.write("reid", step=run.at.step, epoch=epoch)  # nothing more is owed
+            console.print(f"people are not ranked: {error}")
+            return True
         log.write("reid", step=run.at.step, epoch=epoch, **ranked.percents())
         print_result(ranked, f"re-identification on {run.config.dataset} by the stripped network", console.print)
     return True

@@ -414,3 +414,20 @@ def test_a_bad_query_is_found_before_the_training(tmp_path, capsys):
     assert main(command(tmp_path / "run", *flags)) == 2
     assert "0005_c1s1_000001_00.jpg" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_people_of_one_camera_are_trained_on_and_not_ranked(tmp_path, capsys):
+    root = tmp_path / "set"
+    for folder, people in {"bounding_box_train": (2, 3), "bounding_box_test": (4, 5), "query": (4, 5)}.items():
+        (root / folder).mkdir(parents=True)
+        for identity in people:
+            for i in range(3):
+                name = f"{identity:012}_c9s1_{i:06}_00.jpg"
+                Image.new("RGB", (16, 32), (50 * identity, 90 * i, 0)).save(root / folder / name)
+    flags = ["--dataset", f"reid-folder:{root}", "--batch-size", "4", "--epochs", "1", "--weights", "null"]
+    run_dir = tmp_path / "run"
+    assert main(command(run_dir, *flags, "--arch", "resnet8", "--freeze-epochs", "0")) == 0
+    assert "all pictures are of camera 9" in capsys.readouterr().out
+    assert not owed(run_dir, read_config(run_dir), read_log(run_dir))
+    assert main(["eval", str(run_dir), "--workers", "0"]) == 2
+    assert "not one of 6 queries" in capsys.readouterr().err
