@@ -1,7 +1,10 @@
 """``fastdhm embed``: what a run's network makes of each image in a folder, for a search index."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
+
+from torch import Tensor
 
 from fastdhm import models
 from fastdhm.console import Console
@@ -11,7 +14,7 @@ from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
 from fastdhm.files import check_writable
-from fastdhm.reid.features import check_suffix, save_features
+from fastdhm.reid.features import check_suffix, names_beside, save_features
 
 
 def embed(
@@ -32,7 +35,8 @@ def embed(
     ready as in its run's validation.
 
     Args:
-        out: a ``.safetensors`` or ``.npy`` file, see ``reid.features.save_features``.
+        out: a ``.safetensors`` or ``.npy`` file, see ``reid.features.save_features``. Where it cannot be written after
+            all, the embeddings are kept in the folder for temporary files, and the error says so.
         normalize: scale each embedding to length 1.
         flip_average: average with the features of the mirror image.
         batch_size: images at a time; ``None``: as in the run's validation.
@@ -43,10 +47,7 @@ def embed(
         ValueError: nothing of fastdhm at ``path``, no image in ``folder``, another suffix, or features that are not
             finite.
     """
-    check_suffix(out)
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: {out.parent} is no folder")
-    check_writable(out.parent, "the folder of --out")
+    _check_out(out)
     networks, config, _ = load(path)
     network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
     config = dataclasses.replace(config, device=device)
@@ -58,12 +59,37 @@ def embed(
         grey_range=config.grey_range,
         say=console.print,
     )  # fmt: skip
+    names = [pictures.source.label(i) for i in range(len(pictures.source))]
+    beside = names_beside(out, names)
     try:
         feature_ND = features(
             network, pictures, config, "images", console, flip_average=flip_average, normalise=normalize
         )
     finally:
         pictures.close()
-    save_features(out, feature_ND, [pictures.source.label(i) for i in range(len(pictures.source))])
+    try:
+        save_features(out, feature_ND, names)
+    except (UserError, OSError) as error:
+        raise UserError(f"{error}\n{_kept_elsewhere(out, feature_ND, names)}") from error
     count, width = feature_ND.shape
-    console.print(f"{count:,} embeddings of {width} numbers: {out}")
+    console.print(f"{count:,} embeddings of {width} numbers: {out}" + (f", names: {beside}" if beside else ""))
+
+
+def _check_out(out: Path) -> None:
+    """Find now what would fail after all the work."""
+    check_suffix(out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name the file to write")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is no folder")
+    check_writable(out.parent, "the folder of --out")
+
+
+def _kept_elsewhere(out: Path, feature_ND: Tensor, names: list[str]) -> str:
+    """Keep embeddings that cannot be written to ``out``, and say where: they may be the work of hours."""
+    try:
+        elsewhere = Path(tempfile.mkdtemp(prefix="fastdhm-embed-"), out.name)
+        save_features(elsewhere, feature_ND, names)
+    except (UserError, OSError) as error:
+        return f"nor could they be kept elsewhere: {error}"
+    return f"the embeddings are kept in {elsewhere}"

@@ -18,6 +18,7 @@ from fastdhm.errors import UserError
 from fastdhm.files import plain_name, replacing, write_text
 
 SUFFIXES = (".safetensors", ".npy")
+HEADER_BYTES = 99_000_000  # of names: safetensors reads no header of more than 100 MB
 
 
 @torch.no_grad()
@@ -93,8 +94,9 @@ def _pooled(classifier: nn.Module, x: Tensor) -> Tensor:
 def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
     """Write embeddings and the names of their images: ``.safetensors`` (names in its metadata), or ``.npy``.
 
-    Beside a ``.npy`` the names go to ``.json`` of the same name, a list in the order of the rows. Each file is whole or
-    not there. In a ``.safetensors`` the tensor is ``features`` and the metadata's ``names`` is such a list.
+    Beside a ``.npy`` the names go to ``.json`` of the same name, a list in the order of the rows; beside a
+    ``.safetensors`` too where they are more than its header may hold, some two million. In a ``.safetensors`` the
+    tensor is ``features`` and the metadata's ``names`` is such a list. Each file is whole or not there.
 
     Raises:
         ValueError: another suffix, or not a name for each row.
@@ -103,18 +105,32 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
     check_suffix(path)
     if len(names) != len(feature_ND):
         raise ValueError(f"{len(names)} names for {len(feature_ND)} embeddings: needs one for each")
-    # a byte of a name that is no character becomes JSON's own escape
-    listed = json.dumps(list(names), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    listed, beside = _listed(names), names_beside(path, names)
     feature_ND = feature_ND.detach().cpu().contiguous()
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    if beside:
+        write_text(beside, listed)
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        with replacing(path) as temporary, plain_name(temporary) as name:
-            save_file({"features": feature_ND}, name, metadata={"names": listed})
-        return
-    write_text(path.with_suffix(".json"), listed)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, feature_ND.numpy(), allow_pickle=False)
+            with plain_name(temporary) as name:
+                save_file({"features": feature_ND}, name, metadata=None if beside else {"names": listed})
+        else:
+            with open(temporary, "wb") as file:
+                np.save(file, feature_ND.numpy(), allow_pickle=False)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as JSON; a byte of a name that is no character becomes JSON's own escape."""
+    return json.dumps(list(names), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def names_beside(path: Path, names: Sequence[str]) -> Path | None:
+    """The file that has these names if embeddings are saved to ``path``; None where that has them itself."""
+    header = json.dumps(_listed(names), ensure_ascii=False)
+    if path.suffix == ".safetensors" and len(header.encode()) <= HEADER_BYTES:
+        return None
+    return path.with_suffix(".json")
 
 
 def check_suffix(path: Path) -> None:
@@ -131,8 +147,11 @@ def load_features(path: Path) -> tuple[Tensor, list[str]]:
             from safetensors import safe_open
 
             with plain_name(path) as name, safe_open(name, "pt") as file:
-                return file.get_tensor("features"), json.loads((file.metadata() or {})["names"])
-        feature_ND = torch.from_numpy(np.load(path, allow_pickle=False))
+                feature_ND, metadata = file.get_tensor("features"), file.metadata() or {}
+            if "names" in metadata:
+                return feature_ND, json.loads(metadata["names"])
+        else:
+            feature_ND = torch.from_numpy(np.load(path, allow_pickle=False))
         return feature_ND, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except Exception as error:  # each format has errors of its own for a file that is absent, cut short or another's
         raise UserError(f"{path}: not embeddings that were written by fastdhm: {error}") from error

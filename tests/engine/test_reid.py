@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -376,19 +377,44 @@ def test_normalized_and_flip_averaged_embeddings(finished, pictures, tmp_path):
         ("nowhere", "e.npy", "", "does not exist"),
         ("pictures", "e.txt", "", "written as .safetensors or .npy, not '.txt'"),
         ("pictures", "nowhere/e.npy", "", "is no folder"),
+        ("pictures", "folder.npy", "", "folder.npy is a folder: name the file"),
         ("pictures", "e.npy", "--batch-size 0", "batch size 0"),
         ("bad", "e.npy", "", "broken.png"),
     ],
-    ids=["no-images", "no-folder", "suffix", "out-folder", "batch", "unreadable"],
+    ids=["no-images", "no-folder", "suffix", "out-folder", "out-is-a-folder", "batch", "unreadable"],
 )
 def test_embeddings_that_cannot_be_made(finished, pictures, tmp_path, capsys, folder, out, flags, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "broken.png").write_bytes(b"\x89PNG no more")
+    (tmp_path / "folder.npy").mkdir()
     argv = ["embed", str(finished), str(tmp_path / folder), "--out", str(tmp_path / out), "--workers", "0"]
     assert main([*argv, *flags.split()]) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / out).exists()
+    assert not (tmp_path / out).is_file()
+
+
+def test_embeddings_that_cannot_be_written_after_the_work_are_kept_elsewhere(
+    finished, pictures, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "e.json").mkdir()  # where the names should go
+    argv = ["embed", str(finished), str(pictures), "--out", str(tmp_path / "e.npy"), "--workers", "0"]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "e.json: it is a folder" in error and "the embeddings are kept in" in error
+    (kept,) = tmp_path.glob("fastdhm-embed-*/e.npy")
+    assert len(load_features(kept)[0]) == 3
+
+
+def test_one_picture_with_a_name_of_odd_bytes_is_embedded(finished, tmp_path):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    picture(1, 1, 0, size_HW=(32, 16), seed=0).save(folder / "a.png")
+    os.rename(folder / "a.png", os.fsencode(folder) + b"/caf\xe9.png")
+    assert main(["embed", str(finished), str(folder), "--out", str(tmp_path / "e.npy"), "--workers", "0"]) == 0
+    embeddings, names = load_features(tmp_path / "e.npy")
+    assert embeddings.shape == (1, 64) and names == ["caf\\xe9.png"]
 
 
 def test_unreadable_images_can_be_left_out_of_the_embeddings(finished, pictures, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastdhm.errors import UserError
+from fastdhm.reid import features as reid_features
 from fastdhm.reid.features import extract_features, load_features, save_features
 
 
@@ -76,6 +77,23 @@ def test_npy_is_readable_without_us(tmp_path):
     save_features(tmp_path / "e.npy", torch.ones(1, 2), ["a.jpg"])
     assert np.load(tmp_path / "e.npy").tolist() == [[1, 1]]
     assert json.loads((tmp_path / "e.json").read_text()) == ["a.jpg"]
+
+
+def test_names_that_no_header_holds_go_beside(tmp_path, monkeypatch):
+    names, features = ["a" * 300, 'b"\\ü' * 100], torch.rand(2, 3)
+    for most, files in ((1600, ["e.safetensors"]), (1200, ["e.json", "e.safetensors"])):
+        monkeypatch.setattr(reid_features, "HEADER_BYTES", most)
+        save_features(tmp_path / "e.safetensors", features, names)
+        assert sorted(path.name for path in tmp_path.iterdir()) == files
+        loaded, loaded_names = load_features(tmp_path / "e.safetensors")
+        assert torch.equal(loaded, features) and loaded_names == names
+
+
+@pytest.mark.slow
+def test_two_million_names_can_be_saved(tmp_path):
+    names = [f'a folder/with "names"/{i:040}.jpg' for i in range(2_000_000)]
+    save_features(tmp_path / "e.safetensors", torch.zeros(len(names), 1), names)
+    assert (tmp_path / "e.json").exists() and load_features(tmp_path / "e.safetensors")[1] == names
 
 
 def test_wrong_files_are_refused(tmp_path):
