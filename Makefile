@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # What the extension and the metadata are made from: a change rebuilds, nothing else does.
 BUILD  := setup.py pyproject.toml $(wildcard csrc/*.*) $(wildcard csrc/cuda/*)
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup clean sanitize
 
 demo: setup ## train DHM on Fashion-MNIST, a few minutes on two cores
 	$(BIN)/fastdhm train
@@ -32,6 +32,9 @@ $(VENV)/.installed: $(BUILD) tools/system_packages.sh
 	if pkg-config --exists opencv4 libturbojpeg; then $(BIN)/python -m pip install --quiet "ffcv>=1.0.2" \
 	    || echo "fastdhm: FFCV could not be built; the torch loader will feed the images"; fi
 	touch $@
+
+sanitize: setup ## the tests of the C++ ops under AddressSanitizer and UndefinedBehaviorSanitizer
+	sh tools/sanitize.sh $(BIN)/python
 
 clean: ## remove the set-up and what was built; runs/ and data stay
 	rm -rf $(VENV) build dist *.egg-info fastdhm/_C*.so

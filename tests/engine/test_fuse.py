@@ -215,23 +215,29 @@ def test_norms_that_the_op_does_not_know_stay():
 
 
 def test_bfloat16_under_autocast_is_as_near_as_eager():
-    """The convolutions' tiles lose more than torch's own do; of a whole network about twice as much."""
-    torch.manual_seed(0)
-    model = models.build("resnet20", 4)
+    """A convolution by tiles may lose four times what torch's own does (test_conv3x3), so networks of them may too.
+
+    Of one network the ratio is chance: torch's error differs by processor, and ours by 1.7 to 2.6 from seed to seed on
+    one. The mean of the logarithms over seeds, twice as much on the processors seen, is not.
+    """
 
     def take(model, forward, image_BCHW):
         logits_ABK = forward(image_BCHW)
         gradients = torch.autograd.grad(logits_ABK.double().logsumexp(-1).sum(), list(model.parameters()))
         return logits_ABK.detach().double(), torch.cat([gradient.double().flatten() for gradient in gradients])
 
-    doubled = copy.deepcopy(model).double()
-    exact = take(doubled, doubled, images(16))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        twin = copy.deepcopy(model)
-        plain = take(twin, twin, images(16).float())
-        found = take(model, FusedForward(model), images(16).float())
-    for ours, torchs, true in zip(found, plain, exact, strict=True):
-        assert (ours - true).norm() <= 3 * (torchs - true).norm()
+    ratios = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = models.build("resnet8", 4)
+        doubled, twin = copy.deepcopy(model).double(), copy.deepcopy(model)
+        exact = take(doubled, doubled, images(16))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plain = take(twin, twin, images(16).float())
+            found = take(model, FusedForward(model), images(16).float())
+        errors = [[(one - true).norm() for one, true in zip(some, exact, strict=True)] for some in (found, plain)]
+        ratios.append(torch.stack(errors[0]) / torch.stack(errors[1]))
+    assert (torch.stack(ratios).log().mean(0).exp() <= 4).all()
 
 
 @pytest.mark.parametrize(
