@@ -187,6 +187,15 @@ def test_a_class_that_all_branches_exclude_costs_nothing():
     assert loss.isfinite() and terms_MM.isfinite().all()
 
 
+@pytest.mark.parametrize("teacher", [0.3, -200.0, -1e4, -1e30])
+def test_a_class_that_only_the_student_excludes_is_infinitely_far(teacher):
+    """However little the teacher gives it, also what no float holds; the gradient stays finite."""
+    logits_MBK = torch.tensor([[[0.0, teacher]], [[0.0, -torch.inf]]], device=DEVICE)
+    weights_MM = torch.tensor([[0.0, 1.0], [0.0, 0.0]], device=DEVICE)
+    loss, _, grad_MBK = check(logits_MBK, torch.tensor([0], device=DEVICE), weights_MM)
+    assert loss == torch.inf and grad_MBK.isfinite().all()
+
+
 def test_a_weight_of_zero_switches_an_infinite_term_off():
     logits_MBK, target_B, weights_MM = case(2, 3, 6)
     logits_MBK[1, :, 4] = -torch.inf
