@@ -85,7 +85,8 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: 
             f"{path} holds another network than {arch}: {len(missing)} tensors missing, {len(extra)} unknown, "
             f"{len(reshaped)} of another shape (first: {(missing + extra + reshaped)[0]})"
         )
-    module.load_state_dict(state)
+    own.update(state)  # which keeps the versions of the modules, as MNASNet asks for
+    module.load_state_dict(own)
 
 
 def save_network(
