@@ -95,6 +95,11 @@ def tell(text: str) -> None:
     _line(Stream(stderr=True), text)
 
 
+def narrate(text: str) -> None:
+    """Lines on stdout about what is being done; if nobody can read them, so be it."""
+    _line(Stream(), text)
+
+
 def answer(text: str) -> None:
     """Lines on stdout that were asked for; ``ValueError`` if they cannot be written, other than to a reader who has
     gone (``| head``)."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastdhm import processors
 from fastdhm.errors import UserError
+from fastdhm.streams import narrate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +92,7 @@ def open_loaders(
     grey_range: GreyRange | None = None,
     hold_out: bool = False,
     subset: int | None = None,
-    say: Say = print,
+    say: Say = narrate,
 ) -> LoadedData:
     """Both loaders of ``dataset``, with whatever has to be built first, which ``say`` reports.
 
@@ -146,7 +147,7 @@ def open_splits(
     settings: ImageSettings | None = None,
     skip_bad: bool = False,
     grey_range: GreyRange | None = None,
-    say: Say = print,
+    say: Say = narrate,
 ) -> list[LoadedSplit]:
     """Splits of ``dataset`` to judge a network on: ``val``, or ``query`` and ``gallery`` of a re-identification set.
 
@@ -177,7 +178,7 @@ def open_pictures(
     workers: int | None = None,
     skip_bad: bool = False,
     grey_range: GreyRange | None = None,
-    say: Say = print,
+    say: Say = narrate,
 ) -> LoadedSplit:
     """Every image in a folder and below it, in order; ``source.label(i)`` is its path in there.
 

@@ -31,6 +31,7 @@ from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
 from fastdhm.files import remove_leftovers, replacing
 from fastdhm.paths import expanded
+from fastdhm.streams import narrate
 
 MANIFEST_VERSION = 1
 MODES = ("raw", "jpg", "smart")
@@ -159,7 +160,7 @@ def ensure(
     *,
     workers: int,
     skip_bad: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = narrate,
 ) -> Path:
     """The path of a ``.beton`` that is whole and up to date, built now if need be.
 
@@ -315,7 +316,7 @@ def _describe(source: Source, path: Path, settings: ImageSettings, written) -> M
 
 
 @contextmanager
-def locked(path: Path, say: Callable[[str], None] = print) -> Iterator[None]:
+def locked(path: Path, say: Callable[[str], None] = narrate) -> Iterator[None]:
     """One builder at a time in a folder; the lock goes with the process that holds it, however that ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
