@@ -22,6 +22,7 @@ import struct
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -177,7 +178,9 @@ class WorkerPool:
                 pipes += os.pipe()
             asked, ask, answers, answered = pipes
             parent = os.getpid()
-            pid = os.fork()
+            with warnings.catch_warnings():  # Python 3.12 warns of threads beside; what they could hold is not used
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
         except OSError:
             for pipe in pipes:
                 os.close(pipe)
