@@ -177,7 +177,7 @@ def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
     changed = differing(saved, config, free=free)
     if changed:
         raise UserError(
-            f"{run_dir / 'config.yaml'} is not what the run was trained with ({'; '.join(changed)}): put it back, or "
+            f"{run_dir / 'config.yaml'} is not what last.pt was trained with ({'; '.join(changed)}): put it back, or "
             "start a new run"
         )
 

@@ -78,7 +78,7 @@ def test_a_config_that_was_edited_is_refused_by_name(run, capsys, line, named):
     values.pop(line.partition(":")[0])
     config.write_text(yaml.safe_dump(values) + line + "\n")
     assert resume(run) == 2
-    assert f"is not what the run was trained with ({named}" in capsys.readouterr().err
+    assert f"is not what last.pt was trained with ({named}" in capsys.readouterr().err
     assert main(["eval", str(run)]) == 2
     assert named in capsys.readouterr().err
 

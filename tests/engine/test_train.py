@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, cap
     os.replace(run_dir / "last.pt", tmp_path / "kept.pt")
     (run_dir / "last.pt").write_bytes((finished / "last.pt").read_bytes())
     assert main(["train", "--resume", str(run_dir)]) == 2
-    assert "another network than resnet14" in capsys.readouterr().err
+    assert "is not what last.pt was trained with (arch: resnet8 -> resnet14" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere.pt", "nowhere.safetensors"])
