@@ -53,7 +53,8 @@ def write_results(folder: Path, results: Results) -> None:
 def print_results(console: Console, results: Results) -> None:
     """The tables for a person at a terminal."""
     for heading, grid in tables(results):
-        table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        console.print(heading, style="italic")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(grid[0]):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in grid[1:]:

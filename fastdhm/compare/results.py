@@ -101,5 +101,6 @@ class Results:
         return summarize([state.val_seconds for state in self.of(arm, "finished")])
 
     def shown_metrics(self, branch: str) -> tuple[str, ...]:
-        """B0 is shown in all metrics, a side branch in the first."""
-        return self.comparison.metrics if branch == "B0" else self.comparison.metrics[:1]
+        """B0, and a branch that is trained alone, are shown in all metrics, another side branch in the first."""
+        alone = {arm.config.only_branch for arm in self.comparison.arms}
+        return self.comparison.metrics if branch in {"B0", *alone} else self.comparison.metrics[:1]

@@ -254,9 +254,9 @@ def test_people_have_columns_of_what_is_ranked_and_a_branch_alone_is_its_own(tmp
     ]
     found = Results(made, tuple(states), "auto", 0.95)
     assert main_table(found) == [
-        ["method", "n", "B0 mAP", "B0 rank-1", "B1 mAP"],
-        ["alone", "2", "-", "-", "50.50 ± 0.71"],
-        ["dhm", "2", "60.00 ± 0.00", "90.00 ± 0.00", "-"],
+        ["method", "n", "B0 mAP", "B0 rank-1", "B1 mAP", "B1 rank-1"],
+        ["alone", "2", "-", "-", "50.50 ± 0.71", "90.00 ± 0.00"],
+        ["dhm", "2", "60.00 ± 0.00", "90.00 ± 0.00", "-", "-"],
     ]
     usual = Results(
         compare_methods(variants[1:], (0, 1), {"dataset": "reid-synthetic"}), tuple(states[2:]), "auto", 0.95
