@@ -140,7 +140,7 @@ def test_dashes_and_underscores():
         ("--epchs 3", "did you mean --epochs"),
         ("--epochs 0 --print_config", "epochs is 0"),
         ("--epochs many", "epochs is many: must be a whole number"),
-        ("--config /bin/sh", "not a text file"),
+        ("--config /bin/sh", "not text in UTF-8"),
         ("--accumulate 3", "accumulate is 3: must be a divisor of batch_size"),
         ("--crop middle", "crop"),
         ("--image-size 256x128", r"image_size is 256x128: must be a whole number or \[HEIGHT,WIDTH\];"),
