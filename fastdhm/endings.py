@@ -3,22 +3,18 @@ to attach to a report."""
 
 import errno
 import os
-import platform
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.error import URLError
 
 from fastdhm.errors import UserError
 from fastdhm.files import REASONS
 
-LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "ffcv", "triton", "timm", "jsonargparse", "rich", "tensorboard")
 CONFIGS = ("config.yaml", "compare.yaml")
 NETWORK = "look after the network, and try again"
 # what to do about what a system call answers; what concerns writing stands in REASONS
@@ -88,10 +84,11 @@ def belonging_to(folder: Path) -> Iterator[None]:
         raise
 
 
-def report_crash(error: BaseException, argv: list[str]) -> Path | None:
-    """Write ``crash-TIME.txt`` into the run's folder, else the current one, else that of temporary files; its path."""
+def report_crash(error: BaseException, argv: list[str], facts: Iterable[str]) -> Path | None:
+    """Write ``crash-TIME.txt`` with ``facts`` about this machine into the run's folder, else the current one, else that
+    of temporary files; its path, or None where nothing could be written."""
     run = getattr(error, "of_run", None)
-    text = "\n".join(_report(error, argv, run))
+    text = "\n".join(_report(error, argv, run, facts))
     for folder in (run, Path(), Path(tempfile.gettempdir())):
         if folder is not None and folder.is_dir():
             path = folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
@@ -101,20 +98,10 @@ def report_crash(error: BaseException, argv: list[str]) -> Path | None:
     return None
 
 
-def _report(error: BaseException, argv: list[str], run: Path | None) -> Iterator[str]:
+def _report(error: BaseException, argv: list[str], run: Path | None, facts: Iterable[str]) -> Iterator[str]:
     yield f"command: {['fastdhm', *argv]}"
-    yield f"versions: fastdhm {_version('fastdhm')}, Python {platform.python_version()}"
-    yield f"libraries: {', '.join(f'{name} {_version(name)}' for name in LIBRARIES)}"
-    yield f"machine: {platform.platform()}, {os.cpu_count()} processors"
-    yield f"encodings: {sys.getfilesystemencoding()}, {getattr(sys.stdout, 'encoding', None)}"
+    yield from facts
     for name in CONFIGS if run else ():
         with suppress(OSError):
             yield f"\n{run / name}:\n{(run / name).read_text(encoding='utf-8', errors='backslashreplace')}"
     yield "\n" + "".join(traceback.format_exception(error))
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"

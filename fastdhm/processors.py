@@ -43,30 +43,30 @@ def asked(environ: Mapping[str, str] = os.environ) -> int | None:
 
 
 def quota(root: Path = ROOT) -> float:
-    """Processors' worth of time that this process's control groups allow, the narrowest of them; infinite without one.
+    """Processors' worth of time that this process's control groups allow, the narrowest of them; infinite without."""
+    return min((_quota_of(folder) for folder in groups("cpu", root)), default=math.inf)
+
+
+def groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
+    """The folders of this process's control groups that may have a limit of ``controller``, such as cpu or memory.
 
     Both versions are read, see cgroups(7), as a machine can have both: every group from this process's own up to where
-    the hierarchy is mounted, since each can have a quota of its own.
+    the hierarchy is mounted, since each can have a limit of its own.
     """
-    return min((_quota_of(folder) for folder in _groups(root)), default=math.inf)
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups, and of those around them, that may have a quota."""
     own = {}  # controllers -> path in that hierarchy
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)  # version 2 has the name ""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in read(root / "proc/self/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")  # see proc_pid_mountinfo(5)
         kind, _, options = rest.split(" ", 2)
-        controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
-        if controller not in own or (kind == "cgroup" and "cpu" not in options.split(",")):
+        name = {"cgroup2": "", "cgroup": controller}.get(kind)
+        if name not in own or (kind == "cgroup" and controller not in options.split(",")):
             continue
         top, mounted = (_unescaped(field) for field in fields.split(" ")[3:5])
         folder = root / mounted.lstrip("/")
         # A container can see its own group mounted as the whole tree, and its path as it is outside.
-        inside = os.path.relpath(own[controller], top)
+        inside = os.path.relpath(own[name], top)
         parts = () if inside.startswith("..") else Path(inside).parts
         yield folder
         for part in parts:
@@ -76,8 +76,8 @@ def _groups(root: Path) -> Iterator[Path]:
 
 def _quota_of(group: Path) -> float:
     """The quota of one group alone."""
-    words = _read(group / "cpu.max").split() or [
-        _read(group / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    words = read(group / "cpu.max").split() or [
+        read(group / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
     ]
     try:
         share, period = map(int, words)
@@ -91,7 +91,8 @@ def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """The text of a file that the kernel writes; empty where there is none."""
     try:
         return path.read_text("utf-8", "surrogateescape")
     except OSError:

@@ -44,7 +44,7 @@ def test_the_report_is_in_the_run_directory_with_its_config(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"arch: resnet8\nrun_dir: \xe9")
     with pytest.raises(KeyError) as raised, belonging_to(tmp_path):
         raise KeyError("B0")
-    written = report_crash(raised.value, ["train", "name\udce9"])
+    written = report_crash(raised.value, ["train", "name\udce9"], ["Python: 3"])
     assert written.parent == tmp_path
     assert "arch: resnet8" in written.read_text(encoding="utf-8")
 

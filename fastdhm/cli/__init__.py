@@ -117,11 +117,14 @@ def _ended(error: BaseException, argv: list[str]) -> int:
     why = cause(error, argv[0] if argv else "")
     if why is not None:
         tell(f"fastdhm: error: {why}")
-    if why is not None and not isinstance(error, RecursionError):
-        return 128 + number if number else 2
-    path = report_crash(error, argv)
-    if why is None:
-        tell(f"fastdhm: an error of its own ended it: {' '.join(traceback.format_exception_only(error)[-1].split())}")
+        if not isinstance(error, RecursionError):
+            return 128 + number if number else 2
+    else:
+        tell(f"fastdhm: internal error: {' '.join(traceback.format_exception_only(error)[-1].split())}")
+    from fastdhm.commands import machine, software
+
+    facts = (f"{fact.name}: {fact.text}" for ask in (software.software, machine.hardware) for fact in ask())
+    path = report_crash(error, argv, facts)
     if path:
         tell(f"fastdhm: please report it, with {path}")
     else:

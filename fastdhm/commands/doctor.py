@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from fastdhm import __version__
-from fastdhm.commands import machine
+from fastdhm.commands import machine, software
 from fastdhm.commands.machine import Fact
 from fastdhm.commands.self_test import Check, self_test
 from fastdhm.console import Console
@@ -21,7 +21,7 @@ def doctor(data_dir: Path, *, as_json: bool = False) -> int:
     """Print the report, a page to read or to paste; the exit status is 1 if an op is wrong here, else 0."""
     sections = {
         "machine": machine.hardware,
-        "software": machine.software,
+        "software": software.software,
         "folders": lambda: machine.folders(data_dir),
         "a run takes": machine.choices,
         "self-test": lambda: [_as_fact(check) for check in self_test(pick_device("auto"))] or [NOTHING_COMPILED],

@@ -1,4 +1,4 @@
-"""What this machine has, and what fastdhm can do with it: the facts of ``fastdhm doctor`` and of a crash report.
+"""What this machine has, and what a run takes of it: facts for ``fastdhm doctor`` and for the report of a crash.
 
 Nothing here raises: what cannot be asked is said to be unknown, with the reason.
 """
@@ -9,29 +9,19 @@ import platform
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from fastdhm import processors
+from fastdhm import memory, processors
 
 # What decides the speed of vectorised code, as Linux names it.
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 PATIENCE_SECONDS = 5  # a drive or a driver that answers later is not there
 SMALL_SHM_MIB = 256  # a container's usual 64 MiB is too little for batches of photographs
 LITTLE_DISK_GIB = 5
-LIBRARIES = (
-    "torch", "torchvision", "triton", "ffcv", "timm", "numpy", "pillow", "jsonargparse", "rich", "tensorboard",
-    "safetensors", "matplotlib", "scipy",
-)  # fmt: skip
-VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CXX", "FASTDHM_DATA",
-    "TORCHINDUCTOR_CACHE_DIR", "TRITON_INTERPRET", "PYTHONPATH", "TMPDIR", "LD_PRELOAD",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,10 @@ def asked(name: str, ask: Callable[[], Fact | str]) -> Fact:
             answers.append(Fact(name, f"unknown ({type(error).__name__}: {error})"))
 
     thread = threading.Thread(target=run, daemon=True)  # one that hangs must not keep the process
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # no more threads may be had
+        return Fact(name, f"unknown ({error})")
     thread.join(PATIENCE_SECONDS)
     late = Fact(name, f"no answer in {PATIENCE_SECONDS} s", "a drive, or the driver, does not answer: look at it first")
     return answers[0] if answers else late
@@ -99,21 +92,11 @@ def _processors() -> Fact:
 
 def _memory() -> Fact:
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    text = f"{kib['MemTotal'] / 2**20:.1f} GiB, {kib['MemAvailable'] / 2**20:.1f} GiB of it available"
-    limit = _memory_limit()
-    if limit is not None and limit < 1024 * kib["MemTotal"]:
-        text += f"; this container may use {limit / 2**30:.1f} GiB"
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    text = f"{memory.installed_bytes() / 2**30:.1f} GiB, {available / 2**20:.1f} GiB of it available"
+    if memory.total_bytes() < memory.installed_bytes():
+        text += f"; this container may use {memory.total_bytes() / 2**30:.1f} GiB"
     return Fact("memory", text)
-
-
-def _memory_limit() -> int | None:
-    """What the control group allows, in bytes; None where it sets no limit."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if Path(path).exists():
-            text = Path(path).read_text(encoding="utf-8").strip()
-            return None if text == "max" or int(text) > 2**60 else int(text)
-    return None
 
 
 def _shared_memory() -> Fact:
@@ -164,93 +147,6 @@ def _open_files() -> Fact:
     text = "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft:,} (ulimit -n)"
     few = soft != resource.RLIM_INFINITY and soft < 512
     return Fact("open files", text, "few: raise it with ulimit -n 4096" if few else None)
-
-
-def software() -> list[Fact]:
-    """Versions, and the parts that may be missing with the reason why."""
-    return [
-        asked("system", lambda: f"{platform.system()} {platform.release()}, {_distribution()}, {_c_library()}"),
-        asked("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
-        asked("libraries", _libraries),
-        asked("torch", _torch),
-        asked("C++ extension", _extension_fact),
-        asked("Triton", _triton),
-        asked("FFCV", _ffcv),
-        asked("C++ compiler", _compiler),
-        asked(
-            "environment", lambda: ", ".join(f"{n}={os.environ[n]}" for n in VARIABLES if n in os.environ) or "as usual"
-        ),
-    ]
-
-
-def _distribution() -> str:
-    try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown distribution")
-    except OSError:
-        return "unknown distribution"
-
-
-def _c_library() -> str:
-    return " ".join(platform.libc_ver()).strip() or "unknown C library"
-
-
-def versions() -> dict[str, str]:
-    """The version of each library that is installed."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _libraries() -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions().items())
-
-
-def _torch() -> str:
-    import torch
-
-    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-    return f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _extension_fact() -> Fact:
-    from fastdhm.ops import _extension
-
-    if not _extension.available():
-        return Fact("C++ extension", "not there: training works, several times slower", _extension.reason())
-    module = _extension.require("the report")
-    info = module.build_info()
-    cuda = f"CUDA code for {info['cuda_archs']}" if info["cuda"] else f"no CUDA code ({info['why_no_cuda']})"
-    used = f"uses {module.simd()}" + ", bfloat16 products" * ("avx512_bf16" in info["cpu_features"])
-    return Fact("C++ extension", f"built by {info['compiler']} for torch {info['torch']}, {cuda}; {used}")
-
-
-def _triton() -> str:
-    from fastdhm.ops import _fused_mimic_loss
-
-    return _fused_mimic_loss.why_not("triton") or f"{metadata.version('triton')}, for GPUs"
-
-
-def _ffcv() -> Fact:
-    from fastdhm.data._ffcv import HOW_TO_GET, why_not
-
-    reason = why_not()
-    if reason is None:
-        return Fact("FFCV", f"{metadata.version('ffcv')}: it feeds what is not held in memory")
-    return Fact("FFCV", f"not there, the torch loader serves ({reason})", HOW_TO_GET)
-
-
-def _compiler() -> Fact:
-    name = os.environ.get("CXX", "g++")
-    path = shutil.which(name)
-    if path is None:
-        advice = "needed to build the extension and for --compile on: apt-get install g++, or set CXX"
-        return Fact("C++ compiler", f"none ({name} is not found)", advice)
-    run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    return Fact("C++ compiler", f"{path} ({next(iter(run.stdout.splitlines()), 'does not say its version')})")
 
 
 def folders(data_dir: Path) -> list[Fact]:

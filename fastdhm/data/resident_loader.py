@@ -6,7 +6,6 @@ the output's size is cut, or all. Legend: N samples, B batch, H height, W width,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastdhm import memory
 from fastdhm.data.beton_format import MODES, read_images, read_index
 from fastdhm.data.crops import RESIZING
 from fastdhm.data.loaders import Batch, LoaderOptions
@@ -21,7 +21,7 @@ from fastdhm.data.sources import Source
 from fastdhm.errors import UserError
 
 COMFORTABLE_BYTES = 2 << 30  # more than that is held only where it is asked for
-COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory
+COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory, or the container's
 PEEKED = 16  # images of a folder whose size is looked at before anything is built
 CHUNK = 1024  # images drawn at a time
 
@@ -104,7 +104,7 @@ def check_room(needed_bytes: int, device: torch.device, *, asked: bool) -> None:
     if device.type == "cuda":
         memory_bytes = torch.cuda.get_device_properties(device).total_memory
     else:
-        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory_bytes = memory.total_bytes()
     limit = LARGEST_SHARE * memory_bytes if asked else min(COMFORTABLE_BYTES, COMFORTABLE_SHARE * memory_bytes)
     if needed_bytes > limit:
         raise CannotHold(

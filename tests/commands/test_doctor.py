@@ -6,7 +6,7 @@ import time
 import torch
 
 from fastdhm.cli import main
-from fastdhm.commands import machine, self_test
+from fastdhm.commands import machine, self_test, software
 from fastdhm.commands.machine import Fact
 
 
@@ -75,4 +75,4 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_machine_without_a_compiler_is_told_how_to_get_one(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "apt-get install g++" in machine._compiler().advice
+    assert "apt-get install g++" in software._compiler().advice

@@ -1,0 +1,30 @@
+"""How much memory this process may use: the machine's, or the part of it that a job or a container has."""
+
+import math
+import os
+from pathlib import Path
+
+from fastdhm.processors import ROOT, groups, read
+
+
+def total_bytes() -> int:
+    """The machine's memory, or the limit of this process's control groups where that is less."""
+    return int(min(installed_bytes(), limit_bytes()))
+
+
+def installed_bytes() -> int:
+    """The machine's memory, whoever may use it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def limit_bytes(root: Path = ROOT) -> float:
+    """What this process's control groups allow, the narrowest of them; infinite without a limit.
+
+    Version 1 writes "no limit" as a number of some 2^63. ``root`` is where ``proc`` and ``sys`` lie.
+    """
+    return min((_limit_of(folder) for folder in groups("memory", root)), default=math.inf)
+
+
+def _limit_of(group: Path) -> float:
+    text = (read(group / "memory.max") or read(group / "memory.limit_in_bytes")).strip()
+    return int(text) if text.isdecimal() else math.inf
