@@ -65,8 +65,9 @@ of the wider width. Batch {batch}, contiguous tensors.
 
 *Tile* is classes x warps of a program; where it is shorter than K, a row is read twice. *Bytes* are moved for each
 logit; in brackets the floor: one read and, with a gradient, one write. A second read can come from L2 instead of memory
-where the rows that are worked on fit into it. Of variants beyond this table, some with another temperature than 1 or in
-float64 spill up to 56 bytes: there ptxas prefers more programs at once to one or a few registers.
+where the rows that are worked on fit into it. Up to 4 branches the registers are held to what lets 12 warps or more onto
+a multiprocessor, which makes some variants spill a few bytes, read again once a row; of variants beyond this table some
+in float64 do too.
 
 {rows}
 
@@ -151,7 +152,7 @@ def rows_line(variant: Variant, targets: Sequence[int]) -> list[str]:
     """A line of the table of the forward kernel."""
     M, K, dtype, temperature, smoothing, need_grad = variant
     rows, _ = loss_launches(*variant)
-    BK = rows.arguments[-1]
+    BK = rows.arguments[-2]
     settings = [f"T = {temperature:g}"] * (temperature != 1) + [f"smoothing {smoothing:g}"] * (smoothing > 0)
     settings += ["no gradient"] * (not need_grad)
     written = need_grad * (4 if dtype == torch.float16 else dtype.itemsize)  # a float16 gradient is kept in float32

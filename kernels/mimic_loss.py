@@ -9,8 +9,11 @@ The meaning is ``mimic_loss_eager`` in fastdhm/ops/mimic_loss.py. How the kernel
   thread, so that comparing branches costs no communication. A row too long for that is read twice, tile by tile: for
   its softmax sums (online), then for terms and gradient.
 - Exponentials and memory are linear in M; only the subtractions and multiply-adds in registers are quadratic.
+- What bounds M = 3 is not memory but instructions, so up to 4 branches are compared pair by pair, once for both
+  directions, and threads add their own part of every term until the last row: they meet for a row's maximum and its sum
+  of exponentials only.
 - Every program adds its own rows' terms and stores M x M sums. A second launch, of one program, adds those in a fixed
-  order: equal inputs give equal bits.
+  order: equal inputs give equal bits, on one kind of GPU.
 - Block sizes follow from shapes alone: no autotuning, no host sync, no allocation that depends on a value.
 
 Launches: 2 forward, 1 backward (``scale_``), eager or captured. One forward would do if the program that finishes last
@@ -28,9 +31,11 @@ from torch import Tensor
 
 # Programs take several rows each beyond this, so that the second launch has no more sums than these to add.
 MAX_PROGRAMS = 1024
+H100_PROCESSORS = 132  # for what is compiled without a GPU
 # Up to so many branches lie in the registers of each thread, and the loop over students of half as many is unrolled;
 # more are divided among the warps, or registers would spill.
 IN_THREAD = 8
+IN_THREAD_ = tl.constexpr(IN_THREAD)
 UNROLL = tl.constexpr(IN_THREAD // 2)
 
 
@@ -76,11 +81,13 @@ class Launch(NamedTuple):
     grid: tuple[int]
     arguments: tuple
     num_warps: int
+    registers: int | None = None  # at most so many a thread, so that 12 warps or more fit on a multiprocessor
 
     @property
     def options(self) -> dict:
         # fusion is said because triton's default changes with its version 3.10
-        return {"num_warps": self.num_warps, "enable_fp_fusion": True}
+        options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 def run(launches: list[Launch], tensor: Tensor) -> None:
@@ -102,11 +109,12 @@ def plan(
     """The launches, and the tensors they will fill: (loss, terms_MM, grad_MBK)."""
     M, B, K = logits_MBK.shape
     wide = torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32
-    BM, BK, num_warps = tile(M, K, wide, temperature)
     align = row_alignment(logits_MBK)
+    BM, BK, num_warps = tile(M, K, wide, temperature, align)
     if BM <= IN_THREAD:
         align = min(align, max(1, BK // (32 * num_warps)))  # wider loads would divide the branches among threads
-    programs = min(B, MAX_PROGRAMS)
+    registers = (168 if num_warps <= 4 else 128) if BM <= IN_THREAD // 2 and wide == torch.float32 else None
+    programs = min(B, MAX_PROGRAMS, resident(logits_MBK.device, num_warps, registers or 256))
     sums_NPQ = logits_MBK.new_empty((programs, BM, BM), dtype=wide)
     loss, terms_MM = logits_MBK.new_empty((), dtype=wide), logits_MBK.new_empty((M, M), dtype=wide)
     # too narrow for a gradient before the loss scaling
@@ -116,12 +124,24 @@ def plan(
     labels = (target_B, target_B.stride(0), ignore_index)
     weights = (weights_MM, *weights_MM.stride())
     strides = (stride_m // align, stride_b // align, stride_k)
-    settings = (float(temperature), float(label_smoothing), align, need_grad, M, K, BM, BK)
-    arguments = (logits_MBK, *strides, *labels, *weights, sums_NPQ, grad_MBK, B, *settings)
-    rows = Launch(mimic_loss_fwd_kernel, (programs,), arguments, num_warps)
+    lanes = min(32 * num_warps, BK // align)  # the threads that share a row
+    settings = (float(temperature), float(label_smoothing), align, need_grad, M, K, BM, BK, lanes)
+    stride_g = K // align if K % align == 0 else K
+    arguments = (logits_MBK, *strides, *labels, *weights, sums_NPQ, grad_MBK, stride_g, B, *settings)
+    rows = Launch(mimic_loss_fwd_kernel, (programs,), arguments, num_warps, registers)
     arguments = (sums_NPQ, programs, *labels, *weights, loss, terms_MM, B, float(temperature), M, BM)
     total = Launch(mimic_loss_sum_kernel, (1,), arguments, 4)
     return [rows, total] if B > 0 else [total], (loss, terms_MM, grad_MBK)
+
+
+def resident(device: torch.device, num_warps: int, registers: int) -> int:
+    """How many programs a GPU has room for at once: with more, the last of them would run on a GPU that is half empty.
+
+    Of the limits it is the registers' that binds here, 65,536 on a multiprocessor.
+    """
+    on_gpu = device.type == "cuda"
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else H100_PROCESSORS
+    return processors * max(1, 65536 // (32 * num_warps * registers))
 
 
 def plan_scale(grad_MBK: Tensor, factor: Tensor) -> Launch:
@@ -130,11 +150,12 @@ def plan_scale(grad_MBK: Tensor, factor: Tensor) -> Launch:
     return Launch(scale_kernel, (programs,), (grad_MBK, factor, grad_MBK.numel(), 2048), 4)
 
 
-def tile(M: int, K: int, dtype: torch.dtype, temperature: float) -> tuple[int, int, int]:
+def tile(M: int, K: int, dtype: torch.dtype, temperature: float, align: int) -> tuple[int, int, int]:
     """BM, BK and the warps of a program: the whole row where 8 warps can hold it, else a tile of the two-pass form.
 
-    A thread has registers for 64 values, or for 32 where it needs others, as for many branches or a second softmax. The
-    numbers come from the compiled kernels: with larger ones registers spill (docs/kernels.md).
+    A thread has registers for 64 values, or for 32 where it needs others, as for many branches or a second softmax. A
+    tile of two passes is half as wide where a thread does not read 8 classes at once: more warps then fit on a
+    multiprocessor. The numbers come from the compiled kernels: with larger ones registers spill (docs/kernels.md).
     """
     BM = triton.next_power_of_2(M)
     values = BM * (2 if temperature == 1 else 3)  # of one class: logarithms and probabilities, at both temperatures
@@ -143,7 +164,9 @@ def tile(M: int, K: int, dtype: torch.dtype, temperature: float) -> tuple[int, i
         values, per_thread = values * 8, 64  # two registers each, and more for an exponential
     BK = max(32, triton.next_power_of_2(K))
     if values * BK > (16384 if BM <= IN_THREAD else 8192):
-        BK = max(16, triton.next_power_of_2(8192 // values + 1) // 2)
+        half = align < 8 and per_thread == 64 and dtype != torch.float64
+        BK = max(16, triton.next_power_of_2((4096 if half else 8192) // values + 1) // 2)
+        per_thread = 32 if half else per_thread
     return BM, BK, min(8, triton.next_power_of_2(triton.cdiv(values * BK, per_thread * 32)))
 
 
@@ -162,17 +185,22 @@ def row_alignment(logits_MBK: Tensor) -> int:
 
 @triton.jit
 def mimic_loss_fwd_kernel(
-    logits, stride_m, stride_b, stride_k, target, stride_t, ignore_index, weights, stride_p, stride_q, sums, grad, B,
+    logits, stride_m, stride_b, stride_k, target, stride_t, ignore_index, weights, stride_p, stride_q, sums, grad,
+    stride_g, B,
     TEMPERATURE: tl.constexpr, SMOOTHING: tl.constexpr, ALIGN: tl.constexpr, NEED_GRAD: tl.constexpr,
-    M: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    M: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Rows program_id, program_id + num_programs, ... ``stride_m`` and ``stride_b`` count ALIGN elements."""
     WIDE: tl.constexpr = sums.dtype.element_ty
+    GRAD_ALIGN: tl.constexpr = ALIGN if K % ALIGN == 0 else 1  # of its rows, which are written as logits are read
     m = tl.arange(0, BM)
     used_M = is_used(m, weights, stride_p, stride_q, M)
     if NEED_GRAD:
-        num_labelled = count_labelled(target, stride_t, ignore_index, B)
+        ce_scale = 1 / tl.cast(count_labelled(target, stride_t, ignore_index, B, max(512, 16 * T)), WIDE)
+        mimic_scale = TEMPERATURE / tl.cast(B, WIDE)
+        ce_M = tl.load(weights + m * (stride_p + stride_q), mask=m < M, other=0).to(WIDE) * ce_scale
     sums_PQ = tl.zeros([BM, BM], WIDE)
+    lanes_PQT = tl.zeros([BM, BM, T], WIDE)  # of the sums, each thread's own part
 
     for row in range(tl.program_id(0), B, tl.num_programs(0)):
         row = tl.cast(row, tl.int64)
@@ -182,7 +210,10 @@ def mimic_loss_fwd_kernel(
         rows_M = logits + row * stride_b * ALIGN + m.to(tl.int64) * stride_m * ALIGN
 
         z = load_tile(rows_M, used_M, stride_k, 0, K, BK).to(WIDE)  # [BM, BK], the whole row where it fits
-        max_M, sum_M, soft_sum_M = softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE, K, BK)
+        if BK < K and BM <= IN_THREAD_:
+            max_M, sum_M, soft_sum_M = lane_softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE, ALIGN, K, BK, T)
+        else:
+            max_M, sum_M, soft_sum_M = softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE, K, BK)
         smooth_M = tl.zeros([BM], WIDE)
         for k0 in range(0, K, BK):
             if BK < K:
@@ -190,39 +221,124 @@ def mimic_loss_fwd_kernel(
             k = k0 + tl.arange(0, BK)
             x = z - max_M[:, None]
             # probabilities of the cross-entropies, then those of the mimicking terms; one exponential where T = 1
-            prob = tl.exp(x) * (1 / sum_M)[:, None]
-            soft = tl.exp(x * (1 / TEMPERATURE)) * (1 / soft_sum_M)[:, None] if TEMPERATURE != 1 else prob
+            prob = exp(x) * (1 / sum_M)[:, None]
+            soft = exp(x * (1 / TEMPERATURE)) * (1 / soft_sum_M)[:, None] if TEMPERATURE != 1 else prob
             log_soft = x * (1 / TEMPERATURE) - tl.log(soft_sum_M)[:, None]
             if SMOOTHING > 0:
                 smooth_M += tl.sum(tl.where(k[None, :] < K, tl.log(sum_M)[:, None] - x, 0.0), 1)
 
-            for q in tl.range(0, M, loop_unroll_factor=M if M <= UNROLL else 1):
-                soft_K, log_soft_K = branch_of(soft, q, BM), branch_of(log_soft, q, BM)
-                # a class that the teacher excludes adds 0; one that only the student excludes is infinitely far
-                gap = tl.where(log_soft > float("-inf"), log_soft - log_soft_K[None, :], 0.0)
-                summand = tl.where(gap == float("inf"), gap, soft * gap)  # not 0 * inf
-                summand = tl.where((m != q)[:, None], summand, 0.0)  # a branch does not mimic itself
-                sums_PQ += tl.where(m[None, :] == q, tl.sum(summand, 1)[:, None], 0.0)
+            # In a gradient a term without weight adds nothing, even where it is NaN.
+            label_K = tl.where(k == y, tl.full([], 1 - SMOOTHING + SMOOTHING / K, WIDE), SMOOTHING / K)
+            if M <= UNROLL:  # pair by pair, of which both directions share the differences
                 if NEED_GRAD:
-                    weight_P = tl.load(weights + m * stride_p + q * stride_q, mask=m < M, other=0).to(WIDE)
-                    weight_P = weight_P * TEMPERATURE / B
-                    ce_weight = tl.load(weights + q * stride_p + q * stride_q).to(WIDE) * labelled / num_labelled
-                    mimic = weight_P[:, None] * (soft_K[None, :] - soft)
-                    # a term without weight adds nothing, even where it is NaN
-                    grad_K = tl.sum(tl.where(((m != q) & (weight_P != 0))[:, None], mimic, -0.0), 0)
-                    ce_K = ce_weight * (branch_of(prob, q, BM) - SMOOTHING / K)
-                    grad_K += tl.where(ce_weight != 0, ce_K, 0.0)
-                    grad_K -= tl.where(k == y, ce_weight * (1 - SMOOTHING), 0.0)
-                    out = grad + (tl.cast(q, tl.int64) * B + row) * K + k0
-                    tl.store(out + tl.arange(0, BK), grad_K.to(grad.dtype.element_ty), mask=k < K)
+                    row_ce_M = (ce_M * labelled)[:, None]
+                    grad_MK = row_ce_M * tl.where(row_ce_M != 0, prob - label_K[None, :], 0.0)
+                for p in tl.static_range(M):
+                    for q in tl.static_range(p + 1, M):
+                        soft_P, soft_Q = branch_of(soft, p, BM), branch_of(soft, q, BM)
+                        log_P, log_Q = branch_of(log_soft, p, BM), branch_of(log_soft, q, BM)
+                        gap = log_P - log_Q
+                        # a class that the teacher excludes adds 0; one that only the student excludes is infinitely far
+                        is_in_P, is_in_Q = log_P > float("-inf"), log_Q > float("-inf")
+                        far_P = tl.where(is_in_Q, soft_P, 1.0) * tl.where(is_in_P, gap, 0.0)  # not 0 * inf
+                        far_Q = tl.where(is_in_P, soft_Q, 1.0) * tl.where(is_in_Q, gap, 0.0)
+                        lanes_PQT += at(lane_sums(far_P, ALIGN, T), p, q, BM)
+                        lanes_PQT += at(-lane_sums(far_Q, ALIGN, T), q, p, BM)
+                        if NEED_GRAD:
+                            gap_P = soft_P - soft_Q
+                            weight = tl.load(weights + p * stride_p + q * stride_q).to(WIDE) * mimic_scale
+                            add = -weight * tl.where(weight != 0, gap_P, 0.0)
+                            grad_MK += tl.where((m == q)[:, None], add[None, :], -0.0)
+                            weight = tl.load(weights + q * stride_p + p * stride_q).to(WIDE) * mimic_scale
+                            add = weight * tl.where(weight != 0, gap_P, 0.0)
+                            grad_MK += tl.where((m == p)[:, None], add[None, :], -0.0)
+                if NEED_GRAD:
+                    out = grad + (m.to(tl.int64) * B + row)[:, None] * stride_g * GRAD_ALIGN + k[None, :]
+                    tl.store(out, grad_MK.to(grad.dtype.element_ty), mask=(m < M)[:, None] & (k < K)[None, :])
+            else:
+                for q in tl.range(0, M, loop_unroll_factor=1):
+                    soft_K, log_soft_K = branch_of(soft, q, BM), branch_of(log_soft, q, BM)
+                    gap = tl.where(log_soft > float("-inf"), log_soft - log_soft_K[None, :], 0.0)
+                    summand = tl.where(gap == float("inf"), gap, soft * gap)  # as above
+                    summand = tl.where((m != q)[:, None], summand, 0.0)  # a branch does not mimic itself
+                    sums_PQ += tl.where(m[None, :] == q, tl.sum(summand, 1)[:, None], 0.0)
+                    if NEED_GRAD:
+                        weight_P = tl.load(weights + m * stride_p + q * stride_q, mask=m < M, other=0).to(WIDE)
+                        weight_P = weight_P * mimic_scale
+                        mimic = weight_P[:, None] * (soft_K[None, :] - soft)
+                        grad_K = tl.sum(tl.where(((m != q) & (weight_P != 0))[:, None], mimic, -0.0), 0)
+                        ce_weight = tl.load(weights + q * (stride_p + stride_q)).to(WIDE) * ce_scale * labelled
+                        ce_K = branch_of(prob, q, BM) - label_K
+                        grad_K += ce_weight * tl.where(ce_weight != 0, ce_K, 0.0)
+                        out = grad + (tl.cast(q, tl.int64) * B + row) * stride_g * GRAD_ALIGN + k0
+                        tl.store(out + tl.arange(0, BK), grad_K.to(grad.dtype.element_ty), mask=k < K)
 
         nearest = tl.minimum(tl.maximum(y, 0), K - 1)
         x_y_M = tl.load(rows_M + nearest * stride_k, mask=used_M, other=0).to(WIDE) - max_M
-        ce_M = (1 - SMOOTHING) * (tl.log(sum_M) - x_y_M) + SMOOTHING / K * smooth_M
-        ce_M = tl.where(labelled == 0, 0.0, labelled * ce_M)
-        sums_PQ += tl.where(m[:, None] == m[None, :], ce_M[:, None], 0.0)
+        term_M = (1 - SMOOTHING) * (tl.log(sum_M) - x_y_M) + SMOOTHING / K * smooth_M
+        term_M = tl.where(labelled == 0, 0.0, labelled * term_M)
+        sums_PQ += tl.where(m[:, None] == m[None, :], term_M[:, None], 0.0)
 
+    if M <= UNROLL:
+        sums_PQ += tl.sum(lanes_PQT, 2)
     tl.store(sums + tl.program_id(0) * BM * BM + m[:, None] * BM + m[None, :], sums_PQ)
+
+
+@triton.jit
+def exp(x):
+    """One instruction and a product in float32, and 0 for what float32 has no normal number for."""
+    return tl.exp(x) if x.dtype == tl.float64 else tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def lanes(tile_K, ALIGN: tl.constexpr, T: tl.constexpr):
+    """[..., BK] as [..., rounds, T, ALIGN]: thread t of T has those of the same t, for it reads ALIGN at a time."""
+    BK: tl.constexpr = tile_K.shape[len(tile_K.shape) - 1]
+    if len(tile_K.shape) == 1:
+        return tl.reshape(tile_K, [BK // (T * ALIGN), T, ALIGN])
+    else:
+        return tl.reshape(tile_K, [tile_K.shape[0], BK // (T * ALIGN), T, ALIGN])
+
+
+@triton.jit
+def lane_sums(tile_K, ALIGN: tl.constexpr, T: tl.constexpr):
+    """What each thread can add of a row without the others, [T]."""
+    return tl.sum(tl.sum(lanes(tile_K, ALIGN, T), 2), 0)
+
+
+@triton.jit
+def at(lane_T, p: tl.constexpr, q: tl.constexpr, BM: tl.constexpr):
+    """[BM, BM, T] with ``lane_T`` at (p, q) and -0.0 elsewhere, to add which is no operation."""
+    m = tl.arange(0, BM)
+    here = (m == p)[:, None, None] & (m == q)[None, :, None]
+    return tl.where(here, lane_T[None, None, :], -0.0)
+
+
+@triton.jit
+def lane_softmax_sums(
+    z, rows_M, used_M, stride_k, TEMPERATURE: tl.constexpr, ALIGN: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
+    T: tl.constexpr,
+):  # fmt: skip
+    """:func:`softmax_sums` of a row of several tiles, in which threads meet once a row and not once a tile."""
+    LOWEST: tl.constexpr = -1.7976931348623157e308 if z.dtype == tl.float64 else -3.4028234663852886e38
+    max_MT = tl.zeros([rows_M.shape[0], T], z.dtype) + LOWEST
+    sum_MT = tl.zeros([rows_M.shape[0], T], z.dtype)
+    soft_sum_MT = tl.zeros([rows_M.shape[0], T], z.dtype)
+    for k0 in range(0, K, BK):
+        if k0 > 0:
+            z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(z.dtype)
+        z_MRTA = lanes(z, ALIGN, T)
+        old_MT, max_MT = max_MT, tl.maximum(tl.max(tl.max(z_MRTA, 3), 1), max_MT)
+        x_MRTA = z_MRTA - max_MT[:, None, :, None]
+        sum_MT = sum_MT * exp(old_MT - max_MT) + tl.sum(tl.sum(exp(x_MRTA), 3), 1)
+        if TEMPERATURE != 1:
+            soft_sum_MT = soft_sum_MT * exp((old_MT - max_MT) * (1 / TEMPERATURE))
+            soft_sum_MT += tl.sum(tl.sum(exp(x_MRTA * (1 / TEMPERATURE)), 3), 1)
+    max_M = tl.max(max_MT, 1)
+    x_MT = max_MT - max_M[:, None]
+    sum_M = tl.sum(sum_MT * exp(x_MT), 1)
+    soft_sum_M = tl.sum(soft_sum_MT * exp(x_MT * (1 / TEMPERATURE)), 1) if TEMPERATURE != 1 else sum_M
+    return max_M, sum_M, soft_sum_M
 
 
 @triton.jit
@@ -244,16 +360,16 @@ def softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE: tl.constexpr, K: tl.c
     LOWEST: tl.constexpr = -1.7976931348623157e308 if z.dtype == tl.float64 else -3.4028234663852886e38
     max_M = tl.maximum(tl.max(z, 1), LOWEST)
     x = z - max_M[:, None]
-    sum_M = tl.sum(tl.exp(x), 1)
-    soft_sum_M = tl.sum(tl.exp(x * (1 / TEMPERATURE)), 1) if TEMPERATURE != 1 else sum_M
+    sum_M = tl.sum(exp(x), 1)
+    soft_sum_M = tl.sum(exp(x * (1 / TEMPERATURE)), 1) if TEMPERATURE != 1 else sum_M
     for k0 in range(BK, K, BK):
         z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(z.dtype)
         old_M, max_M = max_M, tl.maximum(tl.max(z, 1), max_M)
         x = z - max_M[:, None]
-        sum_M = sum_M * tl.exp(old_M - max_M) + tl.sum(tl.exp(x), 1)
+        sum_M = sum_M * exp(old_M - max_M) + tl.sum(exp(x), 1)
         if TEMPERATURE != 1:
-            soft_sum_M = soft_sum_M * tl.exp((old_M - max_M) * (1 / TEMPERATURE))
-            soft_sum_M += tl.sum(tl.exp(x * (1 / TEMPERATURE)), 1)
+            soft_sum_M = soft_sum_M * exp((old_M - max_M) * (1 / TEMPERATURE))
+            soft_sum_M += tl.sum(exp(x * (1 / TEMPERATURE)), 1)
         else:
             soft_sum_M = sum_M
     return max_M, sum_M, soft_sum_M
@@ -276,9 +392,8 @@ def is_used(branch, weights, stride_p, stride_q, M: tl.constexpr):
 
 
 @triton.jit
-def count_labelled(target, stride_t, ignore_index, B):
+def count_labelled(target, stride_t, ignore_index, B, BLOCK: tl.constexpr):
     """The divisor of the cross-entropies: rows with a label, at least 1, except for a batch without rows."""
-    BLOCK: tl.constexpr = 512
     count = tl.zeros([BLOCK], tl.int32)
     for first in range(0, B, BLOCK):
         b = first + tl.arange(0, BLOCK)
@@ -297,11 +412,12 @@ def mimic_loss_sum_kernel(
     BLOCK: tl.constexpr = max(1, 2048 // (BM * BM))
     entry = tl.arange(0, BM * BM)
     p, q = entry // BM, entry % BM
-    total = tl.zeros([BM * BM], WIDE)
+    parts = tl.zeros([BLOCK, BM * BM], WIDE)  # reduced once: loads do not wait for the reduction before
     for first in range(0, programs, BLOCK):
         program = first + tl.arange(0, BLOCK)[:, None]
-        total += tl.sum(tl.load(sums + program * BM * BM + entry[None, :], mask=program < programs, other=0), 0)
-    num_labelled = count_labelled(target, stride_t, ignore_index, B)
+        parts += tl.load(sums + program * BM * BM + entry[None, :], mask=program < programs, other=0)
+    total = tl.sum(parts, 0)
+    num_labelled = count_labelled(target, stride_t, ignore_index, B, 2048)
     mean = tl.where(p == q, total / num_labelled, TEMPERATURE * TEMPERATURE * total / B)
     used = is_used(p, weights, stride_p, stride_q, M) & is_used(q, weights, stride_p, stride_q, M)
     term = tl.where(used, mean, 0.0)

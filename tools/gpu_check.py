@@ -32,6 +32,7 @@ NEEDED = (
     "tensorboard", "safetensors", "yaml", "matplotlib", "scipy", "pytest", "hypothesis", "setuptools",
 )  # fmt: skip
 POLL_SECONDS = 0.02
+HEAVY = (".pt", ".safetensors")  # not sent
 GRACE_SECONDS = 3  # between asking a process to end and ending it
 WHEELS = """\
 What python3 lacks can travel as wheels. On a machine with a network, for the other's Python (here 3.12):
@@ -173,7 +174,7 @@ def write(run: Run) -> None:
     with tarfile.open(run.out / "details.tar.gz", "w:gz") as details:
         for name in ("logs", "results"):
             if (run.work / name).exists():
-                details.add(run.work / name, name)
+                details.add(run.work / name, name, filter=lambda file: None if file.name.endswith(HEAVY) else file)
 
 
 def link_tree(tree: Path) -> None:

@@ -116,3 +116,5 @@ def test_same_windows_on_the_gpu():
     here = transform(image_BHWC, index_B, 3)
     there = transform.cuda()(image_BHWC.cuda(), index_B.cuda(), torch.tensor(3).cuda())
     torch.testing.assert_close(here, there.cpu())
+    transform.draw_epoch(40, 3)
+    assert torch.equal(transform(image_BHWC.cuda(), index_B.cuda(), 3), there)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastdhm.kernels import mimic_loss as kernel
+from fastdhm.ops.mimic_loss import mimic_loss, mimic_loss_eager
 
 pytestmark = pytest.mark.gpu
 OPTIONS = (2.0, 0.1, -100, True)
@@ -32,6 +33,31 @@ def test_a_captured_graph_follows_its_inputs():
     for _ in range(3):
         graph.replay()
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(captured, expected, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["eager", "default", "reduce-overhead"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_loss_in_a_step_is_the_reference_in_float64(dtype, mode):
+    """Through autograd, a scaled backward and torch.compile, as a training step has it; some batches of a shape."""
+
+    def step(logits_MBK, target_B, weights_MM):
+        loss, terms_MM = mimic_loss(logits_MBK, target_B, weights_MM, temperature=2.0, label_smoothing=0.1)
+        return 3 * loss, terms_MM
+
+    run = step if mode == "eager" else torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
+    for seed in range(3):
+        logits_MBK, target_B, weights_MM = case(3, 64, 100, seed)
+        logits_MBK = logits_MBK.to(dtype).requires_grad_()
+        loss, terms_MM = run(logits_MBK, target_B, weights_MM)
+        loss.backward()
+        wide_MBK = logits_MBK.detach().double().requires_grad_()
+        exact, exact_MM = mimic_loss_eager(wide_MBK, target_B, weights_MM.double(), 2.0, 0.1)
+        (3 * exact).backward()
+        torch.testing.assert_close(loss.double(), 3 * exact.detach(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(terms_MM.double(), exact_MM, rtol=1e-4, atol=1e-6)
+        size = wide_MBK.grad.abs().max().item()
+        epsilon = max(torch.finfo(dtype).eps, 1e-5)
+        torch.testing.assert_close(logits_MBK.grad.double(), wide_MBK.grad, rtol=epsilon, atol=epsilon * size)
 
 
 def test_the_host_never_waits():
