@@ -65,9 +65,9 @@ of the wider width. Batch {batch}, contiguous tensors.
 
 *Tile* is classes x warps of a program; where it is shorter than K, a row is read twice. *Bytes* are moved for each
 logit; in brackets the floor: one read and, with a gradient, one write. A second read can come from L2 instead of memory
-where the rows that are worked on fit into it. Up to 4 branches the registers are held to what lets 12 warps or more onto
-a multiprocessor, which makes some variants spill a few bytes, read again once a row; of variants beyond this table some
-in float64 do too.
+where the rows that are worked on fit into it. Up to 4 branches the registers are held to what lets 12 warps or more on
+a multiprocessor, which makes some variants spill a few bytes, read again once a row; beyond this table some variants
+in float64 spill too.
 
 {rows}
 

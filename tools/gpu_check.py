@@ -137,7 +137,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("build", "the extension, for this GPU alone", 100, gpu_stages.build),
+    Stage("build", "the extension, for this GPU alone", 130, gpu_stages.build),
     Stage("right", "the tests that need a GPU", 110, gpu_stages.right),
     Stage("loss", "the loss against a device copy and its peers", 90, gpu_stages.loss),
     Stage("step", "the training step against the eager reference", 120, gpu_stages.step),
