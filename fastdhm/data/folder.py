@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fastdhm.data.grey import GreyRange
 
-CONVERSION = 2  # counts the ways in which deep and transparent pictures were made 8-bit RGB; files of others are stale
+CONVERSION = 3  # counts the ways in which deep and transparent pictures were made 8-bit RGB; files of others are stale
 
 LOOKED_INTO, LOOKED_AT = 128, 1 << 16  # files, and bytes of each, that a fingerprint reads
 

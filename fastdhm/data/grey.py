@@ -41,11 +41,11 @@ class Grey:
 
 
 def grey_of(image: Image) -> Grey | None:
-    """What the samples of ``image`` are, as it was opened; None if they have 8 bits."""
-    if not (image.mode.startswith("I") or image.mode == "F"):
-        return None
+    """What the samples of ``image`` are, as it was opened; None if they have 8 bits, from 0 to 255."""
     tags = getattr(image, "tag_v2", {})
     bits, kind = _first(tags.get(BITS_PER_SAMPLE, 16)), _first(tags.get(SAMPLE_FORMAT, UNSIGNED))
+    if not (image.mode.startswith("I") or image.mode == "F" or (image.mode == "L" and kind == SIGNED)):
+        return None
     inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     if image.mode == "F":
         return Grey("float", None, False, inverted)
@@ -65,6 +65,8 @@ def to_8_bits(image: Image, grey: Grey, given: GreyRange | None) -> Image:
     value_HW = np.asarray(image)
     if grey.unsigned and value_HW.dtype == np.int32:
         value_HW = value_HW.view(np.uint32)
+    if value_HW.dtype == np.uint8:  # of signed ones, which Pillow takes as they lie
+        value_HW = value_HW.view(np.int8)
     finite_HW = np.nan_to_num(value_HW, posinf=0, neginf=0) if grey.kind == "float" else value_HW
     low, high = float(finite_HW.min(initial=0)), float(finite_HW.max(initial=0))
     if given is None and grey.bits is not None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from fastdhm.data._tiff import UNREAD, heed_tags, without_unused_alpha
 from fastdhm.data.grey import GreyRange, UnknownRange, grey_of, to_8_bits
 from fastdhm.data.signatures import what_it_is
 from fastdhm.data.walk import printable
@@ -109,9 +110,10 @@ def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
                 "set FASTDHM_MAX_PIXELS"
             )
         _scale_key(image)
+        heed_tags(image)
         grey = grey_of(image)
         _load(image)
-        upright = _upright(image)
+        upright = _upright(without_unused_alpha(image))
         rgb = to_8_bits(upright, grey, grey_range) if grey else _to_rgb(upright)
         rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts, profiles: nobody's business from here on
         return rgb
@@ -131,7 +133,7 @@ def _open(file: BinaryIO, name: str) -> Image:
             try:
                 return _made(factory, file)
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                reason = f"{format_name}: {error}"
+                reason = f"{format_name}: {UNREAD.get(str(error), error)}"
     raise UserError(
         f"{printable(name)}: {f'cannot be decoded: {reason}' if reason else f'not an image: {what_it_is(head)}'}"
     )

@@ -101,6 +101,13 @@ def test_types_without_a_range_need_one_and_then_keep_relative_brightness(tmp_pa
     assert levels(path, (-4095, 4095)) == [127 if kind == "int16" else 128, 191, 255]
 
 
+def test_signed_bytes_are_not_taken_for_unsigned(tmp_path):
+    path = write_tiff(tmp_path / "t.tiff", np.array([[-128, 0, 127]], dtype=np.int8), 8, 2)
+    with pytest.raises(UserError, match=r"8-bit signed integer grey from -128 to 127.*--grey-range LOW,HIGH"):
+        read_image(path)
+    assert levels(path, (-128, 127)) == [0, 128, 255]
+
+
 def test_unsigned_integers_of_32_bits_are_not_negative(tmp_path):
     path = write_tiff(tmp_path / "t.tiff", np.array([[0, 2**31, 2**32 - 1]], "<u4"), 32)
     assert levels(path, (0, 2**32 - 1)) == [0, 128, 255]

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from pictures import chunk, write_png
+from pictures import chunk, write_png, write_tiff
 from PIL import Image, ImageCms, PngImagePlugin
 
 from fastdhm.data import images
@@ -94,6 +94,44 @@ def test_other_colour_spaces_become_rgb(tmp_path, mode):
     red, green, blue = read_image(tmp_path / "t.tiff").getpixel((0, 0))
     assert red > 235
     assert max(green, blue) < 40
+
+
+@pytest.mark.parametrize("order", "<>", ids=["little-endian", "big-endian"])
+def test_planes_of_16_bits_keep_their_colours(tmp_path, order):
+    colour_3HW = np.arange(3 * 8 * 8).reshape(3, 8, 8)
+    write_tiff(tmp_path / "t.tif", (colour_3HW * 257).astype(f"{order}u2"), 16, 1, 2, order, more=[(284, 2)])
+    assert (np.asarray(read_image(tmp_path / "t.tif")) == colour_3HW.transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize("white", [255, 65535])
+def test_a_colour_map_that_counts_to_255_is_not_black(tmp_path, white):
+    index_HW, unit = np.array([[0, 1], [2, 3]], dtype=np.uint8), white // 255
+    red, green, blue = (0, 255, 40, 7), (0, 100, 50, 9), (0, 30, 60, 11)
+    colours = [unit * value for channel in (red, green, blue) for value in (*channel, *[0] * 252)]
+    write_tiff(tmp_path / "t.tif", index_HW, 8, 1, 3, more=[(320, tuple(colours))])
+    assert np.asarray(read_image(tmp_path / "t.tif")).reshape(4, 3).tolist() == list(
+        map(list, zip(red, green, blue, strict=True))
+    )
+
+
+@pytest.mark.parametrize("kind", ["bmp", "tiff", "tiff-that-says-alpha"])
+def test_zeros_that_nobody_calls_transparency_do_not_make_a_picture_white(tmp_path, kind):
+    path, pixel = tmp_path / "t", bytes([10, 20, 30, 0])
+    if kind == "bmp":
+        header = struct.pack("<IiiHHIIiiII4I", 108, 2, 2, 1, 32, 3, 16, 0, 0, 0, 0, 0xFF, 0xFF00, 0xFF0000, 0xFF << 24)
+        data = b"BM" + struct.pack("<IHHI", 138, 0, 0, 122) + header.ljust(108, b"\0") + pixel * 4
+        path.write_bytes(data)
+    else:
+        pixels = np.frombuffer(pixel * 4, dtype=np.uint8).reshape(2, 2, 4)
+        write_tiff(path, pixels, 8, 1, 2, more=[(338, 2)] if "alpha" in kind else [])
+    wanted = [255] * 3 if "alpha" in kind else [10, 20, 30]
+    assert np.asarray(read_image(path)).reshape(4, 3).tolist() == [wanted] * 4
+
+
+def test_floats_of_64_bits_are_refused_with_what_to_do(tmp_path):
+    write_tiff(tmp_path / "t.tif", np.zeros((4, 4)), 64, 3)
+    with pytest.raises(UserError, match=r"t\.tif: cannot be decoded: TIFF: its bits .* convert it to 8 bits"):
+        read_image(tmp_path / "t.tif")
 
 
 def test_adobes_inverted_cmyk_is_not_a_negative(tmp_path):
