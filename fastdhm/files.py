@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import warnings
 import zipfile
@@ -25,6 +26,7 @@ from fastdhm.errors import UserError
 
 LOCK = ".lock"
 PREFIX, SUFFIX = ".fastdhm-", ".tmp"  # of what is being written
+WAIT_SECONDS = 0.5  # between two looks at a lock that another process has
 ABANDONED = 24 * 3600  # seconds after which a temporary file of another machine is nobody's
 # What file systems answer that cannot sync, or not a folder (network drives, FUSE), and those that cannot lock.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
@@ -188,22 +190,29 @@ def new_folder(path: Path) -> Path:
 
 
 _held: set[tuple[int, int]] = set()  # what this process holds: to close any file of it would let go of the lock
+_choosing = threading.Lock()  # between two threads of this process, which the system takes for one
 _cannot_lock: set[int] = set()  # file systems of which it was said
 
 
 @contextmanager
-def held(folder: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
+def held(folder: Path, what: str, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
     """Make ``folder`` if need be, and hold it for ``what`` this process is: nobody else writes there.
 
     The lock goes with the process, however it ends; its children, such as loader processes, do not hold it. Where the
     file system cannot lock, ``say`` is told what is missing. What killed processes were writing there is removed.
 
     Raises:
-        ValueError: another process holds it, which is named; or nothing can be written there.
+        ValueError: another process holds it, which is named, unless this one is to ``wait`` for it; or nothing can be
+            written there.
     """
     path = folder / LOCK
     try:
         file = _locked(path, say)
+        if file is None and wait:
+            say(f"waiting for {_holder(path)}, at work in {folder}")
+        while file is None and wait:
+            time.sleep(WAIT_SECONDS)
+            file = _locked(path, say)
     except OSError as error:
         reason = why_not_written(error, path)
         if reason is None:
@@ -212,7 +221,6 @@ def held(folder: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
     if file is None:
         raise UserError(f"{_holder(path)} is at work in {folder}: wait for it, or stop it")
     place = _place(file)
-    _held.add(place)
     try:
         with suppress(OSError):  # a full disk: the lock holds all the same
             os.truncate(file, 0)
@@ -220,40 +228,55 @@ def held(folder: Path, what: str, say: Callable[[str], None]) -> Iterator[None]:
         remove_leftovers(folder)
         yield
     finally:
-        _held.discard(place)
         with suppress(OSError):
             path.unlink()
+        _held.discard(place)
         os.close(file)
 
 
 def _locked(path: Path, say: Callable[[str], None]) -> int | None:
-    """The file at ``path``, open and locked by this process; None if another holds it.
+    """The file at ``path``, open and locked by this process; None if another holds it, or another thread of this one.
 
     lockf's locks are the process's own, where flock's are shared with every child that it forks.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and _place(path) in _held:
-            return None
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):
-            os.fchmod(file, 0o666)  # whoever may write in the folder may lock it
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                os.close(file)
-                return None
-            if error.errno not in CANNOT_LOCK:
+        with _choosing:
+            with suppress(FileNotFoundError):
+                if _place(path) in _held:
+                    return None
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if not _lock(file, path, say):
+                    os.close(file)
+                    return None
+                if _place(file) == _place(path):
+                    _held.add(_place(file))
+                    return file
+            except FileNotFoundError:
+                pass
+            except OSError:
                 os.close(file)
                 raise
-            if os.fstat(file).st_dev not in _cannot_lock:
-                _cannot_lock.add(os.fstat(file).st_dev)
-                say(f"{path.parent}: this file system cannot lock; start nothing else that writes there")
-        with suppress(OSError):
-            if _place(file) == _place(path):
-                return file
-        os.close(file)  # its holder removed it just then: there is another by now
+            os.close(file)  # its holder removed it just then: there is another by now
+
+
+def _lock(file: int, path: Path, say: Callable[[str], None]) -> bool:
+    """Whether this process has the lock now, or none can be had here."""
+    with suppress(OSError):
+        os.fchmod(file, 0o666)  # whoever may write in the folder may lock it
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in CANNOT_LOCK:
+            raise
+        device = os.fstat(file).st_dev
+        if device not in _cannot_lock:
+            _cannot_lock.add(device)
+            say(f"{path.parent}: this file system cannot lock; start nothing else that writes there")
+    return True
 
 
 def _place(file: int | Path) -> tuple[int, int]:

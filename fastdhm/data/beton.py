@@ -6,14 +6,12 @@ Legend: N samples, K classes.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,11 +27,12 @@ from fastdhm.data.beton_format import read_index
 from fastdhm.data.grey import GreyRange
 from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
-from fastdhm.files import remove_leftovers, replacing
+from fastdhm.files import held, replacing
 from fastdhm.paths import expanded
 from fastdhm.streams import narrate
 
 MANIFEST_VERSION = 1
+BUILDER = "a build of .beton files"
 MODES = ("raw", "jpg", "smart")
 SMART_PIXELS = 96 * 96  # in JPEG such an image would lose more of what is in it than of its bytes
 
@@ -147,7 +146,7 @@ def build(
     Every image is decoded once. Bad ones stop the build, and a ``UserError`` lists all of them, unless ``skip_bad``
     leaves them out and names them in the manifest. Whatever happens, ``path`` is either whole or as it was before.
     """
-    with locked(path):
+    with held(path.parent, BUILDER, narrate, wait=True):
         return _build(source, path, settings, workers, skip_bad, progress)
 
 
@@ -174,7 +173,7 @@ def ensure(
             f"{stale}. Its images are not there to build it from; put them back, or the file and its manifest."
         )
     if stale:
-        with locked(path, say):
+        with held(path.parent, BUILDER, say, wait=True):
             stale = why_stale(path, source, settings, skip_bad)  # another process may just have built it
             if stale:
                 say(f"{dataset} {split}: building the .beton file, as {stale}")
@@ -313,21 +312,3 @@ def _describe(source: Source, path: Path, settings: ImageSettings, written) -> M
         created_by=f"fastdhm {fastdhm.__version__}",
         note=written.deep.said(settings.grey_range),
     )
-
-
-@contextmanager
-def locked(path: Path, say: Callable[[str], None] = narrate) -> Iterator[None]:
-    """One builder at a time in a folder; the lock goes with the process that holds it, however that ends."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = (path.parent / ".lock").open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose another --data-dir.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that builds in {path.parent}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        remove_leftovers(path.parent)
-        yield

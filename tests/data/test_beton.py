@@ -21,6 +21,7 @@ from fastdhm.data.beton_source import BetonSource
 from fastdhm.data.sources import load_sources
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.errors import UserError
+from fastdhm.files import held
 
 RAW, JPG = ImageSettings(), ImageSettings(max_resolution=60, mode="jpg", quality=90)
 
@@ -68,7 +69,7 @@ def test_odd_images_build_and_verify(odd_root, tmp_path, settings):
     assert built == verify(path, progress=False) == read_manifest(path)
     assert (built.count, built.class_counts, built.skipped) == (28, (14, 14), ())
     assert (built.min_side, built.max_side) == (1, 900 if settings is RAW else 60)
-    assert names(path.parent) == [".lock", "train.beton", "train.json"]
+    assert names(path.parent) == ["train.beton", "train.json"]
 
 
 def test_smart_keeps_the_pixels_of_small_images(tmp_path):
@@ -143,7 +144,7 @@ def test_all_bad_files_are_listed(bad_root, bad_names, tmp_path):
     for name in bad_names:
         assert name in str(caught.value)
     assert "--skip-bad" in str(caught.value)
-    assert names(path.parent) == [".lock", "train-bad-files.txt"]
+    assert names(path.parent) == ["train-bad-files.txt"]
 
 
 def test_long_list_of_bad_files_is_cut_in_the_message_only(tmp_path):
@@ -163,7 +164,7 @@ def test_skip_bad_leaves_them_out_and_records_them(bad_root, bad_names, tmp_path
     assert len(manifest.skipped) == 3
     assert all(any(name in skipped for skipped in manifest.skipped) for name in bad_names)
     verify(path, progress=False)
-    assert names(path.parent) == [".lock", "train.beton", "train.json"]
+    assert names(path.parent) == ["train.beton", "train.json"]
 
 
 def test_all_images_bad_is_an_error_even_when_skipping(tmp_path):
@@ -202,7 +203,7 @@ def test_killed_worker_ends_the_build(tmp_path):
     with pytest.raises(UserError, match="worker process [0-9]+ was killed, as when memory runs out"):
         build(source, path, RAW, workers=2, progress=False)
     assert time.monotonic() - started < 20
-    assert names(path.parent) == [".lock"]
+    assert names(path.parent) == []
 
 
 SLOW_BUILD = """
@@ -275,7 +276,7 @@ def test_full_disk_is_the_users_to_solve(monkeypatch, tmp_path):
     monkeypatch.setattr(_build, "BetonWriter", FullDisk)
     with pytest.raises(UserError, match=r"cannot write .*/built.*no space left"):
         build_synthetic(tmp_path)
-    assert names(tmp_path / "built") == [".lock"]
+    assert names(tmp_path / "built") == []
 
 
 def test_space_is_asked_for_before_the_work(monkeypatch, tmp_path):
@@ -288,12 +289,12 @@ def test_second_builder_waits_and_says_so(tmp_path):
     said, source = [], SyntheticSource("train", 40)
     path = beton_path(tmp_path, "synthetic", "train", RAW)
     options = {"workers": 1, "say": said.append}
-    with beton.locked(path):
+    with held(path.parent, "a test", print):
         waiting = threading.Thread(target=ensure, args=(source, tmp_path, "synthetic", "train", RAW), kwargs=options)
         waiting.start()
         while not said:
             time.sleep(0.01)
-        assert "waiting for another process" in said[0]
+        assert "waiting for this process" in said[0]
         beton._build(source, path, RAW, 1, False, progress=False)
     waiting.join(20)
     assert len(said) == 1, "it built again what had just been built"
