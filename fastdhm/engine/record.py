@@ -251,7 +251,7 @@ class Log:
 
     def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""
-        if args.exc_value is None or why_not_written(args.exc_value, self.path) is None:
+        if args.exc_value is None or why_not_written(args.exc_value, self.folder / "events") is None:
             self.excepthook(args)
 
 

@@ -2,15 +2,19 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 LEFT_ALONE = (signal.SIG_IGN, None)  # as by nohup; a handler that is not Python's
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
+A_MOMENT = 0.01  # seconds
 TWICE = 0.2  # seconds; `timeout` and shells send the same signal to a process and to its group
 
 _noted: list[tuple[int, float]] = []  # number and time of each that counts, since the outermost context began
@@ -56,14 +60,17 @@ def _handling(*, only_note: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
+    unraisable = sys.unraisablehook
     previous = {} if _only_note else {n: handler for n in ENDING if (handler := signal.getsignal(n)) not in LEFT_ALONE}
     _only_note.append(only_note)
     for number in previous:
         signal.signal(number, _handle)
+    sys.unraisablehook = partial(_again, otherwise=unraisable)
     try:
         yield
     finally:
         _only_note.pop()
+        sys.unraisablehook = unraisable
         for number, handler in previous.items():
             signal.signal(number, handler)
         if not _only_note:
@@ -81,6 +88,19 @@ def _handle(number: int, _frame: object) -> None:
         os.kill(os.getpid(), number)
     elif before_this == 0:
         raise Stopped(number)
+
+
+def _again(unraisable: "sys.UnraisableHookArgs", otherwise: Callable[[Any], object]) -> None:
+    """A signal may come while Python cleans up (``__del__``, a weak reference), where what is raised is lost: it is
+    sent again, a moment later."""
+    stopped = unraisable.exc_value
+    if isinstance(stopped, Stopped):
+        _noted.pop()
+        later = threading.Timer(A_MOMENT, os.kill, (os.getpid(), stopped.number))
+        later.daemon = True
+        later.start()
+    else:
+        otherwise(unraisable)
 
 
 def _in_a_worker() -> None:

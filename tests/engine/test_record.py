@@ -113,14 +113,15 @@ def test_a_full_disk_is_told_with_the_way_to_go_on(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("opening", [False, True], ids=["writing", "opening"])
 @pytest.mark.parametrize(("number", "shown"), [(errno.ENOSPC, False), (errno.EBADF, True)], ids=["full", "other"])
-def test_a_full_disk_in_tensorboards_thread_is_not_told_twice(tmp_path, number, shown, monkeypatch):
-    seen = []
+def test_a_full_disk_in_tensorboards_thread_is_not_told_twice(tmp_path, number, shown, opening, monkeypatch):
+    seen, named = [], [str(tmp_path / "tensorboard" / "events.out.tfevents.1").encode()] * opening
     monkeypatch.setattr(threading, "excepthook", seen.append)
     log = Log(tmp_path, 0, 0)
 
     def fail():
-        raise OSError(number, "what a write says")
+        raise OSError(number, "what a write says", *named)
 
     thread = threading.Thread(target=fail)
     thread.start()

@@ -41,6 +41,20 @@ def test_elsewhere_it_ends_the_command_at_once(number):
     assert stopped.value.number == number
 
 
+def test_a_signal_that_comes_while_python_cleans_up_is_obeyed_and_shows_no_traceback(capsys):
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # here it is handled
+
+    with end_at_once(), pytest.raises(Stopped) as stopped:
+        Dying()
+        for _ in range(200):
+            time.sleep(0.01)
+    assert stopped.value.number == signal.SIGTERM and noted() is None
+    assert capsys.readouterr().err == ""
+
+
 def test_a_second_signal_acts_at_once():
     with stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
