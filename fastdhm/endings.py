@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, first_line
 from fastdhm.files import REASONS
 
 CONFIGS = ("config.yaml", "compare.yaml")
@@ -41,14 +41,14 @@ def cause(error: BaseException, command: str) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if _is_memory(error):
-        told = _line(error) or "no more is to be had"
+        told = _short(error) if str(error) else "no more is to be had"
         return f"not enough memory ({told}): {LESS_MEMORY.get(command, 'end other programs, or take a larger machine')}"
     if isinstance(error, HTTPException | URLError):
-        return f"a download failed ({_line(getattr(error, 'reason', error))}): {NETWORK}"
+        return f"a download failed ({_short(getattr(error, 'reason', error))}): {NETWORK}"
     if isinstance(error, OSError):
         return _system(error)
     if isinstance(error, ImportError) and not (error.name or "").startswith("fastdhm"):
-        return f"{error.name or 'a library'} cannot be imported ({_line(error)}): install it anew"
+        return f"{error.name or 'a library'} cannot be imported ({_short(error)}): install it anew"
     if isinstance(error, RecursionError):
         return "something is nested deeper than Python follows, a YAML file or a network perhaps: make it flatter"
     return None
@@ -62,15 +62,14 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _system(error: OSError) -> str:
-    reason, remedy = REASONS.get(error.errno, (error.strerror or _line(error) or type(error).__name__, ""))
+    reason, remedy = REASONS.get(error.errno, (error.strerror or _short(error), ""))
     remedy = REMEDIES.get(error.errno, remedy)
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     return f"{' and '.join(names)}{': ' * bool(names)}{reason}{'; ' * bool(remedy)}{remedy}"
 
 
-def _line(error: object) -> str:
-    """The first line of what an exception says."""
-    return next(iter(str(error).strip().splitlines()), "")[:200]
+def _short(error: object) -> str:
+    return first_line(error)[:200]
 
 
 @contextmanager

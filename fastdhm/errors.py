@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and how errors are put into words."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,6 +14,15 @@ class UserError(ValueError):
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of ``known``: says the known ones and the nearest."""
     known = list(known)
-    nearest = get_close_matches(str(value), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return UserError(f"unknown {kind} {value!r}{hint} (known: {', '.join(known)})")
+    return UserError(f"unknown {kind} {value!r}{did_you_mean(str(value), known)} (known: {', '.join(known)})")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` with the nearest of the ``known`` names; empty where none is near."""
+    nearest = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def first_line(error: object) -> str:
+    """The first line of what an exception says; the name of its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,14 +9,13 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, did_you_mean
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
@@ -91,8 +90,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
 
 def no_such_setting(name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is no setting; says the nearest."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return UserError(f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return UserError(f"there is no setting {name!r}{did_you_mean(name, known)}")
 
 
 def _needed(field: dataclasses.Field) -> bool:

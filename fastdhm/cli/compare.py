@@ -94,12 +94,11 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     """The comparison in ``folder``, with more seeds if asked for, and with what a resumed run may set anew."""
     from fastdhm.compare.arms import fitting, make_config, parse_seeds
     from fastdhm.compare.directory import read_settings
-    from fastdhm.engine.checkpoint import RESUMABLE, moved
+    from fastdhm.engine.checkpoint import HOW_IT_RUNS, moved
 
     comparison = read_settings(folder)
     there = {name: given[name] for name in ("dataset",) if name in given}  # where the images lie now
-    free = [name for name in RESUMABLE if name != "max_steps"]  # with which a run would be another one
-    free += moved(comparison.arms[0].config, dataclasses.replace(comparison.arms[0].config, **there))
+    free = HOW_IT_RUNS + moved(comparison.arms[0].config, dataclasses.replace(comparison.arms[0].config, **there))
     fixed = [name for name in (*given, *own) if name in LAYING_OUT or (name in given and name not in free)]
     if fixed:
         raise UserError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdhm.config import TrainConfig
-from fastdhm.engine.checkpoint import RESUMABLE, differing
+from fastdhm.engine.checkpoint import HOW_IT_RUNS, differing
 from fastdhm.errors import UserError
 from fastdhm.methods import METHODS
 
@@ -155,7 +155,7 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
 
 def changed(old: TrainConfig, new: TrainConfig) -> list[str]:
     """In which values that decide what is learnt two configs differ, ``epochs: 164 -> 16``; seed and folder aside."""
-    return unlike(old, new, free=("seed", *(name for name in RESUMABLE if name != "max_steps")))
+    return unlike(old, new, free=("seed", *HOW_IT_RUNS))
 
 
 def unlike(old: TrainConfig, new: TrainConfig, free: tuple[str, ...]) -> list[str]:

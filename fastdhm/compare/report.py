@@ -21,7 +21,7 @@ from fastdhm.compare.results import Results
 from fastdhm.compare.statistics import Difference, Summary
 from fastdhm.compare.words import METRICS, remarks, what_is_counted
 from fastdhm.console import Console
-from fastdhm.engine.checkpoint import RESUMABLE
+from fastdhm.engine.checkpoint import HOW_IT_RUNS
 from fastdhm.engine.judged import judged_on
 from fastdhm.files import write_csv, write_text
 
@@ -251,7 +251,7 @@ def settings(arms: Sequence[Arm]) -> tuple[dict[str, Any], dict[str, dict[str, A
 
 def _learnt(arm: Arm) -> dict[str, Any]:
     """The values that decide what a run learns."""
-    left_out = ("run_dir", "seed", *(name for name in RESUMABLE if name != "max_steps"))
+    left_out = ("run_dir", "seed", *HOW_IT_RUNS)
     values = {name: value for name, value in dataclasses.asdict(arm.config).items() if name not in left_out}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -21,7 +21,7 @@ from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
 from fastdhm.console import Console, paste
 from fastdhm.data.crops import height_width
-from fastdhm.engine.checkpoint import RESUMABLE, read_config
+from fastdhm.engine.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
 from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.record import NonFiniteLoss
 from fastdhm.engine.reid import NonFiniteFeatures
@@ -201,9 +201,7 @@ def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
     """``config`` with what was settled by the machine when the run began, where nothing else is asked for now."""
     usual = TrainConfig()
     kept: dict[str, Any] = {
-        name: getattr(before, name)
-        for name in RESUMABLE
-        if name != "max_steps" and getattr(config, name) == getattr(usual, name)
+        name: getattr(before, name) for name in HOW_IT_RUNS if getattr(config, name) == getattr(usual, name)
     }
     return dataclasses.replace(config, **kept)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.identity import Identity
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, first_line
 from fastdhm.files import contents, damaged_part, load_without_code, plain_name, replacing
 from fastdhm.typed_yaml import build, read_yaml
 
@@ -31,6 +31,7 @@ RESUMABLE = (
     "device", "impl", "precision", "compile", "cuda_graphs", "activation_checkpointing", "log_every", "save_minutes",
     "grad_cosine",
 )  # fmt: skip
+HOW_IT_RUNS = tuple(name for name in RESUMABLE if name != "max_steps")  # without what makes it another run
 
 
 @dataclasses.dataclass
@@ -134,7 +135,7 @@ def _whole_safetensors(path: Path) -> Iterator[Any]:
         with plain_name(path) as name, safe_open(name, "pt") as file:
             yield file
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {_first_line(error)}") from error
+        raise UserError(f"{path} is no whole safetensors file: {first_line(error)}") from error
 
 
 def learnt_from(path: Path) -> Identity:
@@ -219,7 +220,3 @@ def differing(old: TrainConfig, new: TrainConfig, free: tuple[str, ...] = RESUMA
     """The values in which two configs differ, as ``name: old -> new``, those in ``free`` aside."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return [f"{k}: {v} -> {after[k]}" for k, v in before.items() if v != after[k] and k not in free]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

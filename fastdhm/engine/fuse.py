@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
 from fastdhm.engine.trace import IN_PLACE, Tracer, has_hooks, hooks, is_plain
+from fastdhm.errors import first_line
 from fastdhm.models import BranchedModel
 from fastdhm.models.recompute import recomputed
 from fastdhm.ops import _extension
@@ -127,7 +128,7 @@ class FusedForward:
             graph = Tracer().trace(chosen)
             drawn = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
         except Exception as error:  # whatever a network's own forward may do with what is no tensor yet
-            return chosen, f"its forward cannot be traced: {(str(error) or type(error).__name__).splitlines()[0]}"
+            return chosen, f"its forward cannot be traced: {first_line(error)}"
         finally:
             torch.set_rng_state(before[0])
             random.setstate(before[1])

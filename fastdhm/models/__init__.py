@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 import torch
 
-from fastdhm.errors import UserError, unknown
+from fastdhm.errors import UserError, did_you_mean, first_line, unknown
 from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, mobilenet, wrn, zoo
 from fastdhm.models.alone import AloneBranch, alone
 from fastdhm.models.attach import AttachedModel, attach
@@ -68,9 +67,8 @@ def family_of(arch: str) -> Family:
         if re.fullmatch(family.pattern, arch):
             return family
     examples = [name for family in FAMILIES for name in family.examples]
-    nearest = get_close_matches(arch.lower(), examples, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise UserError(f"unknown architecture {arch!r}{hint} (known: {'; '.join(family.rule for family in FAMILIES)})")
+    rules = "; ".join(family.rule for family in FAMILIES)
+    raise UserError(f"unknown architecture {arch!r}{did_you_mean(arch.lower(), examples)} (known: {rules})")
 
 
 def check(arch: str, branches: Iterable[str] | None = None, *, dropout: float = 0.0) -> None:
@@ -114,5 +112,4 @@ def inventory(
     try:
         return Inventory((height, width), num_classes, measure(model, (height, width)))
     except (RuntimeError, AssertionError, ValueError) as error:  # whatever the network itself says to such a size
-        first = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UserError(f"{arch} does not run on images of {height}x{width} pixels: {first}") from error
+        raise UserError(f"{arch} does not run on images of {height}x{width} pixels: {first_line(error)}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, first_line
 from fastdhm.models.branched import Branch
 from fastdhm.models.copies import refuse_computed
 from fastdhm.models.dead import dead_filters
@@ -64,7 +64,7 @@ def grow(
             channels = _fitted(layout, stages, start, factor)
             break
         except CannotFitError as error:
-            reason = reason or (str(error).strip() or type(error.__cause__ or error).__name__).splitlines()[0]
+            reason = reason or first_line(error if str(error).strip() else error.__cause__ or error)
     else:
         raise UserError(
             f"branch {name} of {type(model).__name__} does not run on its own ({reason}): fork elsewhere (forks=), or "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, first_line
 from fastdhm.models.copies import copied, on_meta
 
 BATCH = 2  # BatchNorm refuses to train on one image
@@ -165,20 +165,16 @@ def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Mo
         raise
     except Exception as failed:  # copying raises what a network's parts do
         raise UserError(f"{type(model).__name__} cannot be copied ({failed}); attach works on a copy of it") from failed
-    C, H, W = size_CHW
+    name, why, (C, H, W) = type(model).__name__, first_line(error).rstrip("."), size_CHW
     if isinstance(error, TypeError) and "required" in str(error):  # positional arguments beside the images
         raise UserError(
-            f"{type(model).__name__} does not run on images alone: {_first_line(error)}. Wrap it in a module whose "
-            "forward takes images and gives logits"
+            f"{name} does not run on images alone: {why}. Wrap it in a module whose forward takes images and gives "
+            "logits"
         ) from error
     raise UserError(
-        f"{type(model).__name__} does not run on images of {C} channels and {H}x{W} pixels: {_first_line(error)}. "
+        f"{name} does not run on images of {C} channels and {H}x{W} pixels: {why}. "
         "Give input_size=(channels, height, width) as it takes them"
     ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
 
 
 def trace(model: nn.Module, size_CHW: tuple[int, int, int]) -> Trace:
