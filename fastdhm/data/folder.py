@@ -69,7 +69,7 @@ class FolderSource:
         # reference counts alone.
         self._name_N = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)[order_N]
         self.target_N = target_N[order_N]
-        self.unreadable = found.unreadable
+        self.unreadable, self.linked = found.unreadable, found.linked
         self._digest: str | None = None
 
     def _refuse_empty(self, found: Walk, class_of: dict[str, str]) -> None:

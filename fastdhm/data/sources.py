@@ -5,6 +5,7 @@ Legend: N samples, H height, W width, C channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastdhm.data.arrays import load_cifar, load_fashion_mnist
 from fastdhm.data.folder import FolderSource, loosely
 from fastdhm.data.synthetic import SyntheticSource
-from fastdhm.data.walk import ImagesGone, holds_anything, is_there, printable
+from fastdhm.data.walk import ImagesGone, holds_anything, is_system, is_there, printable
 from fastdhm.errors import UserError, unknown
 from fastdhm.paths import expanded
 
@@ -145,7 +146,15 @@ def _load_folder(dataset: str, root: Path) -> tuple[Source, Source]:
     train = FolderSource(root / "train", dataset, "train")
     val = FolderSource(root / "val", dataset, "val", train.classes)
     if train.classes != val.classes:
-        raise _classes_differ(dataset, root, set(train.classes), set(val.classes))
+        raise _classes_differ(dataset, root, train, val)
+    if len(train.classes) < 2:
+        raise UserError(
+            f"data set '{dataset}': {train.classes[0]!r} is the only class in {root}/train. A classifier tells two or "
+            "more apart: add a folder of images for each."
+        )
+    if os.path.samefile(train.root, val.root):
+        same = f"{printable(train.root)} and {printable(val.root)} are one folder: its error says nothing of new images"
+        val.note = "\n".join(filter(None, (val.note, same)))
     return train, val
 
 
@@ -158,7 +167,9 @@ def require_folders(dataset: str, root: Path, names: Sequence[str], wanted: str)
     missing = [name for name in names if not is_there(root / name)]
     if missing:
         kind = ImagesGone if len(missing) == len(names) else UserError
-        raise kind(f"data set '{dataset}': {root} has no folder named '{missing[0]}'. {wanted}")
+        others = sorted(printable(name) for name in os.listdir(root) if not is_system(name) and name not in names)
+        there = f", but {_few(others)}" if others else ""
+        raise kind(f"data set '{dataset}': {root} has no folder named '{missing[0]}'{there}. {wanted}")
     if not any(holds_anything(root / name) for name in names):
         raise ImagesGone(
             f"data set '{dataset}': there are no class folders or images in {', '.join(names)} of {root}: is a drive "
@@ -166,10 +177,15 @@ def require_folders(dataset: str, root: Path, names: Sequence[str], wanted: str)
         )
 
 
-def _classes_differ(dataset: str, root: Path, train: set[str], val: set[str]) -> UserError:
-    only_train, only_val = sorted(train - val), sorted(val - train)
+def _classes_differ(dataset: str, root: Path, train: FolderSource, val: FolderSource) -> UserError:
+    only_train, only_val = (
+        sorted(set(one.classes) - set(other.classes)) for one, other in ((train, val), (val, train))
+    )
     alike = {loosely(name): name for name in only_val}
     pairs = [(name, alike[loosely(name)]) for name in only_train if loosely(name) in alike]
+    links = [
+        (part, name) for part, only in ((train, only_val), (val, only_train)) for name in part.linked if name in only
+    ]
     paths = [root / split / name for split in SPLITS for name in only_train + only_val]
     files = [path for path in paths if path.is_file()]
     remedy = "Each class needs a folder in both: add the images, or remove the folder."
@@ -177,6 +193,9 @@ def _classes_differ(dataset: str, root: Path, train: set[str], val: set[str]) ->
         remedy = f"{pairs[0][0]!r} and {pairs[0][1]!r} differ in case or spaces: give them one name."
     elif files:
         remedy = f"{printable(files[0])} is a file: put a folder of images there."
+    elif links:
+        link = printable(links[0][0].root / links[0][1])
+        remedy = f"{link} is a link to a folder that is taken elsewhere: put images of its own there."
     return UserError(
         f"data set '{dataset}': the class folders of {root}/train and {root}/val differ. "
         f"Only in train: {_few(only_train)}; only in val: {_few(only_val)}. {remedy}"

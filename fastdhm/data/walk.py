@@ -28,6 +28,7 @@ SYSTEM_NAMES = (
     *("__MACOSX", "Network Trash Folder", "Temporary Items", "TheVolumeSettingsFolder", "TheFindByContentFolder"),
     *("Desktop DB", "Desktop DF", "Icon\r"),  # macOS, as those above
     *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows
+    *("FOUND.000", "DfsrPrivate", "$Extend", "LOST.DIR"),  # Windows after a check, and its servers; Android
     *("~snapshot", "~latest", "lost+found"),  # NetApp, Hitachi; ext4
     *("__pycache__", "CVS"),
 )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 import unicodedata
 
@@ -215,6 +216,19 @@ def test_a_class_that_is_a_file_is_named(root):
     (root / "val/bird").write_text("an archive that was never unpacked")
     with pytest.raises(UserError, match="Only in train: bird.*val/bird is a file: put a folder of images there"):
         train_of(root)
+
+
+def test_a_class_that_is_a_link_to_another_class_is_named(root):
+    (root / "train/bird").symlink_to("cat")
+    fill(root / "val/bird", "0.png")
+    with pytest.raises(UserError, match="Only in train: none; only in val: bird. .*train/bird is a link to a folder"):
+        train_of(root)
+
+
+def test_validation_on_the_training_images_is_said(root):
+    shutil.rmtree(root / "val")
+    (root / "val").symlink_to("train")
+    assert "are one folder: its error says nothing of new images" in load_sources(f"folder:{root}", root)[1].note
 
 
 def test_a_class_whose_name_is_not_utf8_can_be_printed_and_saved(root):
