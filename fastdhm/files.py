@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
-    try:
+    with writing(path):
         if path.exists() and not path.is_file():
             with tempfile.TemporaryDirectory() as folder:
                 yield Path(folder, "file")
@@ -77,11 +77,18 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, shown: str = "") -> Iterator[None]:
+    """``ValueError``, with the reason and what to do, where what is done inside cannot write ``path``."""
+    try:
+        yield
     except Exception as error:
         reason = why_not_written(error, path)
         if reason is None:
             raise
-        raise UserError(f"cannot write {path}: {'; '.join(reason)}") from error
+        raise UserError(f"cannot write {shown or path}: {'; '.join(reason)}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -206,18 +213,13 @@ def held(folder: Path, what: str, say: Callable[[str], None], *, wait: bool = Fa
             written there.
     """
     path = folder / LOCK
-    try:
+    with writing(path, f"in {folder}"):
         file = _locked(path, say)
         if file is None and wait:
             say(f"waiting for {_holder(path)}, at work in {folder}")
         while file is None and wait:
             time.sleep(WAIT_SECONDS)
             file = _locked(path, say)
-    except OSError as error:
-        reason = why_not_written(error, path)
-        if reason is None:
-            raise
-        raise UserError(f"cannot write in {folder}: {'; '.join(reason)}") from error
     if file is None:
         raise UserError(f"{_holder(path)} is at work in {folder}: wait for it, or stop it")
     place = _place(file)

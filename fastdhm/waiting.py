@@ -4,7 +4,6 @@ Long enough for a network drive that stands still for a minute and for a machine
 ``FASTDHM_WAIT_SECONDS``. Everything that waits for another thread or process does it by a :class:`Wait`.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from fastdhm.console import Console
+from fastdhm.environment import positive
 from fastdhm.errors import UserError
 
 POLL_S = 0.5  # how long to sleep at a time, at most: between two calls of Wait.on
@@ -88,11 +88,4 @@ def _answer(answers: SimpleQueue, wait: Wait) -> Any:
 
 def limit_s() -> float:
     """The longest wait in seconds; ``ValueError`` if the user set one that is none."""
-    given = os.environ.get(LIMIT)
-    try:
-        limit = LIMIT_S if given is None else float(given)
-    except ValueError:
-        limit = 0.0
-    if not limit > 0:
-        raise UserError(f"{LIMIT} is {given!r}: it has to be a number of seconds above 0")
-    return limit
+    return positive(LIMIT, LIMIT_S, "seconds")

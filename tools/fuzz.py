@@ -135,9 +135,6 @@ def _limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-# --- the kinds --------------------------------------------------------------------------------------------------------
-
-
 def _train(folder: Path) -> Path:
     """A small finished run on a small folder of images."""
     from fastdhm.cli import main
@@ -268,12 +265,11 @@ def _read_comparison(path: Path) -> object:
     return read_settings(path.parent)
 
 
-def _picture(form: str, **options: Any) -> Callable[[Path], Path]:
+def _picture(form: str, mode: str = "RGB", **options: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         import numpy as np
         from PIL import Image
 
-        mode = options.pop("mode", "RGB") if options else "RGB"
         pixels = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
         image = Image.fromarray(pixels).convert("RGB" if mode == "I;16" else mode)
         if mode == "I;16":

@@ -18,17 +18,17 @@ from fastdhm.paths import place_caches
 from fastdhm.streams import answer, ready_streams, settle_streams, tell
 
 COMMANDS = {
-    "train": "train a network; alone, DHM on Fashion-MNIST",
-    "compare": "several methods with several seeds, or a table of the paper: runs, tables, curves",
-    "eval": "validation error of a run, a checkpoint or a stripped network; mAP and ranks on people",
-    "embed": "what a run's network makes of each image in a folder, for a search index",
-    "models": "networks by name: parameters, multiply-adds, and what a step with branches costs",
-    "diagnose": "what mimicking does to kernels and gradients, of runs beside each other",
-    "doctor": "what this machine has, what fastdhm does with it, and a test of every op: a page for a report",
-    "import-official": "make a run directory of a checkpoint of the authors' released code",
-    "data build": "write a data set as .beton files, every image checked",
+    "train": "train a network; without flags, DHM on Fashion-MNIST",
+    "compare": "train several methods with several seeds, or a table of the paper; tables and curves",
+    "eval": "measure the error of a run, a checkpoint or a network; on people, mAP and ranks",
+    "embed": "write a vector of features for each image in a folder, for a search index",
+    "models": "list networks: parameters, multiply-adds, and what a step with branches costs",
+    "diagnose": "compare runs: what mimicking does to kernels and gradients",
+    "doctor": "check this machine, what is installed and every op; add what it prints to a report",
+    "import-official": "turn a checkpoint of the authors' released code into a run directory",
+    "data build": "write a data set as .beton files, and check every image",
     "data verify": "check .beton files against their manifests",
-    "data info": "say what .beton files hold",
+    "data info": "print what .beton files hold",
     "bench loss": "time the mimicking loss against its peers, checked first",
     "bench mask": "the same for the branch mask",
     "bench conv": "the same for convolutions",
@@ -53,7 +53,7 @@ def usage(group: str = "") -> str:
             "",
             *lines,
             "",
-            "`fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print_config` shows a run without "
+            "`fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print-config` shows a run without "
             "starting it.",
         ]
     )

@@ -106,9 +106,8 @@ class Parser(jsonargparse.ArgumentParser):
             with contextlib.redirect_stdout(said):
                 values = self.parse_args(list(self._bracketed(argv)), defaults=defaults).as_dict()
         except SystemExit:
-            answer(
-                said.getvalue().replace(" \b", "").rstrip("\n")
-            )  # jsonargparse's way to write --print_config[=flags]
+            # " \b" is how jsonargparse writes --print_config[=flags]
+            answer(said.getvalue().replace(" \b", "").rstrip("\n"))
             raise
         return {name: value for name, value in values.items() if name not in NOT_VALUES}
 

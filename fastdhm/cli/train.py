@@ -14,7 +14,7 @@ def _parser() -> Parser:
     """The parser of ``fastdhm train``: a flag for every value of :class:`TrainConfig`."""
     parser = Parser(
         "train",
-        "Train a network. Flags override --config, which overrides the recipe of the data set; --print_config shows "
+        "Train a network. Flags override --config, which overrides the recipe of the data set; --print-config shows "
         "the values that come out.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the values below")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fastdhm.data.sources import Source
 
 Say = Callable[[str], None]
-PEEKED = 16  # images of a folder that are looked at where none would be before training
 
 
 @dataclass(frozen=True)
@@ -337,8 +336,9 @@ def _peek_deep(source: Source) -> str | None:
     """What a look at a few images says of deep greyscale among them."""
     from fastdhm.data.folder import FolderSource, may_be_deep
     from fastdhm.data.grey import DeepPictures
+    from fastdhm.data.sources import peeked
 
-    deep, looked_at = DeepPictures(), range(0, len(source), max(1, len(source) // PEEKED))
+    deep, looked_at = DeepPictures(), peeked(source)
     for i in looked_at if isinstance(source, FolderSource) else ():
         if may_be_deep(source.label(i)):
             deep.note(source.image(i))  # a bad one is told now, and not in the middle of an epoch

@@ -20,6 +20,7 @@ from fastdhm.data._tiff import UNREAD, heed_tags, without_unused_alpha
 from fastdhm.data.grey import GreyRange, UnknownRange, grey_of, to_8_bits
 from fastdhm.data.signatures import what_it_is
 from fastdhm.data.walk import printable
+from fastdhm.environment import positive
 from fastdhm.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,11 +104,11 @@ def _read(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
 def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
     with _open(file, name) as image:
         width, height = image.size
-        limit = int(os.environ.get("FASTDHM_MAX_PIXELS") or MAX_PIXELS)
+        limit = positive("FASTDHM_MAX_PIXELS", MAX_PIXELS, "pixels")
         if width * height > limit:
             raise UserError(
-                f"{printable(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,}: shrink it, or "
-                "set FASTDHM_MAX_PIXELS"
+                f"{printable(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,.0f}: "
+                "shrink it, or set FASTDHM_MAX_PIXELS"
             )
         _scale_key(image)
         heed_tags(image)

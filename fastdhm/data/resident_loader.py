@@ -17,12 +17,11 @@ from fastdhm import memory
 from fastdhm.data.beton_format import MODES, read_images, read_index
 from fastdhm.data.crops import RESIZING
 from fastdhm.data.loaders import Batch, LoaderOptions
-from fastdhm.data.sources import Source
+from fastdhm.data.sources import Source, peeked
 from fastdhm.errors import UserError
 
 COMFORTABLE_BYTES = 2 << 30  # more than that is held only where it is asked for
 COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory, or the container's
-PEEKED = 16  # images of a folder whose size is looked at before anything is built
 CHUNK = 1024  # images drawn at a time
 
 
@@ -126,7 +125,7 @@ def hold(source: Source, beton: Path | None, options: LoaderOptions) -> Resident
 
 def _some_sizes(source: Source) -> set[tuple[int, int]]:
     sizes = set()
-    for i in range(0, len(source), max(1, len(source) // PEEKED)):
+    for i in peeked(source):
         try:
             width, height = source.image(i).size
             sizes.add((height, width))

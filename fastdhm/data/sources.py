@@ -27,6 +27,7 @@ REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
 DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic", *REID_DATASETS)
 SPLITS = ("train", "val")
 REID_SPLITS = (*SPLITS, "query", "gallery")
+PEEKED = 16  # samples, about
 
 
 class Source(Protocol):
@@ -51,6 +52,11 @@ class Source(Protocol):
 
     def fingerprint(self) -> str | None:
         """A sha256 of the samples that a copy of them has too; None where it is not known."""
+
+
+def peeked(source: Source) -> range:
+    """The samples to look at before training, where to look at all would take too long: some of every part."""
+    return range(0, len(source), max(1, len(source) // PEEKED))
 
 
 def is_reid(dataset: str) -> bool:

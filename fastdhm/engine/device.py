@@ -183,9 +183,7 @@ def restart_peak(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        CLEAR_REFS.write_text(
-            "5", "utf-8"
-        )  # proc(5): the high-water mark of the resident set becomes what is resident now
+        CLEAR_REFS.write_text("5", "utf-8")  # proc(5): the high-water mark becomes what is resident now
     except OSError:
         return False
     return True

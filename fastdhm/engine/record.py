@@ -6,8 +6,8 @@ Legend: M branches, A those that a step computes, E what some steps measure.
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import plain_name, sync, why_not_written, write_text
+from fastdhm.files import plain_name, sync, why_not_written, write_text, writing
 
 
 def to_host(tensor: Tensor) -> list:
@@ -219,35 +219,24 @@ class Log:
 
     def write(self, kind: str, *, step: int, **scalars: Any) -> None:
         """Add a row of ``kind`` ("startup", "step", "epoch", "compile" or "reid")."""
-        with self._told_if_full():
+        with writing(self.path):
             self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
             for name, value in scalars.items() if self.tensorboard else ():
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
         """Have the disk hold all rows so far."""
-        with self._told_if_full():
+        with writing(self.path):
             sync(self.path)
 
     def close(self) -> None:
         """Flush and close both."""
-        with self._told_if_full(), ExitStack() as both:
+        with writing(self.path), ExitStack() as both:
             both.callback(self.open.close)
             both.callback(setattr, threading, "excepthook", self.excepthook)
             if vars(self).get("tensorboard"):  # nothing was written otherwise
                 both.callback(self.tensorboard.close)
             both.callback(self.file.close)
-
-    @contextmanager
-    def _told_if_full(self) -> Iterator[None]:
-        """``UserError`` where the disk is full."""
-        try:
-            yield
-        except OSError as error:
-            reason = why_not_written(error, self.path)
-            if reason is None:
-                raise
-            raise UserError(f"cannot write {self.path}: {'; '.join(reason)}") from error
 
     def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""

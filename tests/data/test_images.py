@@ -203,7 +203,7 @@ def test_a_png_with_more_words_than_pillow_takes_is_whole(monkeypatch, tmp_path,
     path.write_bytes(path.read_bytes()[:-40])
     if where not in ("after-the-pixels",):
         with pytest.raises(UserError, match="cannot be decoded"):
-            read_image(path)
+            read_image(tmp_path / "t.png")
 
 
 @pytest.mark.parametrize("name", ["t.png", "t.jpg", "t.tiff", "t.gif", "t.bmp", "t.webp"])
@@ -220,6 +220,9 @@ def test_too_many_pixels_are_named_with_the_limit_and_how_to_lift_it(monkeypatch
     Image.new("RGB", (40, 30)).save(tmp_path / "t.png")
     monkeypatch.setenv("FASTDHM_MAX_PIXELS", "1199")
     with pytest.raises(UserError, match="40 x 30 pixels are more than the limit of 1,199: .*FASTDHM_MAX_PIXELS"):
+        read_image(tmp_path / "t.png")
+    monkeypatch.setenv("FASTDHM_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="^FASTDHM_MAX_PIXELS is 'many': it has to be a number of pixels above 0"):
         read_image(tmp_path / "t.png")
     monkeypatch.setenv("FASTDHM_MAX_PIXELS", "1200")
     assert read_image(tmp_path / "t.png").size == (40, 30)

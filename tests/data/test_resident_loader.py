@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdhm.data import beton_format, open_loaders, open_splits, resident_loader
+from fastdhm.data import beton_format, open_loaders, open_splits, resident_loader, sources
 from fastdhm.data._ffcv import why_not
 from fastdhm.data.arrays import ArraySource
 from fastdhm.data.beton import ImageSettings, beton_path, build
@@ -136,7 +136,7 @@ def test_what_cannot_be_held_is_refused_and_auto_goes_on(tmp_path, changes, reas
 
 
 def test_one_odd_image_among_many_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(resident_loader, "PEEKED", 1)
+    monkeypatch.setattr(sources, "PEEKED", 1)
     root = save_folder(tmp_path / "icons", odd=True)
     with pytest.raises(UserError, match="they are not all of one size"):
         open_loaders(f"folder:{root}", tmp_path, loader="resident", say=lambda _: None, **OPEN)

@@ -1,0 +1,21 @@
+"""Numbers that users set in environment variables."""
+
+import os
+
+from fastdhm.errors import UserError
+
+
+def positive(name: str, usual: float, unit: str) -> float:
+    """The number of ``unit`` in the variable ``name``, or the ``usual`` one where it is not set.
+
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    given = os.environ.get(name)
+    try:
+        number = usual if given is None else float(given)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise UserError(f"{name} is {given!r}: it has to be a number of {unit} above 0")
+    return number
