@@ -153,11 +153,6 @@ def _load_folder(dataset: str, root: Path) -> tuple[Source, Source]:
     val = FolderSource(root / "val", dataset, "val", train.classes)
     if train.classes != val.classes:
         raise _classes_differ(dataset, root, train, val)
-    if len(train.classes) < 2:
-        raise UserError(
-            f"data set '{dataset}': {train.classes[0]!r} is the only class in {root}/train. A classifier tells two or "
-            "more apart: add a folder of images for each."
-        )
     if os.path.samefile(train.root, val.root):
         same = f"{printable(train.root)} and {printable(val.root)} are one folder: its error says nothing of new images"
         val.note = "\n".join(filter(None, (val.note, same)))
@@ -184,14 +179,10 @@ def require_folders(dataset: str, root: Path, names: Sequence[str], wanted: str)
 
 
 def _classes_differ(dataset: str, root: Path, train: FolderSource, val: FolderSource) -> UserError:
-    only_train, only_val = (
-        sorted(set(one.classes) - set(other.classes)) for one, other in ((train, val), (val, train))
-    )
+    only_train, only_val = (sorted({*a.classes} - {*b.classes}) for a, b in ((train, val), (val, train)))
     alike = {loosely(name): name for name in only_val}
     pairs = [(name, alike[loosely(name)]) for name in only_train if loosely(name) in alike]
-    links = [
-        (part, name) for part, only in ((train, only_val), (val, only_train)) for name in part.linked if name in only
-    ]
+    links = [a.root / name for a, only in ((train, only_val), (val, only_train)) for name in a.linked if name in only]
     paths = [root / split / name for split in SPLITS for name in only_train + only_val]
     files = [path for path in paths if path.is_file()]
     remedy = "Each class needs a folder in both: add the images, or remove the folder."
@@ -200,8 +191,7 @@ def _classes_differ(dataset: str, root: Path, train: FolderSource, val: FolderSo
     elif files:
         remedy = f"{printable(files[0])} is a file: put a folder of images there."
     elif links:
-        link = printable(links[0][0].root / links[0][1])
-        remedy = f"{link} is a link to a folder that is taken elsewhere: put images of its own there."
+        remedy = f"{printable(links[0])} is a link to a folder that is taken elsewhere: put images of its own there."
     return UserError(
         f"data set '{dataset}': the class folders of {root}/train and {root}/val differ. "
         f"Only in train: {_few(only_train)}; only in val: {_few(only_val)}. {remedy}"
