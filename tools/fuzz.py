@@ -284,7 +284,7 @@ def _picture(form: str, mode: str = "RGB", **options: Any) -> Callable[[Path], P
 def _read_picture(path: Path) -> object:
     from fastdhm.data.images import read_image
 
-    image = read_image(path)
+    image = read_image(path, (0, 255))  # a range that floats of any size are read by
     assert image.mode == "RGB", image.mode
     return image
 
@@ -304,7 +304,7 @@ KINDS = {
     "beton": Kind(_beton, _read_beton, sealed=True),
     "manifest": Kind(lambda folder: _beton(folder).with_suffix(".json"), _read_beton, text=True),
     **{
-        f"picture {form}{options.get('mode', '')}": Kind(_picture(form, **options), _read_picture)
+        f"picture {' '.join(map(str, (form, *options.values())))}": Kind(_picture(form, **options), _read_picture)
         for form, options in (
             ("jpg", {}), ("png", {}), ("gif", {}), ("bmp", {}), ("webp", {}), ("tif", {}), ("ppm", {}),
             ("png", {"mode": "P", "transparency": 3}), ("png", {"mode": "I;16"}), ("tif", {"mode": "F"}),

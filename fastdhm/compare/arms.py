@@ -47,6 +47,10 @@ class Arm:
     paper: dict[str, tuple[Published, ...]] = dataclasses.field(default_factory=dict)
     """Branch -> what the paper has, a value for each metric of the comparison."""
 
+    def __post_init__(self) -> None:
+        if folder_name(self.name) != self.name:
+            raise UserError(f"name is {self.name!r}: must be one of a folder, such as {folder_name(self.name)!r}")
+
     def run_name(self, seed: int) -> str:
         """The folder of a run."""
         return f"{self.name}-seed{seed}"

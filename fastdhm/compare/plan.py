@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,16 @@ class Comparison:
     """What was typed."""
     made_by: tuple[str, ...] = ()
     """The versions of fastdhm and torch that trained any of its runs."""
+
+    def __post_init__(self) -> None:
+        if not self.arms or not self.metrics:
+            raise UserError("arms and metrics must name at least one each")
+        if not self.seeds or not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise UserError(f"seeds is {list(self.seeds)}: must be a list of numbers in [0, 2**63), such as [0, 1, 2]")
+        for what, values in (("seeds", self.seeds), ("arms", [arm.name for arm in self.arms])):
+            twice = [value for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise UserError(f"{what} has {twice[0]} twice: must be each once")
 
     @property
     def groups(self) -> list[str]:

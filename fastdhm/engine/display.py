@@ -129,7 +129,7 @@ def print_report(
     for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:
-        cells = [last[f"val_error/{name}"], last.get(f"val_top5_error/{name}"), best[f"val_error/{name}"]]
+        cells = [last.get(f"val_error/{name}"), last.get(f"val_top5_error/{name}"), best.get(f"val_error/{name}")]
         style = "bold" if name == names[0] else ""
         table.add_row(name, *("-" if cell is None else f"{cell:.2f}" for cell in cells), style=style)
     console.print(table)
@@ -156,7 +156,7 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
         left=0.055, right=0.985, bottom=0.115, top=0.905, wspace=0.15
     )  # a layout that fits itself draws twice
     loss_axis.plot(
-        [row["epoch"] for row in steps], [row["loss"] for row in steps], color="0.4", label="loss (weighted sum)"
+        [row["epoch"] for row in steps], [row.get("loss") for row in steps], color="0.4", label="loss (weighted sum)"
     )
     for name in sorted({key for row in steps for key in row if key.startswith("ce/")}):
         loss_axis.plot([row["epoch"] for row in steps], [row.get(name) for row in steps], lw=1, label=name)

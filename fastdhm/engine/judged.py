@@ -1,5 +1,6 @@
 """What a run is judged on, in words: one place for training, evaluation and comparison to say the same."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,4 +48,4 @@ def best_of(validated: Sequence[dict[str, Any]], branch: str) -> dict[str, Any]:
     """The validated epoch with the branch's lowest error. One that ``max_steps`` cut counts only where there is no
     other: a run that goes on makes it whole, and ``best.pt`` is of whole ones."""
     whole = [row for row in validated if row["epoch"] == int(row["epoch"])]
-    return min(whole or validated, key=lambda row: row[f"val_error/{branch}"])
+    return min(whole or validated, key=lambda row: row.get(f"val_error/{branch}", math.inf))

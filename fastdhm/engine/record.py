@@ -19,6 +19,9 @@ from torch import Tensor
 from fastdhm.errors import UserError
 from fastdhm.files import plain_name, sync, why_not_written, write_text, writing
 
+PLACED = ("step", "epoch", "reid")  # the kinds of rows that say after which part of which epoch they stand
+FAR = 2**62  # no run has so many steps
+
 
 def to_host(tensor: Tensor) -> list:
     """The tensor's values as Python numbers: waits for the device. The only such wait in the engine."""
@@ -267,7 +270,13 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line[max(0, line.rfind(b'{"kind"')) :].strip(b"\0"))
     except (ValueError, RecursionError):  # no JSON, or no UTF-8
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+    if not isinstance(row, dict) or not isinstance(kind := row.get("kind"), str):
         return None
-    numbers = [row.get("step"), *([row.get("epoch")] if "epoch" in row or row["kind"] == "epoch" else [])]
-    return row if all(type(number) in (int, float) for number in numbers) else None
+    places = [row.get("step"), row.get("epoch", None if kind in PLACED else 0)]
+    numbers = all(_is_number(value) for name, value in row.items() if name != "kind")
+    return row if numbers and all(_is_number(place) and 0 <= place < FAR for place in places) else None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that a run writes: a network that diverged has validation losses that are not finite."""
+    return type(value) is float or (type(value) is int and abs(value) < FAR)

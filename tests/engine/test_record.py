@@ -131,8 +131,8 @@ def test_a_full_disk_in_tensorboards_thread_is_not_told_twice(tmp_path, number, 
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
-    (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "step", "step": 1}) + '\n{"kind": "st')
-    assert read_log(tmp_path) == [{"kind": "step", "step": 1}]
+    (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "compile", "step": 1}) + '\n{"kind": "st')
+    assert read_log(tmp_path) == [{"kind": "compile", "step": 1}]
 
 
 def rows_of(*steps):
@@ -147,6 +147,12 @@ def rows_of(*steps):
         b'{"kind": "step"}',
         b'{"kind": "step", "step": "x", "epoch": 1}',
         b"[" * 9999,
+        b'{"kind": "step", "step": 2, "epoch": 0.5, "loss": "7.1"}',
+        b'{"kind": "step", "step": 2, "epoch": 0.5, "loss": {}}',
+        b'{"kind": "step", "step": Infinity, "epoch": 0.5}',
+        b'{"kind": "epoch", "step": 2, "epoch": NaN}',
+        b'{"kind": "reid", "step": 2}',
+        b'{"kind": "step", "step": 2, "epoch": 0.5, "loss": 1' + b"0" * 400 + b"}",
     ],
     ids=lambda damage: repr(damage)[:20],
 )
