@@ -24,11 +24,12 @@ PLAIN_TYPES = {
     "<class 'NoneType'>": "null",
     "<class 'str'>": "text",
     "<class 'bool'>": "true or false",
+    "tuple[float, float]": "[NUMBER,NUMBER]",
     "tuple[int, int]": "[HEIGHT,WIDTH]",  # the image size alone is such a pair
     "tuple[str, ...]": "[NAME,...]",
     "dict[str, float]": "{NAME: NUMBER}",
-    "typing.Literal": "one of ",
 }
+LITERAL = re.compile(r"typing\.Literal\[(.+?)\]")
 PRINTING = ("--print_config", "--print-config")
 NOT_VALUES = ("config", "help", "print_config")
 
@@ -47,7 +48,8 @@ class Parser(jsonargparse.ArgumentParser):
         )
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(f"{self._plain(' '.join(str(message).split()))}; `{self.prog} --help` lists the flags")
+        told = self._plain(" ".join(str(message).split()))
+        raise UserError(f"{told}{'' if told.endswith('?') else ';'} `{self.prog} --help` lists the flags")
 
     def _plain(self, message: str) -> str:
         """The parser's message in the user's terms: flags and values, not Python types."""
@@ -57,6 +59,7 @@ class Parser(jsonargparse.ArgumentParser):
         )
         if wrong or union:
             key, expected, value = (union or wrong).groups()[:3]
+            expected = LITERAL.sub(lambda found: f"one of {found[1].replace(chr(39), '')}", expected)
             for python, plain in PLAIN_TYPES.items():
                 expected = expected.replace(python, plain)
             return f"{key} is {value}: must be {expected.replace(', ', ' or ') if union else expected}"

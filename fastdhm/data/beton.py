@@ -264,6 +264,8 @@ def read_manifest(path: Path) -> Manifest:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return Manifest(**values)
     except FileNotFoundError as error:
+        if not Path(path).exists():
+            raise UserError(f"{path} is not there: write it with `fastdhm data build`") from error
         raise UserError(f"{path} has no manifest: {place} is missing") from error
     except UserError:
         raise

@@ -42,7 +42,7 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device is {name!r}: fastdhm trains on cpu and cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device is {name!r}: this machine has {torch.cuda.device_count()} of those; use --device cpu")
+        raise UserError(f"device is {name!r}: torch sees {torch.cuda.device_count()} GPUs here; take --device cpu")
     if device.type == "cuda" and device.index is None:  # some of torch.cuda takes no device without one
         return torch.device("cuda", torch.cuda.current_device())
     return device
