@@ -134,16 +134,16 @@ def test_a_class_or_split_that_cannot_be_entered_is_named(monkeypatch, root, num
         assert not isinstance(caught.value, ImagesGone)
 
 
-def test_a_link_to_nothing_is_named(root):
-    (root / "train/cat/9.png").symlink_to("/nonexistent")
-    (root / "train/cat/more").symlink_to("/nonexistent")
+def test_a_link_to_nothing_is_named(root, tmp_path):
+    (root / "train/cat/9.png").symlink_to(tmp_path / "nothing")
+    (root / "train/cat/more").symlink_to(tmp_path / "nothing")
     train = train_of(root)
     assert len(train) == 6
     for i, name in enumerate(("0.png", "1.png", "9.png", "more")):
         assert train.label(i).endswith(name)
     with pytest.raises(UserError, match="more: cannot be read: a link to nothing"):
         train.image(3)
-    (root / "train/cow").symlink_to("/nonexistent")
+    (root / "train/cow").symlink_to(tmp_path / "nothing")
     with pytest.raises(UserError, match="train/cow: this class cannot be read: a link to nothing"):
         train_of(root)
 
