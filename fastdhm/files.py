@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and folders that one process writes to at a time."""
 
+import argparse
 import csv
 import errno
 import fcntl
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 from fastdhm.errors import UserError
@@ -331,12 +332,34 @@ def load_without_code(path: Path, what: str, *, mmap: bool = False) -> Any:
     import torch  # here, as importing this file is to cost nothing
 
     try:
-        with warnings.catch_warnings(), plain_name(path) as name:
+        with warnings.catch_warnings(), plain_name(path) as name, torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are not ours
             return torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         # torch's own message would advise to load it with its code
+        code = _code_in(path)
+        if code:
+            raise UserError(f"{path} holds code ({code}), which is not run: save the state_dict() alone") from error
         raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error
+
+
+def _harmless() -> list:
+    """What training scripts save beside weights: their arguments, folders, and a number that NumPy counted."""
+    import numpy as np
+
+    made = np.float64().__reduce__()[0]
+    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    renamed = [(made, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, PosixPath, np.dtype, *(type(np.dtype(kind)) for kind in kinds), *renamed]
+
+
+def _code_in(path: Path) -> str:
+    """The first things in a file of ``torch.save`` that only running code could make; "" where damage hides them."""
+    import torch
+
+    with suppress(Exception), plain_name(path) as name, torch.serialization.safe_globals(_harmless()):
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(name))[:3])
+    return ""
 
 
 def damaged_part(path: Path) -> str | None:

@@ -5,6 +5,7 @@ What can be meant in one way only is taken, and said; anything else is refused.
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def read(path: Path, what: str = "weights file") -> dict[str, dict[str, Tensor]]
     """
     if not path.is_file():
         raise UserError(f"no {what.removesuffix(' file')} at {path}: there is no such file")
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         try:
             with plain_name(path) as name:
                 return {"": load_file(name)}
@@ -67,6 +68,15 @@ def read(path: Path, what: str = "weights file") -> dict[str, dict[str, Tensor]]
         found = f" but {some(list(map(str, saved)))}" if isinstance(saved, dict) and saved else ""
         raise UserError(f"{path} holds no tensors by name{found}: save a network's state_dict() alone")
     return sets
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its suffix, or what is in it: both kinds are found under ``.bin`` and ``.pt``."""
+    if path.suffix == ".safetensors":
+        return True
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+    return False
 
 
 def _sets(saved: object, depth: int) -> dict[str, dict[str, Tensor]]:

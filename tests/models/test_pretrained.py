@@ -1,8 +1,11 @@
 """Pre-trained trunks: from files, from torchvision's cache, without a network, and weights of another architecture."""
 
+import argparse
 import re
 import urllib.error
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -122,6 +125,10 @@ SAVED = {
         "names that begin with 'backbone.', without head.weight, head.bias",
     ),
     "our own": (lambda net: {"model": models.BranchedModel(net, {}, {}).state_dict()}, "its 'model', .* 'trunk.'"),
+    "torchvision's references": (
+        lambda net: {"model": net.state_dict(), "args": argparse.Namespace(output_dir=Path("x"), best=np.float64(1))},
+        "its 'model'",
+    ),
     "half": (lambda net: {n: t.half() if t.ndim else t for n, t in net.state_dict().items()}, "float16 converted"),
     "double": (lambda net: {n: t.double() if t.ndim else t for n, t in net.state_dict().items()}, "float64 converted"),
     "sparse": (lambda net: net.state_dict() | {"fc.weight": net.fc.weight.detach().to_sparse()}, "sparse .* convert"),
@@ -206,12 +213,13 @@ class Hostile:
         (None, "there is no such file"),
         (b"", "no whole weights file"),
         (b"not weights", "no whole weights file"),
-        ({"a": Hostile()}, "holds code: it was not loaded"),
+        ({"a": Hostile()}, r"holds code \([^,]*[Ff]ail\), which is not run: save the state_dict\(\) alone"),
+        ({"a": argparse.Namespace(b=Hostile())}, r"holds code \([^,]*[Ff]ail\), which is not run"),
         ({"epoch": 3, "state_dict": {}}, "no tensors by name but epoch, state_dict: save a network's state_dict"),
         ({}, "no tensors by name: save"),
         (torch.zeros(3), "no tensors by name"),
     ],
-    ids=["absent", "empty", "text", "code", "checkpoint", "nothing", "tensor"],
+    ids=["absent", "empty", "text", "code", "code-in-arguments", "checkpoint", "nothing", "tensor"],
 )  # fmt: skip
 def test_files_that_are_no_weights_are_refused(model, tmp_path, content, message):
     path = tmp_path / "file.pth"
@@ -221,6 +229,12 @@ def test_files_that_are_no_weights_are_refused(model, tmp_path, content, message
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
         models.load_pretrained(model, "resnet8", path)
+
+
+def test_safetensors_under_another_suffix_are_taken(trunk, model, tmp_path):
+    save_file(trunk.state_dict(), tmp_path / "pytorch_model.bin")
+    models.load_pretrained(model, "resnet8", tmp_path / "pytorch_model.bin")
+    assert torch.equal(model.trunk.conv1.weight, trunk.conv1.weight)
 
 
 def test_a_broken_safetensors_file_is_refused(model, tmp_path):
