@@ -298,8 +298,8 @@ def _holder(path: Path) -> str:
 def check_writable(folder: Path, flag: str) -> None:
     """``ValueError`` naming ``flag`` if nothing can be written in ``folder``, which need not be there yet."""
     try:
-        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        why = None if place.is_dir() else "is no folder"
+        place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        why = None if place.is_dir() else "is no folder" if place.exists() else "is a link that leads nowhere"
         why = why or (None if os.access(place, os.W_OK | os.X_OK) else "cannot be written to")
     except OSError as error:
         place, why = folder, f"cannot be reached ({error.strerror})"

@@ -7,20 +7,29 @@ from pathlib import Path
 
 from fastdhm.errors import UserError
 
+NAME_BYTES = 120  # of the 255 that a name may have
+
 
 def expanded(path: str | Path) -> Path:
     """``path`` with ``~`` and variables replaced, unless it is there as it is.
 
     Raises:
-        ValueError: it begins with ``~``, and nobody's home is known.
+        ValueError: it begins with ``~``, and nobody's home is known; or no file can have that name.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} holds a zero character, which no path can: write it without")
     if "$" in str(path) and not path.exists():
         path = Path(os.path.expandvars(path))
     try:
         return path.expanduser()
     except RuntimeError as error:  # no HOME and no entry in the list of users, as in a container
         raise UserError(f"{path}: the home folder is not known here; write the whole path") from error
+
+
+def short_name(name: str) -> str:
+    """``name``, cut to what leaves room for more in the name of a file or folder."""
+    return os.fsdecode(os.fsencode(name)[:NAME_BYTES]) if len(os.fsencode(name)) > NAME_BYTES else name
 
 
 def default_data_dir() -> str:

@@ -56,7 +56,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path} is not text in UTF-8: line {line} has the byte {data[error.start]:#x}") from error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        at_name = error.context == "while scanning a simple key"  # the problem is met in the line after it
+        mark = (error.context_mark if at_name else None) or error.problem_mark or error.context_mark
         raise UserError(f"{path} is not YAML: line {mark.line + 1 if mark else '?'}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error

@@ -8,6 +8,7 @@ import pytest
 
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
+from fastdhm.data.beton import ImageSettings, beton_path
 from fastdhm.engine.settle import settle
 from fastdhm.errors import UserError
 from fastdhm.paths import default_data_dir, expanded, place_caches
@@ -57,3 +58,29 @@ def test_without_a_home_a_data_folder_that_is_given_is_enough(homeless, tmp_path
     assert settle(config).data_dir == str(tmp_path)
     place_caches()
     assert os.environ["USER"].startswith("uid") and not os.environ["XDG_CACHE_HOME"].startswith("~")
+
+
+def test_a_folder_of_images_may_have_the_longest_name_there_is(tmp_path):
+    dataset = f"folder:{tmp_path / ('é' * 127)}"
+    config = settle(TrainConfig(dataset=dataset, data_dir=str(tmp_path), device="cpu"))
+    names = [Path(config.run_dir).name, beton_path(tmp_path, dataset, "train", ImageSettings()).parent.name]
+    assert all(len(os.fsencode(name)) < 200 for name in names)
+
+
+@pytest.mark.parametrize("to", ["nowhere", "run"], ids=["dangling", "loop"])
+def test_a_run_directory_that_is_a_broken_link_is_called_that(tmp_path, capsys, to):
+    (tmp_path / "run").symlink_to(to)
+    assert main(["train", "--dataset", "synthetic:32", "--arch", "resnet8", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "is a link that leads nowhere: choose another" in capsys.readouterr().err
+
+
+def test_a_zero_character_in_a_path_is_named():
+    with pytest.raises(UserError, match="'a.x00b' holds a zero character"):
+        settle(TrainConfig(run_dir="a\0b", device="cpu"))
+
+
+def test_a_file_of_a_run_that_is_given_for_the_run_is_told(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("epochs: 1\n")
+    (tmp_path / "last.pt").write_text("")
+    assert main(["train", "--resume", str(tmp_path / "last.pt")]) == 2
+    assert f"last.pt is a file of a run: name its folder, {tmp_path}" in capsys.readouterr().err

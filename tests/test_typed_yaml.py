@@ -52,7 +52,8 @@ def test_what_yaml_has_beside_values_works(tmp_path):
     [
         (b"", "is empty"), (b"- 1\n", "holds"), (b"just text", "holds just text"), (b"lr: [1, ", "line 1"),
         (b"lr: 1\narch: resn\xe9t", "not text in UTF-8: line 2 has the byte 0xe9"), (b"a\x00b: 1", "is not YAML"),
-        (b"lr: 1\nlr: 2\n", "line 2: lr is given twice"), (b"a: 1\n---\nb: 2\n", "line 2"),
+        (b"lr: 1\nlr: 2\n", "line 2: lr is given twice"), (b"seed: 1\nlr:2\nepochs: 3\n", "line 2: could not find"),
+        (b"a: 1\n---\nb: 2\n", "line 2"),
         (b"a: !!python/name:os.x ''", "line 1"),
         (b"\tlr: 1", "line 1"), (b"x: &x [*x]", "there is no setting 'x'"),
         (b"batchsize: 3", "there is no setting 'batchsize'; did you mean 'batch_size'"),

@@ -8,7 +8,7 @@ from typing import Any
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import expanded
+from fastdhm.paths import expanded, short_name
 from fastdhm.typed_yaml import read_yaml
 
 OWN = (
@@ -179,4 +179,4 @@ def _folder_name(comparison) -> str:
     if comparison.table:
         return f"compare-table-{comparison.table}"
     config = comparison.arms[0].config
-    return f"compare-{dataset_name(config.dataset)}-{config.arch}".replace("/", "-").replace(":", "-")
+    return f"compare-{short_name(dataset_name(config.dataset))}-{config.arch}".replace("/", "-").replace(":", "-")

@@ -28,7 +28,7 @@ from fastdhm.data.grey import GreyRange
 from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
 from fastdhm.files import held, replacing
-from fastdhm.paths import expanded
+from fastdhm.paths import expanded, short_name
 from fastdhm.streams import narrate
 
 MANIFEST_VERSION = 1
@@ -134,7 +134,8 @@ def beton_path(data_dir: Path, dataset: str, split: str, settings: ImageSettings
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder"):
         root = expanded(folder).absolute()
-        slug = f"{kind}-{re.sub(r'[^A-Za-z0-9]+', '-', root.name)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+        name, mark = re.sub(r"[^A-Za-z0-9]+", "-", root.name), hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+        slug = f"{kind}-{short_name(name)}-{mark}"
     return expanded(data_dir) / "beton" / f"{slug}-{settings.tag}" / f"{split}.beton"
 
 

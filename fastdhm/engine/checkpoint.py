@@ -200,7 +200,13 @@ def read_config(run_dir: Path) -> TrainConfig:
     """The config of a run directory."""
     path = run_dir / "config.yaml"
     if not path.exists():
-        raise UserError(f"{run_dir} is not a run of fastdhm: it holds no config.yaml")
+        inside = run_dir.is_file() and (run_dir.parent / path.name).exists()
+        told = (
+            f"is a file of a run: name its folder, {run_dir.parent}"
+            if inside
+            else "is not a run of fastdhm: it holds no config.yaml"
+        )
+        raise UserError(f"{run_dir} {told}")
     return config_from(read_yaml(path), path)
 
 

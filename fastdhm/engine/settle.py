@@ -14,7 +14,7 @@ from fastdhm.engine.run import IMAGENET
 from fastdhm.errors import UserError
 from fastdhm.files import check_writable, held, new_folder
 from fastdhm.ops.mimic_loss import use_fused
-from fastdhm.paths import default_data_dir, expanded
+from fastdhm.paths import default_data_dir, expanded, short_name
 
 
 def settle(config: TrainConfig) -> TrainConfig:
@@ -37,7 +37,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     weights = config.weights
     if weights not in (None, IMAGENET):
         weights = str(expanded(weights).absolute())
-    short = dataset.rpartition("/")[2].replace(":", "-")
+    short = short_name(dataset.rpartition("/")[2].replace(":", "-"))
     method = config.method + (f"-{config.only_branch}" if config.only_branch else "")
     name = f"{short}-{config.arch}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(
