@@ -292,13 +292,18 @@ def _load_split(folder: Path, dataset: str, split: str) -> ReidFolderSource:
             "Rename or remove them"
         )
     notes = [found.note] if found.note else []
+    inside = ""
+    if found.folders:
+        inside = f"{len(found.folders):,} folders in it, such as {printable(found.folders[0])}, are not looked into"
+        notes.append(f"{folder}: {inside}")
     if split == "train":
         people = [name for name in images if parse_name(name)[0] != JUNK]
         if len(people) < len(images):
             notes.append(f"{folder}: {len(images) - len(people):,} junk images (identity -1) are not trained on")
         images = people
     if not images:
-        raise UserError(f"{folder}: no image here. It should hold names like 0002_c1s1_000451_03.jpg")
+        instead = f"; {inside}" if inside else ""
+        raise UserError(f"{folder}: no image here{instead}. It should hold names like 0002_c1s1_000451_03.jpg")
     return ReidFolderSource(folder, images, dataset, split, "; ".join(notes) or None)
 
 

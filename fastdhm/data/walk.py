@@ -76,7 +76,7 @@ class Walk:
     images: list[str] = field(default_factory=list)
     """Files with an image's suffix, whether they can be read or not."""
     folders: list[str] = field(default_factory=list)
-    """All that were entered, but for the root."""
+    """All that were entered, but for the root; those in it, if the walk was not deep."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Folders that could not be entered, and links to nothing that may have led to folders, with the reason."""
     system: list[str] = field(default_factory=list)
@@ -127,7 +127,7 @@ def walk(root: Path, *, deep: bool = True) -> Walk:
             _sort_in(entry, os.path.join(name, entry.name), found, images, (real, links) if deep else None)
         inside.append((tuple(name.split(os.sep)) if name else (), name, images))
     inside.sort(key=lambda folder: folder[0])
-    found.folders = [name for _, name, _ in inside if name]
+    found.folders += [name for _, name, _ in inside if name]
     found.images = [image for _, _, images in inside for image in images]
     if "" in found.unreadable:
         raise UserError(f"{printable(root)}: cannot be read: {found.unreadable['']}")
@@ -143,9 +143,9 @@ def _sort_in(entry: os.DirEntry, name: str, found: Walk, images: list[str], furt
     except OSError as error:
         found.unreadable[name] = error.strerror or str(error)
         return
-    if is_folder and further is not None:
-        further[is_link].append(name)
-    elif not is_folder and _suffix(name) in IMAGE_SUFFIXES:
+    if is_folder:
+        found.folders.append(name) if further is None else further[is_link].append(name)
+    elif _suffix(name) in IMAGE_SUFFIXES:
         images.append(name)
     elif is_link and not _suffix(name) and not os.path.exists(entry.path):
         found.unreadable[name] = "a link to nothing"

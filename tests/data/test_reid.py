@@ -30,7 +30,7 @@ MARKET = {
 
 def write(root, names_by_folder):
     for folder, names in names_by_folder.items():
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names:
             Image.new("RGB", (8, 16), "red").save(root / folder / name)
     return root
@@ -94,6 +94,16 @@ def test_other_files_and_junk_in_training_are_said(tmp_path):
     assert len(data.train) == 4
     assert "1 junk images" in data.train.note
     assert "Thumbs.db" in data.train.note
+
+
+def test_people_in_folders_of_their_own_are_said(tmp_path):
+    root = write(tmp_path / "set", MARKET | {"bounding_box_train/0005": ["0005_c1s1_1_1.jpg"]})
+    note = load_reid(f"reid-folder:{root}", tmp_path).train.note
+    assert "1 folders in it, such as 0005, are not looked into" in note
+    for path in (root / "bounding_box_train").glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(UserError, match="no image here; 1 folders in it, such as 0005, are not looked into. It should"):
+        load_reid(f"reid-folder:{root}", tmp_path)
 
 
 def test_query_without_match_is_said(tmp_path):
