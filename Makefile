@@ -7,13 +7,20 @@ BIN    := $(VENV)/bin
 # What the extension and the metadata are made from: a change rebuilds, nothing else does.
 BUILD  := setup.py pyproject.toml $(wildcard csrc/*.*) $(wildcard csrc/cuda/*)
 
-.PHONY: demo test lint setup clean sanitize
+.PHONY: demo test test-all lint setup clean sanitize
 
 demo: setup ## train DHM on Fashion-MNIST, a few minutes on two cores
 	$(BIN)/fastdhm train
 
-test: setup ## the default tests; what needs a GPU is skipped where there is none
-	$(BIN)/python -m pytest
+# One thread and one process a processor: they do not wait for each other, and each file's tests stay together.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile \
+    -n $$($(BIN)/python -c "from fastdhm import processors; print(processors.count())")
+
+test: setup ## the tests, minutes on two cores; what needs a GPU is skipped where there is none, what is slow is test-all's
+	$(SIDE_BY_SIDE) -m "not slow"
+
+test-all: test ## and the slow ones: whole runs that are killed, damaged files, compiling; a quarter of an hour more
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

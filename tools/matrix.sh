@@ -6,6 +6,7 @@
 #   tools/matrix.sh --quick       every row, the tests that differ by machine (what .ci/run does)
 #   tools/matrix.sh oldest avx2   these rows
 #   tools/matrix.sh --list        the rows
+#   tools/matrix.sh --minutes 30  begin no row after that, and end the one at work: what is not run is said
 #
 # MATRIX_DIR (default build/matrix) keeps the environments: 6 GB each for a row with a torch of its own. A row that fails
 # does not stop the next; the exit status is 1 if one failed. A Python that is not here is said and left out.
@@ -14,25 +15,27 @@ cd "$(dirname "$0")/.." || exit 1
 top=$PWD
 work=$(realpath -m "${MATRIX_DIR:-build/matrix}")
 
-# row | Python | torch and torchvision to install (-: those of .venv) | what is special
+# row | Python | torch and torchvision to install (-: those of .venv) | what is special; the most telling first
 ROWS="
-oldest       | 3.10 | torch==2.6.0 torchvision==0.21.0   | the oldest torch and Python that are claimed
-middle       | 3.12 | torch==2.11.0 torchvision==0.26.0  | a torch between
-newest       | 3.13 | torch torchvision                  | the newest of both
 no-extension | -    | -                                  | built where no compiler is
-no-compiler  | -    | -                                  | built, but no compiler where it runs
+oldest       | 3.10 | torch==2.6.0 torchvision==0.21.0   | the oldest torch and Python that are claimed
 avx2         | -    | -                                  | the C++ ops by AVX2, torch and oneDNN too
 one-core     | -    | -                                  | one processor
+newest       | 3.13 | torch torchvision                  | the newest of both
+no-compiler  | -    | -                                  | built, but no compiler where it runs
+middle       | 3.12 | torch==2.11.0 torchvision==0.26.0  | a torch between
 "
 # What differs by machine: ops, numerics, loaders, processes. The rest is logic, which .venv's run has covered.
 QUICK="tests/test_house.py tests/test_cli.py tests/ops tests/kernels tests/cuda tests/data tests/models tests/reid
 tests/engine/test_step.py tests/engine/test_device.py tests/engine/test_optimizer.py tests/engine/test_checkpoint.py"
 
-quick=""
-wanted=""
-for argument in "$@"; do
+quick="" wanted="" seconds=1000000
+while [ $# -gt 0 ]; do
+    argument=$1
+    shift
     case "$argument" in
         --quick) quick=yes ;;
+        --minutes) seconds=$((60 * $1)); shift ;;
         --list) echo "$ROWS"; exit 0 ;;
         -*) echo "matrix: unknown option $argument; see the head of tools/matrix.sh" >&2; exit 2 ;;
         *)  echo "$ROWS" | grep -q "^$argument " || { echo "matrix: no row '$argument'; --list shows them" >&2; exit 2; }
@@ -74,19 +77,22 @@ install() { # ROW PYTHON TORCH
     fi
 }
 
-test_row() { # ROW
-    local folder="$work/$1" tests="tests" before=""
-    local options=(-q -p no:cacheprovider --durations=5)
-    [ -z "$quick" ] || { tests=$QUICK; options+=(-m "not slow"); }
+test_row() { # ROW SECONDS
+    local folder="$work/$1" tests="tests" before="" options=() python="$work/$1/venv/bin/python"
+    [ -z "$quick" ] || tests=$QUICK
     cd "$folder/src" || return 1
-    "$folder/venv/bin/python" tools/build_report.py
+    "$python" tools/build_report.py
     case $1 in
         no-compiler) export CXX=no-such-compiler ;;
-        avx2) export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2; options+=(--simd avx2) ;;
+        avx2) export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2; options=(--simd avx2) ;;
         one-core) before="taskset -c $(taskset -pc $$ | sed 's/.*: *//; s/[-,].*//')" ;;
     esac
+    # a process and a thread for each processor, as in `make test`
+    # shellcheck disable=SC2086 # words are meant to split
+    options+=(-n "$($before "$python" -c "from fastdhm import processors; print(processors.count())")")
     # shellcheck disable=SC2086
-    $before "$folder/venv/bin/python" -m pytest $tests "${options[@]}"
+    OMP_NUM_THREADS=1 timeout --kill-after 20 "$2" $before "$python" -m pytest $tests -q -p no:cacheprovider \
+        --dist loadfile ${quick:+-m "not slow"} "${options[@]}"
 }
 
 mkdir -p "$work"
@@ -107,10 +113,19 @@ while IFS='|' read -r row version torch what; do
             continue
         fi
     fi
+    if [ $SECONDS -ge $seconds ]; then
+        echo "matrix: $row NOT RUN: the time is over"
+        echo "| $row | $version | $torch | not run: the time was over | |" >> "$report"
+        continue
+    fi
     echo "matrix: $row:$what (log: $log)"
     if (install "$row" "$python" "$torch") > "$log" 2>&1 < /dev/null; then
-        result=passed
-        (test_row "$row") >> "$log" 2>&1 < /dev/null || { result=FAILED; status=1; }
+        (test_row "$row" $((seconds > SECONDS ? seconds - SECONDS : 1))) >> "$log" 2>&1 < /dev/null
+        case $? in
+            0) result=passed ;;
+            124) result="cut by the time" ;;
+            *) result=FAILED status=1 ;;
+        esac
         summary="$result: $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1)"
     else
         summary="FAILED to install" status=1
