@@ -47,6 +47,14 @@ def default_data_dir() -> str:
         ) from error
 
 
+def check_current() -> None:
+    """``ValueError`` if the current folder was removed: Intel's library ends the process where it finds none."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the current folder is gone: change to one that is there") from error
+
+
 def place_caches() -> None:
     """Where no home is known, a place for what torch, triton and matplotlib keep: some look for one and fail, some
     make a folder called ``~``. matplotlib says nothing of a cache that it cannot write."""

@@ -84,3 +84,11 @@ def test_a_file_of_a_run_that_is_given_for_the_run_is_told(tmp_path, capsys):
     (tmp_path / "last.pt").write_text("")
     assert main(["train", "--resume", str(tmp_path / "last.pt")]) == 2
     assert f"last.pt is a file of a run: name its folder, {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_current_folder_that_was_removed_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["train", "--dataset", "synthetic:32"]) == 2
+    assert capsys.readouterr().err == "fastdhm: error: the current folder is gone: change to one that is there\n"

@@ -14,7 +14,7 @@ from fastdhm import __version__
 from fastdhm.data.images import silence_pillow
 from fastdhm.engine.signals import end_at_once, noted
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import place_caches
+from fastdhm.paths import check_current, place_caches
 from fastdhm.streams import answer, ready_streams, settle_streams, tell
 
 COMMANDS = {
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     place_caches()
     with end_at_once():
         try:
+            check_current()
             return _command(argv)
         except (Exception, KeyboardInterrupt) as error:
             return _ended(error, argv)

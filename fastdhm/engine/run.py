@@ -130,6 +130,7 @@ class Run:
         self.side = min(height_width(config.image_size))  # the short side of a whole image
         self.sums = TrainingSums(model.branch_names, self.device, cosine_names(model))
         self.at = Position()
+        self.whole = True  # between two steps, where its state can be saved
         self.trained = Stopwatch()
         self.peak_restarts = True
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}

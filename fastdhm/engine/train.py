@@ -81,10 +81,12 @@ def fit(
                 image_BCHW, target_B = run.to_device(batch, at.epoch, side)
                 active, weights_AA = run.sample()
                 run.measure_cosines(image_BCHW, target_B, active)
+                run.whole = False
                 values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
 
                 at.batch, at.step = at.batch + 1, at.step + 1
                 run.sums.add(at.step, len(target_B), *values, weights_AA, active)
+                run.whole = True
                 display.advance(at.step, at.epoch, config.epochs)
                 if at.step == timer.first_step:
                     log.write("startup", step=at.step, epoch=now, startup_seconds=process_seconds())
@@ -248,8 +250,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
 def _telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
     """Whatever ends what is inside, a person learns how to go on; not with weights that are of no use.
 
-    What is not the run's own fault (its data, a disk, a worker process) comes between two steps, where the state is
-    whole: nothing that was learnt is lost by it.
+    What is not the run's own fault (its data, a disk, a worker process) costs nothing that was learnt, unless it comes
+    within a step, where the state is not whole.
     """
     try:
         yield
@@ -257,15 +259,18 @@ def _telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
         raise
     except BaseException as error:
         with suppress(UserError, OSError):  # a run directory that is gone is not to be gone on with
-            step = _last_saved(run, worth_saving=isinstance(error, UserError | OSError))
+            step = _last_saved(run, worth_saving=run.whole and isinstance(error, UserError | OSError))
             console.print(f"ended; go on from the last checkpoint, of step {step}, with: {_go_on(run.dir)}")
         raise
 
 
 def _last_saved(run: Run, worth_saving: bool) -> int:
-    """The step of the last checkpoint; it is written now, if that is ``worth_saving`` and can be done."""
+    """The step of the last checkpoint; it is written now, if that is ``worth_saving`` and can be done.
+
+    Of the same step nothing is to be saved: if ``best.pt`` could not be written, its validation must be made again.
+    """
     saved = checkpoint.load_checkpoint(run.dir / "last.pt")["position"]
-    if worth_saving and saved != dataclasses.asdict(run.at):
+    if worth_saving and saved["step"] != run.at.step:
         with suppress(UserError, OSError):  # it may be the saving itself that failed
             run.save()
             return run.at.step

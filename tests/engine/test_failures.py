@@ -11,7 +11,8 @@ from PIL import Image
 
 from fastdhm.cli import main
 from fastdhm.data.folder import FolderSource
-from fastdhm.engine import compiling
+from fastdhm.engine import checkpoint, compiling
+from fastdhm.engine import train as training
 from fastdhm.engine.checkpoint import load_checkpoint
 from runs import assert_same_state
 
@@ -117,4 +118,46 @@ def test_a_compiler_that_cannot_start_dies_or_hangs_costs_the_run_nothing(
     pictures, whole = undisturbed
     assert train(pictures, tmp_path / "run", "--compile", "on") == 0
     assert "the step stays uncompiled: " in (out := capsys.readouterr().out) and says[kind] in out
+    assert_same_state(tmp_path / "run" / "last.pt", whole / "last.pt")
+
+
+def test_a_best_checkpoint_that_could_not_be_written_once_is_written_by_the_resumed_run(
+    undisturbed, tmp_path, monkeypatch, capsys
+):
+    pictures, whole = undisturbed
+    save, failed = checkpoint.save_checkpoint, []
+
+    def fails_once(path, *args):
+        if path.name == "best.pt" and not failed:
+            failed.append(path)
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", str(path))
+        save(path, *args)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fails_once)
+    assert train(pictures, tmp_path / "run") == 2
+    assert "no space left in the quota" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    for name in ("best.pt", "last.pt"):
+        assert_same_state(tmp_path / "run" / name, whole / name)
+
+
+def test_a_step_that_fails_half_way_is_made_again_from_the_last_whole_state(undisturbed, tmp_path, monkeypatch):
+    pictures, whole = undisturbed
+    make_step, calls = training.make_step, []
+
+    def failing(*args):
+        step = make_step(*args)
+
+        def once(*given):
+            values = step(*given)
+            calls.append(values)
+            if len(calls) == 3:
+                raise OSError(errno.EIO, "a cache of compiled code that cannot be read")
+            return values
+
+        return once
+
+    monkeypatch.setattr(training, "make_step", failing)
+    assert train(pictures, tmp_path / "run") == 2
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert_same_state(tmp_path / "run" / "last.pt", whole / "last.pt")
