@@ -45,15 +45,20 @@ def undisturbed(tmp_path_factory):
 
 
 def disturb(monkeypatch, at_read: int, act):
-    """Do ``act`` when an image is read for the ``at_read``-th time."""
-    image, reads = FolderSource.image, []
+    """Do ``act`` when an image is read for the ``at_read``-th time since training began: some are looked at before."""
+    image, begin, reads, training_began = FolderSource.image, training.stop_signals, [], []
+
+    def begun():
+        training_began.append(True)
+        return begin()
 
     def watched(source, i):
-        reads.append(i)
-        if len(reads) == at_read:
+        reads.extend([i] * len(training_began))
+        if training_began and len(reads) == at_read:
             act()
         return image(source, i)
 
+    monkeypatch.setattr(training, "stop_signals", begun)
     monkeypatch.setattr(FolderSource, "image", watched)
 
 
