@@ -3,6 +3,7 @@
 Legend: N samples, B batch, C channels.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -64,13 +65,13 @@ def test_faults_are_found():
 
 
 def test_a_loader_that_mixes_up_labels_gets_no_time(tmp_path, capsys, monkeypatch):
-    honest = torch_loader._Samples.__getitem__
+    honest = torch_loader.TorchLoader._batch
 
-    def mixed_up(self, item):
-        image_BHWC, target_B, index_B = honest(self, item)
-        return image_BHWC, target_B.roll(1), index_B
+    def mixed_up(self, *answer):
+        batch = honest(self, *answer)
+        return dataclasses.replace(batch, target_B=batch.target_B.roll(1))
 
-    monkeypatch.setattr(torch_loader._Samples, "__getitem__", mixed_up)
+    monkeypatch.setattr(torch_loader.TorchLoader, "_batch", mixed_up)
     monkeypatch.setattr(loader, "_has_ffcv", lambda frame: False)
     assert main(["bench", "loader", "--quick", "--rounds", "1", "--json", "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
