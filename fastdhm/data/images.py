@@ -35,6 +35,10 @@ PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _silent = False
 
 
+class Undecodable(UserError):
+    """A file that is no picture, or is a damaged one, whatever the machine and the settings."""
+
+
 def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
     """The image at ``path`` as 8-bit RGB, upright: first frame, EXIF orientation applied, transparency laid on white.
 
@@ -47,7 +51,7 @@ def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise UserError(f"{printable(path)}: cannot be read: not a regular file")
         if not status.st_size:
-            raise UserError(f"{printable(path)}: cannot be read: an empty file")
+            raise Undecodable(f"{printable(path)}: cannot be read: an empty file")
         with open(path, "rb") as file:
             return _read(file, str(path), grey_range)
     except (MemoryError, UserError):
@@ -59,7 +63,7 @@ def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
-        raise UserError(f"{printable(path)}: cannot be decoded: {reason}") from error
+        raise Undecodable(f"{printable(path)}: cannot be decoded: {reason}") from error
 
 
 def silence_pillow() -> None:

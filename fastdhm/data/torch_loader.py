@@ -13,8 +13,10 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from fastdhm.data._pool import WorkerPool, in_hand, reading
+from fastdhm.data.images import Undecodable
 from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.data.sources import Source
+from fastdhm.errors import UserError
 from fastdhm.waiting import waited_for
 
 
@@ -77,7 +79,10 @@ class _Cut:
         images = []
         for i in index_B.tolist():
             in_hand(i)
-            images.append(np.asarray(self.source.image(i)))
+            try:
+                images.append(np.asarray(self.source.image(i)))
+            except Undecodable as error:
+                raise UserError(f"{error}. Remove it, or leave such files out with --skip-bad") from error
         height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
         box_B4 = self.options.boxes(height_B, width_B, index_B, self.epoch)
         cut = [self._cut(*pair) for pair in zip(images, box_B4.tolist(), strict=True)]
