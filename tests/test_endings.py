@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -137,6 +138,8 @@ def test_a_reader_who_has_read_enough_is_no_error(argv):
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams_break_nothing(closed):
-    run = subprocess.run(["bash", "-c", f"{sys.executable} -m fastdhm trian {closed}"], capture_output=True, text=True)
+    run = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m fastdhm trian {closed}"], capture_output=True, text=True
+    )
     assert run.returncode == 2
     assert "Traceback" not in run.stderr

@@ -12,6 +12,7 @@ from fastdhm.cli import main
 from fastdhm.errors import UserError
 
 
+@pytest.mark.slow
 def test_smoke_run(tmp_path, capsys):
     flags = ["--quick", "--dataset", "synthetic:256", "--steps", "4", "--device", "cpu", "--json"]
     assert main(["bench", "startup", *flags, "--out", str(tmp_path)]) == 0

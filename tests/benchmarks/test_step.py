@@ -54,6 +54,7 @@ def test_a_wrong_step_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
     assert "fastdhm: WRONG, so not timed" in output.err
 
 
+@pytest.mark.slow
 def test_two_networks_of_a_method(tmp_path, capsys):
     flags = ["--arch", "resnet8", "--arch", "wrn-10-1", "--method", "baseline", "--precision", "float32"]
     assert main([*QUICK, *flags, "--out", str(tmp_path)]) == 0
@@ -64,6 +65,7 @@ def test_two_networks_of_a_method(tmp_path, capsys):
     assert list(record["comparisons"][1]["peers"]) == ["fastdhm", "reference"]
 
 
+@pytest.mark.slow
 def test_a_compiled_step_comes_with_the_eager_one(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # the real one takes a minute
     flags = ["--compile", "on", "--method", "baseline", "--precision", "float32"]

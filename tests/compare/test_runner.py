@@ -80,6 +80,7 @@ def test_it_leaves_what_the_readme_says(whole):
     assert "| dhm | 2 |" in (whole / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_called_again_gives_the_same_table(whole, tmp_path):
     """SIGKILL in the second epoch of the second run; the first is kept as it is, the second goes on."""
     folder = tmp_path / "comparison"
@@ -92,6 +93,7 @@ def test_a_killed_comparison_called_again_gives_the_same_table(whole, tmp_path):
     assert scores(folder) == scores(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_in_order_and_says_how_to_go_on(whole, tmp_path):
     folder = tmp_path / "comparison"
     process = stopped(signal.SIGINT, 12, flags(folder))

@@ -95,6 +95,7 @@ def test_the_compiled_step_takes_over_and_a_resume_is_compiled_from_there_on(tmp
     assert [row for row in kinds[0] if row[0] != "startup"] == [row for row in kinds[1] if row[0] != "startup"]
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_never_changes_over(tmp_path, quick_compiler, monkeypatch):
     """It is compiled from its first step on; two of them agree in every bit; torch is left as it was."""
     modes = []

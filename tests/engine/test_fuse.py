@@ -66,7 +66,7 @@ def images(side, batch=3):
         ("wrn-10-1", 12),
         ("densenet-10-4", 16),
         ("densenet-bc-16-4", 16),
-        ("resnet18", 40),
+        pytest.param("resnet18", 40, marks=pytest.mark.slow),
         ("mobilenet", 32),
     ],
 )

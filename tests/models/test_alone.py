@@ -87,7 +87,7 @@ def test_it_compiles_into_one_graph(image_BCHW):
     assert torch.equal(captured(image_BCHW), alone(image_BCHW))
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "torchvision:mobilenet_v3_small"])
+@pytest.mark.parametrize("arch", ["resnet20", pytest.param("torchvision:mobilenet_v3_small", marks=pytest.mark.slow)])
 def test_its_activations_can_be_computed_again(arch, image_BCHW):
     """In the second network the fork lies in the middle of a row of blocks."""
     kept, dropped = (pair(arch, "B2")[1] for _ in range(2))

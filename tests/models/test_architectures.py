@@ -69,7 +69,13 @@ def test_cifar_resnet_has_the_parameters_of_table_6(arch):
 
 @pytest.mark.parametrize(
     ("arch", "millions"),
-    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("resnet110", 1.7), ("resnet1202", 19.4)],
+    [
+        ("resnet20", 0.27),
+        ("resnet32", 0.46),
+        ("resnet56", 0.85),
+        ("resnet110", 1.7),
+        pytest.param("resnet1202", 19.4, marks=pytest.mark.slow),
+    ],
 )
 def test_cifar_trunk_has_the_published_size(arch, millions):
     """He et al., CVPR 2016, Table 6 (10 classes)."""
