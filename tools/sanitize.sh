@@ -20,5 +20,6 @@ preload="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=l
 export LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$folder/package"
 cd "$folder/package"  # Python looks in the current folder first
 "$python" -c 'import torch, fastdhm._C; print("sanitized:", fastdhm._C.__file__)'
-[ $# -gt 0 ] || set -- "$root/tests/ops" "$root/tests/reid"
-"$python" -m pytest -q -m "not slow" -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" "$@"
+[ $# -gt 0 ] || set -- ../../../tests/ops ../../../tests/reid  # pytest takes no brackets in a path
+processors=$("$python" -c "from fastdhm import processors; print(processors.count())")
+"$python" -m pytest -n "$processors" --dist loadfile -q -m "not slow" -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" "$@"
