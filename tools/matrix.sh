@@ -52,28 +52,26 @@ find_python() { # VERSION: the path of such an interpreter, or nothing
 
 # Make $work/ROW/venv with fastdhm of a fresh clone in it.
 install() { # ROW PYTHON TORCH
-    local row=$1 python=$2 torch=$3 folder="$work/$1" pip
+    local row=$1 python=$2 torch=$3 folder="$work/$1"
+    local pip=("$folder/venv/bin/python" -m pip install --quiet)
     rm -rf "$folder/src" && mkdir -p "$folder" && git clone --quiet --shared "$top" "$folder/src" || return 1
+    [ "$torch" != - ] || python="$top/.venv/bin/python"
+    [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
+    "${pip[@]}" --upgrade "setuptools>=77" wheel ninja || return 1
     if [ "$torch" = - ]; then # on top of .venv, whose libraries it sees and whose fastdhm it does not
-        python="$top/.venv/bin/python"
-        [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
         "$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
             > "$(echo "$folder"/venv/lib/python*/site-packages)/base.pth"
-        "$folder/venv/bin/python" -m pip install --quiet --upgrade "setuptools>=77" wheel ninja || return 1
-        pip="$folder/venv/bin/python -m pip install --quiet --no-deps --no-build-isolation"
+        pip+=(--no-deps)
     else
-        [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
-        pip="$folder/venv/bin/python -m pip install --quiet"
         # shellcheck disable=SC2086 # words are meant to split
-        $pip --upgrade pip "setuptools>=77" wheel ninja $torch || return 1
-        pip="$pip --no-build-isolation"
+        "${pip[@]}" $torch || return 1
     fi
-    # CUDA code is compiled in .venv; here it would only take time
     [ "$row" != no-extension ] || export CXX=no-such-compiler
-    CUDA_HOME=/nonexistent $pip --editable "$folder/src[test]" || return 1
+    # CUDA code is compiled in .venv; here it would only take time
+    CUDA_HOME=/nonexistent "${pip[@]}" --no-build-isolation --editable "$folder/src[test]" || return 1
     unset CXX
     if [ "$torch" != - ] && pkg-config --exists opencv4 libturbojpeg; then
-        $pip "ffcv>=1.0.2" || echo "matrix: $row: FFCV could not be built, its tests are skipped"
+        "${pip[@]}" "ffcv>=1.0.2" || echo "matrix: $row: FFCV could not be built, its tests are skipped"
     fi
 }
 
@@ -132,7 +130,8 @@ while IFS='|' read -r row version torch what; do
     fi
     grep -E '^(FAILED|ERROR) ' "$log"
     echo "matrix: $row $summary"
-    found=$("$work/$row/venv/bin/python" -c "import platform, torch; print(platform.python_version(), '|', torch.__version__)")
+    found=$("$work/$row/venv/bin/python" -c "import platform, torch; print(platform.python_version(), '|', torch.__version__)" \
+        2> /dev/null || echo "$version | $torch")
     echo "| $row | $found | $summary | $((SECONDS - started)) |" >> "$report"
 done <<< "$ROWS"
 cat "$report"
