@@ -1,6 +1,6 @@
 #!/bin/bash
 # Run the tests on other machines than this one, as far as one machine can play them: other Pythons and torches, older
-# instruction sets, no extension, no compiler, one processor. Each row installs a clone of HEAD as a user would.
+# instruction sets, no extension, no compiler, one processor. Each row installs a copy of this tree as a user would.
 #
 #   tools/matrix.sh               every row, all tests (hours)
 #   tools/matrix.sh --quick       every row, the tests that differ by machine (what .ci/run does)
@@ -54,7 +54,9 @@ find_python() { # VERSION: the path of such an interpreter, or nothing
 install() { # ROW PYTHON TORCH
     local row=$1 python=$2 torch=$3 folder="$work/$1"
     local pip=("$folder/venv/bin/python" -m pip install --quiet)
-    rm -rf "$folder/src" && mkdir -p "$folder" && git clone --quiet --shared "$top" "$folder/src" || return 1
+    rm -rf "$folder/src" && mkdir -p "$folder/src" || return 1
+    tar -C "$top" --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./bench --exclude=./runs \
+        --exclude='*.so' -cf - . | tar -C "$folder/src" -xf - || return 1
     [ "$torch" != - ] || python="$top/.venv/bin/python"
     [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
     "${pip[@]}" --upgrade "setuptools>=77" wheel ninja || return 1
