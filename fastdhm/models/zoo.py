@@ -58,7 +58,7 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedMod
         ValueError: the library is not installed or has no such network, or the network not the stages for a branch.
     """
     library, name = _split(arch)
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # torch.get_default_device() of torch 2.6 does not know of `with torch.device`
     try:
         trunk = _create(library, name, num_classes)
     except NotImplementedError:  # some compute their sizes with tensors, which the meta device does not hold
