@@ -91,7 +91,7 @@ test_row() { # ROW SECONDS
     # shellcheck disable=SC2086 # words are meant to split
     options+=(-n "$($before "$python" -c "from fastdhm import processors; print(processors.count())")")
     # shellcheck disable=SC2086
-    OMP_NUM_THREADS=1 timeout --kill-after 20 "$2" $before "$python" -m pytest $tests -q -p no:cacheprovider \
+    CUDA_HOME=/nonexistent OMP_NUM_THREADS=1 timeout --kill-after 20 "$2" $before "$python" -m pytest $tests -q -p no:cacheprovider \
         --dist loadfile ${quick:+-m "not slow"} "${options[@]}"
 }
 
