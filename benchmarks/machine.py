@@ -5,13 +5,15 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from fastdhm import __version__, processors
 from fastdhm.commands.machine import FEATURES, cpu_model, cpu_words
+from fastdhm.memory import available_bytes
 from fastdhm.ops import _extension
+
+__all__ = ["available_bytes", "busy", "describe", "tf32", "wait_for"]
 
 
 def describe(device: torch.device, threads: int) -> dict[str, object]:
@@ -80,10 +82,3 @@ def busy(load_average: float, processors: int, threads: int) -> str | None:
         f"the machine is busy (load average {load_average:g}, {processors} processors): "
         "trust the ratios, not the times, or wait until it is idle"
     )
-
-
-def available_bytes() -> int | None:
-    """Memory that can be taken without swapping; None where the system does not say."""
-    path = Path("/proc/meminfo")
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

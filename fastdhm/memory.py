@@ -17,6 +17,12 @@ def installed_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def available_bytes(root: Path = ROOT) -> int | None:
+    """Memory that can be taken without swapping; None where the system does not say."""
+    lines = read(root / "proc/meminfo").splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def limit_bytes(root: Path = ROOT) -> float:
     """What this process's control groups allow, the narrowest of them; infinite without a limit.
 

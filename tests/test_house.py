@@ -121,6 +121,7 @@ ALLOWED = {
         "config",
         "recipes",
         "files",
+        "memory",
         "processors",
         "ops",
         "methods",

@@ -91,9 +91,9 @@ def _processors() -> Fact:
 
 
 def _memory() -> Fact:
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    text = f"{memory.installed_bytes() / 2**30:.1f} GiB, {available / 2**20:.1f} GiB of it available"
+    available = memory.available_bytes()
+    free = "an unknown part" if available is None else f"{available / 2**30:.1f} GiB"
+    text = f"{memory.installed_bytes() / 2**30:.1f} GiB, {free} of it available"
     if memory.total_bytes() < memory.installed_bytes():
         text += f"; this container may use {memory.total_bytes() / 2**30:.1f} GiB"
     return Fact("memory", text)
