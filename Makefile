@@ -14,7 +14,7 @@ demo: setup ## train DHM on Fashion-MNIST, a few minutes on two cores
 
 # One thread and one process a processor: they do not wait for each other, and each file's tests stay together.
 SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile \
-    -n $$($(BIN)/python -c "from fastdhm import processors; print(processors.count())")
+    -n $$($(BIN)/python -c "from fastdhm.system import processors; print(processors.count())")
 
 test: setup ## the tests, minutes on two cores; what needs a GPU is skipped where there is none, what is slow is test-all's
 	$(SIDE_BY_SIDE) -m "not slow"

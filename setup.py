@@ -106,8 +106,8 @@ def sources(with_cuda):
 
 def limit_jobs():
     """Have ninja compile as many files at once as this process has processors; what the user set in MAX_JOBS stays."""
-    count = runpy.run_path(str(Path("fastdhm", "processors.py")))["count"]  # the package itself would import torch
-    os.environ.setdefault("MAX_JOBS", str(count()))
+    file = Path("fastdhm", "system", "processors.py")  # run alone: the package itself would import torch
+    os.environ.setdefault("MAX_JOBS", str(runpy.run_path(str(file))["count"]()))
 
 
 def compiled_parts():

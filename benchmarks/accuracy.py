@@ -40,8 +40,8 @@ from fastdhm.engine.run import build_model, open_data
 from fastdhm.engine.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.timer import Timer
 from fastdhm.errors import UserError
-from fastdhm.files import write_csv
 from fastdhm.recipes import FAST
+from fastdhm.system.files import write_csv
 
 OVER = object()
 PRESET = "preset fast"

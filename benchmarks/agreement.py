@@ -19,12 +19,12 @@ from fastdhm.benchmarks.contender import Engine, schedule
 from fastdhm.benchmarks.harness import Comparison, Result
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.data import LoadedData
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import build_model
 from fastdhm.engine.schedule import learning_rate, mimic_scale
-from fastdhm.files import write_csv
+from fastdhm.system.console import Console
+from fastdhm.system.files import write_csv
 
 WINDOWS = 20  # moving means are over so large a part of the steps
 SLACK = 3.0  # times what plain torch in that format is away from float32

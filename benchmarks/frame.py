@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from fastdhm import processors
 from fastdhm.benchmarks import harness, machine, report
 from fastdhm.benchmarks.harness import Comparison, Peer
-from fastdhm.console import Console
 from fastdhm.engine.device import computing_on, pick_device
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import expanded
+from fastdhm.system import processors
+from fastdhm.system.console import Console
+from fastdhm.system.paths import expanded
 
 
 class Frame:

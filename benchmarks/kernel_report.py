@@ -23,10 +23,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from fastdhm.console import Console
-from fastdhm.files import write_text
 from fastdhm.kernels import mimic_loss
 from fastdhm.kernels.mimic_loss import Launch
+from fastdhm.system.console import Console
+from fastdhm.system.files import write_text
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "kernels.md"
 TARGETS = {80: "A100", 90: "H100, H200", 100: "B200"}

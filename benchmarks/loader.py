@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fastdhm import processors
 from fastdhm.benchmarks import report
 from fastdhm.benchmarks.frame import Frame, check_counts
 from fastdhm.benchmarks.harness import Comparison, Peer
@@ -34,6 +33,7 @@ from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
 from fastdhm.data.sources import Source
 from fastdhm.data.transforms import DeviceTransform
 from fastdhm.errors import UserError
+from fastdhm.system import processors
 
 HEIGHT, WIDTH, SMALL = 375, 500, 32
 COLOURS = np.array(list(itertools.product((60, 190), repeat=3)), dtype=np.uint8)  # [K, C]

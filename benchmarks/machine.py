@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import torch
 
-from fastdhm import __version__, processors
+from fastdhm import __version__
 from fastdhm.commands.machine import FEATURES, cpu_model, cpu_words
-from fastdhm.memory import available_bytes
 from fastdhm.ops import _extension
+from fastdhm.system import processors
+from fastdhm.system.memory import available_bytes
 
 __all__ = ["available_bytes", "busy", "describe", "tf32", "wait_for"]
 

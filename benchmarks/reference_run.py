@@ -16,8 +16,8 @@ from fastdhm.benchmarks.reference_data import training_loader
 from fastdhm.config import TrainConfig
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.run import build_model
-from fastdhm.paths import default_data_dir
 from fastdhm.recipes import recipe
+from fastdhm.system.paths import default_data_dir
 
 
 def main(log: Path, steps: int, dataset: str, arch: str, method: str, device_name: str) -> None:

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from fastdhm.benchmarks.harness import Comparison, Spread
 from fastdhm.benchmarks.machine import busy
-from fastdhm.console import Console
 from fastdhm.errors import UserError
-from fastdhm.files import write_csv, write_text
-from fastdhm.plotting import save_figure
+from fastdhm.system.console import Console
+from fastdhm.system.files import write_csv, write_text
+from fastdhm.system.plotting import save_figure
 
 MIB = 2**20
 CSV_COLUMNS = (

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 
-from fastdhm import processors
+from fastdhm.system import processors
 
 hypothesis.settings.register_profile("fastdhm", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastdhm")

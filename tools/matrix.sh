@@ -89,7 +89,7 @@ test_row() { # ROW SECONDS
     esac
     # a process and a thread for each processor, as in `make test`
     # shellcheck disable=SC2086 # words are meant to split
-    options+=(-n "$($before "$python" -c "from fastdhm import processors; print(processors.count())")")
+    options+=(-n "$($before "$python" -c "from fastdhm.system import processors; print(processors.count())")")
     # shellcheck disable=SC2086
     CUDA_HOME=/nonexistent OMP_NUM_THREADS=1 timeout --kill-after 20 "$2" $before "$python" -m pytest $tests -q -p no:cacheprovider \
         --dist loadfile ${quick:+-m "not slow"} "${options[@]}"

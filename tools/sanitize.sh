@@ -21,5 +21,5 @@ export LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_sta
 cd "$folder/package"  # Python looks in the current folder first
 "$python" -c 'import torch, fastdhm._C; print("sanitized:", fastdhm._C.__file__)'
 [ $# -gt 0 ] || set -- ../../../tests/ops ../../../tests/reid  # pytest takes no brackets in a path
-processors=$("$python" -c "from fastdhm import processors; print(processors.count())")
+processors=$("$python" -c "from fastdhm.system import processors; print(processors.count())")
 "$python" -m pytest -n "$processors" --dist loadfile -q -m "not slow" -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" "$@"

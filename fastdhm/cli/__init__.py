@@ -12,10 +12,10 @@ from importlib import import_module
 
 from fastdhm import __version__
 from fastdhm.data.images import silence_pillow
-from fastdhm.engine.signals import end_at_once, noted
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import check_current, place_caches
-from fastdhm.streams import answer, ready_streams, settle_streams, tell
+from fastdhm.system.paths import check_current, place_caches
+from fastdhm.system.signals import end_at_once, noted
+from fastdhm.system.streams import answer, ready_streams, settle_streams, tell
 
 COMMANDS = {
     "train": "train a network; without flags, DHM on Fashion-MNIST",
@@ -113,7 +113,7 @@ def _ended(error: BaseException, argv: list[str]) -> int:
     if number and not isinstance(error, UserError):  # a library may make another exception of the signal's
         tell(f"fastdhm: stopped by {signal.Signals(number).name}")
         return 128 + number
-    from fastdhm.endings import cause, report_crash
+    from fastdhm.system.endings import cause, report_crash
 
     why = cause(error, argv[0] if argv else "")
     if why is not None:

@@ -8,8 +8,8 @@ from typing import Any
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import expanded, short_name
-from fastdhm.typed_yaml import read_yaml
+from fastdhm.system.paths import expanded, short_name
+from fastdhm.system.typed_yaml import read_yaml
 
 OWN = (
     "out", "resume", "methods", "variants", "seeds", "table", "rows", "reference", "score", "confidence", "dry_run",
@@ -70,8 +70,8 @@ def run(argv: list[str]) -> int:
     given = parser.parse(argv, defaults=False)
     own = {name: given.pop(name) for name in OWN if given.get(name) is not None}
     from fastdhm.compare.runner import HowToReport, compare, dry_run, report
-    from fastdhm.console import Console, paste
     from fastdhm.engine.device import use_processors
+    from fastdhm.system.console import Console, paste
 
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
     if "resume" in own and "out" in own:

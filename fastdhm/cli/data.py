@@ -1,7 +1,7 @@
 """``fastdhm data build|verify|info``: the files that the fast loader reads."""
 
 from fastdhm.cli.parser import Parser
-from fastdhm.paths import default_data_dir, expanded
+from fastdhm.system.paths import default_data_dir, expanded
 
 VERBS = {
     "build": "Write a data set as .beton files.",

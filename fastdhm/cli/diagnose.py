@@ -1,7 +1,7 @@
 """``fastdhm diagnose``: kernels and gradients of runs beside each other."""
 
 from fastdhm.cli.parser import Parser
-from fastdhm.paths import expanded
+from fastdhm.system.paths import expanded
 
 
 def run(argv: list[str]) -> int:

@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     values = parser.parse(argv)
     from fastdhm.commands.doctor import doctor
-    from fastdhm.paths import default_data_dir, expanded
+    from fastdhm.system.paths import default_data_dir, expanded
 
     data_dir = expanded(values["data_dir"] or default_data_dir()).absolute()
     return doctor(data_dir, as_json=values["json"])

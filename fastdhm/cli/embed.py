@@ -1,7 +1,7 @@
 """``fastdhm embed``: the features of a folder of images."""
 
 from fastdhm.cli.parser import Parser
-from fastdhm.paths import expanded
+from fastdhm.system.paths import expanded
 
 
 def run(argv: list[str]) -> int:

@@ -1,7 +1,7 @@
 """``fastdhm eval``: how good a trained network is."""
 
 from fastdhm.cli.parser import Parser
-from fastdhm.paths import expanded
+from fastdhm.system.paths import expanded
 
 
 def run(argv: list[str]) -> int:

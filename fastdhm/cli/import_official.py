@@ -2,8 +2,8 @@
 
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
-from fastdhm.paths import expanded
 from fastdhm.recipes import official
+from fastdhm.system.paths import expanded
 
 
 def run(argv: list[str]) -> int:

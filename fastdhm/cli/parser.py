@@ -13,9 +13,9 @@ from pathlib import Path
 import jsonargparse
 
 from fastdhm.errors import UserError
-from fastdhm.paths import expanded
-from fastdhm.streams import answer
-from fastdhm.typed_yaml import no_such_setting, read_yaml, typed
+from fastdhm.system.paths import expanded
+from fastdhm.system.streams import answer
+from fastdhm.system.typed_yaml import no_such_setting, read_yaml, typed
 
 # how the parser names types -> how a person does
 PLAIN_TYPES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
-from fastdhm.paths import expanded
 from fastdhm.recipes import recipe, warm_up
+from fastdhm.system.paths import expanded
 
 
 def _parser() -> Parser:

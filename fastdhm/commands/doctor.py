@@ -10,8 +10,8 @@ from fastdhm import __version__
 from fastdhm.commands import machine, software
 from fastdhm.commands.machine import Fact
 from fastdhm.commands.self_test import Check, self_test
-from fastdhm.console import Console
 from fastdhm.engine.device import pick_device
+from fastdhm.system.console import Console
 
 NAME_WIDTH = 17
 NOTHING_COMPILED = Fact("ops", "none is compiled here: torch's own operations do all the work")

@@ -8,11 +8,11 @@ import yaml
 
 from fastdhm.compare.arms import Arm, changed
 from fastdhm.compare.plan import Comparison
-from fastdhm.console import paste
 from fastdhm.engine.checkpoint import moved
 from fastdhm.errors import UserError
-from fastdhm.files import contents, replacing
-from fastdhm.typed_yaml import build, read_yaml
+from fastdhm.system.console import paste
+from fastdhm.system.files import contents, replacing
+from fastdhm.system.typed_yaml import build, read_yaml
 
 FORMAT = 1
 SETTINGS, RUNS = "compare.yaml", "runs"

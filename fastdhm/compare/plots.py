@@ -12,7 +12,7 @@ from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
 from fastdhm.engine.judged import judged_on
-from fastdhm.plotting import save_figure
+from fastdhm.system.plotting import save_figure
 
 Row = dict[str, Any]
 Curve = list[tuple[float, float, float, float]]  # x, mean, lowest, highest

@@ -20,10 +20,10 @@ from fastdhm.compare.record import CSV_COLUMNS, csv_rows, record
 from fastdhm.compare.results import Results
 from fastdhm.compare.statistics import Difference, Summary
 from fastdhm.compare.words import METRICS, remarks, what_is_counted
-from fastdhm.console import Console
 from fastdhm.engine.checkpoint import HOW_IT_RUNS
 from fastdhm.engine.judged import judged_on
-from fastdhm.files import write_csv, write_text
+from fastdhm.system.console import Console
+from fastdhm.system.files import write_csv, write_text
 
 NOTHING = "-"
 CURVES = """![Training and {judged} error over the epochs](curves.png)

@@ -19,7 +19,6 @@ from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console, paste
 from fastdhm.data.crops import height_width
 from fastdhm.engine.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
 from fastdhm.engine.device import give_back_freed_memory
@@ -30,7 +29,8 @@ from fastdhm.engine.schedule import full_size_steps
 from fastdhm.engine.settle import settle
 from fastdhm.engine.train import train
 from fastdhm.errors import UserError, unknown
-from fastdhm.files import held
+from fastdhm.system.console import Console, paste
+from fastdhm.system.files import held
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from fastdhm.engine.judged import best_of, validations
 from fastdhm.engine.owed import NETWORK, owed
 from fastdhm.engine.record import read_log
 from fastdhm.errors import UserError
-from fastdhm.files import write_text
+from fastdhm.system.files import write_text
 
 FAILURE = "failed.json"
 Status = Literal["missing", "begun", "finished", "failed"]

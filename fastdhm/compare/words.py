@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
 from fastdhm.config import TrainConfig
-from fastdhm.console import paste
 from fastdhm.data.identity import changes
 from fastdhm.data.sources import is_reid
 from fastdhm.engine.judged import judged_images, judged_on
+from fastdhm.system.console import paste
 
 METRICS = {
     "top1_error": "top-1 error, %",

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastdhm import processors
 from fastdhm.errors import UserError
-from fastdhm.streams import narrate
+from fastdhm.system import processors
+from fastdhm.system.streams import narrate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,7 @@ from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.data.beton_format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.data.grey import DeepPictures
 from fastdhm.errors import UserError
-from fastdhm.files import write_text
+from fastdhm.system.files import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

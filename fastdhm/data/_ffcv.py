@@ -6,7 +6,7 @@ import functools
 import warnings
 from types import SimpleNamespace
 
-from fastdhm import processors
+from fastdhm.system import processors
 
 HOW_TO_GET = (
     "Install its system libraries with 'apt-get install libopencv-dev libturbojpeg0-dev pkg-config' and then "

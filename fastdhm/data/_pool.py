@@ -29,10 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastdhm.console import Console
 from fastdhm.data.images import silence_pillow
 from fastdhm.errors import UserError
-from fastdhm.waiting import POLL_S, Wait
+from fastdhm.system.console import Console
+from fastdhm.system.waiting import POLL_S, Wait
 
 AHEAD = 2  # items that each worker is given, so that none waits for its next
 CONTINUE_S = 5.0  # a worker that someone stopped is told to go on after so long

@@ -10,6 +10,6 @@ def progress_bar(description: str, total: int, enabled: bool) -> AbstractContext
     """A context that gives ``advance(count)``."""
     if not enabled:
         return nullcontext(lambda count: None)
-    from fastdhm.console import Console  # here, as importing the data package is to cost nothing
+    from fastdhm.system.console import Console  # here, as importing the data package is to cost nothing
 
     return Console(stderr=True).counting(description, total)

@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 
 import fastdhm
-from fastdhm import processors
 from fastdhm.data._build import bad_files_error, bad_files_path, check_space, write_images
 from fastdhm.data._progress import progress_bar
 from fastdhm.data._verify import find_damage, sha256_of
@@ -27,9 +26,10 @@ from fastdhm.data.beton_format import read_index
 from fastdhm.data.grey import GreyRange
 from fastdhm.data.sources import Source, is_reid
 from fastdhm.errors import UserError
-from fastdhm.files import held, replacing
-from fastdhm.paths import expanded, short_name
-from fastdhm.streams import narrate
+from fastdhm.system import processors
+from fastdhm.system.files import held, replacing
+from fastdhm.system.paths import expanded, short_name
+from fastdhm.system.streams import narrate
 
 MANIFEST_VERSION = 1
 BUILDER = "a build of .beton files"

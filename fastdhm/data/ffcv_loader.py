@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdhm import processors
 from fastdhm.data._ffcv import load
 from fastdhm.data._resample import make_average, make_resample
 from fastdhm.data.beton import check
 from fastdhm.data.crops import STRETCHING
 from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.errors import UserError
-from fastdhm.waiting import POLL_S, Wait, WaitedInVain
+from fastdhm.system import processors
+from fastdhm.system.waiting import POLL_S, Wait, WaitedInVain
 
 Job = tuple[np.ndarray, np.ndarray]  # int64 [B] and [B, 5], see FfcvLoader._jobs
 BATCHES_AHEAD = 3

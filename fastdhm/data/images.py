@@ -20,8 +20,8 @@ from fastdhm.data._tiff import UNREAD, heed_tags, without_unused_alpha
 from fastdhm.data.grey import GreyRange, UnknownRange, grey_of, to_8_bits
 from fastdhm.data.signatures import what_it_is
 from fastdhm.data.walk import printable
-from fastdhm.environment import positive
 from fastdhm.errors import UserError
+from fastdhm.system.environment import positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image

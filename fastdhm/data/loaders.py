@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from fastdhm import processors
 from fastdhm.data._ffcv import HOW_TO_GET, why_not
 from fastdhm.data.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
 from fastdhm.data.subset import balanced_subset
 from fastdhm.errors import UserError
+from fastdhm.system import processors
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from fastdhm.data.readable import SubsetSource
 from fastdhm.data.sources import REID_DATASETS, Source, require_folders
 from fastdhm.data.walk import ImagesGone, is_there, printable, walk
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import expanded
+from fastdhm.system.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

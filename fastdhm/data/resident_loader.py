@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdhm import memory
 from fastdhm.data.beton_format import MODES, read_images, read_index
 from fastdhm.data.crops import RESIZING
 from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.data.sources import Source, peeked
 from fastdhm.errors import UserError
+from fastdhm.system import memory
 
 COMFORTABLE_BYTES = 2 << 30  # more than that is held only where it is asked for
 COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory, or the container's

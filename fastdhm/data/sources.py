@@ -15,7 +15,7 @@ from fastdhm.data.folder import FolderSource, loosely
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.data.walk import ImagesGone, holds_anything, is_system, is_there, printable
 from fastdhm.errors import UserError, unknown
-from fastdhm.paths import expanded
+from fastdhm.system.paths import expanded
 
 if TYPE_CHECKING:
     import numpy as np

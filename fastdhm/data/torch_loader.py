@@ -17,7 +17,7 @@ from fastdhm.data.images import Undecodable
 from fastdhm.data.loaders import Batch, LoaderOptions
 from fastdhm.data.sources import Source
 from fastdhm.errors import UserError
-from fastdhm.waiting import waited_for
+from fastdhm.system.waiting import waited_for
 
 
 class TorchLoader:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fastdhm.config import TrainConfig
 from fastdhm.data.identity import Identity
 from fastdhm.errors import UserError, first_line
-from fastdhm.files import contents, damaged_part, load_without_code, plain_name, replacing
-from fastdhm.typed_yaml import build, read_yaml
+from fastdhm.system.files import contents, damaged_part, load_without_code, plain_name, replacing
+from fastdhm.system.typed_yaml import build, read_yaml
 
 FORMAT = 1
 LAST = "last.pt"

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 
-from fastdhm import processors
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
 from fastdhm.data.loaders import Batch
@@ -38,6 +37,7 @@ from fastdhm.engine.record import Log
 from fastdhm.engine.run import Run
 from fastdhm.engine.schedule import image_side, image_sides
 from fastdhm.engine.step import NUM_SIDES, make_compute
+from fastdhm.system import processors
 
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
 STEPS_ALONE = 2

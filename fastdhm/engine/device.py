@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import torch.utils.deterministic as memory
 
-from fastdhm import processors
 from fastdhm.engine.blocks import is_deep
 from fastdhm.errors import UserError
+from fastdhm.system import processors
 
 # Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).

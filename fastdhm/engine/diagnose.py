@@ -12,16 +12,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.data.crops import height_width
 from fastdhm.engine.diagnose_plots import plot_gradients, plot_kernels
 from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.plan import method_name
 from fastdhm.engine.record import read_log, to_host
 from fastdhm.errors import UserError, unknown
-from fastdhm.files import check_writable, replacing, write_csv
 from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
-from fastdhm.streams import visible
+from fastdhm.system.console import Console
+from fastdhm.system.files import check_writable, replacing, write_csv
+from fastdhm.system.streams import visible
 
 WHAT = ("all", "kernels", "gradients")
 COSINE = "grad_cosine/"

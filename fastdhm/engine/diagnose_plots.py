@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fastdhm.plotting import save_figure
+from fastdhm.system.plotting import save_figure
 
 if TYPE_CHECKING:
     from fastdhm.engine.diagnose import Cosine, Layer

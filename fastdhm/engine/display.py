@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdhm.config import TrainConfig
-from fastdhm.console import PLAIN_LINE_SECONDS, Console, every, words
 from fastdhm.engine.judged import FLATTERS, best_of, judged_images, judged_on, validations
-from fastdhm.plotting import save_figure
+from fastdhm.system.console import PLAIN_LINE_SECONDS, Console, every, words
+from fastdhm.system.plotting import save_figure
 
 WIDE = 100  # columns
 WAIT_SHOWN = 0.03  # of the time

@@ -7,14 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdhm import models
-from fastdhm.console import Console
 from fastdhm.data import open_pictures
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
-from fastdhm.files import check_writable
 from fastdhm.reid.features import check_suffix, names_beside, save_features
+from fastdhm.system.console import Console
+from fastdhm.system.files import check_writable
 
 
 def embed(

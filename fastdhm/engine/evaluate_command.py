@@ -11,7 +11,6 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.data.crops import height_width
 from fastdhm.data.identity import Identity, changes, identity
 from fastdhm.data.loaders import Loader
@@ -24,7 +23,8 @@ from fastdhm.engine.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
 from fastdhm.engine.run import build_model, build_plain, open_to_judge
 from fastdhm.errors import UserError
-from fastdhm.files import check_writable
+from fastdhm.system.console import Console
+from fastdhm.system.files import check_writable
 
 
 def evaluate_path(

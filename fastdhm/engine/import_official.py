@@ -7,15 +7,15 @@ from rich.table import Table
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console, paste
 from fastdhm.data.crops import height_width
 from fastdhm.data.sources import DATASETS, unknown_dataset
 from fastdhm.engine import checkpoint
 from fastdhm.engine.display import print_plan
 from fastdhm.engine.settle import run_folder, settle
 from fastdhm.errors import UserError
-from fastdhm.files import contents
 from fastdhm.models.official import released_modules
+from fastdhm.system.console import Console, paste
+from fastdhm.system.files import contents
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # of the data sets that the released code trains on
 

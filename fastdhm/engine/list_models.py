@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdhm import models
-from fastdhm.console import Console
+from fastdhm.system.console import Console
 
 WIDTH = 100  # columns at most
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import plain_name, sync, why_not_written, write_text, writing
+from fastdhm.system.files import plain_name, sync, why_not_written, write_text, writing
 
 PLACED = ("step", "epoch", "reid")  # the kinds of rows that say after which part of which epoch they stand
 FAR = 2**62  # no run has so many steps

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.data import LoadedSplit
 from fastdhm.data.crops import height_width
 from fastdhm.data.reid import check_rankable, sightings
@@ -25,11 +24,12 @@ from fastdhm.engine.evaluate import until
 from fastdhm.engine.record import to_host
 from fastdhm.engine.run import open_to_judge
 from fastdhm.errors import UserError, unknown
-from fastdhm.files import write_csv
 from fastdhm.reid import Ranking, rank, rank_distances, rerank
 from fastdhm.reid.features import extract_features
 from fastdhm.reid.pictures import Seen, cmc_plot, ranking_picture
 from fastdhm.reid.ranking import METRICS
+from fastdhm.system.console import Console
+from fastdhm.system.files import write_csv
 
 RANKS = (1, 5, 10, 20)  # of the table
 MAX_RANK, SHOWN_QUERIES, SHOWN_NEAREST = 50, 8, 10

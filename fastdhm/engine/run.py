@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
 from fastdhm.data.beton import ImageSettings
 from fastdhm.data.corrupt import corrupt_targets
@@ -34,6 +33,7 @@ from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
+from fastdhm.system.console import Console
 
 IMAGENET = "imagenet"  # the weights that torchvision has
 

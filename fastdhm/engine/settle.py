@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.engine.run import IMAGENET
 from fastdhm.errors import UserError
-from fastdhm.files import check_writable, held, new_folder
 from fastdhm.ops.mimic_loss import use_fused
-from fastdhm.paths import default_data_dir, expanded, short_name
+from fastdhm.system.console import Console
+from fastdhm.system.files import check_writable, held, new_folder
+from fastdhm.system.paths import default_data_dir, expanded, short_name
 
 
 def settle(config: TrainConfig) -> TrainConfig:

@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console, paste
 from fastdhm.data import LoadedData
 from fastdhm.data.reid import CannotRank
 from fastdhm.data.sources import is_reid
-from fastdhm.endings import belonging_to
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import goes_by_block
 from fastdhm.engine.compiling import SwitchingCompute
@@ -32,11 +30,13 @@ from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, feature_layer, pri
 from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
 from fastdhm.engine.schedule import full_size_steps, image_side, learning_rate, mimic_scale
 from fastdhm.engine.settle import run_folder, settle
-from fastdhm.engine.signals import stop_signals
 from fastdhm.engine.step import make_step
 from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.errors import UserError
 from fastdhm.methods import scale_mimicking
+from fastdhm.system.console import Console, paste
+from fastdhm.system.endings import belonging_to
+from fastdhm.system.signals import stop_signals
 
 SCHEDULE = ("lr", "epochs", "schedule", "milestones", "gamma", "warmup_epochs", "warmup_lr", "warmup")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastdhm.console import Console
 from fastdhm.errors import UserError
 from fastdhm.models.branched import BranchedModel
 from fastdhm.models.copies import copied, on_meta, refuse_computed, unwrapped
@@ -18,6 +17,7 @@ from fastdhm.models.forks import find_forks, tapped_call
 from fastdhm.models.grow import grow
 from fastdhm.models.stages import Block, Layout, channels_first, find_layout, resolution
 from fastdhm.models.trace import BATCH, Trace, probe, trace
+from fastdhm.system.console import Console
 
 
 @dataclass(frozen=True)

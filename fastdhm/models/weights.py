@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.files import load_without_code, plain_name
+from fastdhm.system.files import load_without_code, plain_name
 
 NAMED = 3  # names that an error lists of each kind
 DEPTH = 2  # how far down in a checkpoint tensors by name are looked for

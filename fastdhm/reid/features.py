@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError
-from fastdhm.files import plain_name, replacing, write_text
+from fastdhm.system.files import plain_name, replacing, write_text
 
 SUFFIXES = (".safetensors", ".npy")
 HEADER_BYTES = 99_000_000  # of names: safetensors reads no header of more than 100 MB

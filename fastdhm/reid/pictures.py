@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from fastdhm.files import replacing
-from fastdhm.plotting import save_figure
+from fastdhm.system.files import replacing
+from fastdhm.system.plotting import save_figure
 
 if TYPE_CHECKING:
     from PIL.Image import Image

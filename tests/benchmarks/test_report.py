@@ -8,8 +8,8 @@ import pytest
 
 from fastdhm.benchmarks import report
 from fastdhm.benchmarks.harness import Comparison, Result, Spread
-from fastdhm.console import Console
 from fastdhm.errors import UserError
+from fastdhm.system.console import Console
 
 MARK = report.Mark(name="loops over fused", where="here", value=Spread(3.0, 2.5, 3.5))
 

@@ -21,7 +21,7 @@ from fastdhm.data.beton_source import BetonSource
 from fastdhm.data.sources import load_sources
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.errors import UserError
-from fastdhm.files import held
+from fastdhm.system.files import held
 
 RAW, JPG = ImageSettings(), ImageSettings(max_resolution=60, mode="jpg", quality=90)
 

@@ -23,7 +23,7 @@ from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
 from fastdhm.data.sources import load_sources
 from fastdhm.data.synthetic import SyntheticSource
 from fastdhm.errors import UserError
-from fastdhm.waiting import WaitedInVain
+from fastdhm.system.waiting import WaitedInVain
 
 ALL_KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch", "resident"], indirect=True)
 KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch"], indirect=True)

@@ -12,7 +12,7 @@ import pytest
 from fastdhm.data import _pool
 from fastdhm.data._pool import WorkerPool, in_hand
 from fastdhm.errors import UserError
-from fastdhm.waiting import WaitedInVain
+from fastdhm.system.waiting import WaitedInVain
 
 LARGE = 1 << 20  # bytes: more than a pipe holds
 
@@ -128,7 +128,7 @@ def test_a_stopped_worker_is_told_to_go_on(monkeypatch, capfd):
 
 
 def test_a_read_that_never_returns_is_told_and_then_ended(monkeypatch, capfd, tmp_path):
-    monkeypatch.setattr("fastdhm.waiting.SAY_S", 0.5)
+    monkeypatch.setattr("fastdhm.system.waiting.SAY_S", 0.5)
     monkeypatch.setenv("FASTDHM_WAIT_SECONDS", "1.5")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(WaitedInVain, match=r"data did not come in [12] s: worker .* is reading /photos/3.jpg.*=9"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.engine import checkpoint
-from fastdhm.files import replacing
+from fastdhm.system.files import replacing
 
 CONFIG = TrainConfig(arch="resnet8", milestones=(1.0, 2.0))
 

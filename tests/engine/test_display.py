@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 
-from fastdhm.console import Console
 from fastdhm.engine import display
 from fastdhm.engine.display import TrainingDisplay
 from fastdhm.engine.schedule import full_size_steps
+from fastdhm.system.console import Console
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.02, ""), (0.034, "data wait 3%"), (0.61, "data wait 61%")])

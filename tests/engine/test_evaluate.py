@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastdhm.config import TrainConfig
-from fastdhm.console import Console
 from fastdhm.engine.display import print_report
 from fastdhm.engine.evaluate import Errors, count_correct
 from fastdhm.engine.evaluate_command import _print
 from fastdhm.engine.judged import is_chosen, judged_images, judged_on
+from fastdhm.system.console import Console
 
 
 def test_against_topk():

@@ -6,15 +6,15 @@ import sys
 import pytest
 
 from fastdhm.cli import main
-from fastdhm.console import Console
 from fastdhm.engine.settle import run_folder
 from fastdhm.errors import UserError
+from fastdhm.system.console import Console
 from runs import command
 
 HOLD = """
 import sys
 from pathlib import Path
-from fastdhm.files import held
+from fastdhm.system.files import held
 with held(Path(sys.argv[1]), "`fastdhm train`", print):
     print("held", flush=True)
     sys.stdin.read()

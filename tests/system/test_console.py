@@ -11,8 +11,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from fastdhm.console import Console, every, paste
 from fastdhm.errors import UserError
+from fastdhm.system.console import Console, every, paste
 
 NAMES = ["synthetic:100", "r [a]/one", "a[/b]/run", "[bold]x[/]", "two  blanks", "café", "x" * 300, "{0} %s $a$"]
 
@@ -141,7 +141,7 @@ def test_a_pipe_that_is_promised_colours_gets_no_bar(monkeypatch):
 
 
 def test_work_that_is_watched_through_a_pipe_says_now_and_then_how_far_it_is(monkeypatch):
-    monkeypatch.setattr("fastdhm.console.PLAIN_LINE_SECONDS", -1)
+    monkeypatch.setattr("fastdhm.system.console.PLAIN_LINE_SECONDS", -1)
     text = io.StringIO()
     with Console(file=text).counting("a[/b] train", 1000) as advance:
         advance(16)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
-from fastdhm.streams import Stream, tell, visible
+from fastdhm.system.streams import Stream, tell, visible
 
 PLAIN_LINE_SECONDS = 15
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from fastdhm.console import Console
-from fastdhm.environment import positive
 from fastdhm.errors import UserError
+from fastdhm.system.console import Console
+from fastdhm.system.environment import positive
 
 POLL_S = 0.5  # how long to sleep at a time, at most: between two calls of Wait.on
 SAY_S = 60.0

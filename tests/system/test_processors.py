@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdhm import processors
+from fastdhm.system import processors
 
 V2 = "1 1 0:1 {top} {at} rw - cgroup2 cgroup rw"
 V1 = "1 1 0:1 {top} {at} rw - cgroup cgroup rw,{controllers}"

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from fastdhm.plotting import save_figure
+from fastdhm.system.plotting import save_figure
 
 
 @pytest.mark.parametrize("name", ["a$b$c", "x_$1", "$\\frac{$", "$\\undefined$", "name\udce9", "10^{3", "図"])

@@ -11,7 +11,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.beton import ImageSettings, beton_path
 from fastdhm.engine.settle import settle
 from fastdhm.errors import UserError
-from fastdhm.paths import default_data_dir, expanded, place_caches
+from fastdhm.system.paths import default_data_dir, expanded, place_caches
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from fastdhm.engine import signals
-from fastdhm.engine.signals import ENDING, Stopped, end_at_once, noted, stop_signals
+from fastdhm.system import signals
+from fastdhm.system.signals import ENDING, Stopped, end_at_once, noted, stop_signals
 
 
 @pytest.fixture(autouse=True)

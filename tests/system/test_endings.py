@@ -12,8 +12,8 @@ import pytest
 
 from fastdhm import cli
 from fastdhm.cli import main
-from fastdhm.endings import belonging_to, cause, report_crash
 from fastdhm.errors import UserError
+from fastdhm.system.endings import belonging_to, cause, report_crash
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-from fastdhm.processors import ROOT, groups, read
+from fastdhm.system.processors import ROOT, groups, read
 
 
 def total_bytes() -> int:

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdhm import files
 from fastdhm.errors import UserError
-from fastdhm.files import contents, held, new_folder, plain_name, replacing
+from fastdhm.system import files
+from fastdhm.system.files import contents, held, new_folder, plain_name, replacing
 
 HOLD = """
 import sys
 from pathlib import Path
-from fastdhm.files import held
+from fastdhm.system.files import held
 with held(Path(sys.argv[1]), "`fastdhm train`", print):
     print("held", flush=True)
     sys.stdin.read()
@@ -121,7 +121,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
 
 
 def test_the_next_holder_removes_what_a_killed_process_was_writing(tmp_path):
-    writing = "import os, sys\nfrom pathlib import Path\nfrom fastdhm.files import replacing\n"
+    writing = "import os, sys\nfrom pathlib import Path\nfrom fastdhm.system.files import replacing\n"
     writing += "with replacing(Path(sys.argv[1])) as path:\n    path.write_text('half')\n    os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", writing, tmp_path / "x"]).returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1 and not contents(tmp_path)
@@ -194,12 +194,12 @@ def test_many_that_want_the_same_new_folder_get_one_each(tmp_path):
 def test_text_is_utf8_whatever_the_locale_and_the_name(tmp_path):
     """A byte of a name that is no character is written as an escape, which JSON reads as what it was."""
     program = (
-        "import json, sys\nfrom pathlib import Path\nfrom fastdhm.files import write_csv, write_text\n"
+        "import json, sys\nfrom pathlib import Path\nfrom fastdhm.system.files import write_csv, write_text\n"
         "write_text(Path('x.json'), json.dumps('caf\\xe9 \\udce9', ensure_ascii=False))\n"
         "write_csv(Path('x.csv'), ['a', 'b'], [{'a': 'caf\\xe9 \\udce9'}, (1, 2)])\n"
     )
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    found = {"PYTHONPATH": str(Path(__file__).parents[1])}  # an editable install in `é` is not found in such a locale
+    found = {"PYTHONPATH": str(Path(__file__).parents[2])}  # an editable install in `é` is not found in such a locale
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ | locale | found)
     assert json.loads((tmp_path / "x.json").read_text("utf-8")) == "caf\xe9 \udce9"
     assert (tmp_path / "x.csv").read_bytes().decode() == "a,b\r\ncaf\xe9 \\udce9,\r\n1,2\r\n"

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdhm.files import replacing
-from fastdhm.streams import visible
+from fastdhm.system.files import replacing
+from fastdhm.system.streams import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-
-from fastdhm import memory
-from fastdhm.data.resident_loader import CannotHold, check_room
 from tests.test_processors import V1, V2, machine
+
+from fastdhm.data.resident_loader import CannotHold, check_room
+from fastdhm.system import memory
 
 MACHINES = {
     "no control groups at all": ("", "", {}, math.inf),

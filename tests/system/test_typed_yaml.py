@@ -7,7 +7,7 @@ import pytest
 from fastdhm.cli.train import resolve_training
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
-from fastdhm.typed_yaml import build, read_yaml
+from fastdhm.system.typed_yaml import build, read_yaml
 
 
 def config(tmp_path, text):

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 from fastdhm.errors import UserError, first_line
-from fastdhm.files import REASONS
+from fastdhm.system.files import REASONS
 
 CONFIGS = ("config.yaml", "compare.yaml")
 NETWORK = "look after the network, and try again"
