@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fastdhm import __version__
-from fastdhm.commands.machine import FEATURES, cpu_model, cpu_words
+from fastdhm.commands.doctor.machine import FEATURES, cpu_model, cpu_words
 from fastdhm.ops import _extension
 from fastdhm.system import processors
 from fastdhm.system.memory import available_bytes

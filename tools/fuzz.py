@@ -176,7 +176,7 @@ def _read_log(path: Path) -> object:
 
 
 def _read_network(path: Path) -> object:
-    from fastdhm.engine.evaluate_command import load
+    from fastdhm.commands.evaluate import load
 
     return load(path)
 

@@ -122,7 +122,7 @@ def _ended(error: BaseException, argv: list[str]) -> int:
             return 128 + number if number else 2
     else:
         tell(f"fastdhm: internal error: {' '.join(traceback.format_exception_only(error)[-1].split())}")
-    from fastdhm.commands import machine, software
+    from fastdhm.commands.doctor import machine, software
 
     facts = (f"{fact.name}: {fact.text}" for ask in (software.software, machine.hardware) for fact in ask())
     path = report_crash(error, argv, facts)

@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
         parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out and record them")
         parser.add_argument("--force", action="store_true", help="build anew what is there")
     values = parser.parse(argv)
-    from fastdhm.data import commands
+    from fastdhm.commands import data as commands
     from fastdhm.data.beton import ImageSettings
 
     dataset, data_dir = values.pop("dataset"), expanded(values.pop("data_dir") or default_data_dir()).absolute()

@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--what", type=str, default="all", help="all, kernels or gradients")
     parser.add_argument("--out", type=str, default="diagnosis", metavar="FOLDER", help="where the files go")
     values = parser.parse(argv)
-    from fastdhm.engine.diagnose import diagnose
+    from fastdhm.commands.diagnose import diagnose
 
     paths = [expanded(path) for path in values.pop("runs")]
     diagnose(paths, out=expanded(values.pop("out")), **values)

@@ -14,7 +14,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--data_dir", type=str | None, default=None, help="folder of the data sets, to look at")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     values = parser.parse(argv)
-    from fastdhm.commands.doctor import doctor
+    from fastdhm.commands.doctor.report import doctor
     from fastdhm.system.paths import default_data_dir, expanded
 
     data_dir = expanded(values["data_dir"] or default_data_dir()).absolute()

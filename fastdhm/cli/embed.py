@@ -22,8 +22,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
     values = parser.parse(argv)
+    from fastdhm.commands.embed import embed as run_embedding
     from fastdhm.engine.device import use_processors
-    from fastdhm.engine.embed import embed as run_embedding
 
     use_processors()
     path, folder, out = (expanded(values.pop(name)) for name in ("path", "folder", "out"))

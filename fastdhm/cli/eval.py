@@ -31,8 +31,8 @@ def run(argv: list[str]) -> int:
     given = {name: values.pop(name) for name in ("metric", "flip_average", "rerank")}
     ranking = {name: value for name, value in given.items() if value not in ("euclidean", False)}
     per_query = values.pop("per_query")
+    from fastdhm.commands.evaluate import evaluate_path
     from fastdhm.engine.device import use_processors
-    from fastdhm.engine.evaluate_command import evaluate_path
 
     use_processors()
     path, per_query = expanded(values.pop("path")), per_query and expanded(per_query)

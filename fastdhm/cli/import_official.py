@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     config = TrainConfig(
         **official(values["dataset"], values["arch"]), data_dir=values["data_dir"], run_dir=values["out"]
     )
-    from fastdhm.engine.import_official import import_official
+    from fastdhm.commands.import_official import import_official
 
     import_official(expanded(values["file"]), config)
     return 0

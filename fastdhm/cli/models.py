@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     values = parser.parse(argv)
-    from fastdhm.engine.list_models import list_models
+    from fastdhm.commands.models import list_models
 
     list_models(values.pop("names"), as_json=values.pop("json"), **values)
     return 0

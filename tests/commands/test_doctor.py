@@ -6,8 +6,8 @@ import time
 import torch
 
 from fastdhm.cli import main
-from fastdhm.commands import machine, self_test, software
-from fastdhm.commands.machine import Fact
+from fastdhm.commands.doctor import machine, self_test, software
+from fastdhm.commands.doctor.machine import Fact
 
 
 def test_one_page_says_what_the_machine_has_and_that_its_ops_are_right(tmp_path, capsys):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdhm.data import commands, open_loaders, open_pictures, open_splits
+from fastdhm.commands import data as commands
+from fastdhm.data import open_loaders, open_pictures, open_splits
 from fastdhm.data.beton import ImageSettings, beton_path, read_manifest
 from fastdhm.data.reid import load_reid, sightings
 from fastdhm.data.sources import DATASETS, is_reid, load_splits, split_names

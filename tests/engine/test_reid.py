@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from fastdhm import models
 from fastdhm.cli import main
+from fastdhm.commands import evaluate as evaluate_command
 from fastdhm.config import TrainConfig
 from fastdhm.data import reid_synthetic
 from fastdhm.data.loaders import pick_kind
 from fastdhm.data.reid_synthetic import picture
-from fastdhm.engine import evaluate_command, reid
+from fastdhm.engine import reid
 from fastdhm.engine.checkpoint import load_checkpoint, read_config
 from fastdhm.engine.owed import owed
 from fastdhm.engine.record import read_log

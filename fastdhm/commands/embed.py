@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdhm import models
+from fastdhm.commands.evaluate import load
 from fastdhm.data import open_pictures
 from fastdhm.engine.device import pick_device, pick_workers
-from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
 from fastdhm.reid.features import check_suffix, names_beside, save_features

@@ -4,17 +4,18 @@ Legend: F filters of a layer.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
+from fastdhm.commands.diagnose_plots import plot_gradients, plot_kernels
+from fastdhm.commands.evaluate import load
+from fastdhm.commands.measured import Cosine, Layer
 from fastdhm.config import TrainConfig
 from fastdhm.data.crops import height_width
-from fastdhm.engine.diagnose_plots import plot_gradients, plot_kernels
-from fastdhm.engine.evaluate_command import load
 from fastdhm.engine.plan import method_name
 from fastdhm.engine.record import read_log, to_host
 from fastdhm.errors import UserError, unknown
@@ -26,35 +27,6 @@ from fastdhm.system.streams import visible
 WHAT = ("all", "kernels", "gradients")
 COSINE = "grad_cosine/"
 LATE = 0.25  # the share of a run, at its end, that the table of cosines looks at
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution of B0 and its counterpart in a branch: what the filters of one have to do with the other's."""
-
-    run: str
-    layer: str
-    counterpart: str
-    filters: int
-    channels: int
-    mean_abs: float
-    """Mean of ``|r|`` over the matrix."""
-    mean: float
-    best_match: float
-    """Mean over the filters of both layers of the ``|r|`` of the filter most like each."""
-    by_chance: float
-    """``mean_abs`` of independent normal filters."""
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """The cosine between two paths' gradients at a fork, a mean since the log point before."""
-
-    run: str
-    step: int
-    epoch: float
-    name: str
-    cosine: float
 
 
 def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fastdhm import __version__
-from fastdhm.commands.machine import PATIENCE_SECONDS, Fact, asked
+from fastdhm.commands.doctor.machine import PATIENCE_SECONDS, Fact, asked
 
 LIBRARIES = (
     "torch", "torchvision", "triton", "ffcv", "timm", "numpy", "pillow", "jsonargparse", "rich", "tensorboard",
@@ -24,7 +24,7 @@ VARIABLES = (
 def software() -> list[Fact]:
     """Versions, and the parts that may be missing with the reason why."""
     return [
-        asked("fastdhm", lambda: f"{__version__} ({Path(__file__).parents[1]})"),
+        asked("fastdhm", lambda: f"{__version__} ({Path(__file__).parents[3]})"),
         asked("system", lambda: f"{platform.system()} {platform.release()}, {_distribution()}, {_c_library()}"),
         asked("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
         asked("libraries", _libraries),

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.text import Text
 
 from fastdhm import __version__
-from fastdhm.commands import machine, software
-from fastdhm.commands.machine import Fact
-from fastdhm.commands.self_test import Check, self_test
+from fastdhm.commands.doctor import machine, software
+from fastdhm.commands.doctor.machine import Fact
+from fastdhm.commands.doctor.self_test import Check, self_test
 from fastdhm.engine.device import pick_device
 from fastdhm.system.console import Console
 

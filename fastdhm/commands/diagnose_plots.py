@@ -3,17 +3,12 @@
 Legend: F filters of a layer.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fastdhm.commands.measured import Cosine, Layer
 from fastdhm.system.plotting import save_figure
-
-if TYPE_CHECKING:
-    from fastdhm.engine.diagnose import Cosine, Layer
 
 SHOWN = 5  # layers whose matrices are drawn
 
