@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # What the extension and the metadata are made from: a change rebuilds, nothing else does.
-BUILD  := setup.py pyproject.toml $(wildcard csrc/*.*) $(wildcard csrc/cuda/*)
+BUILD  := setup.py pyproject.toml $(shell find csrc -type f -name '*.*')
 
 .PHONY: demo test test-all lint setup clean sanitize
 

@@ -83,7 +83,7 @@ def why_no_cuda(torch_cuda, cuda_home):
     if not any(Path(home, "include", "cuda_runtime.h").is_file() for home in (cuda_home, "/usr")):
         return f"{cuda_home} has no include/cuda_runtime.h; {remedy}"
     # Its own parts are there, and the host's compiler is not one that it refuses.
-    trial = [nvcc, "-E", "-Icsrc", str(next(Path("csrc", "cuda").glob("*.cu")))]
+    trial = [nvcc, "-E", "-Icsrc", str(next(Path("csrc").rglob("*.cu")))]
     result = subprocess.run(trial, capture_output=True, text=True)
     if result.returncode != 0:
         return f"{nvcc} fails: {next(iter(result.stderr.strip().splitlines()), 'it does not say why')}"
@@ -99,9 +99,9 @@ def cuda_archs(cuda_home):
 
 
 def sources(with_cuda):
-    """What the extension is compiled from."""
-    folders = [Path("csrc"), *([Path("csrc", "cuda")] if with_cuda else [])]
-    return sorted(str(path) for folder in folders for kind in ("*.cpp", "*.cu") for path in folder.glob(kind))
+    """What the extension is compiled from; what needs CUDA is in folders of that name."""
+    found = [*Path("csrc").rglob("*.cpp"), *Path("csrc").rglob("*.cu")]
+    return sorted(str(path) for path in found if with_cuda or path.parent.name != "cuda")
 
 
 def limit_jobs():

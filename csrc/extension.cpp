@@ -1,4 +1,4 @@
-// The module fastdhm._C: the schemas of all ops, and how it was built. Each op's code is in the file of its name.
+// The module fastdhm._C: the schemas of all ops, and how it was built. Each op's code is in the folder of its name.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "conv3x3.h"
-#include "philox.h"
-#include "simd.h"
+#include "branch_mask/philox.h"
+#include "conv/conv3x3.h"
+#include "simd/simd.h"
 
 namespace py = pybind11;
 

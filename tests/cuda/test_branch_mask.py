@@ -36,7 +36,7 @@ PROGRAM = """
 #include <cstdio>
 #include <cstdlib>
 
-#include "branch_mask.h"
+#include "branch_mask/branch_mask.h"
 
 int main(int argc, char** argv) {
   uint64_t number[6] = {};

@@ -1,0 +1,14 @@
+// The gradient of a convolution's input from float32 in AVX-512; called only where the processor has it.
+#include "conv/input_grad.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include "simd/avx512.h"
+#include "conv/input_grad_simd.h"
+
+namespace fastdhm {
+constexpr ConvInputGradCode kConvInputGradAvx512 = ConvInputGrad<Singles<Avx512, 4>>::code();
+}  // namespace fastdhm
+
+#include "simd/vector_end.h"
+#endif

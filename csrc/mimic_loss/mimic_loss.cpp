@@ -1,0 +1,203 @@
+// The CPU form of fastdhm::mimic_loss and fastdhm::scale_. Legend: M branches, A of them used, B batch, K classes.
+#include "mimic_loss/mimic_loss.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "mimic_loss/mimic_loss_exact.h"
+#include "simd/simd.h"
+
+namespace fastdhm {
+namespace {
+
+// The code for an instruction set, or null.
+const MimicLossSimd* vector_code(Simd simd) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (simd == Simd::avx512) return &kMimicLossAvx512;
+  if (simd == Simd::avx2) return &kMimicLossAvx2;
+#endif
+  return nullptr;
+}
+
+MimicLossRows simd_rows(const MimicLossSimd* code, at::ScalarType dtype) {
+  if (code == nullptr) return nullptr;
+  if (dtype == at::kFloat) return code->float32;
+  if (dtype == at::kBFloat16) return code->bfloat16;
+  if (dtype == at::kHalf) return code->float16;
+  return nullptr;
+}
+
+MimicLossRows exact_rows(at::ScalarType dtype) {
+  MimicLossRows rows = nullptr;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "mimic_loss",
+                                  [&] { rows = &mimic_loss_rows_exact<scalar_t>; });
+  return rows;
+}
+
+// How many targets are classes; refuses one that is neither a class nor ignored, which would be read out of bounds.
+int64_t count_labelled(const int64_t* target, int64_t batch, int64_t classes, int64_t ignore_index) {
+  int64_t labelled = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    if (target[b] == ignore_index) continue;
+    TORCH_CHECK_VALUE(target[b] >= 0 && target[b] < classes, "target_B holds ", target[b], ": needs a class in [0, ",
+                      classes, "), or ignore_index (", ignore_index, ")");
+    ++labelled;
+  }
+  return labelled;
+}
+
+// What the weights say: which branches are used, and how the gradient depends on them.
+struct Weights {
+  std::vector<int64_t> branch;
+  std::vector<double> value, factor, teacher, student;  // [A, A], [A, A], [A], [A]
+  bool separable = true;
+
+  Weights(const double* weights, int64_t M, double per_label, double per_row) {
+    for (int64_t i = 0; i < M * M; ++i) {
+      TORCH_CHECK_VALUE(weights[i] >= 0 && std::isfinite(weights[i]), "weights_MM[", i / M, ", ", i % M, "] is ",
+                        weights[i], ": needs a finite number, 0 or more");
+    }
+    for (int64_t m = 0; m < M; ++m) {
+      bool used = false;
+      for (int64_t i = 0; i < M; ++i) used |= weights[m * M + i] != 0 || weights[i * M + m] != 0;
+      if (used) branch.push_back(m);
+    }
+    const int64_t A = branch.size();
+    value.resize(A * A), factor.resize(A * A), teacher.assign(A, 0), student.assign(A, 0);
+    for (int64_t p = 0; p < A; ++p) {
+      for (int64_t q = 0; q < A; ++q) {
+        const double w = weights[branch[p] * M + branch[q]];
+        value[p * A + q] = w;
+        factor[p * A + q] = w * (p == q ? per_label : per_row);
+        if (p != q && w != 0) teacher[p] = 1, student[q] = factor[p * A + q];
+      }
+    }
+    for (int64_t p = 0; p < A; ++p) {
+      for (int64_t q = 0; q < A; ++q) separable &= p == q || factor[p * A + q] == teacher[p] * student[q];
+    }
+  }
+};
+
+bool all_finite(const std::vector<double>& values) {
+  return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& logits_MBK, const at::Tensor& target_B,
+                                                              const at::Tensor& weights_MM, double temperature,
+                                                              double label_smoothing, int64_t ignore_index,
+                                                              bool need_grad) {
+  TORCH_CHECK_VALUE(logits_MBK.dim() == 3 && logits_MBK.size(0) > 0 && logits_MBK.size(2) > 0,
+                    "logits must be [M, B, K] with at least one branch and class, got ", logits_MBK.sizes());
+  TORCH_CHECK_VALUE(logits_MBK.is_floating_point(), "logits must be floating point, got ", logits_MBK.dtype());
+  TORCH_CHECK_VALUE(target_B.sizes() == at::IntArrayRef{logits_MBK.size(1)} && target_B.scalar_type() == at::kLong,
+                    "target must be int64 [B], got ", target_B.dtype(), " ", target_B.sizes());
+  TORCH_CHECK_VALUE(weights_MM.sizes() == at::IntArrayRef({logits_MBK.size(0), logits_MBK.size(0)}),
+                    "weights must be [M, M], got ", weights_MM.sizes());
+  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature) && label_smoothing >= 0 && label_smoothing <= 1,
+                    "temperature must be a finite number above 0 and label_smoothing in [0, 1], got ", temperature,
+                    " and ", label_smoothing);
+  const at::Tensor logits = logits_MBK.stride(2) == 1 ? logits_MBK : logits_MBK.contiguous();
+  const at::Tensor target = target_B.contiguous(), weights = weights_MM.to(at::kDouble).contiguous();
+  const int64_t M = logits.size(0), B = logits.size(1), K = logits.size(2);
+  const at::ScalarType dtype = logits.scalar_type();
+  const int64_t labelled = count_labelled(target.const_data_ptr<int64_t>(), B, K, ignore_index);
+  const double per_label = 1.0 / std::max<int64_t>(labelled, 1), per_row = 1.0 / B;
+  const Weights W(weights.const_data_ptr<double>(), M, per_label, temperature * per_row);
+  const int64_t A = W.branch.size();
+
+  const auto options = logits.options().dtype(dtype == at::kHalf ? at::kFloat : dtype);
+  at::Tensor grad = at::empty(need_grad ? logits.sizes() : at::IntArrayRef{0}, options);
+  MimicLossWork work{A,
+                     B,
+                     K,
+                     W.branch.data(),
+                     logits.const_data_ptr(),
+                     logits.stride(0),
+                     logits.stride(1),
+                     target.const_data_ptr<int64_t>(),
+                     ignore_index,
+                     temperature,
+                     label_smoothing,
+                     W.factor.data(),
+                     W.separable,
+                     W.teacher.data(),
+                     W.student.data(),
+                     need_grad ? grad.mutable_data_ptr() : nullptr};
+
+  // The sums of a group of rows do not depend on which thread makes them: any number of threads gives the same bits.
+  const int64_t group = std::max<int64_t>(4, 2048 / K), groups = (B + group - 1) / group;
+  std::vector<double> sums(groups * A * A);
+  const MimicLossSimd* code = vector_code(simd());
+  const MimicLossRows fast = A > 0 ? simd_rows(code, dtype) : nullptr, exact = exact_rows(dtype);
+  const int64_t row_bytes = K * grad.element_size();
+  const int64_t grain = std::max<int64_t>(1, 16384 / (group * std::max<int64_t>(A, 1) * K));
+  at::parallel_for(0, groups, grain, [&](int64_t first, int64_t last) {
+    const int64_t floats = fast == nullptr ? 0 : code->scratch_floats(work);
+    std::unique_ptr<float[]> scratch(new float[floats + 16]);
+    const auto address = reinterpret_cast<uintptr_t>(scratch.get());
+    float* aligned = scratch.get() + (-(address / sizeof(float)) & 15);  // to 64 bytes
+    std::vector<double> sum(A * A);
+    for (int64_t g = first; g < last; ++g) {
+      const int64_t begin = g * group, end = std::min(B, begin + group);
+      std::fill(sum.begin(), sum.end(), 0.0);
+      if (fast != nullptr) fast(work, begin, end, aligned, sum.data());
+      if (fast == nullptr || !all_finite(sum)) {
+        std::fill(sum.begin(), sum.end(), 0.0);
+        exact(work, begin, end, nullptr, sum.data());
+      }
+      std::copy(sum.begin(), sum.end(), sums.begin() + g * A * A);
+      if (!need_grad || A == M) continue;
+      for (int64_t m = 0; m < M; ++m) {  // unused branches
+        if (std::binary_search(W.branch.begin(), W.branch.end(), m)) continue;
+        std::memset(static_cast<char*>(work.grad) + (m * B + begin) * row_bytes, 0, (end - begin) * row_bytes);
+      }
+    }
+  });
+
+  const at::ScalarType result = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor terms = at::zeros({M, M}, at::kDouble);
+  double* term = terms.mutable_data_ptr<double>();
+  double loss = 0;
+  for (int64_t p = 0; p < A; ++p) {
+    for (int64_t q = 0; q < A; ++q) {
+      double value = 0;
+      for (int64_t g = 0; g < groups; ++g) value += sums[(g * A + p) * A + q];
+      // as the mean of nothing in torch, an empty batch has no mean
+      value *= p != q  ? temperature * temperature * per_row
+               : B > 0 ? per_label
+                       : std::numeric_limits<double>::quiet_NaN();
+      term[W.branch[p] * M + W.branch[q]] = value;
+      if (W.value[p * A + q] != 0) loss += W.value[p * A + q] * value;
+    }
+  }
+  return {at::scalar_tensor(loss, at::kDouble).to(result), terms.to(result), grad};
+}
+
+void scale_cpu(at::Tensor& grad, const at::Tensor& factor) {
+  TORCH_CHECK_VALUE(grad.is_floating_point() && factor.is_floating_point() && factor.dim() == 0,
+                    "grad must be floating point and factor a floating point number without dimensions, got ",
+                    grad.dtype(), " and ", factor.dtype(), " ", factor.sizes());
+  if (factor.item<double>() != 1) grad.mul_(factor);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
+  m.impl("mimic_loss", &mimic_loss_cpu);
+  m.impl("scale_", &scale_cpu);
+}
+
+}  // namespace fastdhm
