@@ -31,9 +31,9 @@ from fastdhm.benchmarks.reference_data import training_loader, training_transfor
 from fastdhm.benchmarks.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
-from fastdhm.data.crops import height_width
-from fastdhm.data.sources import load_sources
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.sources.load import load_sources
 from fastdhm.engine.device import pick_workers
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.run import build_model, open_data

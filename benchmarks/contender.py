@@ -15,9 +15,9 @@ from torch import Tensor
 from fastdhm import models
 from fastdhm.benchmarks.frame import check_value
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
-from fastdhm.data.loaders import Batch
-from fastdhm.data.sources import is_reid
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.loaders.loader import Batch
+from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
 from fastdhm.engine.graphs import GraphedStep

@@ -26,12 +26,14 @@ from fastdhm.benchmarks.frame import Frame, check_counts
 from fastdhm.benchmarks.harness import Comparison, Peer
 from fastdhm.benchmarks.reference_data import training_set
 from fastdhm.config import TrainConfig
-from fastdhm.data.arrays import ArraySource
-from fastdhm.data.beton import ImageSettings, ensure
-from fastdhm.data.folder import FolderSource
-from fastdhm.data.loaders import LoaderOptions, build_loader, pick_kind
-from fastdhm.data.sources import Source
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.beton.files import ensure
+from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.loaders.build import build_loader, pick_kind
+from fastdhm.data.loaders.loader import LoaderOptions
+from fastdhm.data.sources.arrays import ArraySource
+from fastdhm.data.sources.folder import FolderSource
+from fastdhm.data.sources.source import Source
 from fastdhm.errors import UserError
 from fastdhm.system import processors
 

@@ -14,8 +14,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
-from fastdhm.data.sources import Source, load_sources
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.sources.load import load_sources
+from fastdhm.data.sources.source import Source
 from fastdhm.errors import UserError
 
 CROPS = ("pad", "scale", "shift", "center")  # those that torchvision's plain transforms have

@@ -23,7 +23,8 @@ from fastdhm.benchmarks import harness, report
 from fastdhm.benchmarks.contender import recipe_config
 from fastdhm.benchmarks.frame import Frame, check_value
 from fastdhm.benchmarks.harness import Comparison
-from fastdhm.data.sources import DATASETS, unknown_dataset
+from fastdhm.data.sources.load import unknown_dataset
+from fastdhm.data.sources.source import DATASETS
 from fastdhm.errors import UserError
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "FASTDHM_DATA")

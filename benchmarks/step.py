@@ -30,8 +30,8 @@ from fastdhm.benchmarks.harness import Comparison, Peer, Spread
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.benchmarks.same_step import Yard
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
-from fastdhm.data.loaders import Batch
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.loaders.loader import Batch
 from fastdhm.errors import UserError
 
 MAX_SECONDS = 240  # of the rounds of one comparison

@@ -1,6 +1,6 @@
 """The one exception that means "the user can fix this", and how errors are put into words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -26,3 +26,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def first_line(error: object) -> str:
     """The first line of what an exception says; the name of its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def few(names: Sequence[str], shown: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more or "none"

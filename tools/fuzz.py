@@ -225,8 +225,9 @@ def _read_weights(path: Path) -> object:
 
 
 def _beton(folder: Path) -> Path:
-    from fastdhm.data.beton import ImageSettings, beton_path, ensure
-    from fastdhm.data.sources import load_splits
+    from fastdhm.data.beton.files import beton_path, ensure
+    from fastdhm.data.beton.settings import ImageSettings
+    from fastdhm.data.sources.load import load_splits
 
     images = folder / "images"
     if not images.exists():
@@ -239,7 +240,7 @@ def _beton(folder: Path) -> Path:
 
 def _read_beton(path: Path) -> object:
     """Everything that opening checks, and every image; deep, as the pixels are only sealed then."""
-    from fastdhm.data.beton import verify
+    from fastdhm.data.beton.files import verify
 
     return verify(path.with_suffix(".beton"), deep=True, workers=1, progress=False)
 
@@ -282,7 +283,7 @@ def _picture(form: str, mode: str = "RGB", **options: Any) -> Callable[[Path], P
 
 
 def _read_picture(path: Path) -> object:
-    from fastdhm.data.images import read_image
+    from fastdhm.data.images.read import read_image
 
     image = read_image(path, (0, 255))  # a range that floats of any size are read by
     assert image.mode == "RGB", image.mode

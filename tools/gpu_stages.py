@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 # First what only a GPU can show, then what is quick.
 TESTS_FIRST = (
-    "tests/kernels/test_mimic_loss_cuda.py", "tests/cuda/test_branch_mask.py", "tests/data/test_ahead.py",
+    "tests/kernels/test_mimic_loss_cuda.py", "tests/cuda/test_branch_mask.py", "tests/data/loaders/test_ahead.py",
     "tests/engine/test_graphs.py", "tests/engine/test_host_waits.py",
 )  # fmt: skip
 MOST_WORKERS = 8  # each has a context of its own on the GPU

@@ -11,7 +11,7 @@ import traceback
 from importlib import import_module
 
 from fastdhm import __version__
-from fastdhm.data.images import silence_pillow
+from fastdhm.data.images.read import silence_pillow
 from fastdhm.errors import UserError, unknown
 from fastdhm.system.paths import check_current, place_caches
 from fastdhm.system.signals import end_at_once, noted

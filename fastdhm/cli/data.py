@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
         parser.add_argument("--force", action="store_true", help="build anew what is there")
     values = parser.parse(argv)
     from fastdhm.commands import data as commands
-    from fastdhm.data.beton import ImageSettings
+    from fastdhm.data.beton.settings import ImageSettings
 
     dataset, data_dir = values.pop("dataset"), expanded(values.pop("data_dir") or default_data_dir()).absolute()
     wishes = {name: values.pop(f"store_{name}") for name in ("size", "quality")}

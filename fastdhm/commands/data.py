@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fastdhm.data.beton import ImageSettings, Manifest, beton_path, ensure
-from fastdhm.data.beton import build as build_beton
-from fastdhm.data.beton import info as read_info
-from fastdhm.data.beton import verify as verify_beton
-from fastdhm.data.loaders import pick_kind
-from fastdhm.data.sources import SPLITS, load_splits, split_names
+from fastdhm.data.beton.files import Manifest, beton_path, ensure
+from fastdhm.data.beton.files import build as build_beton
+from fastdhm.data.beton.files import info as read_info
+from fastdhm.data.beton.files import verify as verify_beton
+from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.loaders.build import pick_kind
+from fastdhm.data.sources.load import load_splits
+from fastdhm.data.sources.source import SPLITS, split_names
 from fastdhm.system import processors
 from fastdhm.system.console import Console
 

@@ -15,7 +15,7 @@ from fastdhm.commands.diagnose_plots import plot_gradients, plot_kernels
 from fastdhm.commands.evaluate import load
 from fastdhm.commands.measured import Cosine, Layer
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
+from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.plan import method_name
 from fastdhm.engine.record import read_log, to_host
 from fastdhm.errors import UserError, unknown

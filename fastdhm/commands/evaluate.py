@@ -11,11 +11,11 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
-from fastdhm.data.identity import Identity, changes, identity
-from fastdhm.data.loaders import Loader
-from fastdhm.data.sources import REID_DATASETS, is_reid
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.loaders.loader import Loader
+from fastdhm.data.sources.identity import Identity, changes, identity
+from fastdhm.data.sources.source import REID_DATASETS, is_reid
 from fastdhm.engine import checkpoint
 from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
-from fastdhm.data.sources import DATASETS, unknown_dataset
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.sources.load import unknown_dataset
+from fastdhm.data.sources.source import DATASETS
 from fastdhm.engine import checkpoint
 from fastdhm.engine.display import print_plan
 from fastdhm.engine.settle import run_folder, settle

@@ -11,7 +11,7 @@ from fastdhm import models
 from fastdhm.compare.arms import OF_BRANCHES, OF_MIMICKING, Arm, Variant, changed, fitting, folder_name, make_config
 from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
 from fastdhm.config import TrainConfig
-from fastdhm.data.sources import is_reid
+from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.schedule import describe_falls
 from fastdhm.errors import UserError, unknown
 from fastdhm.recipes import recipe, warm_up

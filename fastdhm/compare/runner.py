@@ -19,7 +19,7 @@ from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
+from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
 from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.record import NonFiniteLoss

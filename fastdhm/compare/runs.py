@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
-from fastdhm.data.identity import Identity
+from fastdhm.data.sources.identity import Identity
 from fastdhm.engine.checkpoint import RESUMABLE, learnt_from, moved, read_config
 from fastdhm.engine.judged import best_of, validations
 from fastdhm.engine.owed import NETWORK, owed

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
 from fastdhm.config import TrainConfig
-from fastdhm.data.identity import changes
-from fastdhm.data.sources import is_reid
+from fastdhm.data.sources.identity import changes
+from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.judged import judged_images, judged_on
 from fastdhm.system.console import paste
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
-from fastdhm.data.identity import Identity
+from fastdhm.data.sources.identity import Identity
 from fastdhm.errors import UserError, first_line
 from fastdhm.system.files import contents, damaged_part, load_without_code, plain_name, replacing
 from fastdhm.system.typed_yaml import build, read_yaml

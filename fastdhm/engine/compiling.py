@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from fastdhm.config import TrainConfig
-from fastdhm.data.crops import height_width
-from fastdhm.data.loaders import Batch
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.loaders.loader import Batch
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block
 from fastdhm.engine.device import autocast, computing_on

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdhm.data.ahead import copied_ahead
-from fastdhm.data.loaders import Loader
-from fastdhm.data.transforms import DeviceTransform, shrink
+from fastdhm.data.augment.transforms import DeviceTransform, shrink
+from fastdhm.data.loaders.ahead import copied_ahead
+from fastdhm.data.loaders.loader import Loader
 from fastdhm.engine.device import autocast
 from fastdhm.engine.record import to_host
 

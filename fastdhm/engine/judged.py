@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdhm.config import TrainConfig
-from fastdhm.data.sources import is_reid
+from fastdhm.data.sources.source import is_reid
 
 # Sets whose makers give training and test images alone: a run validates on the test images.
 TEST_SETS = ("cifar10", "cifar100", "fashion-mnist")

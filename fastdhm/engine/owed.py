@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdhm.config import TrainConfig
-from fastdhm.data.sources import is_reid
+from fastdhm.data.sources.source import is_reid
 
 NETWORK, CURVES = "network.safetensors", "curves.png"
 LAST_EPOCH, RANKING = "the last epoch's validation", "the ranking of people"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedSplit
-from fastdhm.data.crops import height_width
-from fastdhm.data.reid import check_rankable, sightings
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.sources.people import check_rankable, sightings
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
 from fastdhm.engine.evaluate import until
 from fastdhm.engine.record import to_host
@@ -110,7 +110,7 @@ def rank_people(
 
     Raises:
         ValueError: data that is not there.
-        CannotRank: see :func:`fastdhm.data.reid.check_rankable`; found before any feature is computed.
+        CannotRank: see :func:`fastdhm.data.sources.people.check_rankable`; found before any feature is computed.
         NonFiniteFeatures: as of :func:`features`.
         Interrupted: ``should_stop`` came true between two batches.
     """

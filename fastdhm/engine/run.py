@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
-from fastdhm.data.beton import ImageSettings
-from fastdhm.data.corrupt import corrupt_targets
-from fastdhm.data.crops import height_width
-from fastdhm.data.identity import Identity, changes
-from fastdhm.data.loaders import Batch
-from fastdhm.data.subset import balanced_subset
-from fastdhm.data.transforms import DeviceTransform, shrink
+from fastdhm.data.augment.transforms import DeviceTransform, shrink
+from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.loaders.loader import Batch
+from fastdhm.data.sources.corrupt import corrupt_targets
+from fastdhm.data.sources.identity import Identity, changes
+from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine import checkpoint
 from fastdhm.engine.average import WeightAverage
 from fastdhm.engine.checkpoint import Position

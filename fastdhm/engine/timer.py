@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from fastdhm.data.ahead import copied_ahead
-from fastdhm.data.loaders import Batch, Loader
+from fastdhm.data.loaders.ahead import copied_ahead
+from fastdhm.data.loaders.loader import Batch, Loader
 
 
 def process_seconds() -> float:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
-from fastdhm.data.reid import CannotRank
-from fastdhm.data.sources import is_reid
+from fastdhm.data.sources.people import CannotRank
+from fastdhm.data.sources.source import is_reid
 from fastdhm.engine import checkpoint
 from fastdhm.engine.blocks import goes_by_block
 from fastdhm.engine.compiling import SwitchingCompute

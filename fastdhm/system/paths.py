@@ -32,6 +32,11 @@ def short_name(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:NAME_BYTES]) if len(os.fsencode(name)) > NAME_BYTES else name
 
 
+def printable(path: str | Path) -> str:
+    """A path that any terminal can show: names need not be UTF-8, and then cannot be printed as they are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def default_data_dir() -> str:
     """``$FASTDHM_DATA``, or ``~/.cache/fastdhm``.
 

@@ -13,9 +13,9 @@ import torch
 from fastdhm.benchmarks import loader
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
-from fastdhm.data import torch_loader
-from fastdhm.data.loaders import pick_kind
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.loaders import torch_loader
+from fastdhm.data.loaders.build import pick_kind
 from fastdhm.errors import UserError
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fastdhm.benchmarks.reference_data import training_loader, training_set, training_transform
 from fastdhm.config import TrainConfig
-from fastdhm.data.folder import FolderSource
-from fastdhm.data.synthetic import SyntheticSource
+from fastdhm.data.sources.folder import FolderSource
+from fastdhm.data.sources.synthetic import SyntheticSource
 from fastdhm.errors import UserError
 
 CONFIG = TrainConfig(dataset="synthetic:40", data_dir="/nonexistent", image_size=32, batch_size=8)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdhm.data._ffcv import why_not
-from fastdhm.data.beton import ImageSettings, beton_path, build
-from fastdhm.data.sources import load_sources
+from fastdhm.data.beton.files import beton_path, build
+from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.loaders.ffcv_library import why_not
+from fastdhm.data.sources.load import load_sources
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from fastdhm import methods, models
 from fastdhm.cli import main
 from fastdhm.cli.train import resolve_training
 from fastdhm.config import TrainConfig
-from fastdhm.data.corrupt import corrupt_targets
-from fastdhm.data.loaders import Batch
-from fastdhm.data.subset import balanced_subset
+from fastdhm.data.loaders.loader import Batch
+from fastdhm.data.sources.corrupt import corrupt_targets
+from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine.checkpoint import load_checkpoint, read_config
 from fastdhm.engine.record import read_log
 from fastdhm.engine.run import Run

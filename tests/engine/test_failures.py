@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastdhm.cli import main
-from fastdhm.data.folder import FolderSource
+from fastdhm.data.sources.folder import FolderSource
 from fastdhm.engine import checkpoint, compiling
 from fastdhm.engine import train as training
 from fastdhm.engine.checkpoint import load_checkpoint

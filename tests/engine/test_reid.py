@@ -20,9 +20,9 @@ from fastdhm import models
 from fastdhm.cli import main
 from fastdhm.commands import evaluate as evaluate_command
 from fastdhm.config import TrainConfig
-from fastdhm.data import reid_synthetic
-from fastdhm.data.loaders import pick_kind
-from fastdhm.data.reid_synthetic import picture
+from fastdhm.data.loaders.build import pick_kind
+from fastdhm.data.sources import drawn_people as reid_synthetic
+from fastdhm.data.sources.drawn_people import picture
 from fastdhm.engine import reid
 from fastdhm.engine.checkpoint import load_checkpoint, read_config
 from fastdhm.engine.owed import owed

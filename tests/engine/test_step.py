@@ -8,7 +8,7 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.data.transforms import DeviceTransform
+from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.engine.optimizer import make_amsgrad, make_sgd
 from fastdhm.engine.record import TrainingSums
 from fastdhm.engine.run import Run

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fastdhm.cli import main
-from fastdhm.data.loaders import pick_kind
+from fastdhm.data.loaders.build import pick_kind
 from fastdhm.engine.checkpoint import load_checkpoint
 from fastdhm.engine.record import read_log
 from runs import assert_same_state, command, rows_without_times

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.test_processors import V1, V2, machine
 
-from fastdhm.data.resident_loader import CannotHold, check_room
+from fastdhm.data.loaders.resident_loader import CannotHold, check_room
 from fastdhm.system import memory
 
 MACHINES = {

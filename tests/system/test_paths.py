@@ -8,7 +8,8 @@ import pytest
 
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
-from fastdhm.data.beton import ImageSettings, beton_path
+from fastdhm.data.beton.files import beton_path
+from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.engine.settle import settle
 from fastdhm.errors import UserError
 from fastdhm.system.paths import default_data_dir, expanded, place_caches

@@ -17,7 +17,7 @@ from PIL import Image
 from processes import children_of, started, state_of, wait_for
 
 from fastdhm.cli import main
-from fastdhm.data._ffcv import why_not
+from fastdhm.data.loaders.ffcv_library import why_not
 from runs import assert_same_state
 
 pytestmark = pytest.mark.slow

@@ -218,6 +218,6 @@ def _loss_form() -> str:
 
 
 def _loader() -> str:
-    from fastdhm.data.loaders import pick_kind
+    from fastdhm.data.loaders.build import pick_kind
 
     return f"resident for small sets, else {pick_kind('auto')[0]}"

@@ -86,7 +86,7 @@ def _triton() -> str:
 
 
 def _ffcv() -> Fact:
-    from fastdhm.data._ffcv import HOW_TO_GET, why_not
+    from fastdhm.data.loaders.ffcv_library import HOW_TO_GET, why_not
 
     reason = why_not()
     if reason is None:

@@ -1,0 +1,1 @@
+"""What is done to a batch on the device: normalising, flips, shrinking (transforms)."""

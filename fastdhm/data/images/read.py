@@ -1,0 +1,242 @@
+"""One image file in, one 8-bit RGB image out, whatever the file held.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from fastdhm.data.images.grey import GreyRange, UnknownRange, grey_of, to_8_bits
+from fastdhm.data.images.signatures import what_it_is
+from fastdhm.data.images.tiff import UNREAD, heed_tags, without_unused_alpha
+from fastdhm.errors import UserError
+from fastdhm.system.environment import positive
+from fastdhm.system.paths import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Not all that Pillow opens: a file is no image for being PostScript, which it would run.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MAX_PIXELS = 1 << 29  # 2 GiB as Pillow holds them; its own limit is a third of that
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+
+_silent = False
+
+
+class Undecodable(UserError):
+    """A file that is no picture, or is a damaged one, whatever the machine and the settings."""
+
+
+def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
+    """The image at ``path`` as 8-bit RGB, upright: first frame, EXIF orientation applied, transparency laid on white.
+
+    Deep greyscale (16-bit, 32-bit, float) is scaled to 8 bits by its type, or by ``grey_range``: see ``grey``. What is
+    known of it stays in ``info["grey"]``. Colour profiles are not applied. A file that cannot be decoded to its end
+    raises a ``UserError`` that names it, and so does one of more than ``$FASTDHM_MAX_PIXELS``, by default 2**29.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"{printable(path)}: cannot be read: not a regular file")
+        if not status.st_size:
+            raise Undecodable(f"{printable(path)}: cannot be read: an empty file")
+        with open(path, "rb") as file:
+            return _read(file, str(path), grey_range)
+    except (MemoryError, UserError):
+        raise
+    except UnknownRange as error:
+        raise UserError(f"{printable(path)}: {error}") from error
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more for a broken file.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from error
+        reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
+        raise Undecodable(f"{printable(path)}: cannot be decoded: {reason}") from error
+
+
+def silence_pillow() -> None:
+    """Show nothing of what Pillow and libtiff have to say in this process, which is to be one of our own.
+
+    It is about metadata, or about damage that is an error too; it names no file, and comes from every worker.
+    """
+    global _silent
+    _silent = True
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _to_rgb(image: Image) -> Image:
+    """8-bit RGB from any of Pillow's modes of 8 bits. White, not black, lies under transparent pixels, as most viewers
+    show them."""
+    from PIL import Image
+
+    if image.mode == "LAB":
+        return _from_lab(image)
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or image.info.get("transparency") is not None
+    if not has_alpha:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _read(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
+    try:
+        return _decode(file, name, grey_range)
+    except (UserError, UnknownRange):
+        raise
+    except ValueError:  # what Pillow raises at texts and profiles beyond its limits, too
+        file.seek(0)
+        data = file.read()
+        if not data.startswith(PNG):
+            raise
+    return _decode(io.BytesIO(_without_texts(data)), name, grey_range)
+
+
+def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
+    with _open(file, name) as image:
+        width, height = image.size
+        limit = positive("FASTDHM_MAX_PIXELS", MAX_PIXELS, "pixels")
+        if width * height > limit:
+            raise UserError(
+                f"{printable(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,.0f}: "
+                "shrink it, or set FASTDHM_MAX_PIXELS"
+            )
+        _scale_key(image)
+        heed_tags(image)
+        grey = grey_of(image)
+        _load(image)
+        upright = _upright(without_unused_alpha(image))
+        rgb = to_8_bits(upright, grey, grey_range) if grey else _to_rgb(upright)
+        rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts, profiles: nobody's business from here on
+        return rgb
+
+
+def _open(file: BinaryIO, name: str) -> Image:
+    """``Image.open`` for the formats that count, without its limit of pixels, which is the whole process's."""
+    from PIL import Image
+
+    head, reason = file.read(256), None
+    for format_name in _formats():
+        factory, accept = Image.OPEN[format_name]
+        answer = accept(head[:16])
+        if isinstance(answer, str):  # known, but this Pillow was built without it
+            reason = answer
+        elif answer:
+            try:
+                return _made(factory, file)
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                reason = f"{format_name}: {UNREAD.get(str(error), error)}"
+    raise UserError(
+        f"{printable(name)}: {f'cannot be decoded: {reason}' if reason else f'not an image: {what_it_is(head)}'}"
+    )
+
+
+def _made(factory: Callable, file: BinaryIO) -> Image:
+    """By its name a file would be mapped, which makes noise of TIFFs that lie on their side: it is not given."""
+    from PIL import Image
+
+    file.seek(0)
+    try:
+        return factory(file, "")
+    except Image.DecompressionBombError:
+        file.seek(0)
+        with _without_limit():
+            return factory(file, "")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _load(image: Image) -> None:
+    """Decode without Pillow's limit of pixels, which some formats ask about again, and without libtiff's messages."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    large = limit is not None and image.width * image.height > limit
+    with (
+        _without_limit() if large else contextlib.nullcontext(),
+        _without_stderr() if _silent and image.format == "TIFF" else contextlib.nullcontext(),
+    ):
+        image.load()
+
+
+@contextlib.contextmanager
+def _without_limit() -> Iterator[None]:
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _scale_key(image: Image) -> None:
+    """Bring the transparent colour of a PNG, which counts in the file's own bits, to the 8 bits of its pixels.
+
+    Of 16 bits a channel Pillow keeps the high byte alone, so that no more of the colour can be compared.
+    """
+    key = image.info.get("transparency")
+    rawmode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    if isinstance(key, int) and image.mode == "L":
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1)
+    elif isinstance(key, tuple) and "16" in rawmode:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, of which Pillow takes a MiB each: they say nothing about pixels."""
+    kept, at = [data[:8]], 8
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if data[at + 4 : at + 8] not in PNG_TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels, which have already been decoded
+        return image
+
+
+def _from_lab(image: Image) -> Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")

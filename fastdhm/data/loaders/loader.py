@@ -1,0 +1,133 @@
+"""What a loader is, and which batches it gives: the protocol and the options that all three share.
+
+Legend: N samples, S of them that are taken, B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from fastdhm.data.loaders.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
+from fastdhm.errors import UserError
+from fastdhm.system import processors
+
+if TYPE_CHECKING:
+    import torch
+
+
+Kind = Literal["resident", "ffcv", "torch"]
+
+
+@dataclass
+class Batch:
+    """One batch, the reader's to keep: in host memory, or where a resident loader holds the images."""
+
+    image_BHWC: torch.Tensor  # uint8
+    target_B: torch.Tensor  # int64
+    index_B: torch.Tensor  # int64, the sample's index in the data set
+
+
+class Loader(Protocol):
+    """Batches of one split, an epoch at a time."""
+
+    num_samples: int
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> AbstractContextManager[Iterator[Batch]]:
+        """The batches of an epoch from ``start_batch`` on, the same as if it had been read from its start.
+
+        ``with loader.epoch(3) as batches: for batch in batches: ...``; leaving the block ends the work behind it, read
+        to its end or not.
+        """
+
+    def close(self) -> None:
+        """Give everything back; the loader is not used again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Which batches a loader of any kind gives; the defaults are evaluation's: in order, every sample, no draws."""
+
+    batch_size: int
+    image_size: ImageSize
+    """What comes out: the side of a square, or (height, width), in pixels."""
+    crop: Crop = "center"
+    crop_ratio: float = 1.0
+    """Of the crops center and shift, see ``crops.crop_boxes``."""
+    seed: int = 0
+    shuffle: bool = False
+    drop_last: bool = False
+    workers: int | None = None
+    """Threads (ffcv) or processes (torch); None: one per processor."""
+    device: str = "cpu"
+    """Where a resident loader holds the images; the others' batches are in host memory."""
+    subset: int | None = None
+    """Give this many of the samples, see ``subset.balanced_subset``; None: all."""
+    samples_S: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Which those are, in rising order: :func:`build_loader` fills it in."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch size {self.batch_size}: it has to be 1 or more")
+        height_width(self.image_size)
+        if self.crop not in CROPS:
+            raise UserError(f"unknown crop '{self.crop}'; known: {', '.join(CROPS)}")
+        if not 0 < self.crop_ratio <= 1:
+            raise UserError(f"crop ratio {self.crop_ratio}: it has to be above 0 and at most 1")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers {self.workers}: it has to be 0 or more")
+
+    @property
+    def size_HW(self) -> tuple[int, int]:
+        return height_width(self.image_size)
+
+    @property
+    def num_workers(self) -> int:
+        return processors.count() if self.workers is None else self.workers
+
+    def keeps_pixels(self, size_HW: tuple[int, int]) -> bool:
+        """Whether images of that size are cut and never resized."""
+        if self.crop in RESIZING:
+            return False
+        height_B, width_B = (np.array([side]) for side in size_HW)
+        return tuple(self.boxes(height_B, width_B, np.zeros(1, np.int64), 0)[0, 2:]) == self.size_HW
+
+    def count(self, num_samples: int) -> int:
+        """How many of ``num_samples`` an epoch has."""
+        return num_samples if self.samples_S is None else len(self.samples_S)
+
+    def num_batches(self, num_samples: int) -> int:
+        """Batches an epoch of ``num_samples``; refuses the batch size that would leave none."""
+        if self.drop_last and self.batch_size > num_samples:
+            raise UserError(
+                f"batch size {self.batch_size} is larger than the {num_samples} training images, which leaves no "
+                f"batch; choose {num_samples} or less"
+            )
+        return num_samples // self.batch_size if self.drop_last else -(-num_samples // self.batch_size)
+
+    def epoch_batches(self, num_samples: int, epoch: int, start_batch: int) -> list[np.ndarray]:
+        """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``.
+
+        ``num_samples`` is how many an epoch has, as :meth:`count` gives it.
+        """
+        batches = self.num_batches(num_samples)
+        if not 0 <= start_batch <= batches:
+            raise ValueError(f"start_batch {start_batch} is outside the epoch's {batches} batches")
+        order_N = epoch_order(num_samples, epoch, self.seed, self.shuffle)
+        if self.samples_S is not None:
+            order_N = self.samples_S[order_N]
+        return [order_N[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start_batch, batches)]
+
+    def boxes(self, height_B: np.ndarray, width_B: np.ndarray, index_B: np.ndarray, epoch: int) -> np.ndarray:
+        """What to cut out of each image, ``int64 [B, 4]``: see ``crops.crop_boxes``."""
+        height, width = self.size_HW
+        return crop_boxes(
+            self.crop, height_B, width_B, index_B, epoch, self.seed, self.crop_ratio, aspect=width / height
+        )

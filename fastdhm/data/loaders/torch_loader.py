@@ -1,0 +1,99 @@
+"""The loader for where FFCV is not: images are decoded by Pillow and resized by torch, in worker processes.
+
+Legend: N samples, B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from fastdhm.data.images.pool import WorkerPool, in_hand, reading
+from fastdhm.data.images.read import Undecodable
+from fastdhm.data.loaders.loader import Batch, LoaderOptions
+from fastdhm.data.sources.source import Source
+from fastdhm.errors import UserError
+from fastdhm.system.waiting import waited_for
+
+
+class TorchLoader:
+    """See ``loaders.Loader``. Workers are processes, forked for each epoch and gone with it; 0 loads in this one."""
+
+    def __init__(self, source: Source, options: LoaderOptions) -> None:
+        self.num_samples = options.count(len(source))
+        self._batches = options.num_batches(self.num_samples)
+        self._options, self._source = options, source
+        size_HW = getattr(source, "size_HW", None)
+        self._is_plain_array = size_HW == options.size_HW and options.keeps_pixels(size_HW)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
+        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
+        cut = _Cut(self._source, self._options, epoch)
+        if self._is_plain_array:  # to cut batches out of an array costs less than to send them between processes
+            yield (self._batch(index_B, self._source.pixels(index_B)) for index_B in batches)
+        elif not self._options.num_workers or not batches:
+            images = waited_for(cut, batches, "data", lambda: f"this process is {reading(self._source.label)}")
+            with contextlib.closing(images):
+                yield (self._batch(*pair) for pair in zip(batches, images, strict=True))
+        else:
+            room_bytes = max(map(len, batches)) * cut.image_bytes
+            workers = self._options.num_workers
+            with WorkerPool(cut, batches, workers, label=self._source.label, room_bytes=room_bytes) as pool:
+                yield (
+                    self._batch(index_B, cut.array(index_B, room))
+                    for index_B, (_, room) in zip(batches, pool.answers(), strict=True)
+                )
+
+    def _batch(self, index_B: np.ndarray, image_BHWC: np.ndarray) -> Batch:
+        """A batch in memory of its own, page-locked where there is a GPU to copy it to."""
+        own_BHWC = torch.empty(image_BHWC.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        np.copyto(own_BHWC.numpy(), image_BHWC)
+        return Batch(own_BHWC, torch.from_numpy(self._source.target_N[index_B]), torch.from_numpy(index_B))
+
+    def close(self) -> None:
+        pass
+
+
+class _Cut:
+    """``cut(index_B)`` is the images of these samples, cropped and resized; it is what a worker runs."""
+
+    def __init__(self, source: Source, options: LoaderOptions, epoch: int) -> None:
+        self.source, self.options, self.epoch = source, options, epoch
+        height, width = options.size_HW
+        self.image_bytes = height * width * 3
+
+    def array(self, index_B: np.ndarray, room: memoryview) -> np.ndarray:
+        """The images that a worker wrote, or is to write, to ``room``."""
+        array = np.frombuffer(room, np.uint8, len(index_B) * self.image_bytes)
+        return array.reshape(len(index_B), *self.options.size_HW, 3)
+
+    def __call__(self, index_B: np.ndarray, room: memoryview | None = None) -> np.ndarray | None:
+        images = []
+        for i in index_B.tolist():
+            in_hand(i)
+            try:
+                images.append(np.asarray(self.source.image(i)))
+            except Undecodable as error:
+                raise UserError(f"{error}. Remove it, or leave such files out with --skip-bad") from error
+        height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
+        box_B4 = self.options.boxes(height_B, width_B, index_B, self.epoch)
+        cut = [self._cut(*pair) for pair in zip(images, box_B4.tolist(), strict=True)]
+        if room is None:
+            return np.stack(cut)
+        np.stack(cut, out=self.array(index_B, room))
+
+    def _cut(self, image_HWC: np.ndarray, box: list[int]) -> np.ndarray:
+        top, left, height, width = box
+        image_HWC = image_HWC[top : top + height, left : left + width]
+        if (height, width) == self.options.size_HW:
+            return image_HWC
+        image_CHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)
+        return functional.resize(image_CHW, list(self.options.size_HW), antialias=True).permute(1, 2, 0).numpy()

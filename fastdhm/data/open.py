@@ -1,0 +1,347 @@
+"""A data set opened for a run: its sources, the ``.beton`` files that are missing or stale, and its loaders.
+
+Legend: N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fastdhm.errors import UserError
+from fastdhm.system import processors
+from fastdhm.system.streams import narrate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fastdhm.data.beton.settings import ImageSettings
+    from fastdhm.data.images.grey import GreyRange
+    from fastdhm.data.loaders.crops import Crop, ImageSize
+    from fastdhm.data.loaders.loader import Kind, Loader, LoaderOptions
+    from fastdhm.data.sources.identity import Identity
+    from fastdhm.data.sources.source import Source
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """What a run trains and validates on."""
+
+    train: Loader
+    val: Loader
+    classes: tuple[str, ...]
+    kind: Kind
+    target_N: np.ndarray
+    """The training labels by sample index, int64."""
+    identity: Identity
+    """Which images these are."""
+
+    def close(self) -> None:
+        """Close both loaders."""
+        self.train.close()
+        self.val.close()
+
+
+@dataclass(frozen=True)
+class LoadedSplit:
+    """What a network is judged on: one split, every sample of it, in order."""
+
+    loader: Loader
+    source: Source
+    """The same samples under the same numbers, one at a time."""
+    kind: Kind
+
+    @cached_property
+    def identity(self) -> dict[str, int | str | None]:
+        """Which images these are."""
+        from fastdhm.data.sources.identity import identity
+
+        return identity(self.source)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of a query or a gallery ``reid.sightings`` reads identities and cameras from them and the targets."""
+        return self.source.classes
+
+    def close(self) -> None:
+        """Close the loader."""
+        self.loader.close()
+
+
+def open_loaders(
+    dataset: str,
+    data_dir: Path,
+    *,
+    loader: Kind | Literal["auto"] = "auto",
+    batch_size: int,
+    eval_batch_size: int,
+    image_size: ImageSize,
+    crop: Crop,
+    crop_ratio: float,
+    seed: int,
+    workers: int | None = None,
+    device: str = "cpu",
+    settings: ImageSettings | None = None,
+    skip_bad: bool = False,
+    grey_range: GreyRange | None = None,
+    hold_out: bool = False,
+    subset: int | None = None,
+    say: Say = narrate,
+) -> LoadedData:
+    """Both loaders of ``dataset``, with whatever has to be built first, which ``say`` reports.
+
+    ``image_size`` is a square's side or (height, width). ``crop`` is training's; validation takes the whole image where
+    training stretches it, else the centre with sides ``crop_ratio`` of the largest that fits. Where the images are gone
+    but their ``.beton`` files are there and whole, it runs on those. ``workers`` (default: one per processor) are the
+    loaders'; what is built before is built on every processor.
+
+    ``loader``: ``resident`` holds all images on ``device``, ``ffcv`` reads ``.beton`` files, ``torch`` the images
+    themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
+    ffcv where it is installed. ``settings`` are those of the ``.beton`` files (default: the data set's usual), but
+    for ``grey_range``, which says for every loader what is black and white in deep greyscale (see ``grey``).
+
+    ``subset`` trains on that many images, the same for every seed: see ``subset.balanced_subset``.
+
+    A re-identification set trains on all its training pictures, as published results do, and its validation pictures
+    are some of them; with ``hold_out`` they are kept out of training, to compare settings by.
+    """
+    from fastdhm.data.loaders.crops import evaluation_crop
+    from fastdhm.data.loaders.loader import LoaderOptions
+    from fastdhm.data.sources.source import is_reid
+
+    common = {"image_size": image_size, "crop_ratio": crop_ratio, "seed": seed, "workers": workers, "device": device}
+    train = LoaderOptions(batch_size=batch_size, crop=crop, shuffle=True, drop_last=True, subset=subset, **common)
+    val = LoaderOptions(batch_size=eval_batch_size, crop=evaluation_crop(crop), **common)
+    if hold_out and not is_reid(dataset):
+        raise UserError(f"data set '{dataset}' has validation images of its own: only re-identification sets hold out")
+    splits = {"rest" if hold_out else "train": train, "val": val}
+    opened = _open(dataset, data_dir, splits, loader, settings, grey_range, skip_bad, say)
+    if is_reid(dataset) and not hold_out:
+        say(
+            f"{dataset}: the {opened[1].loader.num_samples:,} validation pictures are training pictures too; their "
+            "error says whether training works, not how good it is"
+        )
+    train, val = opened
+    identity = {"train": train.identity, "val": val.identity}
+    return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N, identity)
+
+
+def open_splits(
+    dataset: str,
+    data_dir: Path,
+    splits: Sequence[str] = ("val",),
+    *,
+    loader: Kind | Literal["auto"] = "auto",
+    batch_size: int,
+    image_size: ImageSize,
+    crop: Crop,
+    crop_ratio: float = 1.0,
+    workers: int | None = None,
+    device: str = "cpu",
+    settings: ImageSettings | None = None,
+    skip_bad: bool = False,
+    grey_range: GreyRange | None = None,
+    say: Say = narrate,
+) -> list[LoadedSplit]:
+    """Splits of ``dataset`` to judge a network on: ``val``, or ``query`` and ``gallery`` of a re-identification set.
+
+    Every sample comes, in order. The arguments are those of :func:`open_loaders`; ``crop`` too is training's.
+    """
+    from fastdhm.data.loaders.crops import evaluation_crop
+    from fastdhm.data.loaders.loader import LoaderOptions
+    from fastdhm.data.sources.source import split_names
+    from fastdhm.errors import unknown
+
+    for split in splits:
+        if split not in split_names(dataset):
+            raise unknown(f"split of data set '{dataset}'", split, split_names(dataset))
+    options = LoaderOptions(
+        batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio,
+        workers=workers, device=device,
+    )  # fmt: skip
+    return _open(dataset, data_dir, dict.fromkeys(splits, options), loader, settings, grey_range, skip_bad, say)
+
+
+def open_pictures(
+    folder: Path,
+    *,
+    batch_size: int,
+    image_size: ImageSize,
+    crop: Crop,
+    crop_ratio: float = 1.0,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    grey_range: GreyRange | None = None,
+    say: Say = narrate,
+) -> LoadedSplit:
+    """Every image in a folder and below it, in order; ``source.label(i)`` is its path in there.
+
+    The torch loader reads them: they are read once, which a ``.beton`` file would not repay. ``crop`` is training's.
+    """
+    from fastdhm.data.loaders.build import build_loader
+    from fastdhm.data.loaders.crops import evaluation_crop
+    from fastdhm.data.loaders.loader import LoaderOptions
+    from fastdhm.data.sources.folder import PictureSource
+
+    options = LoaderOptions(
+        batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio, workers=workers
+    )
+    source = PictureSource(folder, grey_range)
+    if source.note:
+        say(source.note)
+    source = _checked(source, skip_bad, say)
+    return LoadedSplit(build_loader("torch", options, source=source), source, "torch")
+
+
+def _open(
+    dataset: str,
+    data_dir: Path,
+    splits: dict[str, LoaderOptions],
+    loader: str,
+    settings: ImageSettings | None,
+    grey_range: GreyRange | None,
+    skip_bad: bool,
+    say: Say,
+) -> list[LoadedSplit]:
+    from fastdhm.data.beton.settings import ImageSettings
+    from fastdhm.data.loaders.build import build_loader, pick_kind
+    from fastdhm.data.loaders.resident_loader import CannotHold
+
+    picked = None if loader == "auto" else pick_kind(loader)  # a mistake is found before anything is read
+    wished, settings = settings is not None, settings or ImageSettings.for_dataset(dataset)
+    settings = replace(settings, grey_range=grey_range)
+    loaded = _load(dataset, data_dir, tuple(splits), settings, loader != "torch", say)
+    files = _Files(dataset, data_dir, loaded, settings, skip_bad, say)
+    if loader in ("auto", "resident"):
+        try:
+            return _open_resident(files, splits, from_files=wished, asked=loader == "resident")
+        except CannotHold as error:
+            if loader == "resident":
+                raise UserError(
+                    f"loader 'resident' cannot hold the images of {dataset}: {error}. Choose auto, ffcv or torch"
+                ) from error
+    kind, reason = picked or pick_kind("auto")  # this imports FFCV, which takes seconds
+    if kind == "torch" and wished:
+        raise UserError(
+            f"the torch loader ({reason}) stores no images: leave --store, --store-size and --store-quality out, or "
+            "take --loader ffcv, which a run that began with them resumes with"
+        )
+    if loader == "auto" and kind == "torch":
+        say(f"loading with torch: {reason}")
+    if kind == "ffcv" or None in loaded.values():
+        sources, betons = files.built
+    else:
+        sources, betons = [_checked(source, skip_bad, say) for source in loaded.values()], [None] * len(splits)
+    return [
+        LoadedSplit(build_loader(kind, options, source=source, beton=beton), source, kind)
+        for options, source, beton in zip(splits.values(), sources, betons, strict=True)
+    ]
+
+
+def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: bool, asked: bool) -> list[LoadedSplit]:
+    """Everything held in memory; ``CannotHold`` if that cannot be, as soon as it is known.
+
+    What is in memory already goes through no file, but for ``from_files``.
+    """
+    from torch import device
+
+    from fastdhm.data.loaders.build import build_loader
+    from fastdhm.data.loaders.resident_loader import check_beton, check_crop, check_room, check_source
+
+    options, sources = list(splits.values()), list(files.loaded.values())
+    room = {"device": device(options[0].device), "asked": asked}
+    for option in options:
+        check_crop(option)
+    if not from_files:
+        pairs = zip(sources, options, strict=True)
+        check_room(sum(check_source(source, option) for source, option in pairs if source is not None), **room)
+    betons = [None] * len(sources)
+    if from_files or not all(hasattr(source, "pixels") for source in sources):
+        sources, betons = files.built
+        check_room(sum(check_beton(*pair) for pair in zip(betons, options, strict=True)), **room)
+    return [
+        LoadedSplit(build_loader("resident", option, source=source, beton=beton), source, "resident")
+        for option, source, beton in zip(options, sources, betons, strict=True)
+    ]
+
+
+def _load(
+    dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings, from_files: bool, say: Say
+) -> dict[str, Source | None]:
+    """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings and,
+    as ``from_files`` says, a loader of them."""
+    from fastdhm.data.beton.files import beton_path
+    from fastdhm.data.sources.load import load_splits
+    from fastdhm.data.sources.walk import ImagesGone
+
+    try:
+        loaded = load_splits(dataset, data_dir, splits, settings.grey_range)
+    except ImagesGone as error:
+        if not from_files or not all(beton_path(data_dir, dataset, split, settings).exists() for split in splits):
+            raise
+        say(f"using the .beton files alone: {error}")
+        return dict.fromkeys(splits)
+    for source in loaded.values():
+        if source.note:
+            say(source.note)
+    return loaded
+
+
+@dataclass
+class _Files:
+    """The ``.beton`` files of some splits: where they come from, and how they are built."""
+
+    dataset: str
+    data_dir: Path
+    loaded: dict[str, Source | None]
+    settings: ImageSettings
+    skip_bad: bool
+    say: Say
+
+    @cached_property
+    def built(self) -> tuple[list[Source], list[Path]]:
+        """The file of each split, built now if need be, and a source of just what is in it."""
+        from fastdhm.data.beton.files import ensure, read_manifest
+        from fastdhm.data.beton.source import BetonSource
+
+        options = {"workers": processors.count(), "skip_bad": self.skip_bad, "say": self.say}
+        sources, betons = [], []
+        for split, source in self.loaded.items():
+            betons.append(ensure(source, self.data_dir, self.dataset, split, self.settings, **options))
+            whole = source is not None and not read_manifest(betons[-1]).skipped
+            sources.append(source if whole else BetonSource(betons[-1]))
+        return sources, betons
+
+
+def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
+    """``source``, with ``skip_bad`` without the images that do not decode."""
+    from fastdhm.data.sources.folder import FolderSource, refuse_unreadable
+    from fastdhm.data.sources.readable import readable_only
+
+    if skip_bad:
+        return readable_only(source, processors.count(), say)
+    if isinstance(source, FolderSource):
+        refuse_unreadable(source)
+    note = _peek_deep(source)
+    if note:
+        say(note)
+    return source
+
+
+def _peek_deep(source: Source) -> str | None:
+    """What a look at a few images says of deep greyscale among them."""
+    from fastdhm.data.images.grey import DeepPictures
+    from fastdhm.data.sources.folder import FolderSource, may_be_deep
+    from fastdhm.data.sources.source import peeked
+
+    deep, looked_at = DeepPictures(), peeked(source)
+    for i in looked_at if isinstance(source, FolderSource) else ():
+        if may_be_deep(source.label(i)):
+            deep.note(source.image(i))  # a bad one is told now, and not in the middle of an epoch
+    said = deep.said(getattr(source, "grey_range", None))
+    return f"{source.name} {source.split}, of {len(looked_at)} that were looked at: {said}" if said else None

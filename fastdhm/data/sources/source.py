@@ -1,0 +1,78 @@
+"""What a source of images is, and which data sets there are.
+
+Legend: N samples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
+DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic", *REID_DATASETS)
+SPLITS = ("train", "val")
+REID_SPLITS = (*SPLITS, "query", "gallery")
+PEEKED = 16  # samples, about
+
+
+class Source(Protocol):
+    """The images of one split, with their classes; cheap to hold, picklable, and read from worker processes."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    target_N: np.ndarray  # int64, an index into classes
+    note: str | None  # what the user should hear about it, such as ignored files
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Image:
+        """Sample ``i`` as 8-bit RGB; a ``UserError`` names a sample that cannot be decoded."""
+
+    def label(self, i: int) -> str:
+        """What to call sample ``i`` in a message: its path, or ``fashion-mnist/train[17]``."""
+
+    def digest(self) -> str:
+        """A sha256 that changes when the samples do, or the files that they are read from."""
+
+    def fingerprint(self) -> str | None:
+        """A sha256 of the samples that a copy of them has too; None where it is not known."""
+
+
+def peeked(source: Source) -> range:
+    """The samples to look at before training, where to look at all would take too long: some of every part."""
+    return range(0, len(source), max(1, len(source) // PEEKED))
+
+
+def is_reid(dataset: str) -> bool:
+    """Whether ``dataset`` is a re-identification set, which is judged by ranking a gallery."""
+    return dataset.partition(":")[0] in {name.partition(":")[0] for name in REID_DATASETS}
+
+
+def split_names(dataset: str) -> tuple[str, ...]:
+    """The splits of ``dataset`` that have a ``.beton`` file each."""
+    return REID_SPLITS if is_reid(dataset) else SPLITS
+
+
+def number_classes(split: str, ids_N: np.ndarray, cams_N: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """``target_N`` and the classes: in training the identities, in query and gallery identity and camera together.
+
+    So a ``.beton`` file of a query or gallery says who was seen where, whatever became of the images: see
+    :func:`sightings`.
+    """
+    if split == "train":
+        identities, target_N = np.unique(ids_N, return_inverse=True)
+        return target_N, tuple(f"{identity:04}" for identity in identities.tolist())
+    seen_K2, target_N = np.unique(np.stack([ids_N, cams_N], axis=1), axis=0, return_inverse=True)
+    return target_N.reshape(-1), tuple(f"{identity:04}_c{camera}" for identity, camera in seen_K2.tolist())
+
+
+def chunks(source: Source) -> list[range]:
+    """Samples for a worker to do at once: enough to make the round trip cheap, few enough to see progress."""
+    step = 256 if hasattr(source, "pixels") else 16
+    return [range(start, min(start + step, len(source))) for start in range(0, len(source), step)]
