@@ -20,9 +20,9 @@ from fastdhm.benchmarks.harness import Comparison, Result
 from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
-from fastdhm.engine.record import to_host
+from fastdhm.engine.optim.schedule import learning_rate, mimic_scale
 from fastdhm.engine.run import build_model
-from fastdhm.engine.schedule import learning_rate, mimic_scale
+from fastdhm.engine.saved.record import to_host
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv
 

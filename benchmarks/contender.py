@@ -20,7 +20,7 @@ from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.compiling import computes
 from fastdhm.engine.device import pick_compile
-from fastdhm.engine.graphs import GraphedStep
+from fastdhm.engine.fast.graphs import GraphedStep
 from fastdhm.engine.run import Run
 from fastdhm.engine.settle import settle
 from fastdhm.engine.step import make_step

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastdhm.engine.graphs import WARM_UP, Graphs
+from fastdhm.engine.fast.graphs import WARM_UP, Graphs
 
 # A shorter sample measures what the peer before has left in the caches: after one that runs through 30 MiB, the first
 # calls of a short one take three times as long.

@@ -21,7 +21,7 @@ from fastdhm.benchmarks.reference import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.device import give_back_freed_memory
-from fastdhm.engine.graphs import WARM_UP
+from fastdhm.engine.fast.graphs import WARM_UP
 from fastdhm.engine.run import build_model
 from fastdhm.errors import UserError
 

@@ -12,7 +12,7 @@ import yaml
 from fastdhm.cli import COMMANDS, main
 from fastdhm.cli.train import resolve_training
 from fastdhm.config import TrainConfig
-from fastdhm.engine.checkpoint import read_config, write_config
+from fastdhm.engine.saved.checkpoint import read_config, write_config
 
 
 def resolve(text):

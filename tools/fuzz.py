@@ -164,13 +164,13 @@ def _images(folder: Path) -> None:
 
 
 def _read_config(path: Path) -> object:
-    from fastdhm.engine.checkpoint import read_config
+    from fastdhm.engine.saved.checkpoint import read_config
 
     return read_config(path.parent)
 
 
 def _read_log(path: Path) -> object:
-    from fastdhm.engine.record import read_log
+    from fastdhm.engine.saved.record import read_log
 
     return read_log(path.parent)
 
@@ -183,8 +183,8 @@ def _read_network(path: Path) -> object:
 
 def _resume(path: Path) -> str:
     """All that a resumed run takes from it, as one digest."""
-    from fastdhm.engine.checkpoint import config_from, load_checkpoint
     from fastdhm.engine.run import Run
+    from fastdhm.engine.saved.checkpoint import config_from, load_checkpoint
 
     saved = load_checkpoint(path)
     run = Run(config_from(saved["config"], path), path.parent, tuple(saved["classes"]))

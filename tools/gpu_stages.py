@@ -16,7 +16,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 # First what only a GPU can show, then what is quick.
 TESTS_FIRST = (
     "tests/kernels/test_mimic_loss_cuda.py", "tests/cuda/test_branch_mask.py", "tests/data/loaders/test_ahead.py",
-    "tests/engine/test_graphs.py", "tests/engine/test_host_waits.py",
+    "tests/engine/fast/test_graphs.py", "tests/engine/test_host_waits.py",
 )  # fmt: skip
 MOST_WORKERS = 8  # each has a context of its own on the GPU
 CHECK_EXTENSION = (

@@ -94,7 +94,7 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     """The comparison in ``folder``, with more seeds if asked for, and with what a resumed run may set anew."""
     from fastdhm.compare.arms import fitting, make_config, parse_seeds
     from fastdhm.compare.directory import read_settings
-    from fastdhm.engine.checkpoint import HOW_IT_RUNS, moved
+    from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, moved
 
     comparison = read_settings(folder)
     there = {name: given[name] for name in ("dataset",) if name in given}  # where the images lie now

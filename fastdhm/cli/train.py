@@ -52,7 +52,7 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
 
 def _resumed(run_dir: Path, given: dict) -> dict:
     """The values of a run to go on with; ``ValueError`` if ``given`` would change what it learns."""
-    from fastdhm.engine.checkpoint import RESUMABLE, differing, moved, read_config
+    from fastdhm.engine.saved.checkpoint import RESUMABLE, differing, moved, read_config
 
     config = dataclasses.replace(read_config(run_dir), run_dir=str(run_dir), max_steps=None)
     try:

@@ -17,7 +17,7 @@ from fastdhm.commands.measured import Cosine, Layer
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.plan import method_name
-from fastdhm.engine.record import read_log, to_host
+from fastdhm.engine.saved.record import read_log, to_host
 from fastdhm.errors import UserError, unknown
 from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
 from fastdhm.system.console import Console

@@ -16,12 +16,12 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.identity import Identity, changes, identity
 from fastdhm.data.sources.source import REID_DATASETS, is_reid
-from fastdhm.engine import checkpoint
 from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate
-from fastdhm.engine.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
 from fastdhm.engine.run import build_model, build_plain, open_to_judge
+from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 from fastdhm.system.files import check_writable

@@ -10,8 +10,8 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.load import unknown_dataset
 from fastdhm.data.sources.source import DATASETS
-from fastdhm.engine import checkpoint
 from fastdhm.engine.display import print_plan
+from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.settle import run_folder, settle
 from fastdhm.errors import UserError
 from fastdhm.models.official import released_modules

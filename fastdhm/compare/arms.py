@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdhm.config import TrainConfig
-from fastdhm.engine.checkpoint import HOW_IT_RUNS, differing
+from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, differing
 from fastdhm.errors import UserError
 from fastdhm.methods import METHODS
 

@@ -8,7 +8,7 @@ import yaml
 
 from fastdhm.compare.arms import Arm, changed
 from fastdhm.compare.plan import Comparison
-from fastdhm.engine.checkpoint import moved
+from fastdhm.engine.saved.checkpoint import moved
 from fastdhm.errors import UserError
 from fastdhm.system.console import paste
 from fastdhm.system.files import contents, replacing

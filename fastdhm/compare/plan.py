@@ -12,7 +12,7 @@ from fastdhm.compare.arms import OF_BRANCHES, OF_MIMICKING, Arm, Variant, change
 from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.source import is_reid
-from fastdhm.engine.schedule import describe_falls
+from fastdhm.engine.optim.schedule import describe_falls
 from fastdhm.errors import UserError, unknown
 from fastdhm.recipes import recipe, warm_up
 

@@ -11,7 +11,7 @@ from typing import Any
 from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
-from fastdhm.engine.judged import judged_on
+from fastdhm.engine.saved.judged import judged_on
 from fastdhm.system.plotting import save_figure
 
 Row = dict[str, Any]

@@ -20,8 +20,8 @@ from fastdhm.compare.record import CSV_COLUMNS, csv_rows, record
 from fastdhm.compare.results import Results
 from fastdhm.compare.statistics import Difference, Summary
 from fastdhm.compare.words import METRICS, remarks, what_is_counted
-from fastdhm.engine.checkpoint import HOW_IT_RUNS
-from fastdhm.engine.judged import judged_on
+from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS
+from fastdhm.engine.saved.judged import judged_on
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv, write_text
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from fastdhm.compare.arms import Arm, unlike
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import Identity
-from fastdhm.engine.checkpoint import RESUMABLE, learnt_from, moved, read_config
-from fastdhm.engine.judged import best_of, validations
-from fastdhm.engine.owed import NETWORK, owed
-from fastdhm.engine.record import read_log
+from fastdhm.engine.saved.checkpoint import RESUMABLE, learnt_from, moved, read_config
+from fastdhm.engine.saved.judged import best_of, validations
+from fastdhm.engine.saved.owed import NETWORK, owed
+from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
 

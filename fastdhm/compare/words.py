@@ -8,7 +8,7 @@ from fastdhm.compare.results import Results
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import changes
 from fastdhm.data.sources.source import is_reid
-from fastdhm.engine.judged import judged_images, judged_on
+from fastdhm.engine.saved.judged import judged_images, judged_on
 from fastdhm.system.console import paste
 
 METRICS = {

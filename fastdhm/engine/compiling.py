@@ -30,12 +30,12 @@ import torch
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
-from fastdhm.engine import checkpoint
-from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block
 from fastdhm.engine.device import autocast, computing_on
-from fastdhm.engine.record import Log
+from fastdhm.engine.fast.blocks import compile_blocks, forwards, goes_by_block
+from fastdhm.engine.optim.schedule import image_side, image_sides
 from fastdhm.engine.run import Run
-from fastdhm.engine.schedule import image_side, image_sides
+from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.record import Log
 from fastdhm.engine.step import NUM_SIDES, make_compute
 from fastdhm.system import processors
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.utils.deterministic as memory
 
-from fastdhm.engine.blocks import is_deep
+from fastdhm.engine.fast.blocks import is_deep
 from fastdhm.errors import UserError
 from fastdhm.system import processors
 

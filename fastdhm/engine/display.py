@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdhm.config import TrainConfig
-from fastdhm.engine.judged import FLATTERS, best_of, judged_images, judged_on, validations
+from fastdhm.engine.saved.judged import FLATTERS, best_of, judged_images, judged_on, validations
 from fastdhm.system.console import PLAIN_LINE_SECONDS, Console, every, words
 from fastdhm.system.plotting import save_figure
 

@@ -15,7 +15,7 @@ from fastdhm.data.augment.transforms import DeviceTransform, shrink
 from fastdhm.data.loaders.ahead import copied_ahead
 from fastdhm.data.loaders.loader import Loader
 from fastdhm.engine.device import autocast
-from fastdhm.engine.record import to_host
+from fastdhm.engine.saved.record import to_host
 
 T = TypeVar("T")
 

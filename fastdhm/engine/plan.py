@@ -5,10 +5,10 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.engine.compiling import when_compiled
 from fastdhm.engine.device import describe_threads
-from fastdhm.engine.fuse import FusedForward
-from fastdhm.engine.judged import TEST_SETS, judged_images
+from fastdhm.engine.fast.fuse import FusedForward
+from fastdhm.engine.optim.schedule import describe_falls, describe_images
 from fastdhm.engine.run import Run
-from fastdhm.engine.schedule import describe_falls, describe_images
+from fastdhm.engine.saved.judged import TEST_SETS, judged_images
 
 
 def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) -> dict[str, str]:

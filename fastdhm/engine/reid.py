@@ -21,8 +21,8 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.people import check_rankable, sightings
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
 from fastdhm.engine.evaluate import until
-from fastdhm.engine.record import to_host
 from fastdhm.engine.run import open_to_judge
+from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError, unknown
 from fastdhm.reid import Ranking, rank, rank_distances, rerank
 from fastdhm.reid.features import extract_features

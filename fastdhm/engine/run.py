@@ -22,14 +22,14 @@ from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.data.sources.subset import balanced_subset
-from fastdhm.engine import checkpoint
-from fastdhm.engine.average import WeightAverage
-from fastdhm.engine.checkpoint import Position
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, pick_workers, restart_peak
-from fastdhm.engine.fuse import FusedForward
+from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
-from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
-from fastdhm.engine.record import NonFiniteLoss, TrainingSums, to_host
+from fastdhm.engine.optim.average import WeightAverage
+from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
+from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.checkpoint import Position
+from fastdhm.engine.saved.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask

@@ -9,7 +9,7 @@ from fastdhm import models
 from fastdhm.benchmarks import contender, same_step
 from fastdhm.benchmarks.contender import make_config
 from fastdhm.benchmarks.same_step import Errors, Yard, images_that_fit, verdict
-from fastdhm.engine.graphs import GraphedStep
+from fastdhm.engine.fast.graphs import GraphedStep
 from fastdhm.errors import UserError
 
 K = 10

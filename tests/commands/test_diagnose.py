@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fastdhm.cli import main
-from fastdhm.engine.record import read_log
+from fastdhm.engine.saved.record import read_log
 
 FLAGS = "--dataset synthetic:64 --batch-size 16 --epochs 1 --loader torch --workers 0 --device cpu --compile off"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fastdhm import models
 from fastdhm.cli import main
 from fastdhm.commands.evaluate import load
-from fastdhm.engine.checkpoint import read_config
+from fastdhm.engine.saved.checkpoint import read_config
 
 
 def official(path, arch, num_classes):

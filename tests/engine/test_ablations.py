@@ -15,9 +15,9 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.subset import balanced_subset
-from fastdhm.engine.checkpoint import load_checkpoint, read_config
-from fastdhm.engine.record import read_log
 from fastdhm.engine.run import Run
+from fastdhm.engine.saved.checkpoint import load_checkpoint, read_config
+from fastdhm.engine.saved.record import read_log
 
 FLAGS = "--dataset synthetic:64 --arch resnet8 --batch-size 16 --loader torch --workers 0 --device cpu --compile off"
 

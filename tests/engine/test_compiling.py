@@ -15,8 +15,8 @@ import torch
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.engine import compiling
-from fastdhm.engine.checkpoint import load_checkpoint
-from fastdhm.engine.record import TrainingSums, read_log
+from fastdhm.engine.saved.checkpoint import load_checkpoint
+from fastdhm.engine.saved.record import TrainingSums, read_log
 
 RUN = "--dataset synthetic:160 --arch resnet8 --method baseline --image-size 8 --batch-size 16 --epochs 1 --device cpu"
 SWAP_AT = 4  # steps

@@ -7,7 +7,7 @@ import pytest
 
 from fastdhm.engine import display
 from fastdhm.engine.display import TrainingDisplay
-from fastdhm.engine.schedule import full_size_steps
+from fastdhm.engine.optim.schedule import full_size_steps
 from fastdhm.system.console import Console
 
 

@@ -9,7 +9,7 @@ from fastdhm.commands.evaluate import _print
 from fastdhm.config import TrainConfig
 from fastdhm.engine.display import print_report
 from fastdhm.engine.evaluate import Errors, count_correct
-from fastdhm.engine.judged import is_chosen, judged_images, judged_on
+from fastdhm.engine.saved.judged import is_chosen, judged_images, judged_on
 from fastdhm.system.console import Console
 
 

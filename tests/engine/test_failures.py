@@ -11,9 +11,10 @@ from PIL import Image
 
 from fastdhm.cli import main
 from fastdhm.data.sources.folder import FolderSource
-from fastdhm.engine import checkpoint, compiling
+from fastdhm.engine import compiling
 from fastdhm.engine import train as training
-from fastdhm.engine.checkpoint import load_checkpoint
+from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.checkpoint import load_checkpoint
 from runs import assert_same_state
 
 FLAGS = "--arch resnet8 --method baseline --epochs 2 --batch-size 8 --device cpu --precision float32 --compile off"

@@ -8,8 +8,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdhm.cli import main
-from fastdhm.engine import evaluate, record, run, train
-from fastdhm.engine.fuse import FusedForward
+from fastdhm.engine import evaluate, run, train
+from fastdhm.engine.fast.fuse import FusedForward
+from fastdhm.engine.saved import record
 from fastdhm.ops import branch_mask, mimic_loss
 
 aten = torch.ops.aten

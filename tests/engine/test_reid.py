@@ -24,10 +24,10 @@ from fastdhm.data.loaders.build import pick_kind
 from fastdhm.data.sources import drawn_people as reid_synthetic
 from fastdhm.data.sources.drawn_people import picture
 from fastdhm.engine import reid
-from fastdhm.engine.checkpoint import load_checkpoint, read_config
-from fastdhm.engine.owed import owed
-from fastdhm.engine.record import read_log
 from fastdhm.engine.run import Run
+from fastdhm.engine.saved.checkpoint import load_checkpoint, read_config
+from fastdhm.engine.saved.owed import owed
+from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.reid.features import extract_features, load_features
 

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from fastdhm.cli import main
-from fastdhm.engine.checkpoint import learnt_from, load_checkpoint, read_config
+from fastdhm.engine.saved.checkpoint import learnt_from, load_checkpoint, read_config
 from runs import rows_without_times
 
 FLAGS = "--arch resnet8 --method baseline --epochs 2 --batch-size 8 --loader torch --workers 0 --device cpu "

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from fastdhm.engine.record import read_log
+from fastdhm.engine.saved.record import read_log
 
 # What takes seconds to import, and an uncompiled run of a small network on images in memory has no use for.
 SLOW = ("torch._dynamo", "torch._inductor", "torchvision", "sympy", "ffcv", "numba", "cv2", "matplotlib", "tensorboard")
 PROGRAM = """
 import sys
 from fastdhm.cli import main
-from fastdhm.engine.record import TrainingSums
+from fastdhm.engine.saved.record import TrainingSums
 
 add = TrainingSums.add
 

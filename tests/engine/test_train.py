@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from fastdhm.cli import main
 from fastdhm.data.loaders.build import pick_kind
-from fastdhm.engine.checkpoint import load_checkpoint
-from fastdhm.engine.record import read_log
+from fastdhm.engine.saved.checkpoint import load_checkpoint
+from fastdhm.engine.saved.record import read_log
 from runs import assert_same_state, command, rows_without_times
 
 HAS_FFCV = pick_kind("auto")[0] == "ffcv"
@@ -23,7 +23,7 @@ HAS_FFCV = pick_kind("auto")[0] == "ffcv"
 STOPPED_FROM_INSIDE = """
 import os, signal, sys
 from fastdhm.cli import main
-from fastdhm.engine.record import TrainingSums
+from fastdhm.engine.saved.record import TrainingSums
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 number, at_step = int(sys.argv[1]), int(sys.argv[2])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from fastdhm.engine.checkpoint import load_checkpoint
-from fastdhm.engine.record import read_log
+from fastdhm.engine.saved.checkpoint import load_checkpoint
+from fastdhm.engine.saved.record import read_log
 
 # 80 images, 10 batches an epoch, float32: the same on every machine of the tests
 FLAGS = "--dataset synthetic:80 --arch resnet8 --batch-size 8 --device cpu --precision float32 --compile off"

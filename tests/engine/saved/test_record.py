@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from fastdhm.engine.record import Log, NonFiniteLoss, TrainingSums, read_log
+from fastdhm.engine.saved.record import Log, NonFiniteLoss, TrainingSums, read_log
 from fastdhm.errors import UserError
 from fastdhm.methods import weight_matrix
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastdhm.config import TrainConfig
-from fastdhm.engine import checkpoint
+from fastdhm.engine.saved import checkpoint
 from fastdhm.system.files import replacing
 
 CONFIG = TrainConfig(arch="resnet8", milestones=(1.0, 2.0))

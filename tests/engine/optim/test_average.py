@@ -10,9 +10,9 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.cli import main
-from fastdhm.engine.average import WeightAverage
-from fastdhm.engine.checkpoint import load_checkpoint
-from fastdhm.engine.record import read_log
+from fastdhm.engine.optim.average import WeightAverage
+from fastdhm.engine.saved.checkpoint import load_checkpoint
+from fastdhm.engine.saved.record import read_log
 from runs import assert_same_state, command, rows_without_times
 
 

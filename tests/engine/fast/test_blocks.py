@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdhm import models
-from fastdhm.engine.blocks import compile_blocks, forwards, goes_by_block, is_deep, kinds_of_blocks
+from fastdhm.engine.fast.blocks import compile_blocks, forwards, goes_by_block, is_deep, kinds_of_blocks
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastdhm import models
-from fastdhm.engine.optimizer import freeze, make_amsgrad, make_sgd
+from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd
 
 MAKERS = {
     "sgd": lambda model, decay, all_of_it: make_sgd(model, 0.1, 0.9, False, decay, all_of_it),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm
 
 from fastdhm import attach, methods, mimic_loss, models
-from fastdhm.engine.fuse import Conv2d, Conv3x3, FusedForward, NormAct, Shortcut, _Recomputed
+from fastdhm.engine.fast.fuse import Conv2d, Conv3x3, FusedForward, NormAct, Shortcut, _Recomputed
 from fastdhm.models import Branch, BranchedModel
 from fastdhm.models.alone import alone
 from fastdhm.models.recompute import find_rows

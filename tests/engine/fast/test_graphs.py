@@ -8,9 +8,9 @@ import torch
 import torchvision
 
 from fastdhm.cli import main
-from fastdhm.engine.graphs import WARM_UP, GraphedStep, Graphs, check_recomputed
-from fastdhm.engine.optimizer import make_amsgrad, make_sgd, set_learning_rate
-from fastdhm.engine.record import read_log
+from fastdhm.engine.fast.graphs import WARM_UP, GraphedStep, Graphs, check_recomputed
+from fastdhm.engine.optim.optimizer import make_amsgrad, make_sgd, set_learning_rate
+from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from fastdhm.engine.trace import IN_PLACE, Tracer, has_hooks, hooks, is_plain
+from fastdhm.engine.fast.trace import IN_PLACE, Tracer, has_hooks, hooks, is_plain
 from fastdhm.errors import first_line
 from fastdhm.models import BranchedModel
 from fastdhm.models.recompute import recomputed

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastdhm.engine.schedule import (
+from fastdhm.engine.optim.schedule import (
     describe_falls,
     describe_images,
     full_size_steps,

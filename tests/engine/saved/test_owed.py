@@ -3,7 +3,7 @@
 import pytest
 
 from fastdhm.config import TrainConfig
-from fastdhm.engine.owed import CURVES, LAST_EPOCH, NETWORK, RANKING, owed
+from fastdhm.engine.saved.owed import CURVES, LAST_EPOCH, NETWORK, RANKING, owed
 
 RUN = TrainConfig(dataset="synthetic", epochs=3)
 

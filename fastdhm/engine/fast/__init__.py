@@ -1,0 +1,1 @@
+"""The same network, faster: fuse (compiled ops for its modules, by way of trace), blocks, graphs (CUDA graphs)."""

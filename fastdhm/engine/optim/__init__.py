@@ -1,0 +1,1 @@
+"""What moves the weights: optimizer, schedule (the learning rate and what else changes by step), average (EMA)."""
