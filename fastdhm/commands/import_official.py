@@ -14,7 +14,7 @@ from fastdhm.engine.display import print_plan
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.settle import run_folder, settle
 from fastdhm.errors import UserError
-from fastdhm.models.official import released_modules
+from fastdhm.models.weights.official import released_modules
 from fastdhm.system.console import Console, paste
 from fastdhm.system.files import contents
 

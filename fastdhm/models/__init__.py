@@ -1,115 +1,22 @@
-"""Networks with the paper's side branches, by name."""
+"""Networks with the paper's side branches.
 
-import re
-from collections.abc import Iterable
+by_name: a network by its name. base: what a network with branches is. families: the architectures. attach: branches for
+any network. weights: from elsewhere. cost: parameters and multiply-adds. correlation: how alike two paths' filters are.
+"""
 
-import torch
-
-from fastdhm.errors import UserError, did_you_mean, first_line, unknown
-from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, mobilenet, wrn, zoo
-from fastdhm.models.alone import AloneBranch, alone
 from fastdhm.models.attach import AttachedModel, attach
-from fastdhm.models.branched import Branch, BranchedModel
-from fastdhm.models.classifier import classifier_of
+from fastdhm.models.base.alone import AloneBranch, alone
+from fastdhm.models.base.branched import Branch, BranchedModel
+from fastdhm.models.base.classifier import classifier_of
+from fastdhm.models.base.recompute import checkpoint_activations
+from fastdhm.models.by_name import DEFAULT_BRANCHES, FAMILIES, build, build_alone, check, family_of, inventory
 from fastdhm.models.cost import Cost, Inventory, measure
-from fastdhm.models.family import Family
-from fastdhm.models.official import load_official
-from fastdhm.models.pretrained import Pretrained, load_pretrained
-from fastdhm.models.recompute import checkpoint_activations
+from fastdhm.models.families.family import Family
+from fastdhm.models.weights.official import load_official
+from fastdhm.models.weights.pretrained import Pretrained, load_pretrained
 
 __all__ = [
     "DEFAULT_BRANCHES", "FAMILIES", "AloneBranch", "AttachedModel", "Branch", "BranchedModel", "Cost", "Family",
     "Inventory", "Pretrained", "alone", "attach", "build", "build_alone", "check", "checkpoint_activations",
     "classifier_of", "family_of", "inventory", "load_official", "load_pretrained", "measure",
 ]  # fmt: skip
-
-# torchvision's ResNets come first: 50 and 152 would fit the small ones' pattern too.
-FAMILIES = (imagenet_resnet.FAMILY, cifar_resnet.FAMILY, densenet.FAMILY, wrn.FAMILY, mobilenet.FAMILY, zoo.FAMILY)
-DEFAULT_BRANCHES = ("B1", "B2")  # of the main experiments; B3 is an ablation
-
-
-def build(arch: str, num_classes: int, branches: Iterable[str] | None = None, *, dropout: float = 0.0) -> BranchedModel:
-    """The network ``arch`` with side branches, randomly initialised.
-
-    Args:
-        arch: a name that one of ``FAMILIES`` reads, such as ``resnet50``, ``resnet32``, ``wrn-28-10``,
-            ``densenet-bc-100-12``, ``mobilenet``, ``torchvision:convnext_tiny`` or ``timm:convnext_tiny``.
-        num_classes: K, the size of every classifier.
-        branches: which to attach, e.g. ``("B1",)``; ``()`` for the plain network; ``None`` for what the paper's main
-            experiments attach, B1 and B2.
-        dropout: share of activations dropped in training, in [0, 1), in the trunk and the branches of a wide ResNet.
-
-    Raises:
-        ValueError: an unknown architecture or branch, a depth that the architecture cannot have, dropout out of range
-            or in another family, or fewer than two classes.
-    """
-    branches = DEFAULT_BRANCHES if branches is None else tuple(sorted(set(branches)))
-    check(arch, branches, dropout=dropout)
-    if num_classes < 2:
-        raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
-    given = {"dropout": dropout} if dropout else {}
-    return family_of(arch).build(arch, num_classes, branches, **given)
-
-
-def build_alone(arch: str, num_classes: int, branch: str, *, dropout: float = 0.0) -> BranchedModel:
-    """Branch ``branch`` of ``arch`` as a network of its own (Table 5), randomly initialised; "B0" is the plain network.
-
-    Its model has one classifier, called ``branch``: see :func:`alone`. Raises as :func:`build`.
-    """
-    model = build(arch, num_classes, () if branch == "B0" else (branch,), dropout=dropout)
-    size = getattr(model.trunk, "default_cfg", {}).get("input_size", (3, *family_of(arch).image_size))
-    return alone(model, branch, tuple(size))
-
-
-def family_of(arch: str) -> Family:
-    """The family that ``arch`` is of; ``ValueError``, with the nearest name and the rules, if there is none."""
-    for family in FAMILIES:
-        if re.fullmatch(family.pattern, arch):
-            return family
-    examples = [name for family in FAMILIES for name in family.examples]
-    rules = "; ".join(family.rule for family in FAMILIES)
-    raise UserError(f"unknown architecture {arch!r}{did_you_mean(arch.lower(), examples)} (known: {rules})")
-
-
-def check(arch: str, branches: Iterable[str] | None = None, *, dropout: float = 0.0) -> None:
-    """``ValueError`` if there is no network ``arch``, or it cannot have one of ``branches``, or not ``dropout``."""
-    family = family_of(arch)
-    known_branches = family.branches(arch)
-    for name in branches or ():
-        if name not in known_branches:
-            raise unknown(f"branch of {arch}", name, known_branches)
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout}: must be a share in [0, 1)")
-    if dropout and not family.has_dropout:
-        having = [name for other in FAMILIES if other.has_dropout for name in other.examples]
-        raise UserError(f"dropout is {dropout}, and {arch} has none: leave it 0, or take such as {', '.join(having)}")
-
-
-def inventory(
-    arch: str,
-    num_classes: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    branches: Iterable[str] | None = None,
-) -> Inventory:
-    """Parameters and multiply-adds of ``arch`` and its branches, without computing or allocating anything.
-
-    Args:
-        arch: as in :func:`build`, ``branches`` too.
-        num_classes: K; ``None`` for that of the paper's data set.
-        image_size: height and width in pixels, or the side of a square; ``None`` for the paper's.
-
-    Raises:
-        ValueError: as :func:`build`, or a size that the network does not run at.
-    """
-    family = family_of(arch)
-    num_classes = family.num_classes if num_classes is None else num_classes
-    image_size = family.image_size if image_size is None else image_size
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise UserError(f"image_size is {image_size}: must be 1 or more pixels")
-    with torch.device("meta"):
-        model = build(arch, num_classes, branches)
-    try:
-        return Inventory((height, width), num_classes, measure(model, (height, width)))
-    except (RuntimeError, AssertionError, ValueError) as error:  # whatever the network itself says to such a size
-        raise UserError(f"{arch} does not run on images of {height}x{width} pixels: {first_line(error)}") from error

@@ -9,8 +9,8 @@ from collections import defaultdict
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError, unknown
-from fastdhm.models.branched import BranchedModel
-from fastdhm.models.trace import probe
+from fastdhm.models.base.branched import BranchedModel
+from fastdhm.models.base.trace import probe
 
 FORK = ""  # among the names of layers that run: where the branch leaves the trunk
 

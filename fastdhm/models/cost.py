@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
-from fastdhm.models.branched import BranchedModel
+from fastdhm.models.base.branched import BranchedModel
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.fx.passes.split_module import split_module
 from fastdhm.engine.fast.trace import IN_PLACE, Tracer, has_hooks, hooks, is_plain
 from fastdhm.errors import first_line
 from fastdhm.models import BranchedModel
-from fastdhm.models.recompute import recomputed
+from fastdhm.models.base.recompute import recomputed
 from fastdhm.ops import _extension
 from fastdhm.ops import batch_norm_act as norms
 from fastdhm.ops import conv2d as plain_convolutions

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from fastdhm.models.alone import leave
-from fastdhm.models.branched import Capture
+from fastdhm.models.base.alone import leave
+from fastdhm.models.base.branched import Capture
 
 
 def _in_place(name: str) -> Callable:

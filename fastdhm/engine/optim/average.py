@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fastdhm.models.recompute import keep_activations
+from fastdhm.models.base.recompute import keep_activations
 
 
 class WeightAverage:

@@ -14,8 +14,8 @@ from torch.nn.utils import prune, spectral_norm
 from fastdhm import attach, methods, mimic_loss, models
 from fastdhm.engine.fast.fuse import Conv2d, Conv3x3, FusedForward, NormAct, Shortcut, _Recomputed
 from fastdhm.models import Branch, BranchedModel
-from fastdhm.models.alone import alone
-from fastdhm.models.recompute import find_rows
+from fastdhm.models.base.alone import alone
+from fastdhm.models.base.recompute import find_rows
 from fastdhm.ops import _extension
 from fastdhm.ops import conv2d as plain_convolutions
 from fastdhm.ops import conv3x3 as convolutions

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError
-from fastdhm.models.branched import BranchedModel
-from fastdhm.models.copies import copied, on_meta, refuse_computed, unwrapped
-from fastdhm.models.forks import find_forks, tapped_call
-from fastdhm.models.grow import grow
-from fastdhm.models.stages import Block, Layout, channels_first, find_layout, resolution
-from fastdhm.models.trace import BATCH, Trace, probe, trace
+from fastdhm.models.attach.forks import find_forks, tapped_call
+from fastdhm.models.attach.grow import grow
+from fastdhm.models.attach.stages import Block, Layout, channels_first, find_layout, resolution
+from fastdhm.models.base.branched import BranchedModel
+from fastdhm.models.base.copies import copied, on_meta, refuse_computed, unwrapped
+from fastdhm.models.base.trace import BATCH, Trace, probe, trace
 from fastdhm.system.console import Console
 
 

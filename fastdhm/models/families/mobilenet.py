@@ -8,8 +8,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdhm.models.branched import Branch, BranchedModel
-from fastdhm.models.family import Family, init_convolutions
+from fastdhm.models.base.branched import Branch, BranchedModel
+from fastdhm.models.base.initialise import init_convolutions
+from fastdhm.models.families.family import Family
 
 # (channels, blocks) of each stage; the first block of every stage but the trunk's first halves the resolution.
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError, unknown
-from fastdhm.models.alone import AloneBranch
-from fastdhm.models.branched import BranchedModel
-from fastdhm.models.classifier import classifier_of
-from fastdhm.models.imagenet_resnet import LAYOUTS
-from fastdhm.models.weights import Fit, as_weights, differences, prefixes, read, the_one, under
+from fastdhm.models.base.alone import AloneBranch
+from fastdhm.models.base.branched import BranchedModel
+from fastdhm.models.base.classifier import classifier_of
+from fastdhm.models.families.imagenet_resnet import LAYOUTS
+from fastdhm.models.weights.files import Fit, as_weights, differences, prefixes, read, the_one, under
 
 SIZE_CHW = (3, 224, 224)  # of the images, without data, that show a trunk's classifier
 

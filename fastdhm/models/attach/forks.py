@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from fastdhm.errors import UserError, unknown
-from fastdhm.models.stages import Layout
-from fastdhm.models.trace import Call, Trace
+from fastdhm.models.attach.stages import Layout
+from fastdhm.models.base.trace import Call, Trace
 
 
 def _tap(trace: Trace, value: int) -> tuple[str, int] | None:

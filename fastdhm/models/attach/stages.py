@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
-from fastdhm.models.classifier import Head, find_head
-from fastdhm.models.trace import Call, Trace
+from fastdhm.models.base.classifier import Head, find_head
+from fastdhm.models.base.trace import Call, Trace
 
 DROP = 1.5  # a side that shrinks by less, as under a convolution without padding, is the same stage
 SEVERAL = 3.0  # what shrinks its sides by more holds more than one stage

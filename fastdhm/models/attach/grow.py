@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError, first_line
-from fastdhm.models.branched import Branch
-from fastdhm.models.copies import refuse_computed
-from fastdhm.models.dead import dead_filters
-from fastdhm.models.fit import CannotFitError, Replay, initialise, is_frozen, own_copy, refit
-from fastdhm.models.stages import Block, Layout, Step, channels_first, resolution
-from fastdhm.models.trace import Trace
+from fastdhm.models.attach.dead import dead_filters
+from fastdhm.models.attach.fit import CannotFitError, Replay, initialise, is_frozen, own_copy, refit
+from fastdhm.models.attach.stages import Block, Layout, Step, channels_first, resolution
+from fastdhm.models.base.branched import Branch
+from fastdhm.models.base.copies import refuse_computed
+from fastdhm.models.base.trace import Trace
 
 WIDER = 2  # B1 has twice the trunk's channels, as in Tables 6, 8 and 9
 ROWS = (nn.ModuleDict, nn.ModuleList)  # a block that is one of these gives each layer all before it, as in a DenseNet

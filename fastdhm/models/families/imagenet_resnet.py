@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fastdhm.models.branched import Branch, BranchedModel
-from fastdhm.models.family import Family, init_convolutions
+from fastdhm.models.base.branched import Branch, BranchedModel
+from fastdhm.models.base.initialise import init_convolutions
+from fastdhm.models.families.family import Family
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.models import cifar_resnet, densenet, imagenet_resnet, wrn
-from fastdhm.models.branched import BranchedModel
-from fastdhm.models.family import Family
-from fastdhm.models.weights import Fit, as_weights, differences, prefixes, read, the_one, under
+from fastdhm.models.base.branched import BranchedModel
+from fastdhm.models.families import cifar_resnet, densenet, imagenet_resnet, wrn
+from fastdhm.models.families.family import Family
+from fastdhm.models.weights.files import Fit, as_weights, differences, prefixes, read, the_one, under
 
 HEAD = re.compile(r"_head(\d+)\.")
 # family -> branch -> what the released code calls its parts, in the order of ours (`stages.0`, `stages.1`, ...)

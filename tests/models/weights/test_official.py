@@ -7,7 +7,7 @@ import torch
 from released import ALL, SMALL, released, trained
 
 from fastdhm import models
-from fastdhm.models import official
+from fastdhm.models.weights import official
 
 
 def file_of(arch, folder, wrapped="plain"):

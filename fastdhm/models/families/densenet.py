@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdhm.models.branched import Branch, BranchedModel
-from fastdhm.models.family import WHOLE_NUMBER, Family, branch_blocks, init_convolutions, stage_blocks
+from fastdhm.models.base.branched import Branch, BranchedModel
+from fastdhm.models.base.initialise import init_convolutions
+from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, stage_blocks
 
 PATTERN = f"densenet(-bc)?-{WHOLE_NUMBER}-{WHOLE_NUMBER}"
 TAPS = {"B1": "transition2", "B2": "transition1"}

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fastdhm.models.copies import copied, on_meta
-from fastdhm.models.family import init_convolutions
-from fastdhm.models.trace import Call
+from fastdhm.models.base.copies import copied, on_meta
+from fastdhm.models.base.initialise import init_convolutions
+from fastdhm.models.base.trace import Call
 
 
 class CannotFitError(Exception):

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fastdhm.errors import UserError
-from fastdhm.models.attach import attach
-from fastdhm.models.branched import BranchedModel
-from fastdhm.models.family import Family
+from fastdhm.models.attach.attach import attach
+from fastdhm.models.base.branched import BranchedModel
+from fastdhm.models.families.family import Family
 
 BRANCHES = ("B1", "B2", "B3")  # most networks have stages for as many; building says where there are fewer
 AUXILIARY = ("googlenet", "inception_v3")  # further classifiers, which in training would come beside the logits

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastdhm import models
-from fastdhm.models.family import branch_blocks
+from fastdhm.models.families.family import branch_blocks
 
 # arch: blocks of the trunk's stages, of B2's, of B1's, and what the classifiers of B0, B1 and B2 take in
 TABLES = {

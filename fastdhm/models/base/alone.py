@@ -8,9 +8,9 @@ from itertools import accumulate
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError, unknown
-from fastdhm.models.branched import BranchedModel
-from fastdhm.models.recompute import Recomputing
-from fastdhm.models.trace import probe
+from fastdhm.models.base.branched import BranchedModel
+from fastdhm.models.base.recompute import Recomputing
+from fastdhm.models.base.trace import probe
 
 
 class _Reached(Exception):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdhm.errors import unknown
-from fastdhm.models.copies import copied
-from fastdhm.models.recompute import Recomputing, keep_activations
+from fastdhm.models.base.copies import copied
+from fastdhm.models.base.recompute import Recomputing, keep_activations
 
 
 class Capture:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
-from fastdhm.models.trace import Call, Trace, trace
+from fastdhm.models.base.trace import Call, Trace, trace
 
 NAMES = ("fc", "classifier", "head", "heads", "last_linear")  # where networks have their classifier, or took it out
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastdhm import models
-from fastdhm.models.recompute import checkpoint_activations, find_rows
+from fastdhm.models.base.recompute import checkpoint_activations, find_rows
 
 
 def trained(model: nn.Module, size: int, dtype: torch.dtype = torch.float32, steps: int = 2) -> list[torch.Tensor]:

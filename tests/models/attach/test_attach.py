@@ -11,7 +11,7 @@ from torch import nn
 
 import fastdhm
 from fastdhm import models
-from fastdhm.models.attach import attach
+from fastdhm.models.attach.attach import attach
 
 # network: forks of B1 and B2, blocks of B1 and B2 (the layers of a dense block count), read off their papers' tables
 TORCHVISION = {

@@ -4,10 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
-
 from fastdhm.errors import UserError
-from fastdhm.models.branched import BranchedModel
+from fastdhm.models.base.branched import BranchedModel
 
 WHOLE_NUMBER = "([1-9][0-9]*)"  # as names spell it
 
@@ -57,18 +55,3 @@ def branch_blocks(depth: int, blocks: int) -> dict[str, tuple[int, ...]]:
     """
     half = math.ceil(blocks / 2)
     return {"B1": (blocks,), "B2": (half if depth >= 100 else blocks, half)}
-
-
-def init_convolutions(module: nn.Module) -> nn.Module:
-    """Draw every convolution's weights from N(0, 2 / fan-out) (He et al., ICCV 2015), as the released code does.
-
-    A family draws its trunk whole before it makes a branch: so a seed gives the same trunk whatever grows from it, and
-    two methods can be compared from one start. torch counts the fan-out of a grouped convolution over all groups; one
-    output reaches only those of its own. Returns the module itself.
-    """
-    for conv in module.modules():
-        if isinstance(conv, nn.Conv2d):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            if conv.groups > 1:
-                conv.weight.data.mul_(math.sqrt(conv.groups))
-    return module

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError, first_line
-from fastdhm.models.copies import copied, on_meta
+from fastdhm.models.base.copies import copied, on_meta
 
 BATCH = 2  # BatchNorm refuses to train on one image
 

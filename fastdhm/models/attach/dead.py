@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastdhm.models.copies import copied
+from fastdhm.models.base.copies import copied
 
 SMALL = 0.01  # so small that no activation saturates
 

@@ -1,0 +1,20 @@
+"""How convolutions start."""
+
+import math
+
+from torch import nn
+
+
+def init_convolutions(module: nn.Module) -> nn.Module:
+    """Draw every convolution's weights from N(0, 2 / fan-out) (He et al., ICCV 2015), as the released code does.
+
+    A family draws its trunk whole before it makes a branch: so a seed gives the same trunk whatever grows from it, and
+    two methods can be compared from one start. torch counts the fan-out of a grouped convolution over all groups; one
+    output reaches only those of its own. Returns the module itself.
+    """
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.groups > 1:
+                conv.weight.data.mul_(math.sqrt(conv.groups))
+    return module
