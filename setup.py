@@ -152,7 +152,10 @@ def compiled_parts():
 
 setup(
     # In pyproject.toml setuptools cannot map a package to a folder and also find the others.
-    packages=[*find_packages(include=["fastdhm", "fastdhm.*"]), "fastdhm.kernels", "fastdhm.benchmarks"],
+    packages=[
+        *find_packages(include=["fastdhm", "fastdhm.*"]),
+        *(f"fastdhm.{name}" for name in find_packages(include=["kernels", "benchmarks", "benchmarks.*"])),
+    ],
     package_dir={"fastdhm.kernels": "kernels", "fastdhm.benchmarks": "benchmarks"},
     # Read by the build backend before it builds; torch is asked for only where the target environment lacks it.
     setup_requires=[] if find_torch() else [TORCH],

@@ -1,4 +1,7 @@
-"""Benchmarks behind ``fastdhm bench``: one file for each question, over one harness."""
+"""Benchmarks behind ``fastdhm bench``: one file for each question.
+
+harness: what checks, times and reports. reference: what is measured against.
+"""
 
 import os
 

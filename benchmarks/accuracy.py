@@ -21,14 +21,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.contender import Engine, recipe_config, schedule
-from fastdhm.benchmarks.frame import Frame, check_counts
-from fastdhm.benchmarks.harness import Comparison
-from fastdhm.benchmarks.machine import wait_for
-from fastdhm.benchmarks.reference import Reference
-from fastdhm.benchmarks.reference_data import training_loader, training_transform
-from fastdhm.benchmarks.same_step import Yard
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_counts
+from fastdhm.benchmarks.harness.machine import wait_for
+from fastdhm.benchmarks.harness.timing import Comparison
+from fastdhm.benchmarks.reference.contender import Engine, recipe_config, schedule
+from fastdhm.benchmarks.reference.data import training_loader, training_transform
+from fastdhm.benchmarks.reference.model import Reference
+from fastdhm.benchmarks.reference.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.data.augment.transforms import DeviceTransform

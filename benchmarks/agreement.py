@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from fastdhm.benchmarks import report
-from fastdhm.benchmarks.contender import Engine, schedule
-from fastdhm.benchmarks.harness import Comparison, Result
-from fastdhm.benchmarks.reference import Reference
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness.timing import Comparison, Result
+from fastdhm.benchmarks.reference.contender import Engine, schedule
+from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.engine.optim.schedule import learning_rate, mimic_scale

@@ -18,9 +18,10 @@ import itertools
 import torch
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.frame import Frame, check_value
-from fastdhm.benchmarks.harness import Peer
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_value
+from fastdhm.benchmarks.harness.timing import Peer
 from fastdhm.engine.device import keep_freed_memory
 from fastdhm.errors import UserError
 from fastdhm.ops import _extension

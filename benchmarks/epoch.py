@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastdhm.benchmarks import agreement as agree
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.contender import Engine, Waited, recipe_config
-from fastdhm.benchmarks.frame import Frame, check_counts
-from fastdhm.benchmarks.harness import Comparison, Peer, spread
-from fastdhm.benchmarks.reference import Reference
-from fastdhm.benchmarks.reference_data import training_loader
-from fastdhm.benchmarks.same_step import Yard
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_counts
+from fastdhm.benchmarks.harness.timing import Comparison, Peer, spread
+from fastdhm.benchmarks.reference.contender import Engine, Waited, recipe_config
+from fastdhm.benchmarks.reference.data import training_loader
+from fastdhm.benchmarks.reference.model import Reference
+from fastdhm.benchmarks.reference.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.engine.device import pick_workers

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fastdhm.benchmarks import report
-from fastdhm.benchmarks.frame import Frame, check_counts
-from fastdhm.benchmarks.harness import Comparison, Peer
-from fastdhm.benchmarks.reference_data import training_set
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness.frame import Frame, check_counts
+from fastdhm.benchmarks.harness.timing import Comparison, Peer
+from fastdhm.benchmarks.reference.data import training_set
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.beton.files import ensure

@@ -8,10 +8,11 @@ from functools import partial
 
 import torch
 
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.frame import Frame, check_value, missing_compiler
-from fastdhm.benchmarks.harness import Comparison, Peer, Spread
-from fastdhm.benchmarks.loss_peers import DTYPES, Case, Shape, check_memory, fits, label, parse_shape
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_value, missing_compiler
+from fastdhm.benchmarks.harness.timing import Comparison, Peer, Spread
+from fastdhm.benchmarks.reference.loss_peers import DTYPES, Case, Shape, check_memory, fits, label, parse_shape
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss
 

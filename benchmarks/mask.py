@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.frame import Frame
-from fastdhm.benchmarks.harness import Peer
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame
+from fastdhm.benchmarks.harness.timing import Peer
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import IMPLS, branch_mask
 

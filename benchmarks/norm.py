@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.frame import Frame, check_value, missing_compiler
-from fastdhm.benchmarks.harness import Peer
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_value, missing_compiler
+from fastdhm.benchmarks.harness.timing import Peer
 from fastdhm.engine.device import keep_freed_memory
 from fastdhm.ops import _extension
 from fastdhm.ops.batch_norm_act import batch_norm_act, batch_norm_act_eager

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdhm.benchmarks import report
-from fastdhm.benchmarks.frame import Frame
-from fastdhm.benchmarks.harness import Peer
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness.frame import Frame
+from fastdhm.benchmarks.harness.timing import Peer
 from fastdhm.reid import rank, ranking_metrics
 
 SIZES = {"queries": 3368, "gallery": 19_732, "identities": 750, "junk": 3819, "distractors": 2798, "features": 2048}

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from fastdhm.benchmarks import harness, report
-from fastdhm.benchmarks.contender import recipe_config
-from fastdhm.benchmarks.frame import Frame, check_value
-from fastdhm.benchmarks.harness import Comparison
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_value
+from fastdhm.benchmarks.harness.timing import Comparison
+from fastdhm.benchmarks.reference.contender import recipe_config
 from fastdhm.data.sources.load import unknown_dataset
 from fastdhm.data.sources.source import DATASETS
 from fastdhm.errors import UserError
@@ -119,7 +120,7 @@ def start_reference(
     arguments: Sequence[str], steps: int, log: Path, caches: dict[str, str], threads: int | None
 ) -> Started:
     """Run the reference for some steps and watch its log."""
-    command = [sys.executable, "-m", "fastdhm.benchmarks.reference_run", str(log), str(steps), *arguments]
+    command = [sys.executable, "-m", "fastdhm.benchmarks.reference.run", str(log), str(steps), *arguments]
     return watch(command, log, steps, caches, threads)
 
 

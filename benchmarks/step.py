@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from fastdhm import models
-from fastdhm.benchmarks import breakdown, energy, harness, report
-from fastdhm.benchmarks.contender import Engine, make_config, random_batch
-from fastdhm.benchmarks.frame import Frame, check_counts, check_value
-from fastdhm.benchmarks.harness import Comparison, Peer, Spread
-from fastdhm.benchmarks.reference import Reference
-from fastdhm.benchmarks.same_step import Yard
+from fastdhm.benchmarks.harness import breakdown, energy, report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.frame import Frame, check_counts, check_value
+from fastdhm.benchmarks.harness.timing import Comparison, Peer, Spread
+from fastdhm.benchmarks.reference.contender import Engine, make_config, random_batch
+from fastdhm.benchmarks.reference.model import Reference
+from fastdhm.benchmarks.reference.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch

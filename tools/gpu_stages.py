@@ -32,7 +32,7 @@ METRICS = (
 )  # fmt: skip
 COUNTED = """
 import torch
-from fastdhm.benchmarks.loss_peers import Case
+from fastdhm.benchmarks.reference.loss_peers import Case
 for shape in ((3, 32768, 1000), (3, 8192, 4096), (3, 2048, 21841)):
     case = Case(shape, "bfloat16", torch.device("cuda"))
     case.mimic("auto"), case.logits_MBK.detach().clone(), case.logits_MBK.detach().softmax(-1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdhm.benchmarks import accuracy
-from fastdhm.benchmarks.contender import Engine
+from fastdhm.benchmarks.reference.contender import Engine
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.engine import step

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdhm.benchmarks.agreement import Agreement, moving_mean
-from fastdhm.benchmarks.contender import Waited
+from fastdhm.benchmarks.reference.contender import Waited
 from fastdhm.cli import main
 from fastdhm.engine import step
 

@@ -10,8 +10,10 @@ import sys
 import pytest
 import torch
 
-from fastdhm.benchmarks import frame, loss, loss_peers
-from fastdhm.benchmarks.loss_peers import DTYPES, Case, label, oracle, parse_shape
+from fastdhm.benchmarks import loss
+from fastdhm.benchmarks.harness import frame
+from fastdhm.benchmarks.reference import loss_peers
+from fastdhm.benchmarks.reference.loss_peers import DTYPES, Case, label, oracle, parse_shape
 from fastdhm.cli import main
 from fastdhm.errors import UserError
 from fastdhm.methods import weight_matrix

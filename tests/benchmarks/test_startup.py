@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fastdhm.benchmarks import startup
-from fastdhm.benchmarks.frame import Frame
+from fastdhm.benchmarks.harness.frame import Frame
 from fastdhm.benchmarks.startup import Started, watch
 from fastdhm.cli import main
 from fastdhm.errors import UserError

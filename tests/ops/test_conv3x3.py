@@ -11,7 +11,7 @@ from convolutions import differentiated, error, skip_unless_taken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdhm.benchmarks import harness
+from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.ops import _convolution, _extension
 from fastdhm.ops._convolution import NAMES
 from fastdhm.ops.conv3x3 import conv3x3, pays

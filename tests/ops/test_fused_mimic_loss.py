@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdhm.benchmarks import harness
+from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.methods import weight_matrix
 from fastdhm.ops import _extension
 from fastdhm.ops.mimic_loss import mimic_loss, mimic_loss_eager, use_fused

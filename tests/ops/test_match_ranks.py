@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdhm.benchmarks import harness
+from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.ops import _extension
 from fastdhm.ops.match_ranks import match_ranks, match_ranks_eager
 

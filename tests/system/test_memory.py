@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.test_processors import V1, V2, machine
+from tests.system.test_processors import V1, V2, machine
 
 from fastdhm.data.loaders.resident_loader import CannotHold, check_room
 from fastdhm.system import memory

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastdhm.benchmarks.machine import tf32, wait_for
+from fastdhm.benchmarks.harness.machine import tf32, wait_for
 
 PROFILED_STEPS = 3
 CONVOLUTION, NORM, LOSS, OPTIMIZER, COPIES, OTHER = KINDS = (

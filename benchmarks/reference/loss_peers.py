@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdhm.benchmarks import harness, machine
-from fastdhm.benchmarks.harness import Peer
+from fastdhm.benchmarks.harness import machine
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.timing import Peer
 from fastdhm.errors import UserError
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import FLOAT_DTYPES, mimic_loss

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fastdhm.benchmarks import breakdown
-from fastdhm.benchmarks.breakdown import kind_of
-from fastdhm.benchmarks.contender import Engine, make_config, random_batch
-from fastdhm.benchmarks.reference import Reference
+from fastdhm.benchmarks.harness import breakdown
+from fastdhm.benchmarks.harness.breakdown import kind_of
+from fastdhm.benchmarks.reference.contender import Engine, make_config, random_batch
+from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.engine.run import build_model
 
 CPU = torch.device("cpu")

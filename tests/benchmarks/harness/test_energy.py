@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdhm.benchmarks.energy import joules
+from fastdhm.benchmarks.harness.energy import joules
 
 CPU = torch.device("cpu")
 

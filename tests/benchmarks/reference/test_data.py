@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdhm.benchmarks.reference_data import training_loader, training_set, training_transform
+from fastdhm.benchmarks.reference.data import training_loader, training_set, training_transform
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.folder import FolderSource
 from fastdhm.data.sources.synthetic import SyntheticSource

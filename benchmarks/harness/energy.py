@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fastdhm.benchmarks.machine import wait_for
+from fastdhm.benchmarks.harness.machine import wait_for
 
 NOT_TOLD = "not told by this machine"
 POWERCAP = Path("/sys/class/powercap")

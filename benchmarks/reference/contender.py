@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdhm import models
-from fastdhm.benchmarks.frame import check_value
+from fastdhm.benchmarks.harness.frame import check_value
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch

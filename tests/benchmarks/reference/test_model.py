@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastdhm import models
-from fastdhm.benchmarks import harness
-from fastdhm.benchmarks.contender import make_config
-from fastdhm.benchmarks.reference import Network, Reference, accuracy, mimicking
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.reference.contender import make_config
+from fastdhm.benchmarks.reference.model import Network, Reference, accuracy, mimicking
 from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import mimic_loss
 

@@ -1,4 +1,4 @@
-"""The reference as a program: ``python -m fastdhm.benchmarks.reference_run LOG STEPS DATASET ARCH METHOD DEVICE``.
+"""The reference as a program: ``python -m fastdhm.benchmarks.reference.run LOG STEPS DATASET ARCH METHOD DEVICE``.
 
 It is what ``bench startup`` runs beside ``fastdhm train``: imports, data, network, then steps, a line of JSON for each.
 
@@ -10,9 +10,9 @@ import sys
 from itertools import chain, islice, repeat
 from pathlib import Path
 
-from fastdhm.benchmarks.machine import wait_for
-from fastdhm.benchmarks.reference import Reference
-from fastdhm.benchmarks.reference_data import training_loader
+from fastdhm.benchmarks.harness.machine import wait_for
+from fastdhm.benchmarks.reference.data import training_loader
+from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.run import build_model

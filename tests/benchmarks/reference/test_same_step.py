@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastdhm import models
-from fastdhm.benchmarks import contender, same_step
-from fastdhm.benchmarks.contender import make_config
-from fastdhm.benchmarks.same_step import Errors, Yard, images_that_fit, verdict
+from fastdhm.benchmarks.reference import contender, same_step
+from fastdhm.benchmarks.reference.contender import make_config
+from fastdhm.benchmarks.reference.same_step import Errors, Yard, images_that_fit, verdict
 from fastdhm.engine.fast.graphs import GraphedStep
 from fastdhm.errors import UserError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from fastdhm.benchmarks.harness import Comparison, Spread
-from fastdhm.benchmarks.machine import busy
+from fastdhm.benchmarks.harness.machine import busy
+from fastdhm.benchmarks.harness.timing import Comparison, Spread
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv, write_text

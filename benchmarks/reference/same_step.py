@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastdhm.benchmarks import machine
-from fastdhm.benchmarks.contender import Engine, random_batch
-from fastdhm.benchmarks.reference import Reference
+from fastdhm.benchmarks.harness import machine
+from fastdhm.benchmarks.reference.contender import Engine, random_batch
+from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.device import give_back_freed_memory

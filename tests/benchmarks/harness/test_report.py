@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fastdhm.benchmarks import report
-from fastdhm.benchmarks.harness import Comparison, Result, Spread
+from fastdhm.benchmarks.harness import report
+from fastdhm.benchmarks.harness.timing import Comparison, Result, Spread
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 

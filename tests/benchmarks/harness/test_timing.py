@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fastdhm import benchmarks
-from fastdhm.benchmarks import harness, machine
-from fastdhm.benchmarks.harness import Comparison, Peer, Result
+from fastdhm.benchmarks.harness import machine
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.timing import Comparison, Peer, Result
 
 CPU = torch.device("cpu")
 VALUE = torch.arange(6.0).reshape(2, 3)

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from fastdhm.benchmarks import frame
-from fastdhm.benchmarks.frame import Frame
-from fastdhm.benchmarks.harness import Comparison, Result
+from fastdhm.benchmarks.harness import frame
+from fastdhm.benchmarks.harness.frame import Frame
+from fastdhm.benchmarks.harness.timing import Comparison, Result
 from fastdhm.cli import main
 from fastdhm.errors import UserError
 

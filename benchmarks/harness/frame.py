@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from fastdhm.benchmarks import harness, machine, report
-from fastdhm.benchmarks.harness import Comparison, Peer
+from fastdhm.benchmarks.harness import machine, report
+from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.benchmarks.harness.timing import Comparison, Peer
 from fastdhm.engine.device import computing_on, pick_device
 from fastdhm.errors import UserError, unknown
 from fastdhm.system import processors

@@ -1,0 +1,1 @@
+"""What all benchmarks stand on: frame (check, time, write), timing, breakdown, energy, machine, report."""
