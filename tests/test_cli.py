@@ -98,9 +98,10 @@ def test_flag_over_file_over_recipe(tmp_path):
     )
 
 
-def test_printed_config_is_the_resolved_run_and_can_be_used(tmp_path, capsys):
+@pytest.mark.parametrize("flag", ["--print-config", "--print_config"])
+def test_printed_config_is_the_resolved_run_and_can_be_used(flag, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["train", "--dataset", "imagenet", "--arch", "resnet18", "--batch-size", "64", "--print_config"])
+        main(["train", "--dataset", "imagenet", "--arch", "resnet18", "--batch-size", "64", flag])
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert yaml.safe_load(text)["crop"] == "shift"

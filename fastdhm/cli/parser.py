@@ -107,7 +107,9 @@ class Parser(jsonargparse.ArgumentParser):
         said = io.StringIO()  # help texts and --print_config
         try:
             with contextlib.redirect_stdout(said):
-                values = self.parse_args(list(self._bracketed(argv)), defaults=defaults).as_dict()
+                # jsonargparse knows this flag without a value by its own spelling only
+                argv = [re.sub("^--print-config", "--print_config", argument) for argument in self._bracketed(argv)]
+                values = self.parse_args(argv, defaults=defaults).as_dict()
         except SystemExit:
             # " \b" is how jsonargparse writes --print_config[=flags]
             answer(said.getvalue().replace(" \b", "").rstrip("\n"))
