@@ -1,0 +1,69 @@
+"""Draw docs/run.svg: the terminal after a real `fastdhm train`, as its own display and report print it.
+
+    python tools/run_picture.py [--out FILE] [flags of `fastdhm train`]
+
+The bar is drawn once, as it stands at the end: a picture cannot move. The run takes minutes, and its folder is removed.
+"""
+
+import argparse
+import io
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from rich.text import Text
+
+from fastdhm.cli.train import resolve_training
+from fastdhm.engine import train
+from fastdhm.engine.device import use_processors
+from fastdhm.engine.display import TrainingDisplay
+from fastdhm.system.console import Console, paste
+
+COLUMNS = 110
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"
+
+
+class Recorder(Console):
+    """A console that keeps what is printed, and wraps it as a terminal of its width does."""
+
+    def __init__(self):
+        super().__init__(file=io.StringIO(), width=COLUMNS)
+        self.record = True
+
+    def print(self, *objects, **how) -> None:
+        super().print(*objects, **how | {"soft_wrap": False})
+
+
+class StillDisplay(TrainingDisplay):
+    """The display of a run whose bar is printed once, at its end."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.is_time = lambda: False  # no plain lines in place of the bar
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.console.print(self.progress.get_renderable())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=PICTURE, help="default: docs/run.svg")
+    own, flags = parser.parse_known_args()
+    out, flags = own.out.absolute(), flags or ["--run-dir", "runs/first"]
+    console = Recorder()
+    console.print(Text.assemble(("$ ", "green"), paste("fastdhm", "train", *flags)))
+    config, _ = resolve_training(flags)
+    train.TrainingDisplay = StillDisplay
+    use_processors()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        train.train(config, console=console)
+    svg = console.export_svg(title="fastdhm", unique_id="run")
+    # the font would be fetched from elsewhere; without it the reader's own monospace is taken
+    out.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
