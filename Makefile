@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # What the extension and the metadata are made from: a change rebuilds, nothing else does.
 BUILD  := setup.py pyproject.toml $(shell find csrc -type f -name '*.*')
 
-.PHONY: demo test test-all lint setup clean sanitize
+.PHONY: demo test test-all lint setup clean sanitize docs
 
 demo: setup ## train DHM on Fashion-MNIST, a few minutes on two cores
 	$(BIN)/fastdhm train
@@ -39,6 +39,11 @@ $(VENV)/.installed: $(BUILD) tools/system_packages.sh
 	if pkg-config --exists opencv4 libturbojpeg; then $(BIN)/python -m pip install --quiet "ffcv>=1.0.2" \
 	    || echo "fastdhm: FFCV could not be built; the torch loader will feed the images"; fi
 	touch $@
+
+# The extra's own packages alone: what is installed is not built again.
+docs: setup ## the guide as a site; open site/index.html
+	$(BIN)/python -m pip install --quiet "fastdhm[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 sanitize: setup ## the tests of the C++ ops under AddressSanitizer and UndefinedBehaviorSanitizer
 	sh tools/sanitize.sh $(BIN)/python

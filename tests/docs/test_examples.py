@@ -1,0 +1,124 @@
+"""What the guide shows is run: its Python, its commands, its links and the files that it names.
+
+A name that the text introduces, such as ``images``, has a stand-in in a comment above its block: ``<!-- stand-ins``.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastdhm import cli, models
+from fastdhm.cli.parser import Parser
+from fastdhm.cli.train import resolve_training
+from fastdhm.config import TrainConfig
+from fastdhm.engine.saved.checkpoint import save_network
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))}
+PYTHON = re.compile(r"(?:^<!-- stand-ins\n(.*?)^-->\n)?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```\w*\n.*?^```|^ {4}.*$", re.MULTILINE | re.DOTALL)  # blocks, fenced or indented
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"`((?:fastdhm|csrc|benchmarks|tests|tools|docs|kernels)/[\w./-]*|[A-Z]+\.md)`")
+PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")  # RUN, FOLDER, NAME: for the reader to fill in
+
+
+def line_of(page, position):
+    return PAGES[page].read_text("utf-8")[:position].count("\n") + 1
+
+
+def blocks():
+    """The Python blocks, each with its stand-ins."""
+    for page, path in PAGES.items():
+        for found in PYTHON.finditer(path.read_text("utf-8")):
+            yield pytest.param(found[1] or "", found[2], id=f"{page}:{line_of(page, found.start(2))}")
+
+
+def commands(program):
+    """What stands behind ``program`` in code: on a line of a block, or in a sentence."""
+    for page, path in PAGES.items():
+        text = path.read_text("utf-8")
+        shown = [(found.start() + at.start(1), at[1]) for found in CODE.finditer(text)
+                 for at in re.finditer(rf"^ *{program} (.*)$", found[0], re.MULTILINE)]  # fmt: skip
+        shown += [(found.start(), found[1].replace("\n", " ")) for found in re.finditer(rf"`{program} ([^`]+)`", text)]
+        for position, words in sorted(shown):
+            yield pytest.param(shlex.split(words, comments=True), id=f"{page}:{line_of(page, position)}")
+
+
+def network_file(path, arch, classes):
+    """Leave ``network.safetensors`` as a run does, with random weights."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    network = models.build(arch, len(classes), ()).strip()
+    save_network(Path(path), network, TrainConfig(arch=arch), classes)
+
+
+@pytest.mark.parametrize(("stand_ins", "code"), list(blocks()))
+def test_python_runs(stand_ins, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"torch": torch, "network_file": network_file}
+    exec(stand_ins, names)
+    exec(code, {name: value for name, value in names.items() if not isinstance(value, ModuleType)})
+
+
+class Parsed(Exception):
+    """The command line is right; what would come now is the work."""
+
+
+@pytest.mark.parametrize("words", list(commands("fastdhm")))
+def test_commands_parse(words, monkeypatch):
+    parse = Parser.parse
+
+    def parse_and_stop(*arguments, **how):
+        parse(*arguments, **how)
+        raise Parsed
+
+    if words[0] == "train" and "--resume" not in words and not any(map(PLACEHOLDER.search, words)):
+        with pytest.raises(SystemExit) if "--print-config" in words else pytest.raises(Parsed):
+            resolve_training(words[1:])
+            raise Parsed
+        return
+    monkeypatch.setattr(Parser, "parse", parse_and_stop)
+    with pytest.raises(Parsed):
+        cli._dispatch(words[0], words[1:])
+
+
+@pytest.mark.parametrize("words", list(commands("make")))
+def test_make_has_the_targets(words):
+    assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_lead_somewhere(page):
+    text = PAGES[page].read_text("utf-8")
+    for link in LINK.findall(text):
+        name, _, anchor = link.partition("#")
+        target = (PAGES[page].parent / name).resolve() if name else PAGES[page]
+        assert link.startswith("https:") or target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+    for name in PATH.findall(text):
+        assert "NAME" in name or (ROOT / name).exists(), name
+
+
+def anchors(page):
+    """What a code host and mkdocs both make of the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install '.[docs]'")
+def test_the_site_builds_and_fetches_nothing(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=quiet)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for path in tmp_path.rglob("*.html"):
+        fetched = re.findall(r'(?:src="|<link [^>]*href=")https?:[^"]*', path.read_text("utf-8"))
+        assert not fetched, path
