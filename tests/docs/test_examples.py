@@ -90,6 +90,11 @@ def test_commands_parse(words, monkeypatch):
         cli._dispatch(words[0], words[1:])
 
 
+def test_every_command_is_shown():
+    shown = {" ".join(example.values[0][:2]) for example in commands("fastdhm")}
+    assert not [name for name in cli.COMMANDS if not any(f"{text} ".startswith(f"{name} ") for text in shown)]
+
+
 @pytest.mark.parametrize("words", list(commands("make")))
 def test_make_has_the_targets(words):
     assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
