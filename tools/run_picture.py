@@ -47,10 +47,10 @@ class StillDisplay(TrainingDisplay):
         self.console.print(self.progress.get_renderable())
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=PICTURE, help="default: docs/run.svg")
-    own, flags = parser.parse_known_args()
+    own, flags = parser.parse_known_args(argv)
     out, flags = own.out.absolute(), flags or ["--run-dir", "runs/first"]
     console = Recorder()
     console.print(Text.assemble(("$ ", "green"), paste("fastdhm", "train", *flags)))

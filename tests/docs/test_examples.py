@@ -23,7 +23,14 @@ from fastdhm.engine.saved.checkpoint import save_network
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))}
-PYTHON = re.compile(r"(?:^<!-- stand-ins\n(.*?)^-->\n)?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(
+    r"""
+    (?:^<!--\ stand-ins\n(.*?)^-->\n)?     # what the text introduces
+    ^```python\n(.*?)^```
+    (?:\n\nIt\ prints.*?\n\n```text\n(.*?)^```)?   # what it prints
+""",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
 CODE = re.compile(r"^```\w*\n.*?^```|^ {4}.*$", re.MULTILINE | re.DOTALL)  # blocks, fenced or indented
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:fastdhm|csrc|benchmarks|tests|tools|docs|kernels)/[\w./-]*|[A-Z]+\.md)`")
@@ -35,10 +42,10 @@ def line_of(page, position):
 
 
 def blocks():
-    """The Python blocks, each with its stand-ins."""
+    """The Python blocks, each with its stand-ins and with what it is said to print."""
     for page, path in PAGES.items():
         for found in PYTHON.finditer(path.read_text("utf-8")):
-            yield pytest.param(found[1] or "", found[2], id=f"{page}:{line_of(page, found.start(2))}")
+            yield pytest.param(found[1] or "", found[2], found[3], id=f"{page}:{line_of(page, found.start(2))}")
 
 
 def commands(program):
@@ -59,13 +66,14 @@ def network_file(path, arch, classes):
     save_network(Path(path), network, TrainConfig(arch=arch), classes)
 
 
-@pytest.mark.parametrize(("stand_ins", "code"), list(blocks()))
-def test_python_runs(stand_ins, code, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("stand_ins", "code", "printed"), list(blocks()))
+def test_python_runs(stand_ins, code, printed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = {"torch": torch, "network_file": network_file}
     exec(stand_ins, names)
     exec(code, {name: value for name, value in names.items() if not isinstance(value, ModuleType)})
+    assert printed is None or capsys.readouterr().out == printed
 
 
 class Parsed(Exception):
