@@ -155,7 +155,7 @@ def run(argv: list[str]) -> int:
     from fastdhm.engine.device import use_processors
 
     use_processors()
-    module, frame = (importlib.import_module(f"fastdhm.benchmarks.{part}") for part in (name, "frame"))
+    module, frame = (importlib.import_module(f"fastdhm.benchmarks.{part}") for part in (name, "harness.frame"))
     shared = {key: values.pop(key) for key in SHARED if key in values}
     return module.bench(frame.Frame(name, **shared), **values)
 

@@ -41,7 +41,7 @@ class RunState:
     machine: str = ""
     """What it was trained on last: device and precision."""
     data: Identity = field(default_factory=dict)
-    """Which images it learnt from and was judged on, see ``data.identity``; known of a finished run."""
+    """Which images it learnt from and was judged on, see ``data.sources.identity``; known of a finished run."""
 
     @property
     def name(self) -> str:

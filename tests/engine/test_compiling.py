@@ -254,7 +254,7 @@ def test_what_is_compiled_ahead_is_what_the_run_still_computes(settings, epoch, 
 TINY = """
 import sys
 from torch import nn
-from fastdhm.models import cifar_resnet
+from fastdhm.models.families import cifar_resnet
 
 cifar_resnet._stage = lambda before, channels, blocks, stride=2: nn.Conv2d(before, channels, 1, stride)
 """

@@ -107,7 +107,7 @@ def test_a_forked_worker_leaves_the_decision_to_its_parent():
 
 def test_what_does_not_end_is_killed_by_one_more():
     program = (
-        "import os, signal\nfrom fastdhm.engine import signals\nsignals.TWICE = 0\n"
+        "import os, signal\nfrom fastdhm.system import signals\nsignals.TWICE = 0\n"
         "with signals.end_at_once():\n"
         "  for _ in range(3):\n"
         "    try: os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -139,8 +139,10 @@ def _whole_safetensors(path: Path) -> Iterator[Any]:
 
 
 def learnt_from(path: Path) -> Identity:
-    """Which images a run, checkpoint or network learnt from and was judged on, see ``data.identity``; empty if it does
-    not say, being of before that was kept."""
+    """Which images a run, checkpoint or network learnt from and was judged on, see ``data.sources.identity``.
+
+    Empty if it does not say, being of before that was kept.
+    """
     if path.is_dir():
         files = (path / LAST, path / "network.safetensors")
         return next((learnt_from(file) for file in files if file.exists()), {})
