@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from batches import assert_same, read
 from PIL import Image
 
 from fastdhm.data import open_loaders, open_splits
@@ -42,19 +43,6 @@ def save_folder(root, height=32, width=32, suffix="png", odd=False):
     if odd:
         Image.fromarray(noise(1, 40, 40)[0]).save(root / "train" / "b" / "odd.png")
     return root
-
-
-def read(loader, epoch=0, start_batch=0):
-    with loader.epoch(epoch, start_batch) as batches:
-        return list(batches)
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        assert torch.equal(batch.image_BHWC, other.image_BHWC)
-        assert torch.equal(batch.target_B, other.target_B)
-        assert torch.equal(batch.index_B, other.index_B)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from batches import KINDS, read
 from PIL import Image
 
 from fastdhm.commands import data as commands
@@ -16,7 +17,6 @@ from fastdhm.data.sources.people import load_reid, sightings
 from fastdhm.data.sources.source import DATASETS, is_reid, split_names
 from fastdhm.errors import UserError
 
-KINDS = pytest.mark.parametrize("kind", ["ffcv", "torch"], indirect=True)
 OPEN = {"batch_size": 4, "eval_batch_size": 4, "image_size": (32, 16), "crop": "enlarge", "crop_ratio": 1.0, "seed": 0}
 SPLIT = {"batch_size": 4, "image_size": (32, 16), "crop": "enlarge"}
 PEOPLE = {
@@ -40,11 +40,6 @@ def root(tmp_path):
         for i, name in enumerate(names):
             Image.new("RGB", (8, 16), (90 * k, 25 * i, 99)).save(tmp_path / "set" / folder / name, quality=95)
     return tmp_path / "set"
-
-
-def read(loader, epoch=0):
-    with loader.epoch(epoch) as batches:
-        return list(batches)
 
 
 def colours(batches):
