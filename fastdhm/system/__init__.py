@@ -1,5 +1,5 @@
-"""What stands between fastdhm, the machine and the person; importing any of it does not import torch.
+"""The layer between fastdhm, the machine and the user. Importing it does not import torch.
 
 console, streams, progress, plotting: what is printed and drawn. files, paths, typed_yaml: what is written and read.
-endings, signals, waiting: how a command ends and waits. environment, memory, processors: what the machine gives.
+endings, signals, waiting: how a command ends and waits. environment, memory, processors: what the machine offers.
 """

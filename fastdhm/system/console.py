@@ -1,7 +1,7 @@
-"""The one console of the package: what is data is printed as data, and a reader who is gone stops nothing.
+"""The one console of the package. It prints data as it is, and does not stop when the reader has gone.
 
-``print`` narrates: it never raises, as nobody reading is no reason to stop. ``result`` prints what a command was asked
-for, and says if that could not be written.
+``print`` reports progress. It never raises: the work goes on even if nobody reads. ``result`` prints what a command was
+asked for, and raises if that cannot be written.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PLAIN_LINE_SECONDS = 15
 class Console(rich.console.Console):
     """A console that prints strings as they are: no markup, no emoji codes, no highlighting, no wrapping.
 
-    Style comes from a ``rich.text.Text`` or the argument ``style``. Tables and rules work as in rich. ``live`` tells
-    whether a bar can be drawn: not into a pipe, whatever colours it is promised, nor on a terminal whose cursor does
-    not move.
+    Style comes from a ``rich.text.Text`` or the argument ``style``. Tables and rules work as in rich. ``live`` is true
+    where a progress bar can be drawn: not in a pipe, even if colours are forced there, and not on a terminal that
+    cannot move its cursor.
     """
 
     def __init__(self, stderr: bool = False, *, file: TextIO | None = None, width: int | None = None):
-        sizes = ("COLUMNS", "LINES")  # rich believes any of their values, 0 and superscripts too
+        sizes = ("COLUMNS", "LINES")  # rich accepts any value of these, even 0 and superscript digits
         environ = {k: v for k, v in os.environ.items() if k not in sizes or re.fullmatch("[1-9][0-9]{0,3}", v)}
         self._stream = Stream(file, stderr)
         self._told = False
@@ -44,35 +44,35 @@ class Console(rich.console.Console):
         self.live = self.is_interactive and self._stream.can_move(environ)
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Narrate; what cannot be written is told once on stderr, and not at all where the reader has gone."""
+        """Report progress. If it cannot be written, stderr says so once; a reader that has gone is no reason to."""
         super().print(*objects, **{"soft_wrap": all(isinstance(part, str | Text) for part in objects)} | how)
         lost = self._stream.lost
         if lost and not self.stderr and not self._told:
             self._told = True
-            tell(f"fastdhm: what is printed cannot be written ({lost.strerror}); the work goes on")
+            tell(f"fastdhm: cannot write to the output ({lost.strerror}); the work goes on")
 
     def result(self, *objects: Any, **how: Any) -> None:
         """Print what a command was asked for.
 
         Raises:
-            ValueError: it could not be written, other than to a reader that has gone (``| head``).
+            ValueError: it could not be written. A reader that has gone (``| head``) is no error.
         """
         self._stream.lost, self._told = None, True
         self.print(*objects, **how)
         self._stream.check()
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """A string as text, with nothing in it that means more than itself."""
+        """A string as ``Text``, without markup and with its control characters as escapes."""
         return super().render_str(visible(text), **how | {"markup": False, "emoji": False, "highlight": False})
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """The segments of anything, of a ``Text`` too, with nothing in them that a terminal would obey."""
+        """The segments of anything, of a ``Text`` too, with the control characters in them as escapes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar that counts to ``total``, or now and then a plain line; yields ``advance(count)``."""
+        """A progress bar up to ``total``, or a plain line now and then; yields ``advance(count)``."""
         columns = words("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=self, transient=True, disable=not self.live) as progress:
             task, is_time = progress.add_task(what, total=total), every(PLAIN_LINE_SECONDS)
@@ -88,12 +88,12 @@ class Console(rich.console.Console):
 
 
 def words(fields: str, style: str = "none") -> TextColumn:
-    """A column of a bar that shows fields of its task as they are."""
+    """A column of a progress bar that shows fields of its task as they are."""
     return TextColumn(fields, style=style, markup=False)
 
 
 def every(seconds: float) -> Callable[[], bool]:
-    """A function that is true when so many seconds have passed since it last was."""
+    """A function that returns true when ``seconds`` have passed since it last did."""
     last = time.monotonic()
 
     def is_time() -> bool:
@@ -106,7 +106,7 @@ def every(seconds: float) -> Callable[[], bool]:
 
 
 def paste(*arguments: object) -> str:
-    """A command to paste into a shell, each word quoted where it must be: ``fastdhm train --resume 'my runs/1'``.
+    """A command to paste into a shell; a word is quoted if it must be: ``fastdhm train --resume 'my runs/1'``.
 
     A word that the output cannot show is written as its bytes, as ``ls`` does: ``$'caf\\xe9'``.
     """

@@ -1,5 +1,4 @@
-"""How a command ends that did not succeed: what a person or a machine caused in a sentence, an error of ours as a file
-to attach to a report."""
+"""How a failed command ends: with one sentence if the user or the machine caused it, with a report if fastdhm did."""
 
 import errno
 import os
@@ -14,48 +13,50 @@ from urllib.error import URLError
 
 from fastdhm.errors import UserError, first_line
 from fastdhm.system.files import REASONS
+from fastdhm.system.paths import shown
 
 CONFIGS = ("config.yaml", "compare.yaml")
-NETWORK = "look after the network, and try again"
-# what to do about what a system call answers; what concerns writing stands in REASONS
+NETWORK = "check the network, and try again"
+# what to do about an error of a system call; REASONS has the errors of writing
 REMEDIES = {
-    errno.EACCES: "let this user read and write there, or choose another place",
-    errno.ENOENT: "give one that is there",
-    errno.EISDIR: "name a file",
-    errno.ELOOP: "links lead in a circle: remove one",
-    errno.EMFILE: "raise `ulimit -n`, or take fewer --workers",
-    errno.ENFILE: "other programs hold the machine's files open: close some",
-    errno.EAGAIN: "raise `ulimit -u`, or take fewer --workers",
+    errno.EACCES: "give this user permission to read and write there, or choose another place",
+    errno.ENOENT: "give a path that exists",
+    errno.EISDIR: "give a file",
+    errno.ELOOP: "the links form a circle: remove one",
+    errno.EMFILE: "raise `ulimit -n`, or use fewer --workers",
+    errno.ENFILE: "close other programs",
+    errno.EAGAIN: "raise `ulimit -u`, or use fewer --workers",
     **dict.fromkeys((errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH), NETWORK),
 }
 LESS_MEMORY = {
-    **dict.fromkeys(("train", "compare"), "take a smaller --batch-size, or --activation-checkpointing true"),
-    "embed": "take a smaller --batch-size",
-    "data": "take fewer --workers",
+    **dict.fromkeys(("train", "compare"), "use a smaller --batch-size, or --activation-checkpointing true"),
+    "embed": "use a smaller --batch-size",
+    "data": "use fewer --workers",
 }
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 
 
 def cause(error: BaseException, command: str) -> str | None:
-    """What a person or a machine did that ended ``command``, and the remedy; None if it was an error of ours."""
+    """What the user or the machine did that ended ``command``, and what to do; None if the error is fastdhm's own."""
     if isinstance(error, UserError):
         return str(error)
     if _is_memory(error):
-        told = _short(error) if str(error) else "no more is to be had"
-        return f"not enough memory ({told}): {LESS_MEMORY.get(command, 'end other programs, or take a larger machine')}"
+        reason = _short(error) if str(error) else "no more is available"
+        remedy = LESS_MEMORY.get(command, "close other programs, or use a larger machine")
+        return f"not enough memory ({reason}): {remedy}"
     if isinstance(error, HTTPException | URLError):
         return f"a download failed ({_short(getattr(error, 'reason', error))}): {NETWORK}"
     if isinstance(error, OSError):
         return _system(error)
     if isinstance(error, ImportError) and not (error.name or "").startswith("fastdhm"):
-        return f"{error.name or 'a library'} cannot be imported ({_short(error)}): install it anew"
+        return f"{error.name or 'a library'} cannot be imported ({_short(error)}): reinstall it"
     if isinstance(error, RecursionError):
-        return "something is nested deeper than Python follows, a YAML file or a network perhaps: make it flatter"
+        return "something is nested too deeply for Python, perhaps a YAML file or a network: make it flatter"
     return None
 
 
 def _is_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the machine's or the device's; torch says it as text."""
+    """Whether the machine or the device ran out of memory; torch says so only in its text."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
@@ -64,7 +65,7 @@ def _is_memory(error: BaseException) -> bool:
 def _system(error: OSError) -> str:
     reason, remedy = REASONS.get(error.errno, (error.strerror or _short(error), ""))
     remedy = REMEDIES.get(error.errno, remedy)
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    names = [shown(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     return f"{' and '.join(names)}{': ' * bool(names)}{reason}{'; ' * bool(remedy)}{remedy}"
 
 
@@ -74,7 +75,7 @@ def _short(error: object) -> str:
 
 @contextmanager
 def belonging_to(folder: Path) -> Iterator[None]:
-    """Inside, an unexpected exception is of the run in ``folder``: there its report goes."""
+    """Mark an unexpected exception inside as one of the run in ``folder``: its report goes there."""
     try:
         yield
     except Exception as error:
@@ -84,8 +85,10 @@ def belonging_to(folder: Path) -> Iterator[None]:
 
 
 def report_crash(error: BaseException, argv: list[str], facts: Iterable[str]) -> Path | None:
-    """Write ``crash-TIME.txt`` with ``facts`` about this machine into the run's folder, else the current one, else that
-    of temporary files; its path, or None where nothing could be written."""
+    """Write ``crash-TIME.txt`` with ``facts`` about this machine, and return its path; None if it cannot be written.
+
+    It goes to the run's folder, else to the current folder, else to the folder of temporary files.
+    """
     run = getattr(error, "of_run", None)
     text = "\n".join(_report(error, argv, run, facts))
     for folder in (run, Path(), Path(tempfile.gettempdir())):

@@ -6,10 +6,10 @@ from fastdhm.errors import UserError
 
 
 def positive(name: str, usual: float, unit: str) -> float:
-    """The number of ``unit`` in the variable ``name``, or the ``usual`` one where it is not set.
+    """The number of ``unit`` in the environment variable ``name``, or ``usual`` where it is not set.
 
     Raises:
-        ValueError: it is no number above 0.
+        ValueError: it is not a number above 0.
     """
     given = os.environ.get(name)
     try:
@@ -17,5 +17,5 @@ def positive(name: str, usual: float, unit: str) -> float:
     except ValueError:
         number = 0.0
     if not number > 0:
-        raise UserError(f"{name} is {given!r}: it has to be a number of {unit} above 0")
+        raise UserError(f"{name} is {given!r}: must be a number of {unit} above 0")
     return number

@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, or the part of it that a job or a container has."""
+"""How much memory this process may use: the machine's, or the limit of its job or container."""
 
 import math
 import os
@@ -8,25 +8,25 @@ from fastdhm.system.processors import ROOT, groups, read
 
 
 def total_bytes() -> int:
-    """The machine's memory, or the limit of this process's control groups where that is less."""
+    """The machine's memory, or the limit of this process's control groups if that is lower."""
     return int(min(installed_bytes(), limit_bytes()))
 
 
 def installed_bytes() -> int:
-    """The machine's memory, whoever may use it."""
+    """All memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_bytes(root: Path = ROOT) -> int | None:
-    """Memory that can be taken without swapping; None where the system does not say."""
+    """Memory that can be used without swapping; None where the system does not say."""
     lines = read(root / "proc/meminfo").splitlines()
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def limit_bytes(root: Path = ROOT) -> float:
-    """What this process's control groups allow, the narrowest of them; infinite without a limit.
+    """The lowest limit of this process's control groups; infinite without a limit.
 
-    Version 1 writes "no limit" as a number of some 2^63. ``root`` is where ``proc`` and ``sys`` lie.
+    Version 1 writes "no limit" as a number near 2^63. ``root`` is the folder that holds ``proc`` and ``sys``.
     """
     return min((_limit_of(folder) for folder in groups("memory", root)), default=math.inf)
 

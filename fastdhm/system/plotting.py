@@ -1,4 +1,4 @@
-"""The last step of every figure: its texts are data, and its file is whole or not there."""
+"""Saves every figure: its texts are shown as they are, and its file is whole or absent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write ``figure`` as a PNG; what its titles and legends hold is shown as it is, ``$`` and all.
+    """Write ``figure`` as a PNG. Its titles and legends are shown as they are, ``$`` included.
 
     Raises:
         ValueError: as ``files.replacing``.
@@ -25,7 +25,7 @@ def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     ticks = {label for axis in axes for label in axis.get_ticklabels("both")}
     for text in figure.findobj(Text):
         text.set_usetex(False)
-        if text not in ticks:  # a logarithmic axis has its powers of ten as formulas
+        if text not in ticks:  # the ticks of a logarithmic axis are formulas
             text.set_parse_math(False)
             text.set_text(visible(text.get_text()))
     with replacing(path) as temporary, warnings.catch_warnings():

@@ -1,8 +1,8 @@
 """How many processors this process may use: the one count for torch, loaders, worker processes and builds.
 
-The machine's own number says too much where a job or a container has a part of it: there the affinity mask decides, or
-a quota of the control groups, and threads beyond it wait for each other instead of computing. ``setup.py`` loads this
-file alone, which imports nothing but the standard library.
+A job or a container may have only a part of the machine. Then the affinity mask or the quota of the control groups
+decides; if there are more threads than that, they wait for each other instead of computing. ``setup.py`` loads this
+file alone, so it imports only the standard library.
 """
 
 import math
@@ -17,8 +17,8 @@ ROOT = Path("/")
 def count(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> int:
     """The processors to use, at least one: what the affinity mask, the quota and ``OMP_NUM_THREADS`` all allow.
 
-    A quota of 1.5 counts as one: a second thread, stopped for half of the time, would hold up the first at every
-    barrier. ``root`` is where ``proc`` and ``sys`` lie.
+    A quota of 1.5 counts as one: a second thread would be stopped half of the time, and would hold up the first at
+    every barrier. ``root`` is the folder that holds ``proc`` and ``sys``.
     """
     allowed = len(os.sched_getaffinity(0))
     return max(
@@ -27,7 +27,7 @@ def count(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> int:
 
 
 def why(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
-    """For a person, in parentheses, what keeps :func:`count` below the affinity mask; empty where nothing does."""
+    """Why :func:`count` is below the affinity mask, in parentheses, for the user; empty if it is not."""
     allowed, limit = len(os.sched_getaffinity(0)), count(root, environ)
     if limit == allowed:
         return ""
@@ -37,21 +37,21 @@ def why(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def asked(environ: Mapping[str, str] = os.environ) -> int | None:
-    """What the user set in ``OMP_NUM_THREADS``, of its outermost level; ``None`` where that is no number."""
+    """The outermost level of ``OMP_NUM_THREADS``; ``None`` if that is not a number above 0."""
     first = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def quota(root: Path = ROOT) -> float:
-    """Processors' worth of time that this process's control groups allow, the narrowest of them; infinite without."""
+    """The lowest CPU quota of this process's control groups, in processors; infinite without a quota."""
     return min((_quota_of(folder) for folder in groups("cpu", root)), default=math.inf)
 
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
     """The folders of this process's control groups that may have a limit of ``controller``, such as cpu or memory.
 
-    Both versions are read, see cgroups(7), as a machine can have both: every group from this process's own up to where
-    the hierarchy is mounted, since each can have a limit of its own.
+    These are all groups from the mount point of the hierarchy down to this process's own: each can have a limit. A
+    machine can have both versions, see cgroups(7), so both are read.
     """
     own = {}  # controllers -> path in that hierarchy
     for line in read(root / "proc/self/cgroup").splitlines():
@@ -65,7 +65,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
             continue
         top, mounted = (_unescaped(field) for field in fields.split(" ")[3:5])
         folder = root / mounted.lstrip("/")
-        # A container can see its own group mounted as the whole tree, and its path as it is outside.
+        # In a container, the mount may show only its own group, and the path may be the one outside.
         inside = os.path.relpath(own[name], top)
         parts = () if inside.startswith("..") else Path(inside).parts
         yield folder
@@ -87,12 +87,12 @@ def _quota_of(group: Path) -> float:
 
 
 def _unescaped(field: str) -> str:
-    """A path of ``mountinfo``, where blanks are written as octal numbers."""
+    """A path of ``mountinfo``, which writes spaces as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def read(path: Path) -> str:
-    """The text of a file that the kernel writes; empty where there is none."""
+    """The text of a file of the kernel; empty if there is none."""
     try:
         return path.read_text("utf-8", "surrogateescape")
     except OSError:

@@ -1,4 +1,4 @@
-"""A count with time left: a bar on a terminal, else a plain line now and then."""
+"""A count with the time left: a progress bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def progress_bar(description: str, total: int, enabled: bool) -> AbstractContext
     """A context that gives ``advance(count)``."""
     if not enabled:
         return nullcontext(lambda count: None)
-    from fastdhm.system.console import Console  # here, as importing the data package is to cost nothing
+    from fastdhm.system.console import Console  # imported here: importing the data package must stay cheap
 
     return Console(stderr=True).counting(description, total)

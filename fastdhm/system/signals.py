@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: obeyed at once, or, while a run trains, noted and obeyed between two steps."""
+"""Signals that ask a command to end. They are obeyed at once; while a run trains, between two steps."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ from functools import partial
 from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-LEFT_ALONE = (signal.SIG_IGN, None)  # as by nohup; a handler that is not Python's
+LEFT_ALONE = (signal.SIG_IGN, None)  # ignored, as under nohup; a handler that is not Python's
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 A_MOMENT = 0.01  # seconds
 TWICE = 0.2  # seconds; `timeout` and shells send the same signal to a process and to its group
 
-_noted: list[tuple[int, float]] = []  # number and time of each that counts, since the outermost context began
-_only_note: list[bool] = []  # of each context that is open, the innermost last
+_noted: list[tuple[int, float]] = []  # number and time of each signal that counts, since the outermost context began
+_only_note: list[bool] = []  # one for each open context, the innermost last
 
 
 class Stopped(KeyboardInterrupt):
-    """The signal ``number`` asked to end at once."""
+    """The signal ``number`` asked the command to end at once."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -30,16 +30,16 @@ class Stopped(KeyboardInterrupt):
 
 
 def noted() -> int | None:
-    """The first signal that came."""
+    """The first signal that came; None if none did."""
     return _noted[0][0] if _noted else None
 
 
 @contextmanager
 def end_at_once() -> Iterator[None]:
-    """Inside, a signal that asks to end raises :class:`Stopped`, so that what is open is closed; a second one kills.
+    """Inside, a signal that asks to end raises :class:`Stopped`, so that open files are closed; a second one kills.
 
-    A signal that is ignored stays ignored (``nohup``). Worker processes that are forked inside leave the decision to
-    their parent.
+    An ignored signal stays ignored (``nohup``). Worker processes that are forked inside leave the decision to their
+    parent.
     """
     with _handling(only_note=False):
         yield
@@ -47,7 +47,7 @@ def end_at_once() -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside, a signal that asks to end is only noted; the given function tells which came first.
+    """Inside, a signal that asks to end is only noted; the yielded function returns the first one.
 
     A second one raises :class:`Stopped` at once, a third kills.
     """
@@ -79,7 +79,7 @@ def _handling(*, only_note: bool) -> Iterator[None]:
 
 def _handle(number: int, _frame: object) -> None:
     now = time.monotonic()
-    if _noted and (now - _noted[-1][1] < TWICE or number == getattr(signal, "SIGXCPU", None)):  # it comes every second
+    if _noted and (now - _noted[-1][1] < TWICE or number == getattr(signal, "SIGXCPU", None)):  # sent every second
         return
     _noted.append((number, now))
     before_this = len(_noted) - 1 - _only_note[-1]
@@ -91,8 +91,10 @@ def _handle(number: int, _frame: object) -> None:
 
 
 def _again(unraisable: "sys.UnraisableHookArgs", otherwise: Callable[[Any], object]) -> None:
-    """A signal may come while Python cleans up (``__del__``, a weak reference), where what is raised is lost: it is
-    sent again, a moment later."""
+    """Send a signal again, a moment later, if it came while Python cleaned up (``__del__``, a weak reference).
+
+    What is raised there is lost.
+    """
     stopped = unraisable.exc_value
     if isinstance(stopped, Stopped):
         _noted.pop()
@@ -104,7 +106,7 @@ def _again(unraisable: "sys.UnraisableHookArgs", otherwise: Callable[[Any], obje
 
 
 def _in_a_worker() -> None:
-    """What reaches the whole group of processes is their parent's to obey; SIGTERM is how a parent ends a worker."""
+    """Ignore signals that reach the whole process group: the parent obeys them. It ends a worker with SIGTERM."""
     for number in ENDING:
         if signal.getsignal(number) is _handle:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)

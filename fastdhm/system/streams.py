@@ -1,6 +1,6 @@
-"""stdout and stderr that take anything: any character, a reader who has gone, a full disk.
+"""stdout and stderr that accept anything: any character, a reader that has gone, a full disk.
 
-Apart from the console for the command line's sake, which is to answer before rich is imported.
+This is not in ``console``: the command line must be able to answer before rich is imported.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import TextIO
 
 from fastdhm.errors import UserError
 
-# what a terminal would obey, and bytes of a name that are no characters; line ends and tabs are ours
+# control characters but line ends and tabs, and the bytes of a name that are not characters
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-PLAINER = str.maketrans({"±": "+-", "…": "."})  # our own signs, and rich's, where the output is not UTF-8
+PLAINER = str.maketrans({"±": "+-", "…": "."})  # signs of fastdhm and rich, where the output is not UTF-8
 
 
 class Stream(io.TextIOBase):
     """stdout, stderr or a given file, whose ``write`` never raises.
 
-    ``lost`` is why the last text was not written, if a reader is there to miss it. One who has gone (a closed pipe or
-    terminal) misses nothing.
+    ``lost`` is the error if the last text was not written; None if only the reader has gone (a closed pipe or
+    terminal).
     """
 
     def __init__(self, file: TextIO | None = None, stderr: bool = False):
@@ -35,7 +35,7 @@ class Stream(io.TextIOBase):
     @property
     def _to(self) -> TextIO | None:
         file = self._file or (sys.stderr if self._stderr else sys.stdout)
-        return getattr(file, "rich_proxied_file", file)  # under a bar, rich puts itself in the place of stdout
+        return getattr(file, "rich_proxied_file", file)  # under a progress bar, rich replaces stdout
 
     @property
     def encoding(self) -> str:
@@ -62,7 +62,7 @@ class Stream(io.TextIOBase):
             return False
 
     def can_move(self, environ: dict[str, str]) -> bool:
-        """Whether it is a terminal that can move its cursor over lines of known length."""
+        """Whether this is a terminal of known width that can move its cursor."""
         known = environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
         try:
             return known and self.isatty() and ("COLUMNS" in environ or os.get_terminal_size(self.fileno()).columns > 0)
@@ -72,7 +72,7 @@ class Stream(io.TextIOBase):
     def check(self) -> None:
         """``ValueError`` if the last text was lost."""
         if self.lost:
-            raise UserError(f"the result could not be written to the output: {self.lost.strerror}")
+            raise UserError(f"cannot write the result to the output: {self.lost.strerror}")
 
     def _try(self, what: str, *arguments: str) -> None:
         file = self._to
@@ -85,24 +85,26 @@ class Stream(io.TextIOBase):
             if not _reader_gone(error, file):
                 self.lost = error
             elif file in (sys.stdout, sys.stderr):
-                _to_nowhere(file)
+                _discard(file)
         except ValueError:  # closed in this process, on purpose
             pass
 
 
 def tell(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     _line(Stream(stderr=True), text)
 
 
 def narrate(text: str) -> None:
-    """Lines on stdout about what is being done; if nobody can read them, so be it."""
+    """Print on stdout what is being done; it is no error if that cannot be written."""
     _line(Stream(), text)
 
 
 def answer(text: str) -> None:
-    """Lines on stdout that were asked for; ``ValueError`` if they cannot be written, other than to a reader who has
-    gone (``| head``)."""
+    """Print on stdout what was asked for; ``ValueError`` if it cannot be written.
+
+    A reader that has gone (``| head``) is no error.
+    """
     stream = Stream()
     _line(stream, text)
     stream.check()
@@ -114,22 +116,22 @@ def _line(stream: Stream, text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """``text`` with every character that is not to be seen as an escape; a byte that is no character as ``\\xe9``."""
+    """``text`` with control characters as escapes, and a byte that is not a character as ``\\xe9``."""
     return UNSEEN.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps such a byte of a name
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is not a character
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def ready_streams() -> None:
-    """Make this process's streams fit for anything: call it once, when a command starts.
+    """Make this process's streams accept any text: call it once, when a command starts.
 
-    Characters that the encoding lacks are written as escapes, also by others than us (warnings). A descriptor that was
-    closed is opened onto nothing, or the next file that is opened would be in its place.
+    Characters that the encoding lacks are written as escapes, also in warnings of other libraries. A closed descriptor
+    is opened on ``/dev/null``; otherwise the next file that is opened would take its place.
     """
     for descriptor in range(3):
         try:
@@ -142,25 +144,25 @@ def ready_streams() -> None:
 
 
 def settle_streams() -> None:
-    """Write what is left in the buffers, or drop it: the interpreter's own attempt at exit would change the status."""
+    """Write what is left in the buffers, or drop it: if the interpreter failed to at exit, the status would change."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            _to_nowhere(stream)
+            _discard(stream)
         except AttributeError:  # None: it was closed from the start
             pass
 
 
 def _reader_gone(error: OSError, file: TextIO) -> bool:
-    """Whether a pipe, a connection or a terminal has been left by who read it; a disk can also say EIO."""
+    """Whether the reader of a pipe, a connection or a terminal has gone; a disk can also answer EIO."""
     if isinstance(error, ConnectionError):  # a broken pipe is one
         return True
     return error.errno == errno.EIO and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
-def _to_nowhere(file: TextIO) -> None:
-    """Let all that is still written to ``file`` vanish, whoever writes it."""
+def _discard(file: TextIO) -> None:
+    """Drop all that is still written to ``file``, by any code."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())

@@ -1,7 +1,7 @@
-"""Waiting that has an end: after a minute it says what it waits for, after ten it gives up.
+"""Waiting that ends: after a minute it says what it waits for, after ten minutes it gives up.
 
-Long enough for a network drive that stands still for a minute and for a machine that swaps; whose is slower still sets
-``FASTDHM_WAIT_SECONDS``. Everything that waits for another thread or process does it by a :class:`Wait`.
+That is long enough for a network drive that hangs for a minute and for a machine that swaps. If yours is slower, set
+``FASTDHM_WAIT_SECONDS``. Everything that waits for another thread or process uses a :class:`Wait`.
 """
 
 import threading
@@ -14,19 +14,19 @@ from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 from fastdhm.system.environment import positive
 
-POLL_S = 0.5  # how long to sleep at a time, at most: between two calls of Wait.on
+POLL_S = 0.5  # the longest sleep between two calls of Wait.on
 SAY_S = 60.0
 LIMIT, LIMIT_S = "FASTDHM_WAIT_SECONDS", 600.0
 
 
 class WaitedInVain(UserError):
-    """What was waited for did not come; nothing was changed by waiting."""
+    """What was waited for did not come. Waiting changed nothing."""
 
 
 class Wait:
-    """One wait for ``what``; ``why`` tells what keeps it, such as the file that is being read.
+    """One wait for ``what``; ``why`` says what delays it, such as the file that is being read.
 
-    Time in which this process itself stood still (stopped, suspended, in a debugger) does not count.
+    Time in which this process itself is stopped (suspended, in a debugger) does not count.
     """
 
     def __init__(self, what: str, why: Callable[[], str]):
@@ -35,7 +35,7 @@ class Wait:
         self._last = time.monotonic()
 
     def on(self) -> None:
-        """It has not come yet: call this about every ``POLL_S`` seconds.
+        """Count the time: call this about every ``POLL_S`` seconds until it comes.
 
         Raises:
             WaitedInVain: the limit is reached.
@@ -45,16 +45,18 @@ class Wait:
         if self.seconds >= limit_s():
             raise WaitedInVain(
                 f"{self._what} did not come in {self.seconds:.0f} s: {self._why()}. "
-                f"If it is only slow, wait longer by {LIMIT}={6 * limit_s():.0f}"
+                f"If it is only slow, set {LIMIT}={6 * limit_s():.0f} to wait longer"
             )
         if self.seconds >= max(SAY_S, 2 * self._said):
             self._said = self.seconds
-            Console(stderr=True).print(f"waiting for {self._what} since {self.seconds:.0f} s: {self._why()}")
+            Console(stderr=True).print(f"waiting for {self._what} for {self.seconds:.0f} s: {self._why()}")
 
 
 def waited_for(work: Callable, items: Iterable, what: str, why: Callable[[], str]) -> Iterator[Any]:
-    """``work(item)`` of each, one at a time when it is asked for, in a thread that may be waited for: what this process
-    reads itself can hang too, and nothing could be told or saved in a read that does not return."""
+    """Yield ``work(item)`` of each item. A thread computes it when it is asked for, and this thread waits for that.
+
+    A read can hang in this process too. If the main thread read, it could report and save nothing meanwhile.
+    """
     asked: SimpleQueue = SimpleQueue()
     answers: SimpleQueue = SimpleQueue()
     threading.Thread(target=_serve, args=(work, asked, answers), daemon=True).start()
@@ -70,7 +72,7 @@ def _serve(work: Callable, asked: SimpleQueue, answers: SimpleQueue) -> None:
     while (item := asked.get()) is not None:
         try:
             answers.put((work(*item), None))
-        except BaseException as error:  # whatever it is belongs to the reader
+        except BaseException as error:  # raised in the thread that waits
             answers.put((None, error))
 
 
@@ -87,5 +89,5 @@ def _answer(answers: SimpleQueue, wait: Wait) -> Any:
 
 
 def limit_s() -> float:
-    """The longest wait in seconds; ``ValueError`` if the user set one that is none."""
+    """The longest wait in seconds; ``ValueError`` if the user set it to something that is not a number above 0."""
     return positive(LIMIT, LIMIT_S, "seconds")

@@ -294,7 +294,7 @@ def test_a_directory_that_cannot_be_made_is_refused_before_the_data_is_touched(t
     monkeypatch.setattr("fastdhm.engine.train.open_data", lambda *_: pytest.fail("the data was opened"))
     (tmp_path / "file").write_text("precious")
     assert main(command(tmp_path / "file" / "run")) == 2
-    assert f"and {tmp_path / 'file'} is no folder: choose another" in capsys.readouterr().err
+    assert f"and {tmp_path / 'file'} is not a folder: choose another" in capsys.readouterr().err
     monkeypatch.setattr(os, "access", lambda *_: False)  # a read-only disk; permissions do not bind a superuser
     assert main(command(tmp_path / "new" / "run")) == 2
     assert f"and {tmp_path} cannot be written to: choose another" in capsys.readouterr().err

@@ -87,8 +87,8 @@ def test_a_full_disk_stops_no_narration_but_a_result_says_so(capsys):
         console = Console(file=file)
         for _ in range(3):
             console.print("narration")
-        assert capsys.readouterr().err.count("cannot be written (No space left on device)") == 1
-        with pytest.raises(UserError, match="result could not be written.*No space left"):
+        assert capsys.readouterr().err.count("cannot write to the output (No space left on device)") == 1
+        with pytest.raises(UserError, match="cannot write the result.*No space left"):
             console.result("{}")
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), file.fileno())

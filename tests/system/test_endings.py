@@ -61,16 +61,19 @@ def test_a_report_that_cannot_be_written_hides_no_error(ends, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "a[b]/x.pt"), "a[b]/x.pt: no space left; make room"),
-        (OSError(errno.EACCES, "Permission denied", b"caf\xe9"), "caf\udce9: permission denied; let this user read"),
+        (OSError(errno.ENOSPC, "No space left on device", "a[b]/x.pt"), "a[b]/x.pt: no space left; free some space"),
+        (
+            OSError(errno.EACCES, "Permission denied", b"caf\xe9"),
+            "caf\\xe9: permission denied; give this user permission to read",
+        ),
         (OSError(errno.EMFILE, "Too many open files", "x"), "x: Too many open files; raise `ulimit -n`"),
         (OSError(errno.EINVAL, "Invalid argument", "x", None, "y"), "x and y: Invalid argument"),
         (OSError("truncated"), "truncated"),
-        (MemoryError(), "not enough memory (no more is to be had): take a smaller --batch-size, or --activation-check"),
+        (MemoryError(), "not enough memory (no more is available): use a smaller --batch-size, or --activation-check"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nmore"), "not enough memory (DefaultCPU"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory (CUDA out of memory"),
         (ImportError("libx.so: cannot open", name="torch"), "torch cannot be imported (libx.so: cannot open)"),
-        (RecursionError(), "nested deeper"),
+        (RecursionError(), "nested too deeply"),
         (UserError("as it is"), "as it is"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
@@ -124,7 +127,7 @@ def test_what_was_asked_for_and_cannot_be_written_is_told(argv):
     with open("/dev/full", "w") as full:
         run = subprocess.run([sys.executable, "-m", "fastdhm", *argv], stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
-    assert run.stderr == "fastdhm: error: the result could not be written to the output: No space left on device\n"
+    assert run.stderr == "fastdhm: error: cannot write the result to the output: No space left on device\n"
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["train", "--print_config"]], ids=str)

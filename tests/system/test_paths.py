@@ -12,7 +12,7 @@ from fastdhm.data.beton.files import beton_path
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.engine.settle import settle
 from fastdhm.errors import UserError
-from fastdhm.system.paths import default_data_dir, expanded, place_caches
+from fastdhm.system.paths import default_data_dir, expanded, place_caches, shown
 
 
 @pytest.fixture
@@ -72,11 +72,11 @@ def test_a_folder_of_images_may_have_the_longest_name_there_is(tmp_path):
 def test_a_run_directory_that_is_a_broken_link_is_called_that(tmp_path, capsys, to):
     (tmp_path / "run").symlink_to(to)
     assert main(["train", "--dataset", "synthetic:32", "--arch", "resnet8", "--run-dir", str(tmp_path / "run")]) == 2
-    assert "is a link that leads nowhere: choose another" in capsys.readouterr().err
+    assert "is a broken link: choose another" in capsys.readouterr().err
 
 
 def test_a_zero_character_in_a_path_is_named():
-    with pytest.raises(UserError, match="'a.x00b' holds a zero character"):
+    with pytest.raises(UserError, match="'a.x00b' contains a null character"):
         settle(TrainConfig(run_dir="a\0b", device="cpu"))
 
 
@@ -92,4 +92,13 @@ def test_a_current_folder_that_was_removed_is_told(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert main(["train", "--dataset", "synthetic:32"]) == 2
-    assert capsys.readouterr().err == "fastdhm: error: the current folder is gone: change to one that is there\n"
+    assert capsys.readouterr().err == "fastdhm: error: the current folder was deleted: change to one that exists\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a\nb\tc.png", r"a\nb\tc.png"), ("a\x1b[1m.png", r"a\x1b[1m.png"), ("caf\udce9.png", r"caf\xe9.png")],
+    ids=["line end and tab", "escape sequence", "no character"],
+)
+def test_a_name_in_a_message_keeps_to_its_line(name, text):
+    assert shown(name) == text

@@ -133,7 +133,7 @@ def test_a_read_that_never_returns_is_told_and_then_ended(monkeypatch, capfd, tm
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(WaitedInVain, match=r"data did not come in [12] s: worker .* is reading /photos/3.jpg.*=9"):
         answers(read_then((tmp_path / "pipe").read_bytes, at=3), range(9))
-    assert "waiting for data since" in capfd.readouterr().err
+    assert "waiting for data for" in capfd.readouterr().err
 
 
 def test_who_cannot_be_started_is_told_with_the_remedy(monkeypatch):
@@ -165,5 +165,5 @@ def test_nobody_lives_on_when_the_reader_leaves_early():
 @pytest.mark.parametrize("given", ["", "soon", "0", "-1", "nan"])
 def test_a_limit_that_is_no_time_is_refused(monkeypatch, given):
     monkeypatch.setenv("FASTDHM_WAIT_SECONDS", given)
-    with pytest.raises(UserError, match="FASTDHM_WAIT_SECONDS is .*: it has to be a number of seconds above 0"):
+    with pytest.raises(UserError, match="FASTDHM_WAIT_SECONDS is .*: must be a number of seconds above 0"):
         answers(lambda item: time.sleep(1), range(2))

@@ -230,7 +230,7 @@ def test_too_many_pixels_are_named_with_the_limit_and_how_to_lift_it(monkeypatch
     with pytest.raises(UserError, match="40 x 30 pixels are more than the limit of 1,199: .*FASTDHM_MAX_PIXELS"):
         read_image(tmp_path / "t.png")
     monkeypatch.setenv("FASTDHM_MAX_PIXELS", "many")
-    with pytest.raises(UserError, match="^FASTDHM_MAX_PIXELS is 'many': it has to be a number of pixels above 0"):
+    with pytest.raises(UserError, match="^FASTDHM_MAX_PIXELS is 'many': must be a number of pixels above 0"):
         read_image(tmp_path / "t.png")
     monkeypatch.setenv("FASTDHM_MAX_PIXELS", "1200")
     assert read_image(tmp_path / "t.png").size == (40, 30)

@@ -77,7 +77,7 @@ def test_what_is_no_checkpoint_is_refused_without_running_it(tmp_path, capsys, c
 
 def test_a_plain_pickle_is_refused(tmp_path, capsys):
     (tmp_path / "x.pt").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match="holds code"):
+    with pytest.raises(ValueError, match="contains code"):
         checkpoint.load_checkpoint(tmp_path / "x.pt")
     assert "executed" not in capsys.readouterr().out
 

@@ -107,7 +107,7 @@ def test_a_full_disk_is_told_with_the_way_to_go_on(tmp_path):
     log = Log(tmp_path, 0, 0)
     log.file.close()
     log.file = Full()
-    with pytest.raises(UserError, match="cannot write .*log.jsonl: no space left; make room"):
+    with pytest.raises(UserError, match="cannot write .*log.jsonl: no space left; free some space"):
         log.write("step", step=1, loss=1.0)
     log.close()
 

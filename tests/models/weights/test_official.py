@@ -116,7 +116,7 @@ class Code:
 
 def test_code_in_a_file_is_not_run(tmp_path):
     state = {**trained("resnet8", 7).state_dict(), "fc.bias": Code(str(tmp_path / "made"))}
-    with pytest.raises(ValueError, match="holds code"):
+    with pytest.raises(ValueError, match="contains code"):
         models.load_official(save(state, tmp_path / "model.pth"), "resnet8")
     assert not (tmp_path / "made").exists()
 
@@ -126,5 +126,5 @@ def test_files_that_are_no_checkpoints(content, tmp_path):
     path = tmp_path / "model.pth"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="no such file" if content is None else "no whole checkpoint"):
+    with pytest.raises(ValueError, match="no such file" if content is None else "whole checkpoint"):
         models.load_official(path, "resnet8")

@@ -211,10 +211,10 @@ class Hostile:
     ("content", "message"),
     [
         (None, "there is no such file"),
-        (b"", "no whole weights file"),
-        (b"not weights", "no whole weights file"),
-        ({"a": Hostile()}, r"holds code \([^,]*[Ff]ail\), which is not run: save the state_dict\(\) alone"),
-        ({"a": argparse.Namespace(b=Hostile())}, r"holds code \([^,]*[Ff]ail\), which is not run"),
+        (b"", "whole weights file"),
+        (b"not weights", "whole weights file"),
+        ({"a": Hostile()}, r"contains code \([^,]*[Ff]ail\), which is not executed: save only the state_dict\(\)"),
+        ({"a": argparse.Namespace(b=Hostile())}, r"contains code \([^,]*[Ff]ail\), which is not executed"),
         ({"epoch": 3, "state_dict": {}}, "no tensors by name but epoch, state_dict: save a network's state_dict"),
         ({}, "no tensors by name: save"),
         (torch.zeros(3), "no tensors by name"),
@@ -239,7 +239,7 @@ def test_safetensors_under_another_suffix_are_taken(trunk, model, tmp_path):
 
 def test_a_broken_safetensors_file_is_refused(model, tmp_path):
     (tmp_path / "file.safetensors").write_bytes(b"12345678")
-    with pytest.raises(ValueError, match="no whole weights file"):
+    with pytest.raises(ValueError, match="whole weights file"):
         models.load_pretrained(model, "resnet8", tmp_path / "file.safetensors")
 
 
@@ -291,7 +291,7 @@ class TestTorchvision:
 
     def test_a_broken_file_in_the_cache_is_named(self, model, cache):
         (cache / FILE).write_bytes(b"half a download")
-        with pytest.raises(ValueError, match=f"{cache / FILE} is no whole weights file"):
+        with pytest.raises(ValueError, match=f"{cache / FILE} is not a whole weights file"):
             models.load_pretrained(model, "resnet18")
 
     def test_unknown_weights_are_refused(self, model):
