@@ -65,13 +65,13 @@ def check(
     ):
         if value not in known:
             raise unknown(kind, value, known)
-    for kind, value in (("ce_weight", ce_weight), ("mimic_weight", mimic_weight)):
-        if not 0 <= value < math.inf:
-            raise UserError(f"{kind} is {value}: must be a finite number, 0 or more")
+    for kind, weight in (("ce_weight", ce_weight), ("mimic_weight", mimic_weight)):
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{kind} is {weight}: must be a finite number, 0 or more")
     mimicking = (("direction", direction, "both"), ("sampler", sampler, "binary"), ("mimic_weight", mimic_weight, 1))
-    for kind, value, usual in mimicking:
-        if method != "dhm" and value != usual:
-            raise UserError(f"{kind} is {value}: {method} has no mimicking, set the method to dhm or leave {kind} out")
+    for kind, given, usual in mimicking:
+        if method != "dhm" and given != usual:
+            raise UserError(f"{kind} is {given}: {method} has no mimicking, set the method to dhm or leave {kind} out")
     if method == "baseline" and ce_weight != 1:
         raise UserError(f"ce_weight is {ce_weight}: the baseline has no side branches, set the method or leave it out")
 

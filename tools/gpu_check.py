@@ -87,20 +87,20 @@ class Run:
 
         It is killed, as by a machine that breaks down, once ``kill`` says so.
         """
-        words, began = [str(word) for word in words], time.monotonic()
+        parts, began = [str(word) for word in words], time.monotonic()
         log = self.work / "logs" / f"{label}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as file:
             process = subprocess.Popen(
-                words, cwd=self.tree, env=os.environ | self.environment, stdin=subprocess.DEVNULL, stdout=file,
+                parts, cwd=self.tree, env=os.environ | self.environment, stdin=subprocess.DEVNULL, stdout=file,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             how = watch(process, max(1.0, seconds), kill)
         text = log.read_text(errors="replace")
         with open(self.out / "log.txt", "a") as whole:
-            whole.write(f"\n$ {' '.join(words)}\n{text}")
+            whole.write(f"\n$ {' '.join(parts)}\n{text}")
         return {
-            "label": label, "command": " ".join(words), "status": process.returncode, "timed_out": how == "late",
+            "label": label, "command": " ".join(parts), "status": process.returncode, "timed_out": how == "late",
             "killed": how == "killed", "seconds": round(time.monotonic() - began, 1), "tail": text[-1500:],
             "log": str(log),
         }  # fmt: skip

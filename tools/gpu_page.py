@@ -1,6 +1,7 @@
 """The page of a run of tools/gpu_check.py, in Markdown: marks first, then what each stage found."""
 
 from collections.abc import Iterator
+from typing import Any
 
 FINE = ("passed", "skipped")
 # mark -> the benchmark's label, its own mark, where (what that holds), and the most or the least that it may be
@@ -28,7 +29,7 @@ def outcome(found: dict) -> str:
 
 def marks(record: dict) -> Iterator[tuple[str, float | None, str]]:
     """Each mark: its name with its bound, what was measured, and whether it holds."""
-    results = {}
+    results: dict[str, Any] = {}
     for found in record["stages"].values():
         results |= found.get("results", {})
     for name, label, asked, where, sign, bound in MARKS:

@@ -112,7 +112,8 @@ def gpu_tests() -> list[str]:
 
 def count_tests(log: str) -> tuple[dict[str, int], list[str]]:
     """How many tests ended how, and the names of those that failed, from what ``pytest -v`` has printed so far."""
-    counts, bad = Counter(), []
+    counts: Counter[str] = Counter()
+    bad = []
     for line in log.partition("short test summary")[0].splitlines():
         if ended := re.search(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", line):
             counts[ended[1].lower()] += 1

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     console = Recorder()
     console.print(Text.assemble(("$ ", "green"), paste("fastdhm", "train", *flags)))
     config, _ = resolve_training(flags)
-    train.TrainingDisplay = StillDisplay
+    train.TrainingDisplay = StillDisplay  # type: ignore[misc] # what the run makes, under its name
     use_processors()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

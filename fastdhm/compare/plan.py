@@ -214,7 +214,8 @@ def reproduce_table(
     own = {field for entry in table.entries for field in entry.changes} & given.keys()
     if own:
         raise UserError(f"{sorted(own)[0]} is given, and table {name} itself sets it for its runs: leave it out")
-    arms, origins = [], []
+    arms: list[Arm] = []
+    origins: list[Entry] = []
     for entry in _picked(table, name, rows):
         arm = _arm(table, entry, given)
         if arm.name not in {other.name for other in arms}:  # as with --arch, which makes several rows one
@@ -244,8 +245,8 @@ def reproduce_table(
 def _check_branches(table: str, arms: list[Arm]) -> None:
     """``ValueError`` if the network of a run does not have the branches that the table gives it."""
     for arm in arms:
-        arch, wanted = arm.config.arch, arm.config.branches or filter(None, (arm.config.only_branch,))
-        wanted = [branch for branch in wanted if branch != "B0"]
+        arch, named = arm.config.arch, arm.config.branches or (arm.config.only_branch,)
+        wanted = [branch for branch in named if branch not in (None, "B0")]
         known_branches = models.family_of(arch).branches(arch)
         missing = [branch for branch in wanted if branch not in known_branches]
         if missing:
@@ -303,7 +304,8 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
     epochs = given.get("epochs", values["epochs"])
     factor = epochs / values["epochs"]
     if factor != 1:
-        scaled = {name: round(values[name] * factor, 4) for name in ("warmup_epochs", "mimic_warmup") if name in values}
+        ramps = [name for name in ("warmup_epochs", "mimic_warmup") if name in values]
+        scaled: dict[str, Any] = {name: round(values[name] * factor, 4) for name in ramps}
         if factor < 1 and not scaled.get("mimic_warmup"):
             scaled["mimic_warmup"] = round(RAMP * epochs, 4)
         frozen = min(round(values.get("freeze_epochs", 0) * factor), epochs - 1)

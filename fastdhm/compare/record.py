@@ -7,6 +7,7 @@ from typing import Any
 
 from fastdhm.compare.arms import Arm
 from fastdhm.compare.results import Results
+from fastdhm.compare.statistics import Summary
 from fastdhm.compare.words import remarks, what_is_counted
 
 CSV_COLUMNS = (
@@ -46,11 +47,11 @@ def record(results: Results) -> dict[str, Any]:
         "seeds": list(comparison.seeds),
         "metrics": list(comparison.metrics),
         "summary": [
-            _summary(results, arm, branch, metric)
+            _summary(results, arm, branch, metric, summary)
             for arm in comparison.arms
             for branch in results.branches
             for metric in results.shown_metrics(branch)
-            if results.summary(arm, branch, metric)
+            if (summary := results.summary(arm, branch, metric))
         ],
         "differences": [
             {"arm": arm.name, "reference": other.name, "branch": branch, "metric": metric, **dataclasses.asdict(found)}
@@ -87,7 +88,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(results: Results, arm: Arm, branch: str, metric: str) -> dict[str, Any]:
+def _summary(results: Results, arm: Arm, branch: str, metric: str, summary: Summary) -> dict[str, Any]:
     reference = results.comparison.reference_of(arm.group, branch)
     difference = results.difference(arm, reference, branch, metric)
     return {
@@ -96,7 +97,7 @@ def _summary(results: Results, arm: Arm, branch: str, metric: str) -> dict[str, 
         "label": arm.label,
         "branch": branch,
         "metric": metric,
-        **dataclasses.asdict(results.summary(arm, branch, metric)),
+        **dataclasses.asdict(summary),
         "paper": results.published(arm, branch, metric),
         "reference": reference.name,
         "difference": difference and dataclasses.asdict(difference),

@@ -127,7 +127,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
         raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
     machine = f"{config.device}, {config.precision}"
     data = None if owed(folder, expected, rows) else _learnt_from(folder / NETWORK)
-    status = "begun" if data is None else "finished"
+    status: Status = "begun" if data is None else "finished"
     return RunState(arm.name, seed, status, rows, at["epoch"], machine=machine, data=data or {})
 
 

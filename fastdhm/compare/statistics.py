@@ -50,8 +50,10 @@ def paired_difference(
 
     differences = [value - reference[seed] for seed, value in ours.items() if seed in reference]
     summary = summarize(differences)
-    if summary is None or summary.std is None or max(differences) - min(differences) < ROUNDING:
-        return summary and Difference(summary.n, summary.mean, None, None, None)
+    if summary is None:
+        return None
+    if summary.std is None or max(differences) - min(differences) < ROUNDING:
+        return Difference(summary.n, summary.mean, None, None, None)
     n, mean, error = summary.n, summary.mean, summary.std / math.sqrt(summary.n)
     half = float(t.isf((1 - confidence) / 2, n - 1)) * error
     return Difference(n, mean, mean - half, mean + half, 2 * float(t.sf(abs(mean) / error, n - 1)))

@@ -136,9 +136,9 @@ def _without_reference(results: Results) -> Iterable[str]:
         if len(having) > 1 and reference not in having and (group, branch) not in shown:
             name = having[0].config.method if len(comparison.groups) > 1 else having[0].label
             unmatched.setdefault((reference.label, name), []).append(branch)
-    for (reference, other), branches in unmatched.items():
+    for (standard, other), branches in unmatched.items():
         names = ", ".join(dict.fromkeys(branches))
         yield (
-            f"{names}: no difference from {reference}, which has no such branch. `fastdhm compare --resume FOLDER "
+            f"{names}: no difference from {standard}, which has no such branch. `fastdhm compare --resume FOLDER "
             f"--report-only --reference {paste(other)}` shows theirs from {other}."
         )

@@ -70,13 +70,15 @@ def place(
 
 def _place_cpp(distances_QG: Tensor, first: int, same_identity: SameIdentity, top_k: int) -> Places:
     pairs = same_identity.pairs(first, first + len(distances_QG))
-    matches, left_out = (tuple(torch.from_numpy(index) for index in pair) for pair in (pairs.matches, pairs.left_out))
+    (query_P, gallery_P), (query_L, gallery_L) = pairs.matches, pairs.left_out
+    matches = torch.from_numpy(query_P), torch.from_numpy(gallery_P)
+    left_out = torch.from_numpy(query_L), torch.from_numpy(gallery_L)
     junk_G = torch.from_numpy(same_identity.junk_G)
     rank_P, index_QK, wrong_row = op.match_ranks(distances_QG, matches, left_out, junk_G, top_k)
     if wrong_row >= 0:
         _refuse_not_finite(distances_QG[wrong_row : wrong_row + 1].numpy(), first + wrong_row)
     distance_QK = distances_QG.gather(1, index_QK.clamp(min=0)).where(index_QK >= 0, torch.inf)
-    return Places(pairs.matches[0], rank_P.numpy(), index_QK.numpy(), distance_QK.numpy())
+    return Places(query_P, rank_P.numpy(), index_QK.numpy(), distance_QK.numpy())
 
 
 def _place_numpy(distances_QG: np.ndarray, first: int, same_identity: SameIdentity, top_k: int) -> list[Places]:

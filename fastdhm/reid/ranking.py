@@ -102,10 +102,9 @@ def rank_distances(
 
 def _joined(heads: list[Places]) -> tuple[Tensor, Tensor]:
     """``index_QK`` and ``distance_QK`` of all queries."""
-    return tuple(
-        torch.from_numpy(np.concatenate(parts))
-        for parts in ([places.index_QK for places in heads], [places.distance_QK for places in heads])
-    )
+    index_QK = np.concatenate([places.index_QK for places in heads])
+    distance_QK = np.concatenate([places.distance_QK for places in heads])
+    return torch.from_numpy(index_QK), torch.from_numpy(distance_QK)
 
 
 def _validate(query_QD: Tensor, gallery_GD: Tensor, labels: Labels, metric: str, top_k: int) -> None:

@@ -39,8 +39,9 @@ class Console(rich.console.Console):
         self._stream = Stream(file, stderr)
         self._told = False
         super().__init__(
-            file=self._stream, stderr=stderr, width=width, markup=False, emoji=False, highlight=False, _environ=environ
-        )
+            file=self._stream,  # type: ignore[arg-type] # to typeshed no class of io is an IO
+            stderr=stderr, width=width, markup=False, emoji=False, highlight=False, _environ=environ,
+        )  # fmt: skip
         self.live = self.is_interactive and self._stream.can_move(environ)
 
     def print(self, *objects: Any, **how: Any) -> None:

@@ -63,8 +63,9 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _system(error: OSError) -> str:
-    reason, remedy = REASONS.get(error.errno, (error.strerror or _short(error), ""))
-    remedy = REMEDIES.get(error.errno, remedy)
+    number = error.errno or 0
+    reason, remedy = REASONS.get(number, (error.strerror or _short(error), ""))
+    remedy = REMEDIES.get(number, remedy)
     names = [shown(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     return f"{' and '.join(names)}{': ' * bool(names)}{reason}{'; ' * bool(remedy)}{remedy}"
 
@@ -79,8 +80,7 @@ def belonging_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not hasattr(error, "of_run"):
-            error.of_run = folder
+        vars(error).setdefault("of_run", folder)
         raise
 
 
@@ -103,7 +103,7 @@ def report_crash(error: BaseException, argv: list[str], facts: Iterable[str]) ->
 def _report(error: BaseException, argv: list[str], run: Path | None, facts: Iterable[str]) -> Iterator[str]:
     yield f"command: {['fastdhm', *argv]}"
     yield from facts
-    for name in CONFIGS if run else ():
+    for config in [run / name for name in CONFIGS] if run else []:
         with suppress(OSError):
-            yield f"\n{run / name}:\n{(run / name).read_text(encoding='utf-8', errors='backslashreplace')}"
+            yield f"\n{config}:\n{config.read_text(encoding='utf-8', errors='backslashreplace')}"
     yield "\n" + "".join(traceback.format_exception(error))

@@ -141,7 +141,7 @@ def why_not_written(error: BaseException, path: Path) -> tuple[str, str] | None:
         named, place = Path(os.fsdecode(cause.filename)), path.resolve()
         if not {named, named.parent} & {*path.parents, *place.parents}:
             return None
-    return REASONS.get(cause.errno)
+    return REASONS.get(cause.errno or 0)
 
 
 @cache

@@ -22,7 +22,7 @@ def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     from matplotlib.text import Text
 
     axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    ticks = {label for axis in axes for label in axis.get_ticklabels("both")}
+    ticks = {label for axis in axes for label in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
         text.set_usetex(False)
         if text not in ticks:  # the ticks of a logarithmic axis are formulas

@@ -53,7 +53,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
     These are all groups from the mount point of the hierarchy down to this process's own: each can have a limit. A
     machine can have both versions, see cgroups(7), so both are read.
     """
-    own = {}  # controllers -> path in that hierarchy
+    own: dict[str, str] = {}  # controllers -> path in that hierarchy
     for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)  # version 2 has the name ""

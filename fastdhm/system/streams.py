@@ -38,7 +38,7 @@ class Stream(io.TextIOBase):
         return getattr(file, "rich_proxied_file", file)  # under a progress bar, rich replaces stdout
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # type: ignore[override] # typeshed's is an attribute, in io it is read-only too
         return getattr(self._to, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
@@ -53,11 +53,11 @@ class Stream(io.TextIOBase):
         self._try("flush")
 
     def fileno(self) -> int:
-        return self._to.fileno()
+        return super().fileno() if self._to is None else self._to.fileno()  # that of io says there is none
 
     def isatty(self) -> bool:
         try:
-            return self._to.isatty()
+            return self._to is not None and self._to.isatty()
         except (OSError, ValueError, AttributeError):  # closed
             return False
 

@@ -11,15 +11,18 @@ import typing
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
 from fastdhm.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,7 +109,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def typed(hint: Any, value: Any, name: str) -> Any:
     """``value``, from YAML or Python's own, as ``hint`` has it; ``ValueError`` naming ``name`` if it is not such."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, name)
     try:
         return _typed(hint, value, name)

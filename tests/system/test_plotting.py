@@ -24,3 +24,5 @@ def test_a_name_is_drawn_as_it_is(tmp_path, name):
     drawn = [text for text in figure.findobj(Text) if text.get_text() == name.replace("\udce9", "\\xe9")]
     assert len(drawn) == 3
     assert not any(text.get_parse_math() for text in drawn)
+    ticks = axes.yaxis.get_ticklabels(which="both")
+    assert all(text.get_parse_math() for text in ticks)  # powers of ten are formulas of matplotlib's own

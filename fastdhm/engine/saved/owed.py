@@ -1,5 +1,6 @@
 """What a run owes once it is trained, and what of it is not there yet; told from its files alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def at_end(row: dict[str, Any], config: TrainConfig) -> bool:
     return row["epoch"] >= config.epochs or (config.max_steps is not None and row["step"] >= config.max_steps)
 
 
-def owed(run_dir: Path, config: TrainConfig, rows: list[dict[str, Any]]) -> list[str]:
+def owed(run_dir: Path, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a run with ``config`` and these ``rows`` of its log still has to write; nothing where it is finished.
 
     A run that goes on after ``max_steps`` deletes the network of that end; a ranking is of the step in its row.
