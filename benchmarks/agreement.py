@@ -20,8 +20,8 @@ from fastdhm.benchmarks.reference.contender import Engine, schedule
 from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
+from fastdhm.engine.build import build_model
 from fastdhm.engine.optim.schedule import learning_rate, mimic_scale
-from fastdhm.engine.run import build_model
 from fastdhm.engine.saved.record import to_host
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv

@@ -29,8 +29,8 @@ from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.benchmarks.reference.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
+from fastdhm.engine.build import open_data
 from fastdhm.engine.device import pick_workers
-from fastdhm.engine.run import open_data
 from fastdhm.engine.timer import Timer
 
 MARKS = {"reference over fastdhm": ("reference", "fastdhm")}

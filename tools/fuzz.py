@@ -176,9 +176,9 @@ def _read_log(path: Path) -> object:
 
 
 def _read_network(path: Path) -> object:
-    from fastdhm.commands.evaluate import load
+    from fastdhm.engine.build import load_networks
 
-    return load(path)
+    return load_networks(path)
 
 
 def _resume(path: Path) -> str:

@@ -14,8 +14,8 @@ from fastdhm.benchmarks.harness.machine import wait_for
 from fastdhm.benchmarks.reference.data import training_loader
 from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
+from fastdhm.engine.build import build_model
 from fastdhm.engine.device import pick_device, pick_workers
-from fastdhm.engine.run import build_model
 from fastdhm.recipes import recipe
 from fastdhm.system.paths import default_data_dir
 

@@ -20,9 +20,9 @@ from fastdhm.benchmarks.reference.contender import Engine, random_batch
 from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
+from fastdhm.engine.build import build_model
 from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.fast.graphs import WARM_UP
-from fastdhm.engine.run import build_model
 from fastdhm.errors import UserError
 
 STEPS = 2  # the second one shows the momentum and what the first did to the batch norms

@@ -12,10 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastdhm.commands.diagnose_plots import plot_gradients, plot_kernels
-from fastdhm.commands.evaluate import load
 from fastdhm.commands.measured import Cosine, Layer
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
+from fastdhm.engine.build import load_networks
 from fastdhm.engine.plan import method_name
 from fastdhm.engine.saved.record import read_log, to_host
 from fastdhm.errors import UserError, unknown
@@ -49,7 +49,7 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
         raise UserError(f"--out {out} is a file: name a folder")
     check_writable(out, "--out")
     console = Console()
-    loaded = {path: load(path) for path in dict.fromkeys(paths)}
+    loaded = {path: load_networks(path) for path in dict.fromkeys(paths)}
     configs = {path: config for path, (_, config, _) in loaded.items()}
     (first, arch), *others = ((path, config.arch) for path, config in configs.items())
     for path, other in others:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastdhm import models
-from fastdhm.commands.evaluate import load
 from fastdhm.data import open_pictures
+from fastdhm.engine.build import data_options, load_networks, plain
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
@@ -48,22 +47,20 @@ def embed(
             finite.
     """
     _check_out(out)
-    networks, config, _ = load(path)
-    network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
-    config = dataclasses.replace(config, device=device)
-    console = Console()
-    pictures = open_pictures(
-        folder, batch_size=config.eval_batch_size if batch_size is None else batch_size,
-        image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, workers=pick_workers(workers, pick_device(device)), skip_bad=skip_bad,
-        grey_range=config.grey_range,
-        say=console.print,
-    )  # fmt: skip
+    networks, config, _ = load_networks(path)
+    config, console = dataclasses.replace(config, device=device), Console()
+    options = dataclasses.replace(
+        data_options(config),
+        eval_batch_size=config.eval_batch_size if batch_size is None else batch_size,
+        workers=pick_workers(workers, pick_device(device)),
+        skip_bad=skip_bad,
+    )
+    pictures = open_pictures(folder, options, say=console.print)
     names = [pictures.source.label(i) for i in range(len(pictures.source))]
     beside = names_beside(out, names)
     try:
         feature_ND = features(
-            network, pictures, config, "images", console, flip_average=flip_average, normalise=normalize
+            plain(networks[0]), pictures, config, "images", console, flip_average=flip_average, normalise=normalize
         )
     finally:
         pictures.close()

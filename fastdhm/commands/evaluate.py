@@ -16,10 +16,10 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.identity import Identity, changes, identity
 from fastdhm.data.sources.source import REID_DATASETS, is_reid
+from fastdhm.engine.build import load_networks, open_to_judge, plain
 from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
-from fastdhm.engine.run import build_model, build_plain, open_to_judge
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
@@ -55,14 +55,14 @@ def evaluate_path(
     Raises:
         ValueError: nothing of fastdhm at ``path``, data that is not there, or a wish that the data set has no use for.
     """
-    networks, config, classes = load(path)
+    networks, config, classes = load_networks(path)
     if dataset is not None and is_reid(dataset) != is_reid(config.dataset):
         raise UserError(f"--dataset {dataset}: {path} was trained on {config.dataset}, which is judged in another way")
     given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
     config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=as_json)
     if is_reid(config.dataset):
-        network = networks[0].strip() if isinstance(networks[0], models.BranchedModel) else networks[0]
+        network = plain(networks[0])
         return _rank_people(network, path, config, HowToRank(**ranking), per_query, console, as_json)
     wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
     if wishes:
@@ -126,28 +126,6 @@ def _rank_people(
     except (ValueError, OSError) as error:  # a folder that may only be read: the numbers are what was asked for
         console.print(f"pictures are left out: {error}")
     return ranked.record()
-
-
-def load(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
-    """The networks at ``path`` (branched, plain, or both), the config of their run and the class names."""
-    if path.is_dir():
-        config = checkpoint.run_config(path)
-        best = config.keep == "best" and (path / "best.pt").exists()
-        networks, _, classes = load(path / ("best.pt" if best else "last.pt"))
-        stripped = path / "network.safetensors"
-        return networks + (load(stripped)[0] if stripped.exists() else []), config, classes
-    if not path.exists():
-        raise UserError(f"{path} is not there: name a run directory, a checkpoint (.pt) or a network (.safetensors)")
-    if path.suffix == ".safetensors":
-        state, config, classes, _ = checkpoint.load_network(path)
-        network = build_plain(config, len(classes))
-        checkpoint.load_weights(network, state, path, config.arch)
-        return [network], config, classes
-    saved = checkpoint.load_checkpoint(path)
-    config, classes = checkpoint.config_from(saved["config"], path), tuple(saved["classes"])
-    model = build_model(config, len(classes))
-    checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
-    return [model], config, classes
 
 
 def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float | None]]:

@@ -20,10 +20,10 @@ from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState, read_run, record_failure
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
+from fastdhm.engine.build import open_data
 from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.optim.schedule import full_size_steps
 from fastdhm.engine.reid import NonFiniteFeatures
-from fastdhm.engine.run import open_data
 from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
 from fastdhm.engine.saved.record import NonFiniteLoss
 from fastdhm.engine.settle import settle

@@ -6,12 +6,12 @@ Legend: N samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 from fastdhm.system import processors
 from fastdhm.system.streams import narrate
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fastdhm.data.beton.settings import ImageSettings
-    from fastdhm.data.images.grey import GreyRange
-    from fastdhm.data.loaders.crops import Crop, ImageSize
     from fastdhm.data.loaders.loader import Kind, Loader, LoaderOptions
+    from fastdhm.data.options import DataOptions
     from fastdhm.data.sources.identity import Identity
     from fastdhm.data.sources.source import Source
 
@@ -73,155 +72,76 @@ class LoadedSplit:
         self.loader.close()
 
 
-def open_loaders(
-    dataset: str,
-    data_dir: Path,
-    *,
-    loader: Kind | Literal["auto"] = "auto",
-    batch_size: int,
-    eval_batch_size: int,
-    image_size: ImageSize,
-    crop: Crop,
-    crop_ratio: float,
-    seed: int,
-    workers: int | None = None,
-    device: str = "cpu",
-    settings: ImageSettings | None = None,
-    skip_bad: bool = False,
-    grey_range: GreyRange | None = None,
-    hold_out: bool = False,
-    subset: int | None = None,
-    say: Say = narrate,
-) -> LoadedData:
+def open_loaders(dataset: str, data_dir: Path, options: DataOptions, *, say: Say = narrate) -> LoadedData:
     """Both loaders of ``dataset``, with whatever has to be built first, which ``say`` reports.
 
-    ``image_size`` is a square's side or (height, width). ``crop`` is training's; validation takes the whole image where
-    training stretches it, else the centre with sides ``crop_ratio`` of the largest that fits. Where the images are gone
-    but their ``.beton`` files are there and whole, it runs on those. ``workers`` (default: one per processor) are the
-    loaders'; what is built before is built on every processor.
-
-    ``loader``: ``resident`` holds all images on ``device``, ``ffcv`` reads ``.beton`` files, ``torch`` the images
-    themselves. ``auto`` holds what needs no resizing and takes at most 2 GiB and a quarter of the memory, else takes
-    ffcv where it is installed. ``settings`` are those of the ``.beton`` files (default: the data set's usual), but
-    for ``grey_range``, which says for every loader what is black and white in deep greyscale (see ``grey``).
-
-    ``subset`` trains on that many images, the same for every seed: see ``subset.balanced_subset``.
+    Where the images are gone but their ``.beton`` files are there and whole, it runs on those. What is built is built
+    on every processor, however many workers the loaders have.
 
     A re-identification set trains on all its training pictures, as published results do, and its validation pictures
     are some of them; with ``hold_out`` they are kept out of training, to compare settings by.
     """
-    from fastdhm.data.loaders.crops import evaluation_crop
-    from fastdhm.data.loaders.loader import LoaderOptions
     from fastdhm.data.sources.source import is_reid
 
-    common = {"image_size": image_size, "crop_ratio": crop_ratio, "seed": seed, "workers": workers, "device": device}
-    train = LoaderOptions(batch_size=batch_size, crop=crop, shuffle=True, drop_last=True, subset=subset, **common)
-    val = LoaderOptions(batch_size=eval_batch_size, crop=evaluation_crop(crop), **common)
-    if hold_out and not is_reid(dataset):
+    if options.hold_out and not is_reid(dataset):
         raise UserError(f"data set '{dataset}' has validation images of its own: only re-identification sets hold out")
-    splits = {"rest" if hold_out else "train": train, "val": val}
-    opened = _open(dataset, data_dir, splits, loader, settings, grey_range, skip_bad, say)
-    if is_reid(dataset) and not hold_out:
+    splits = {"rest" if options.hold_out else "train": options.for_training(), "val": options.for_judging()}
+    train, val = _open(dataset, data_dir, splits, options, say)
+    if is_reid(dataset) and not options.hold_out:
         say(
-            f"{dataset}: the {opened[1].loader.num_samples:,} validation pictures are training pictures too; their "
+            f"{dataset}: the {val.loader.num_samples:,} validation pictures are training pictures too; their "
             "error says whether training works, not how good it is"
         )
-    train, val = opened
     identity = {"train": train.identity, "val": val.identity}
     return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N, identity)
 
 
 def open_splits(
-    dataset: str,
-    data_dir: Path,
-    splits: Sequence[str] = ("val",),
-    *,
-    loader: Kind | Literal["auto"] = "auto",
-    batch_size: int,
-    image_size: ImageSize,
-    crop: Crop,
-    crop_ratio: float = 1.0,
-    workers: int | None = None,
-    device: str = "cpu",
-    settings: ImageSettings | None = None,
-    skip_bad: bool = False,
-    grey_range: GreyRange | None = None,
-    say: Say = narrate,
+    dataset: str, data_dir: Path, splits: Sequence[str], options: DataOptions, *, say: Say = narrate
 ) -> list[LoadedSplit]:
     """Splits of ``dataset`` to judge a network on: ``val``, or ``query`` and ``gallery`` of a re-identification set.
 
-    Every sample comes, in order. The arguments are those of :func:`open_loaders`; ``crop`` too is training's.
+    Every sample comes, in order.
     """
-    from fastdhm.data.loaders.crops import evaluation_crop
-    from fastdhm.data.loaders.loader import LoaderOptions
     from fastdhm.data.sources.source import split_names
-    from fastdhm.errors import unknown
 
     for split in splits:
         if split not in split_names(dataset):
             raise unknown(f"split of data set '{dataset}'", split, split_names(dataset))
-    options = LoaderOptions(
-        batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio,
-        workers=workers, device=device,
-    )  # fmt: skip
-    return _open(dataset, data_dir, dict.fromkeys(splits, options), loader, settings, grey_range, skip_bad, say)
+    return _open(dataset, data_dir, dict.fromkeys(splits, options.for_judging()), options, say)
 
 
-def open_pictures(
-    folder: Path,
-    *,
-    batch_size: int,
-    image_size: ImageSize,
-    crop: Crop,
-    crop_ratio: float = 1.0,
-    workers: int | None = None,
-    skip_bad: bool = False,
-    grey_range: GreyRange | None = None,
-    say: Say = narrate,
-) -> LoadedSplit:
+def open_pictures(folder: Path, options: DataOptions, *, say: Say = narrate) -> LoadedSplit:
     """Every image in a folder and below it, in order; ``source.label(i)`` is its path in there.
 
-    The torch loader reads them: they are read once, which a ``.beton`` file would not repay. ``crop`` is training's.
+    The torch loader reads them, whatever the options say: they are read once, which a ``.beton`` file would not repay.
     """
     from fastdhm.data.loaders.build import build_loader
-    from fastdhm.data.loaders.crops import evaluation_crop
-    from fastdhm.data.loaders.loader import LoaderOptions
     from fastdhm.data.sources.folder import PictureSource
 
-    options = LoaderOptions(
-        batch_size=batch_size, image_size=image_size, crop=evaluation_crop(crop), crop_ratio=crop_ratio, workers=workers
-    )
-    source = PictureSource(folder, grey_range)
+    source = PictureSource(folder, options.grey_range)
     if source.note:
         say(source.note)
-    source = _checked(source, skip_bad, say)
-    return LoadedSplit(build_loader("torch", options, source=source), source, "torch")
+    source = _checked(source, options.skip_bad, say)
+    return LoadedSplit(build_loader("torch", options.for_judging(), source=source), source, "torch")
 
 
 def _open(
-    dataset: str,
-    data_dir: Path,
-    splits: dict[str, LoaderOptions],
-    loader: str,
-    settings: ImageSettings | None,
-    grey_range: GreyRange | None,
-    skip_bad: bool,
-    say: Say,
+    dataset: str, data_dir: Path, splits: dict[str, LoaderOptions], options: DataOptions, say: Say
 ) -> list[LoadedSplit]:
-    from fastdhm.data.beton.settings import ImageSettings
-    from fastdhm.data.loaders.build import build_loader, pick_kind
+    from fastdhm.data.loaders.build import pick_kind
     from fastdhm.data.loaders.resident_loader import CannotHold
 
-    picked = None if loader == "auto" else pick_kind(loader)  # a mistake is found before anything is read
-    wished, settings = settings is not None, settings or ImageSettings.for_dataset(dataset)
-    settings = replace(settings, grey_range=grey_range)
-    loaded = _load(dataset, data_dir, tuple(splits), settings, loader != "torch", say)
-    files = _Files(dataset, data_dir, loaded, settings, skip_bad, say)
-    if loader in ("auto", "resident"):
+    asked = options.loader
+    picked = None if asked == "auto" else pick_kind(asked)  # a mistake is found before anything is read
+    settings, wished = options.stored(dataset), options.settings is not None
+    loaded = _load(dataset, data_dir, tuple(splits), settings, asked != "torch", say)
+    files = _Files(dataset, data_dir, loaded, settings, options.skip_bad, say)
+    if asked in ("auto", "resident"):
         try:
-            return _open_resident(files, splits, from_files=wished, asked=loader == "resident")
+            return _open_resident(files, splits, from_files=wished, asked=asked == "resident")
         except CannotHold as error:
-            if loader == "resident":
+            if asked == "resident":
                 raise UserError(
                     f"loader 'resident' cannot hold the images of {dataset}: {error}. Choose auto, ffcv or torch"
                 ) from error
@@ -231,12 +151,20 @@ def _open(
             f"the torch loader ({reason}) stores no images: leave --store, --store-size and --store-quality out, or "
             "take --loader ffcv, which a run that began with them resumes with"
         )
-    if loader == "auto" and kind == "torch":
+    if asked == "auto" and kind == "torch":
         say(f"loading with torch: {reason}")
     if kind == "ffcv" or None in loaded.values():
         sources, betons = files.built
     else:
-        sources, betons = [_checked(source, skip_bad, say) for source in loaded.values()], [None] * len(splits)
+        sources, betons = [_checked(source, options.skip_bad, say) for source in loaded.values()], [None] * len(splits)
+    return _built(kind, splits, sources, betons)
+
+
+def _built(
+    kind: Kind, splits: dict[str, LoaderOptions], sources: list[Source], betons: list[Path | None]
+) -> list[LoadedSplit]:
+    from fastdhm.data.loaders.build import build_loader
+
     return [
         LoadedSplit(build_loader(kind, options, source=source, beton=beton), source, kind)
         for options, source, beton in zip(splits.values(), sources, betons, strict=True)
@@ -250,7 +178,6 @@ def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: 
     """
     from torch import device
 
-    from fastdhm.data.loaders.build import build_loader
     from fastdhm.data.loaders.resident_loader import check_beton, check_crop, check_room, check_source
 
     options, sources = list(splits.values()), list(files.loaded.values())
@@ -264,10 +191,7 @@ def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: 
     if from_files or not all(hasattr(source, "pixels") for source in sources):
         sources, betons = files.built
         check_room(sum(check_beton(*pair) for pair in zip(betons, options, strict=True)), **room)
-    return [
-        LoadedSplit(build_loader("resident", option, source=source, beton=beton), source, "resident")
-        for option, source, beton in zip(options, sources, betons, strict=True)
-    ]
+    return _built("resident", splits, sources, betons)
 
 
 def _load(

@@ -19,9 +19,9 @@ from fastdhm.data import LoadedSplit
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.people import check_rankable, sightings
+from fastdhm.engine.build import open_to_judge
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
 from fastdhm.engine.evaluate import until
-from fastdhm.engine.run import open_to_judge
 from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError, unknown
 from fastdhm.reid import Ranking, rank, rank_distances, rerank

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
-from fastdhm.data import LoadedData, LoadedSplit, open_loaders, open_splits
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
-from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.data.sources.subset import balanced_subset
-from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, pick_workers, restart_peak
+from fastdhm.engine.build import IMAGENET, build_model
+from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optim.average import WeightAverage
@@ -33,57 +32,6 @@ from fastdhm.engine.saved.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
-from fastdhm.system.console import Console
-
-IMAGENET = "imagenet"  # the weights that torchvision has
-
-
-def open_data(config: TrainConfig, console: Console) -> LoadedData:
-    """The loaders of a run, built first where need be; ``console`` shows what is done."""
-    return open_loaders(
-        config.dataset, Path(config.data_dir), loader=config.loader, batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, seed=config.seed, skip_bad=config.skip_bad, hold_out=config.hold_out,
-        grey_range=config.grey_range,
-        subset=config.subset, workers=pick_workers(config.workers, pick_device(config.device)),
-        device=str(pick_device(config.device)), settings=how_stored(config),
-        say=console.print,
-    )  # fmt: skip
-
-
-def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
-    """Splits of a run's data set that its network is judged on, in order and whole; ``console`` shows what is done."""
-    return open_splits(
-        config.dataset, Path(config.data_dir), splits, loader=config.loader,
-        batch_size=config.eval_batch_size, image_size=config.image_size, crop=config.crop,
-        crop_ratio=config.crop_ratio, skip_bad=config.skip_bad, grey_range=config.grey_range,
-        workers=pick_workers(config.workers, pick_device(config.device)), device=str(pick_device(config.device)),
-        settings=how_stored(config),
-        say=console.print,
-    )  # fmt: skip
-
-
-def how_stored(config: TrainConfig) -> ImageSettings | None:
-    """How the run wants its images stored; None if it has no wish."""
-    wishes = {"store": config.store, "size": config.store_size, "quality": config.store_quality}
-    return ImageSettings.for_dataset(config.dataset, **wishes) if set(wishes.values()) != {None} else None
-
-
-def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
-    """The network of a run, randomly initialised; the baseline's has no branches, or is one alone."""
-    if config.only_branch is not None:
-        return _alone(config, num_classes, config.only_branch)
-    branches = () if config.method == "baseline" else config.branches
-    return models.build(config.arch, num_classes, branches, dropout=config.dropout)
-
-
-def build_plain(config: TrainConfig, num_classes: int) -> nn.Module:
-    """The network that a run leaves behind when it is stripped, randomly initialised."""
-    return _alone(config, num_classes, config.only_branch or "B0").strip()
-
-
-def _alone(config: TrainConfig, num_classes: int, branch: str) -> models.BranchedModel:
-    return models.build_alone(config.arch, num_classes, branch, dropout=config.dropout)
 
 
 class Run:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
+from fastdhm.engine.build import IMAGENET
 from fastdhm.engine.device import pick_device, pick_precision
-from fastdhm.engine.run import IMAGENET
 from fastdhm.errors import UserError
 from fastdhm.ops.mimic_loss import use_fused
 from fastdhm.system.console import Console

@@ -15,6 +15,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.data.sources.people import CannotRank
 from fastdhm.data.sources.source import is_reid
+from fastdhm.engine.build import IMAGENET, open_data, open_to_judge
 from fastdhm.engine.compiling import SwitchingCompute
 from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_compile, pick_device
 from fastdhm.engine.display import TrainingDisplay, plot_curves, print_plan, print_report
@@ -24,7 +25,7 @@ from fastdhm.engine.fast.graphs import GraphedStep, check_recomputed
 from fastdhm.engine.optim.schedule import full_size_steps, image_side, learning_rate, mimic_scale
 from fastdhm.engine.plan import method_name, plan
 from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, feature_layer, print_result, rank_people
-from fastdhm.engine.run import IMAGENET, Run, open_data, open_to_judge
+from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import judged_on
 from fastdhm.engine.saved.owed import CURVES, LAST_EPOCH, NETWORK, RANKING, owed

@@ -9,7 +9,7 @@ from batches import KINDS, read
 from PIL import Image
 
 from fastdhm.commands import data as commands
-from fastdhm.data import open_loaders, open_pictures, open_splits
+from fastdhm.data import DataOptions, open_loaders, open_pictures, open_splits
 from fastdhm.data.beton.files import beton_path, read_manifest
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.sources.load import load_splits
@@ -49,7 +49,9 @@ def colours(batches):
 @KINDS
 def test_query_and_gallery_come_in_order_with_identities_and_cameras(root, tmp_path, kind):
     dataset = f"reid-folder:{root}"
-    query, gallery = open_splits(dataset, tmp_path, ("query", "gallery"), loader=kind, say=lambda _: None, **SPLIT)
+    query, gallery = open_splits(
+        dataset, tmp_path, ("query", "gallery"), DataOptions(loader=kind, **SPLIT), say=lambda _: None
+    )
     ids_N, cams_N = sightings(gallery.classes, gallery.source.target_N)
     assert ids_N.tolist() == [-1, 0, 1, 1, 3]
     assert cams_N.tolist() == [1, 1, 1, 2, 12]
@@ -67,7 +69,9 @@ def test_query_and_gallery_come_in_order_with_identities_and_cameras(root, tmp_p
 def test_betons_know_who_is_where_when_the_images_are_gone(ffcv, root, tmp_path):
     def opened():
         said = []
-        (split,) = open_splits(f"reid-folder:{root}", tmp_path, ["gallery"], loader="ffcv", say=said.append, **SPLIT)
+        (split,) = open_splits(
+            f"reid-folder:{root}", tmp_path, ["gallery"], DataOptions(loader="ffcv", **SPLIT), say=said.append
+        )
         return split, said
 
     first, _ = opened()
@@ -87,7 +91,9 @@ def test_betons_know_who_is_where_when_the_images_are_gone(ffcv, root, tmp_path)
 def test_bad_pictures_are_left_out_with_their_people(root, tmp_path, kind):
     (root / "bounding_box_test" / "0001_c1s1_001076_02.jpg").write_text("text")
     dataset, said = f"reid-folder:{root}", []
-    (gallery,) = open_splits(dataset, tmp_path, ["gallery"], loader=kind, skip_bad=True, say=said.append, **SPLIT)
+    (gallery,) = open_splits(
+        dataset, tmp_path, ["gallery"], DataOptions(loader=kind, skip_bad=True, **SPLIT), say=said.append
+    )
     assert sightings(gallery.classes, gallery.source.target_N)[0].tolist() == [-1, 0, 1, 3]
     pictures = [np.asarray(gallery.source.image(i)).mean((0, 1)) for i in range(4)]
     assert np.abs(colours(read(gallery.loader)).numpy() - pictures).max() < 1
@@ -97,12 +103,14 @@ def test_bad_pictures_are_left_out_with_their_people(root, tmp_path, kind):
 @KINDS
 def test_training_takes_every_picture_unless_some_are_held_out(root, tmp_path, kind):
     dataset, said = f"reid-folder:{root}", []
-    data = open_loaders(dataset, tmp_path, loader=kind, say=said.append, **OPEN)
+    data = open_loaders(dataset, tmp_path, DataOptions(loader=kind, **OPEN), say=said.append)
     assert data.classes == ("0002", "0007", "0009")
     assert (data.train.num_samples, data.val.num_samples) == (9, 3)
     assert "the 3 validation pictures are training pictures too" in said[-1]
     seen = {tuple(colour) for batch in read(data.val) for colour in batch.image_BHWC[:, 0, 0].tolist()}
-    held = open_loaders(dataset, tmp_path, loader=kind, hold_out=True, say=said.append, **OPEN | {"batch_size": 6})
+    held = open_loaders(
+        dataset, tmp_path, DataOptions(loader=kind, hold_out=True, **(OPEN | {"batch_size": 6})), say=said.append
+    )
     assert (held.train.num_samples, held.val.num_samples) == (6, 3)
     trained = {tuple(colour) for batch in read(held.train) for colour in batch.image_BHWC[:, 0, 0].tolist()}
     assert len(seen) == 3
@@ -113,7 +121,11 @@ def test_training_takes_every_picture_unless_some_are_held_out(root, tmp_path, k
 @KINDS
 def test_rectangles_that_need_no_resizing_are_the_pictures_themselves(tmp_path, kind):
     (gallery,) = open_splits(
-        "reid-synthetic:4", tmp_path, ["gallery"], loader=kind, say=lambda _: None, **SPLIT | {"image_size": (128, 64)}
+        "reid-synthetic:4",
+        tmp_path,
+        ["gallery"],
+        DataOptions(loader=kind, **(SPLIT | {"image_size": (128, 64)})),
+        say=lambda _: None,
     )
     image_NHWC = torch.cat([batch.image_BHWC for batch in read(gallery.loader)]).numpy()
     assert np.array_equal(image_NHWC, gallery.source.pixels(np.arange(len(gallery.source))))
@@ -174,13 +186,13 @@ def test_set_with_too_few_pictures_to_hold_any_out_can_be_evaluated(root, tmp_pa
 
 def test_splits_and_holding_out_where_there_are_none(tmp_path):
     with pytest.raises(UserError, match="unknown split of data set 'synthetic:8' 'query'"):
-        open_splits("synthetic:8", tmp_path, ["query"], loader="torch", **SPLIT)
+        open_splits("synthetic:8", tmp_path, ["query"], DataOptions(loader="torch", **SPLIT))
     with pytest.raises(UserError, match="only re-identification sets hold out"):
-        open_loaders("synthetic:8", tmp_path, loader="torch", hold_out=True, **OPEN)
+        open_loaders("synthetic:8", tmp_path, DataOptions(loader="torch", hold_out=True, **OPEN))
 
 
 def test_only_the_splits_that_are_asked_for_are_built(ffcv, tmp_path):
-    (val,) = open_splits("synthetic:64", tmp_path, loader="ffcv", say=lambda _: None, **SPLIT)
+    (val,) = open_splits("synthetic:64", tmp_path, ["val"], DataOptions(loader="ffcv", **SPLIT), say=lambda _: None)
     assert (len(val.classes), val.loader.num_samples) == (10, 16)
     assert not beton_path(tmp_path, "synthetic:64", "train", ImageSettings()).exists()
 
@@ -189,7 +201,7 @@ def test_pictures_of_any_folder(root, tmp_path):
     shutil.copy(root / "query" / "0001_c1s1_001051_00.jpg", root / "front.jpg")
     (root / "notes.txt").write_text("no picture")
     said = []
-    pictures = open_pictures(root, workers=0, say=said.append, **SPLIT)
+    pictures = open_pictures(root, DataOptions(workers=0, **SPLIT), say=said.append)
     names = [pictures.source.label(i) for i in range(len(pictures.source))]
     assert names[0] == "front.jpg"
     assert names[1:] == [f"{folder}/{name}" for folder in sorted(PEOPLE) for name in sorted(PEOPLE[folder])]
@@ -201,4 +213,4 @@ def test_pictures_of_any_folder(root, tmp_path):
 def test_folder_without_pictures(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        open_pictures(tmp_path / name, **SPLIT)
+        open_pictures(tmp_path / name, DataOptions(**SPLIT))

@@ -7,7 +7,7 @@ from fastdhm.benchmarks.harness import breakdown
 from fastdhm.benchmarks.harness.breakdown import kind_of
 from fastdhm.benchmarks.reference.contender import Engine, make_config, random_batch
 from fastdhm.benchmarks.reference.model import Reference
-from fastdhm.engine.run import build_model
+from fastdhm.engine.build import build_model
 
 CPU = torch.device("cpu")
 

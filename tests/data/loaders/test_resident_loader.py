@@ -7,7 +7,7 @@ import torch
 from batches import assert_same, read
 from PIL import Image
 
-from fastdhm.data import open_loaders, open_splits
+from fastdhm.data import DataOptions, open_loaders, open_splits
 from fastdhm.data.beton import format as beton_format
 from fastdhm.data.beton.files import beton_path, build
 from fastdhm.data.beton.settings import ImageSettings
@@ -82,20 +82,20 @@ def test_ffcv_gives_the_same(ffcv, tmp_path):
 def test_a_folder_of_equal_images_is_held_and_built_once(tmp_path, monkeypatch):
     monkeypatch.setattr(beton_format, "PAGE_BYTES", 10_000)  # three images a page
     root, said = save_folder(tmp_path / "icons"), []
-    data = open_loaders(f"folder:{root}", tmp_path, loader="auto", say=said.append, **OPEN)
-    torch_data = open_loaders(f"folder:{root}", tmp_path, loader="torch", workers=0, **OPEN)
+    data = open_loaders(f"folder:{root}", tmp_path, DataOptions(loader="auto", **OPEN), say=said.append)
+    torch_data = open_loaders(f"folder:{root}", tmp_path, DataOptions(loader="torch", workers=0, **OPEN))
     assert (data.kind, len(said)) == ("resident", 2)
     assert_same(read(data.train, 1), read(torch_data.train, 1))
     assert_same(read(data.val), read(torch_data.val))
     assert len(read(data.val)[-1].target_B) == 1
     said.clear()
-    open_loaders(f"folder:{root}", tmp_path, loader="auto", say=said.append, **OPEN)
+    open_loaders(f"folder:{root}", tmp_path, DataOptions(loader="auto", **OPEN), say=said.append)
     assert said == []
 
 
 def test_small_jpegs_are_decoded_once_and_not_compressed_again(tmp_path):
     root = save_folder(tmp_path / "icons", suffix="jpg")
-    data = open_loaders(f"folder:{root}", tmp_path, loader="resident", say=lambda _: None, **OPEN)
+    data = open_loaders(f"folder:{root}", tmp_path, DataOptions(loader="resident", **OPEN), say=lambda _: None)
     source, _ = load_sources(f"folder:{root}", tmp_path)
     batch = read(data.train)[0]
     assert np.array_equal(batch.image_BHWC[0].numpy(), np.asarray(source.image(int(batch.index_B[0]))))
@@ -103,9 +103,9 @@ def test_small_jpegs_are_decoded_once_and_not_compressed_again(tmp_path):
 
 def test_a_folder_whose_images_are_gone_is_still_held(tmp_path):
     root = save_folder(tmp_path / "icons")
-    first = open_loaders(f"folder:{root}", tmp_path, say=lambda _: None, **OPEN)
+    first = open_loaders(f"folder:{root}", tmp_path, DataOptions(**OPEN), say=lambda _: None)
     root.rename(tmp_path / "elsewhere")
-    second = open_loaders(f"folder:{root}", tmp_path, say=lambda _: None, **OPEN)
+    second = open_loaders(f"folder:{root}", tmp_path, DataOptions(**OPEN), say=lambda _: None)
     assert second.kind == "resident"
     assert_same(read(first.train), read(second.train))
 
@@ -123,8 +123,8 @@ def test_a_folder_whose_images_are_gone_is_still_held(tmp_path):
 def test_what_cannot_be_held_is_refused_and_auto_goes_on(tmp_path, changes, reason):
     options = {**OPEN, **changes}
     with pytest.raises(UserError, match=f"loader 'resident' cannot hold the images of synthetic:64: {reason}"):
-        open_loaders("synthetic:64", tmp_path, loader="resident", **options)
-    data = open_loaders("synthetic:64", tmp_path, loader="auto", say=lambda _: None, **options)
+        open_loaders("synthetic:64", tmp_path, DataOptions(loader="resident", **options))
+    data = open_loaders("synthetic:64", tmp_path, DataOptions(loader="auto", **options), say=lambda _: None)
     assert data.kind == ("torch" if why_not() else "ffcv")
 
 
@@ -132,22 +132,24 @@ def test_one_odd_image_among_many_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PEEKED", 1)
     root = save_folder(tmp_path / "icons", odd=True)
     with pytest.raises(UserError, match="they are not all of one size"):
-        open_loaders(f"folder:{root}", tmp_path, loader="resident", say=lambda _: None, **OPEN)
-    data = open_loaders(f"folder:{root}", tmp_path, loader="auto", say=lambda _: None, **OPEN)
+        open_loaders(f"folder:{root}", tmp_path, DataOptions(loader="resident", **OPEN), say=lambda _: None)
+    data = open_loaders(f"folder:{root}", tmp_path, DataOptions(loader="auto", **OPEN), say=lambda _: None)
     assert data.kind == ("torch" if why_not() else "ffcv")
     assert data.train.num_samples == 25
 
 
 def test_photographs_are_not_built_to_find_out(tmp_path, photo_root):
     with pytest.raises(UserError, match="not all of one size"):
-        open_loaders(f"folder:{photo_root}", tmp_path, loader="resident", **OPEN)
+        open_loaders(f"folder:{photo_root}", tmp_path, DataOptions(loader="resident", **OPEN))
     assert not (tmp_path / "beton").exists()
 
 
 def test_images_stored_as_jpeg_are_not_held(tmp_path):
     root, jpg = save_folder(tmp_path / "icons"), ImageSettings(mode="jpg")
     with pytest.raises(UserError, match="they are stored as JPEG"):
-        open_loaders(f"folder:{root}", tmp_path, loader="resident", settings=jpg, say=lambda _: None, **OPEN)
+        open_loaders(
+            f"folder:{root}", tmp_path, DataOptions(loader="resident", settings=jpg, **OPEN), say=lambda _: None
+        )
 
 
 @pytest.mark.parametrize("loader", ["auto", "resident"])
@@ -155,29 +157,32 @@ def test_sets_above_the_limit_are_not_held(tmp_path, monkeypatch, loader):
     needed = 32 * 32 * 3 * (64 + 16)
     monkeypatch.setattr(resident_loader, "COMFORTABLE_BYTES", needed - 1)
     if loader == "auto":
-        data = open_loaders("synthetic:64", tmp_path, loader=loader, say=lambda _: None, **OPEN)
+        data = open_loaders("synthetic:64", tmp_path, DataOptions(loader=loader, **OPEN), say=lambda _: None)
         assert data.kind != "resident"
         monkeypatch.setattr(resident_loader, "COMFORTABLE_BYTES", needed)
-    data = open_loaders("synthetic:64", tmp_path, loader=loader, **OPEN)  # asked for, only the memory is the limit
+    data = open_loaders(
+        "synthetic:64", tmp_path, DataOptions(loader=loader, **OPEN)
+    )  # asked for, only the memory is the limit
     assert data.kind == "resident"
     monkeypatch.setattr(resident_loader, "LARGEST_SHARE", 1e-9)
     with pytest.raises(UserError, match="GiB is the limit"):
-        open_loaders("synthetic:64", tmp_path, loader="resident", **OPEN)
+        open_loaders("synthetic:64", tmp_path, DataOptions(loader="resident", **OPEN))
 
 
 def test_bad_images_stop_it_or_are_left_out(bad_root, tmp_path):
     for image in bad_root.rglob("*.*"):
         if image.name not in ("cut.jpg", "text.jpg", "plain.png"):
             image.unlink()
-    options = {**OPEN, "image_size": 30, "batch_size": 1, "say": lambda _: None}
+    options = {**OPEN, "image_size": 30, "batch_size": 1}
     with pytest.raises(UserError, match=r"text\.jpg"):
-        open_loaders(f"folder:{bad_root}", tmp_path, loader="resident", **options)
-    data = open_loaders(f"folder:{bad_root}", tmp_path, loader="resident", skip_bad=True, **options)
+        open_loaders(f"folder:{bad_root}", tmp_path, DataOptions(loader="resident", **options), say=lambda _: None)
+    how = DataOptions(loader="resident", skip_bad=True, **options)
+    data = open_loaders(f"folder:{bad_root}", tmp_path, how, say=lambda _: None)
     assert (data.train.num_samples, data.val.num_samples) == (2, 2)
 
 
 def test_a_split_to_judge_on_is_held(tmp_path):
-    (val,) = open_splits("synthetic:64", tmp_path, batch_size=6, image_size=32, crop="pad")
+    (val,) = open_splits("synthetic:64", tmp_path, ["val"], DataOptions(batch_size=6, image_size=32, crop="pad"))
     assert (val.kind, [len(batch.target_B) for batch in read(val.loader)]) == ("resident", [6, 6, 4])
 
 
@@ -209,8 +214,8 @@ def test_boxes_of_an_epoch_are_made_at_once(monkeypatch):
 
 def test_nothing_of_ffcv_is_imported(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from fastdhm.data import open_loaders\n"
-        f"data = open_loaders('synthetic:64', Path({str(tmp_path)!r}), **{OPEN})\n"
+        "import sys; from pathlib import Path; from fastdhm.data import DataOptions, open_loaders\n"
+        f"data = open_loaders('synthetic:64', Path({str(tmp_path)!r}), DataOptions(**{OPEN}))\n"
         "assert data.kind == 'resident'\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
@@ -220,8 +225,8 @@ def test_nothing_of_ffcv_is_imported(tmp_path):
 
 @pytest.mark.gpu
 def test_images_and_batches_lie_on_the_gpu(tmp_path):
-    data = open_loaders("synthetic:64", tmp_path, device="cuda", **OPEN)
-    host = open_loaders("synthetic:64", tmp_path, **OPEN)
+    data = open_loaders("synthetic:64", tmp_path, DataOptions(device="cuda", **OPEN))
+    host = open_loaders("synthetic:64", tmp_path, DataOptions(**OPEN))
     for batch, other in zip(read(data.train), read(host.train), strict=True):
         assert batch.image_BHWC.is_cuda
         assert torch.equal(batch.image_BHWC.cpu(), other.image_BHWC)
@@ -236,7 +241,7 @@ def test_beton_path_of_small_images_says_how_they_are_stored(tmp_path):
 
 def test_images_shrunk_in_their_files_are_held(tmp_path):
     root, wish = save_folder(tmp_path / "icons", 64, 64), ImageSettings(max_resolution=32)
-    data = open_loaders(f"folder:{root}", tmp_path, settings=wish, say=lambda _: None, **OPEN)
+    data = open_loaders(f"folder:{root}", tmp_path, DataOptions(settings=wish, **OPEN), say=lambda _: None)
     assert data.kind == "resident"
     shrunk = Image.fromarray(noise(24, 64, 64)[0]).resize((32, 32), Image.Resampling.BOX)
     batches = read(data.train)
@@ -246,4 +251,4 @@ def test_images_shrunk_in_their_files_are_held(tmp_path):
 
 def test_the_torch_loader_refuses_wishes_how_to_store(tmp_path):
     with pytest.raises(UserError, match="the torch loader .* stores no images"):
-        open_loaders("synthetic:64", tmp_path, loader="torch", settings=ImageSettings(mode="jpg"), **OPEN)
+        open_loaders("synthetic:64", tmp_path, DataOptions(loader="torch", settings=ImageSettings(mode="jpg"), **OPEN))

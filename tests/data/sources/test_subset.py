@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastdhm.data import open_loaders
+from fastdhm.data import DataOptions, open_loaders
 from fastdhm.data.loaders.build import build_loader, pick_kind
 from fastdhm.data.loaders.loader import LoaderOptions
 from fastdhm.data.sources.subset import balanced_subset
@@ -43,10 +43,8 @@ def test_an_impossible_size_is_refused(count):
 def test_every_loader_gives_it_whatever_the_seed(kind, tmp_path):
     expected = set(balanced_subset(SyntheticSource("train", 60).target_N, 10, 30))
     for seed in (0, 1):
-        data = open_loaders(
-            "synthetic:60", tmp_path, loader=kind, batch_size=10, eval_batch_size=10, image_size=32, crop="pad",
-            crop_ratio=1.0, seed=seed, workers=0, subset=30, say=lambda _: None,
-        )  # fmt: skip
+        options = DataOptions(loader=kind, batch_size=10, image_size=32, crop="pad", seed=seed, workers=0, subset=30)
+        data = open_loaders("synthetic:60", tmp_path, options, say=lambda _: None)
         try:
             assert (data.train.num_samples, len(data.train), data.val.num_samples) == (30, 3, 15)
             with data.train.epoch(1) as batches:

@@ -1,0 +1,88 @@
+"""From a config to opened images and a built network; from a file to the network in it."""
+
+from pathlib import Path
+
+from torch import nn
+
+from fastdhm import models
+from fastdhm.config import TrainConfig
+from fastdhm.data import DataOptions, LoadedData, LoadedSplit, open_loaders, open_splits
+from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.engine.device import pick_device, pick_workers
+from fastdhm.engine.saved import checkpoint
+from fastdhm.errors import UserError
+from fastdhm.system.console import Console
+
+IMAGENET = "imagenet"  # the weights that torchvision has
+
+
+def open_data(config: TrainConfig, console: Console) -> LoadedData:
+    """The loaders of a run, built first where need be; ``console`` shows what is done."""
+    return open_loaders(config.dataset, Path(config.data_dir), data_options(config), say=console.print)
+
+
+def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
+    """Splits of a run's data set that its network is judged on, in order and whole; ``console`` shows what is done."""
+    return open_splits(config.dataset, Path(config.data_dir), splits, data_options(config), say=console.print)
+
+
+def data_options(config: TrainConfig) -> DataOptions:
+    """How a run reads its images."""
+    device = pick_device(config.device)
+    return DataOptions(
+        loader=config.loader, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
+        image_size=config.image_size, crop=config.crop, crop_ratio=config.crop_ratio, seed=config.seed,
+        workers=pick_workers(config.workers, device), device=str(device),
+        settings=how_stored(config), grey_range=config.grey_range,
+        skip_bad=config.skip_bad, hold_out=config.hold_out, subset=config.subset,
+    )  # fmt: skip
+
+
+def how_stored(config: TrainConfig) -> ImageSettings | None:
+    """How the run wants its images stored; None if it has no wish."""
+    wishes = {"store": config.store, "size": config.store_size, "quality": config.store_quality}
+    return ImageSettings.for_dataset(config.dataset, **wishes) if set(wishes.values()) != {None} else None
+
+
+def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
+    """The network of a run, randomly initialised; the baseline's has no branches, or is one alone."""
+    if config.only_branch is not None:
+        return _alone(config, num_classes, config.only_branch)
+    branches = () if config.method == "baseline" else config.branches
+    return models.build(config.arch, num_classes, branches, dropout=config.dropout)
+
+
+def build_plain(config: TrainConfig, num_classes: int) -> nn.Module:
+    """The network that a run leaves behind when it is stripped, randomly initialised."""
+    return _alone(config, num_classes, config.only_branch or "B0").strip()
+
+
+def _alone(config: TrainConfig, num_classes: int, branch: str) -> models.BranchedModel:
+    return models.build_alone(config.arch, num_classes, branch, dropout=config.dropout)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """A network without its branches, if it has any."""
+    return network.strip() if isinstance(network, models.BranchedModel) else network
+
+
+def load_networks(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
+    """The networks at ``path`` (branched, plain, or both), the config of their run and the class names."""
+    if path.is_dir():
+        config = checkpoint.run_config(path)
+        best = config.keep == "best" and (path / "best.pt").exists()
+        networks, _, classes = load_networks(path / ("best.pt" if best else "last.pt"))
+        stripped = path / "network.safetensors"
+        return networks + (load_networks(stripped)[0] if stripped.exists() else []), config, classes
+    if not path.exists():
+        raise UserError(f"{path} is not there: name a run directory, a checkpoint (.pt) or a network (.safetensors)")
+    if path.suffix == ".safetensors":
+        state, config, classes, _ = checkpoint.load_network(path)
+        network = build_plain(config, len(classes))
+        checkpoint.load_weights(network, state, path, config.arch)
+        return [network], config, classes
+    saved = checkpoint.load_checkpoint(path)
+    config, classes = checkpoint.config_from(saved["config"], path), tuple(saved["classes"])
+    model = build_model(config, len(classes))
+    checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
+    return [model], config, classes
