@@ -1,6 +1,7 @@
 // The module fastdhm._C: the schemas of all ops, and how it was built. Each op's code is in the folder of its name.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
@@ -37,12 +38,20 @@ TORCH_LIBRARY(fastdhm, m) {
   m.def("conv_weight_grad(Tensor grad_y, Tensor x, int[2] kernel, int[2] stride, int[2] padding) -> Tensor");
 }
 
+// A gradient of these gradients: an error, not a warning and 0.
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
+  for (const char* op : {"batch_norm_act_backward", "shortcut_backward", "conv3x3_input_grad", "conv3x3_weight_grad",
+                         "conv2d_input_grad", "conv_weight_grad"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
+
 namespace {
 
 // What this machine's processor offers, among what code here may choose from at run time.
 std::vector<std::string> cpu_features() {
   std::vector<std::string> names;
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTDHM_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) names.emplace_back("avx2");
   if (__builtin_cpu_supports("fma")) names.emplace_back("fma");
@@ -95,7 +104,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("simds", &fastdhm::simd_names, "Instruction sets that the CPU ops can use here, the fastest last.");
   m.def("simd", &fastdhm::simd_name, "The one they use, or none.");
   m.def("set_simd", &fastdhm::set_simd, py::arg("name"), "Have them use another one, to test it.");
-  m.def("conv3x3_width", &fastdhm::conv3x3_width, py::arg("dtype"),
-        "What conv3x3 needs the channels of such activations to be multiples of; 0 where it has no code for them here.");
+  m.def(
+      "conv3x3_width", &fastdhm::conv3x3_width, py::arg("dtype"),
+      "What conv3x3 needs the channels of such activations to be multiples of; 0 where it has no code for them here.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

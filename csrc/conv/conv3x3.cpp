@@ -5,42 +5,18 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "check_images.h"
+#include "conv/find_code.h"
 #include "find_op.h"
-#include "simd/scalar.h"
 #include "simd/scratch.h"
-#include "simd/simd.h"
-
-#include "conv/conv3x3_simd.h"
 
 namespace fastdhm {
 namespace {
-
-const Conv3x3Code<double> kExact = Conv3x3<Singles<One<double>, 4>, double>::code();
-
-// The vector code for activations of this type, or null where this processor has none.
-const Conv3x3Code<float>* find_code(at::ScalarType dtype) {
-#if defined(__x86_64__) && defined(__GNUC__)
-#ifdef FASTDHM_BFLOAT16_PRODUCTS
-  if (dtype == at::kBFloat16 && has_bfloat16_products()) return &kConv3x3Avx512BFloat16;
-#endif
-  if (dtype == at::kFloat && simd() == Simd::avx512) return &kConv3x3Avx512;
-  if (dtype == at::kFloat && simd() == Simd::avx2) return &kConv3x3Avx2;
-#endif
-  return nullptr;
-}
-
-const Conv3x3Code<float>& float_code(at::ScalarType dtype) {
-  const Conv3x3Code<float>* code = find_code(dtype);
-  TORCH_CHECK_VALUE(code != nullptr, "this processor has no vector code for a convolution of ", dtype);
-  return *code;
-}
 
 constexpr int64_t kNear = 1 << 19;       // bytes of transformed numbers that stay in the near cache of a core
 constexpr int64_t kShared = 1 << 22;     // and in that which the cores share
@@ -49,11 +25,6 @@ constexpr int64_t kSets = 8;             // of such sums: so many threads can wo
 constexpr int64_t kLeastTiles = 256;     // make products long enough to pay for their sums' way to memory and back
 
 enum class Use { weights, blocks, transforms, sums, count };
-
-void check_channels(int64_t one, int64_t other, int64_t width) {
-  TORCH_CHECK_VALUE(one % width == 0 && other % width == 0, "channels must be multiples of ", width, ", got ", one,
-                    " and ", other);
-}
 
 // The convolution of x with the weight, or (turned) what makes its input's gradient of its output's.
 template <class S>
@@ -148,15 +119,14 @@ void check_weight(const at::Tensor& weight, const at::Tensor& x, int64_t channel
 at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& weight) {
   check_images(x, "x");
   check_weight(weight, x, weight.size(1));
-  return x.scalar_type() == at::kDouble ? convolve<double>(kExact, x, weight, false)
-                                        : convolve<float>(float_code(x.scalar_type()), x, weight, false);
+  return with_conv_code(x.scalar_type(), [&](const auto& code) { return convolve(code.conv3x3, x, weight, false); });
 }
 
 at::Tensor conv3x3_input_grad_cpu(const at::Tensor& grad_y, const at::Tensor& weight) {
   check_images(grad_y, "grad_y");
   check_weight(weight, grad_y, weight.size(0));
-  return grad_y.scalar_type() == at::kDouble ? convolve<double>(kExact, grad_y, weight, true)
-                                             : convolve<float>(float_code(grad_y.scalar_type()), grad_y, weight, true);
+  return with_conv_code(grad_y.scalar_type(),
+                        [&](const auto& code) { return convolve(code.conv3x3, grad_y, weight, true); });
 }
 
 at::Tensor conv3x3_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x) {
@@ -166,8 +136,7 @@ at::Tensor conv3x3_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x
                         x.size(2) == grad_y.size(2) && x.size(3) == grad_y.size(3),
                     "grad_y must be ", x.dtype(), " of the images of x, ", x.sizes(), ", got ", grad_y.dtype(), " ",
                     grad_y.sizes());
-  return x.scalar_type() == at::kDouble ? weight_grad<double>(kExact, grad_y, x)
-                                        : weight_grad<float>(float_code(x.scalar_type()), grad_y, x);
+  return with_conv_code(x.scalar_type(), [&](const auto& code) { return weight_grad(code.conv3x3, grad_y, x); });
 }
 
 // In C++, because in Python a call and its gradient cost as much as a small convolution.
@@ -198,11 +167,11 @@ at::Tensor conv3x3_autograd(const at::Tensor& x, const at::Tensor& weight) { ret
 }  // namespace
 
 int64_t conv3x3_width(const std::string& dtype) {
-  if (dtype == "float64") return kExact.width;
+  if (dtype == "float64") return kConvExact.conv3x3.width;
   TORCH_CHECK_VALUE(dtype == "float32" || dtype == "bfloat16", "dtype is ", dtype,
                     ", must be float64, float32 or bfloat16");
-  const Conv3x3Code<float>* code = find_code(dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
-  return code == nullptr ? 0 : code->width;
+  const ConvCode<float>* code = find_conv_code(dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  return code == nullptr ? 0 : code->conv3x3.width;
 }
 
 TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
@@ -211,11 +180,6 @@ TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("conv3x3_weight_grad", &conv3x3_weight_grad_cpu);
 }
 
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
-  m.impl("conv3x3", &conv3x3_autograd);
-  for (const char* op : {"conv3x3_input_grad", "conv3x3_weight_grad"}) {  // an error, not a warning and a gradient of 0
-    m.impl(op, torch::autograd::autogradNotImplementedFallback());
-  }
-}
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) { m.impl("conv3x3", &conv3x3_autograd); }
 
 }  // namespace fastdhm

@@ -48,6 +48,4 @@ struct Conv3x3Code {
 // processor has no instructions for them.
 int64_t conv3x3_width(const std::string& dtype);
 
-extern const Conv3x3Code<float> kConv3x3Avx2, kConv3x3Avx512, kConv3x3Avx512BFloat16;
-
 }  // namespace fastdhm

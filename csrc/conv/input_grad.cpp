@@ -1,5 +1,5 @@
 // The CPU form of fastdhm::conv2d_input_grad: products of our own where they are the faster way, else torch's. Legend:
-// conv/weight_grad.h.
+// conv/shape.h.
 #include "conv/input_grad.h"
 
 #include <ATen/Parallel.h>
@@ -7,7 +7,6 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -16,16 +15,11 @@
 #include <vector>
 
 #include "check_images.h"
-#include "simd/scalar.h"
+#include "conv/find_code.h"
 #include "simd/scratch.h"
-#include "simd/simd.h"
-
-#include "conv/input_grad_simd.h"
 
 namespace fastdhm {
 namespace {
-
-const ConvInputGradCode kExact = ConvInputGrad<Singles<One<double>, 4>>::code();
 
 constexpr int64_t kNearWeights = 1 << 20;  // bytes of weights that stay near while all images meet them
 
@@ -35,17 +29,11 @@ constexpr int64_t kNearWeights = 1 << 20;  // bytes of weights that stay near wh
 const ConvInputGradCode* find_code(const ConvShape& shape, at::ScalarType dtype) {
   if (shape.row_stride == 1 && shape.column_stride == 1) return nullptr;
   if (shape.row_stride > shape.R || shape.column_stride > shape.S) return nullptr;
-  if (dtype == at::kDouble) return &kExact;
+  if (dtype == at::kDouble) return &kConvExact.input_grad;
   const int64_t weights = shape.K * shape.R * shape.S * shape.C;
   if (weights * static_cast<int64_t>(c10::elementSize(dtype)) > kNearWeights) return nullptr;
-#if defined(__x86_64__) && defined(__GNUC__)
-#ifdef FASTDHM_BFLOAT16_PRODUCTS
-  if (dtype == at::kBFloat16 && has_bfloat16_products()) return &kConvInputGradAvx512BFloat16;
-#endif
-  if (dtype == at::kFloat && simd() == Simd::avx512) return &kConvInputGradAvx512;
-  if (dtype == at::kFloat && simd() == Simd::avx2) return &kConvInputGradAvx2;
-#endif
-  return nullptr;
+  const ConvCode<float>* code = find_conv_code(dtype);
+  return code == nullptr ? nullptr : &code->input_grad;
 }
 
 enum class Use { packed, bordered, count };
@@ -148,8 +136,8 @@ bool takes(const ConvInputGradCode& code, const at::Tensor& grad_y, const at::Te
   const int64_t rows = shape.H + 2 * shape.row_padding + shape.R;  // no fewer than there are with the border
   const int64_t columns = shape.W + 2 * shape.column_padding + shape.S;
   return grad_y.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-         grad_y.numel() > 0 && shape.B * shape.C * shape.H * shape.W > 0 && shape.C % code.width == 0 && shape.K % code.pair == 0 &&
-         rows < kMost / columns / std::max(shape.C, shape.K);
+         grad_y.numel() > 0 && shape.B * shape.C * shape.H * shape.W > 0 && shape.C % code.width == 0 &&
+         shape.K % code.pair == 0 && rows < kMost / columns / std::max(shape.C, shape.K);
 }
 
 at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, const at::Tensor& weight,
@@ -168,9 +156,5 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastdhm, CPU, m) { m.impl("conv2d_input_grad", &conv2d_input_grad_cpu); }
-
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {  // an error, not a warning and a gradient of 0
-  m.impl("conv2d_input_grad", torch::autograd::autogradNotImplementedFallback());
-}
 
 }  // namespace fastdhm

@@ -1,4 +1,4 @@
-// What the CPU forms of fastdhm::conv2d_input_grad share. Legend: conv/weight_grad.h.
+// What the CPU forms of fastdhm::conv2d_input_grad share. Legend: conv/shape.h.
 //
 // A phase is the pixels of x that lie a stride apart: the same taps meet all of them, every stride-th one of a kernel,
 // down and across. Their gradient is the sum over those taps of matrix products of pixels of grad_y, [pixels, K], and
@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "conv/weight_grad.h"  // ConvShape, parts
+#include "conv/shape.h"
 
 namespace fastdhm {
 
@@ -45,7 +45,5 @@ struct ConvInputGradCode {
   void (*images)(const void* grad_y, const void* packed, const ConvPhases& phases, int64_t begin, int64_t end,
                  void* bordered, void* grad_x);
 };
-
-extern const ConvInputGradCode kConvInputGradAvx2, kConvInputGradAvx512, kConvInputGradAvx512BFloat16;
 
 }  // namespace fastdhm

@@ -1,36 +1,19 @@
-// The CPU form of fastdhm::conv_weight_grad. Legend: conv/weight_grad.h.
+// The CPU form of fastdhm::conv_weight_grad. Legend: conv/shape.h.
 #include "conv/weight_grad.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "check_images.h"
-#include "simd/scalar.h"
+#include "conv/find_code.h"
 #include "simd/scratch.h"
-#include "simd/simd.h"
-
-#include "conv/weight_grad_simd.h"
 
 namespace fastdhm {
 namespace {
-
-const ConvWeightGradCode<double> kExact = ConvWeightGrad<Singles<One<double>, 4>>::code();
-
-const ConvWeightGradCode<float>& find_code(at::ScalarType dtype) {
-#if defined(__x86_64__) && defined(__GNUC__)
-#ifdef FASTDHM_BFLOAT16_PRODUCTS
-  if (dtype == at::kBFloat16 && has_bfloat16_products()) return kConvWeightGradAvx512BFloat16;
-#endif
-  if (dtype == at::kFloat && simd() == Simd::avx512) return kConvWeightGradAvx512;
-  if (dtype == at::kFloat && simd() == Simd::avx2) return kConvWeightGradAvx2;
-#endif
-  TORCH_CHECK_VALUE(false, "this processor has no vector code for a convolution of ", dtype);
-}
 
 constexpr int64_t kSmallSums = 1 << 16;  // weights so few that their sums stay near
 constexpr int64_t kSets = 8;             // of such sums: so many threads can work on one gradient
@@ -94,8 +77,7 @@ at::Tensor weight_grad(const ConvWeightGradCode<S>& code, const at::Tensor& grad
   const int64_t K = shape.K, C = shape.C, size = shape.R * shape.S * K * C;
   const auto options = x.options().dtype(c10::CppTypeToScalarType<S>::value);
   at::Tensor grad = at::empty({K, C, shape.R, shape.S}, options, at::MemoryFormat::ChannelsLast);
-  TORCH_CHECK_VALUE(C % code.width == 0 && K % code.width == 0, "channels must be multiples of ", code.width, ", got ",
-                    C, " and ", K);
+  check_channels(C, K, code.width);
   const Task<S> task = {code, {shape, code.images}, grad_y.const_data_ptr(), x.const_data_ptr()};
   const int64_t sets = size <= kSmallSums ? std::min(task.blocks.count(), kSets) : 1;
   S* sums = static_cast<S*>(scratch(Use::sums, sets * size * sizeof(S)));
@@ -113,7 +95,8 @@ at::Tensor conv_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, a
   TORCH_CHECK_VALUE(
       kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && kernel[0] > 0 && kernel[1] > 0 &&
           stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0 && padding[0] < kernel[0] &&
-          padding[1] < kernel[1] && fits_int(kernel) && fits_int(stride) && kernel[0] <= x.size(2) + 2 * padding[0] && kernel[1] <= x.size(3) + 2 * padding[1],
+          padding[1] < kernel[1] && fits_int(kernel) && fits_int(stride) && kernel[0] <= x.size(2) + 2 * padding[0] &&
+          kernel[1] <= x.size(3) + 2 * padding[1],
       "kernel and stride must be two positive numbers, padding two from 0 that are smaller than the kernel, "
       "which must fit into x, ",
       x.sizes(), ", got ", kernel, ", ", stride, " and ", padding);
@@ -123,16 +106,12 @@ at::Tensor conv_weight_grad_cpu(const at::Tensor& grad_y, const at::Tensor& x, a
                         shape.rows() == grad_y.size(2) && shape.columns() == grad_y.size(3),
                     "grad_y must be ", x.dtype(), " of ", shape.B, " images of ", shape.rows(), " x ", shape.columns(),
                     " pixels, got ", grad_y.dtype(), " ", grad_y.sizes());
-  return x.scalar_type() == at::kDouble ? weight_grad<double>(kExact, grad_y, x, shape)
-                                        : weight_grad<float>(find_code(x.scalar_type()), grad_y, x, shape);
+  return with_conv_code(x.scalar_type(),
+                        [&](const auto& code) { return weight_grad(code.weight_grad, grad_y, x, shape); });
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastdhm, CPU, m) { m.impl("conv_weight_grad", &conv_weight_grad_cpu); }
-
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {  // an error, not a warning and a gradient of 0
-  m.impl("conv_weight_grad", torch::autograd::autogradNotImplementedFallback());
-}
 
 }  // namespace fastdhm

@@ -1,6 +1,4 @@
-// What the CPU forms of fastdhm::conv_weight_grad share. Legend: B images of H x W pixels, C channels in, K channels
-// out, a kernel of R x S taps; rows and columns are those of grad_y. All tensors of activations are [B, H, W, C],
-// channels adjacent.
+// What the CPU forms of fastdhm::conv_weight_grad share. Legend: conv/shape.h; the output is grad_y.
 //
 // The gradient of a tap's weights, [K, C], is the matrix product of grad_y, [K, pixels], and x, [pixels, C], moved by
 // the tap. Both are packed, a block of pixels at a time, for such products in near memory; where the instructions take
@@ -11,19 +9,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "conv/shape.h"
+
 namespace fastdhm {
 
 constexpr int64_t kBlockPixels = 256;  // about so many in a block, or pairs: packed, they fit in the near cache
-
-// So many parts are in a whole, the last of which may be smaller.
-constexpr int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
-struct ConvShape {
-  int64_t B, C, H, W, K, R, S, row_stride, column_stride, row_padding, column_padding;
-
-  int64_t rows() const { return (H + 2 * row_padding - R) / row_stride + 1; }
-  int64_t columns() const { return (W + 2 * column_padding - S) / column_stride + 1; }
-};
 
 // Pixels of grad_y that are packed together: some rows of a pair of images, or some pairs of whole ones. A pair is one
 // image where the instructions take single numbers.
@@ -74,7 +64,5 @@ struct ConvWeightGradCode {
   // Rows [begin, end) of the gradient [K, R, S, C], from sums [sets, R, S, K, C].
   void (*add_sets)(const Real* sums, int64_t sets, const ConvShape& shape, int64_t begin, int64_t end, Real* grad);
 };
-
-extern const ConvWeightGradCode<float> kConvWeightGradAvx2, kConvWeightGradAvx512, kConvWeightGradAvx512BFloat16;
 
 }  // namespace fastdhm

@@ -23,15 +23,6 @@
 namespace fastdhm {
 namespace {
 
-// The code for an instruction set, or null.
-const MimicLossSimd* vector_code(Simd simd) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (simd == Simd::avx512) return &kMimicLossAvx512;
-  if (simd == Simd::avx2) return &kMimicLossAvx2;
-#endif
-  return nullptr;
-}
-
 MimicLossRows simd_rows(const MimicLossSimd* code, at::ScalarType dtype) {
   if (code == nullptr) return nullptr;
   if (dtype == at::kFloat) return code->float32;
@@ -140,7 +131,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
   // The sums of a group of rows do not depend on which thread makes them: any number of threads gives the same bits.
   const int64_t group = std::max<int64_t>(4, 2048 / K), groups = (B + group - 1) / group;
   std::vector<double> sums(groups * A * A);
-  const MimicLossSimd* code = vector_code(simd());
+  const MimicLossSimd* code = FASTDHM_CODE_IN_USE(kMimicLoss);
   const MimicLossRows fast = A > 0 ? simd_rows(code, dtype) : nullptr, exact = exact_rows(dtype);
   const int64_t row_bytes = K * grad.element_size();
   const int64_t grain = std::max<int64_t>(1, 16384 / (group * std::max<int64_t>(A, 1) * K));

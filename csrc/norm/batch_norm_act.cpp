@@ -1,4 +1,5 @@
-// The CPU form of fastdhm::batch_norm_act and its gradient. Legend: R rows (a row is one pixel of one image), C channels.
+// The CPU form of fastdhm::batch_norm_act and its gradient. Legend: R rows (a row is one pixel of one image), C
+// channels.
 #include "norm/batch_norm_act.h"
 
 #include <ATen/MemoryOverlap.h>
@@ -7,7 +8,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/BFloat16.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -19,10 +19,9 @@
 #include <vector>
 
 #include "find_op.h"
-#include "simd/lanes.h"
+#include "norm/batch_norm_act_simd.h"
 #include "simd/scalar.h"
 #include "simd/simd.h"
-#include "norm/batch_norm_act_simd.h"
 
 namespace fastdhm {
 namespace {
@@ -31,10 +30,7 @@ BatchNormActCode<double> double_code() { return BatchNormActRows<One<double>, do
 
 BatchNormActCode<float> float_code(at::ScalarType dtype) {
   const bool narrow = dtype == at::kBFloat16;
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (simd() == Simd::avx512) return narrow ? kBatchNormActAvx512.bfloat16 : kBatchNormActAvx512.float32;
-  if (simd() == Simd::avx2) return narrow ? kBatchNormActAvx2.bfloat16 : kBatchNormActAvx2.float32;
-#endif
+  if (const BatchNormActSimd* code = FASTDHM_CODE_IN_USE(kBatchNormAct)) return narrow ? code->bfloat16 : code->float32;
   return narrow ? BatchNormActRows<One<float>, c10::BFloat16>::code() : BatchNormActRows<One<float>, float>::code();
 }
 
@@ -52,10 +48,9 @@ void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> vectors
   check_channels_last(x, "x", x);
   TORCH_CHECK_VALUE(x.numel() > 0, "x has no elements: there is nothing to take a mean of");
   for (const at::Tensor* vector : vectors) {
-    TORCH_CHECK_VALUE(vector->sizes() == at::IntArrayRef{x.size(1)} && vector->scalar_type() == own &&
-                          vector->is_contiguous(),
-                      "vectors must be contiguous ", own, " [", x.size(1), "], got ", vector->dtype(), " ",
-                      vector->sizes());
+    TORCH_CHECK_VALUE(
+        vector->sizes() == at::IntArrayRef{x.size(1)} && vector->scalar_type() == own && vector->is_contiguous(),
+        "vectors must be contiguous ", own, " [", x.size(1), "], got ", vector->dtype(), " ", vector->sizes());
   }
 }
 
@@ -110,8 +105,8 @@ void move(const at::Tensor& running, int64_t c, double found, double momentum) {
   value = static_cast<S>(value + momentum * (found - value));
 }
 
-// A number of each channel that is near enough to its mean for squares of differences from it to lose nothing: the median
-// of some rows, which is none of a few outliers.
+// A number of each channel that is near enough to its mean for squares of differences from it to lose nothing: the
+// median of some rows, which is none of a few outliers.
 template <class S, class T>
 std::vector<S> middles(const void* x, int64_t R, int64_t C) {
   constexpr int64_t kRows = 9;
@@ -138,9 +133,8 @@ Result forward(const BatchNormActCode<S>& code, const at::Tensor& x, const at::T
   const void* from = x.const_data_ptr();
   const std::vector<S> pivot =
       x.scalar_type() == at::kBFloat16 ? middles<S, c10::BFloat16>(from, R, C) : middles<S, S>(from, R, C);
-  const std::vector<double> sums = sums_over_rows(R, C, [&](int64_t begin, int64_t end, double* sum) {
-    code.moments(from, pivot.data(), begin, end, C, sum);
-  });
+  const std::vector<double> sums = sums_over_rows(
+      R, C, [&](int64_t begin, int64_t end, double* sum) { code.moments(from, pivot.data(), begin, end, C, sum); });
   for (int64_t c = 0; c < C; ++c) {
     const double offset = sums[c] / R;
     const double var = std::max(sums[C + c] / R - offset * offset, 0.0);  // NaN stays NaN
@@ -167,11 +161,10 @@ Result batch_norm_act_cpu(const at::Tensor& x, const at::Tensor& running_mean, c
     at::assert_no_overlap(running_mean, *read);
     at::assert_no_overlap(running_var, *read);
   }
-  return x.scalar_type() == at::kDouble
-             ? forward<double>(double_code(), x, running_mean, running_var, weight, bias, data(residual), momentum, eps,
-                               relu)
-             : forward<float>(float_code(x.scalar_type()), x, running_mean, running_var, weight, bias, data(residual),
-                              momentum, eps, relu);
+  return x.scalar_type() == at::kDouble ? forward<double>(double_code(), x, running_mean, running_var, weight, bias,
+                                                          data(residual), momentum, eps, relu)
+                                        : forward<float>(float_code(x.scalar_type()), x, running_mean, running_var,
+                                                         weight, bias, data(residual), momentum, eps, relu);
 }
 
 using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
@@ -185,11 +178,10 @@ Grads backward(const BatchNormActCode<S>& code, const at::Tensor& grad_y, const 
   at::Tensor masked = need_residual ? at::empty_like(x) : at::empty({0}, x.options());
   void* keep = need_residual ? masked.mutable_data_ptr() : nullptr;
   const Affine<S> affine(weight, bias, mean, variance, eps);
-  BatchNormActGradInputs<S> inputs = {grad_y.const_data_ptr(), y, x.const_data_ptr(), read<S>(mean),
-                                      affine.scale.data(), affine.shift.data(), mask};
-  const std::vector<double> sums = sums_over_rows(R, C, [&](int64_t begin, int64_t end, double* sum) {
-    code.backward_sums(inputs, keep, begin, end, C, sum);
-  });
+  BatchNormActGradInputs<S> inputs = {
+      grad_y.const_data_ptr(), y, x.const_data_ptr(), read<S>(mean), affine.scale.data(), affine.shift.data(), mask};
+  const std::vector<double> sums = sums_over_rows(
+      R, C, [&](int64_t begin, int64_t end, double* sum) { code.backward_sums(inputs, keep, begin, end, C, sum); });
   if (need_residual) {
     inputs.grad_y = keep;
     inputs.mask = Mask::none;
@@ -235,8 +227,7 @@ struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
                                                 double momentum, double eps, bool relu) {
     const at::AutoDispatchBelowADInplaceOrView below;
     static const auto op = find_op<decltype(batch_norm_act_cpu)>("fastdhm::batch_norm_act");
-    const auto [y, mean, variance] =
-        op.call(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu);
+    const auto [y, mean, variance] = op.call(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu);
     for (const at::Tensor& written : {running_mean, running_var}) written.unsafeGetTensorImpl()->bump_version();
     // What the relu cut off shows in y, but in x too if nothing else was added: then y need not be kept nor read.
     context->save_for_backward({x, weight, bias, mean, variance, relu && residual ? y : at::Tensor()});
@@ -282,10 +273,6 @@ TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("batch_norm_act_backward", &batch_norm_act_backward_cpu);
 }
 
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
-  m.impl("batch_norm_act", &batch_norm_act_autograd);
-  // a gradient of the gradient: an error, not a warning and 0
-  m.impl("batch_norm_act_backward", torch::autograd::autogradNotImplementedFallback());
-}
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) { m.impl("batch_norm_act", &batch_norm_act_autograd); }
 
 }  // namespace fastdhm

@@ -6,7 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/BFloat16.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -15,7 +14,6 @@
 
 #include "check_images.h"
 #include "find_op.h"
-#include "simd/lanes.h"
 #include "simd/scalar.h"
 #include "simd/simd.h"
 
@@ -27,10 +25,7 @@ namespace {
 ShortcutCode code_for(at::ScalarType dtype) {
   if (dtype == at::kDouble) return Shortcut<One<double>, double>::code();
   const bool narrow = dtype == at::kBFloat16;
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (simd() == Simd::avx512) return narrow ? kShortcutAvx512.bfloat16 : kShortcutAvx512.float32;
-  if (simd() == Simd::avx2) return narrow ? kShortcutAvx2.bfloat16 : kShortcutAvx2.float32;
-#endif
+  if (const ShortcutSimd* code = FASTDHM_CODE_IN_USE(kShortcut)) return narrow ? code->bfloat16 : code->float32;
   return narrow ? Shortcut<One<float>, c10::BFloat16>::code() : Shortcut<One<float>, float>::code();
 }
 
@@ -106,10 +101,6 @@ TORCH_LIBRARY_IMPL(fastdhm, CPU, m) {
   m.impl("shortcut_backward", &shortcut_backward_cpu);
 }
 
-TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
-  m.impl("shortcut", &shortcut_autograd);
-  // a gradient of the gradient: an error, not a warning and 0
-  m.impl("shortcut_backward", torch::autograd::autogradNotImplementedFallback());
-}
+TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) { m.impl("shortcut", &shortcut_autograd); }
 
 }  // namespace fastdhm

@@ -1,5 +1,7 @@
-// The shortcut of a residual block in vectors, for an instruction set V (avx512.h shows what V gives). No include that
-// holds inline functions may stand here or after here: they would be compiled for V and called by all.
+// The shortcut of a residual block in vectors, for an instruction set V (simd/avx512.h shows what V gives). No include
+// that holds inline functions may stand here or after here: they would be compiled for V and called by all.
+
+#include "simd/lanes.h"
 
 namespace fastdhm {
 namespace {

@@ -13,7 +13,7 @@ const char* const kNames[] = {"none", "avx2", "avx512"};
 // What this processor has, the fastest last.
 std::vector<Simd> available() {
   std::vector<Simd> found = {Simd::none};
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTDHM_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     found.push_back(Simd::avx2);

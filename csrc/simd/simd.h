@@ -1,9 +1,13 @@
-// Which instruction set the vector code of the CPU ops uses: the fastest that this processor has, unless a test chooses.
+// Which instruction set the vector code of the CPU ops uses: the fastest that this processor has, unless a test
+// chooses.
 #pragma once
 
-// Whether the compiler knows products of bfloat16 pairs; which processor has them shows at run time.
-#if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 11)
-#define FASTDHM_BFLOAT16_PRODUCTS
+// What the compiler knows; what the processor has shows at run time.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define FASTDHM_X86
+#if defined(__clang__) || __GNUC__ >= 11
+#define FASTDHM_BFLOAT16_PRODUCTS  // of pairs
+#endif
 #endif
 
 #include <string>
@@ -18,5 +22,13 @@ std::string simd_name();                 // its name
 std::vector<std::string> simd_names();   // those of this processor, none aside, the fastest last
 bool has_bfloat16_products();            // of pairs, by AVX-512: in use, compiled, and in this processor
 void set_simd(const std::string& name);  // have all ops use another one, to test it
+
+// Of an op's code nameAvx2 and nameAvx512, where that for the instruction set in use is; null where that is none.
+#ifdef FASTDHM_X86
+#define FASTDHM_CODE_IN_USE(name) \
+  (simd() == Simd::avx512 ? &name##Avx512 : simd() == Simd::avx2 ? &name##Avx2 : nullptr)
+#else
+#define FASTDHM_CODE_IN_USE(name) nullptr
+#endif
 
 }  // namespace fastdhm

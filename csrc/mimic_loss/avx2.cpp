@@ -1,9 +1,11 @@
 // The mimicking loss in AVX2, 8 floats at a time; called only where the processor has it.
 #include "mimic_loss/mimic_loss.h"
+#include "simd/simd.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTDHM_X86
 
 #include "simd/avx2.h"
+
 #include "mimic_loss/mimic_loss_simd.h"
 
 namespace fastdhm {

@@ -1,10 +1,10 @@
 // The shortcut of a residual block in AVX2; called only where the processor has it.
 #include "shortcut/shortcut.h"
+#include "simd/simd.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTDHM_X86
 
 #include "simd/avx2.h"
-#include "simd/lanes.h"
 
 #include "shortcut/shortcut_simd.h"
 
