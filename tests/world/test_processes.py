@@ -87,7 +87,7 @@ def test_a_worker_that_is_stopped_goes_on(pictures, undisturbed, tmp_path):
         run.printed("epoch 1/3")
         os.kill(run.child(), signal.SIGSTOP)
         assert run.ended(3 * SECONDS) == 0
-    assert run.err == "" or "was stopped (SIGSTOP): it is told to go on" in run.err  # its work may have been done
+    assert run.err == "" or "was stopped (SIGSTOP): continuing it" in run.err  # its work may have been done
     assert_same_state(tmp_path / "run" / "last.pt", undisturbed("torch") / "last.pt")
 
 

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
-AT_ONCE = 1 << 18  # samples of an epoch that are drawn together: some 30 MB of intermediate words
+AT_ONCE = 1 << 18  # samples of an epoch that are drawn at once: this takes some 30 MB of memory
 
 
 def shrink(image_BCHW: torch.Tensor, side: int) -> torch.Tensor:
-    """Images whose shorter side is ``side`` pixels, by area averaging; as they are where it is that long already.
+    """Images shrunk by area averaging until their shorter side is ``side`` pixels; unchanged if it already is.
 
-    The longer side keeps its proportion: rectangles of 256 x 128 shrunk to 96 are 192 x 96.
+    The aspect ratio stays: images of 256 x 128 shrunk to 96 become 192 x 96.
     """
     height, width = image_BCHW.shape[-2:]
     short = min(height, width)
@@ -32,13 +32,13 @@ def shrink(image_BCHW: torch.Tensor, side: int) -> torch.Tensor:
 class DeviceTransform(nn.Module):
     """``uint8`` BHWC images to normalised channels-last BCHW: ``(image / 255 - mean) / std``.
 
-    With ``pad``, each image is padded by that many black pixels and a window of its own size is cut out at random; with
-    ``flip``, every other image is mirrored. The draws are a pure function of (seed, epoch, sample index), made on the
-    images' device: no global generator is touched and the host waits for nothing. Both off is the transform for
-    evaluation.
+    With ``pad``, each image is padded by that many black pixels, and a window of the old size is cut out at random.
+    With ``flip``, each image is mirrored with probability 1/2. The draws are a pure function of (seed, epoch, sample
+    index). They are made on the images' device: no global generator is used, and the host does not wait. For
+    evaluation, turn both off.
 
-    A draw is some 220 small operations, whatever the batch. On a GPU, where each is a launch, :meth:`draw_epoch` makes
-    those of all samples at once, and a batch looks its own up.
+    A draw takes some 220 small operations, for a batch of any size. On a GPU, each one is a launch. So
+    :meth:`draw_epoch` makes the draws of all samples at once, and a batch looks up its own.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class DeviceTransform(nn.Module):
     ) -> None:
         super().__init__()
         if pad < 0:
-            raise ValueError(f"pad is {pad}, but it counts pixels: 0 or more")
+            raise ValueError(f"pad is {pad}: must be 0 pixels or more")
         if min(std) <= 0:
-            raise ValueError(f"std is {tuple(std)}, but every channel's has to be above 0")
+            raise ValueError(f"std is {tuple(std)}: must be above 0 in every channel")
         self.pad, self.flip, self.seed = pad, flip, seed
         self._drawn: tuple[int, torch.Tensor] | None = None  # an epoch, and the draws of all samples in it
         mean_C, std_C = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
@@ -57,7 +57,7 @@ class DeviceTransform(nn.Module):
 
     @torch.no_grad()
     def draw_epoch(self, num_samples: int, epoch: int) -> None:
-        """Have the draws of samples 0, ..., ``num_samples`` - 1 ready for the batches of ``epoch``."""
+        """Make the draws of samples 0, ..., ``num_samples`` - 1 for the batches of ``epoch``."""
         if self.pad or self.flip:
             index_N = torch.arange(num_samples, device=self.gain_C.device)
             self._drawn = epoch, torch.cat([self._draw(part, epoch) for part in index_N.split(AT_ONCE)])
@@ -70,23 +70,23 @@ class DeviceTransform(nn.Module):
         epoch: int | torch.Tensor,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """``index_B`` is the dataset-wide sample index; it and ``epoch``, if a 0-d int64, are on the images' device."""
+        """``index_B`` are the samples' indices in the data set; it and a tensor ``epoch`` are on the images' device."""
         if self.pad or self.flip:
             image_BHWC = self._augment(image_BHWC, index_B, epoch)
-        # Whole rows at a time: three channels alone are too short to vectorise over, and five times slower on a CPU. In
-        # place: a second buffer of this size costs more in page faults than the arithmetic.
+        # Whole rows at once: vectors of only three channels are five times slower on a CPU. In place: the page faults
+        # of a second buffer cost more than the arithmetic.
         W = image_BHWC.shape[2]
         row_BHX = image_BHWC.float().flatten(2).mul_(self.gain_C.repeat(W)).add_(self.bias_C.repeat(W))
         return row_BHX.to(dtype).view(image_BHWC.shape).permute(0, 3, 1, 2)
 
     def _draw(self, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
-        """Of each sample, where its window begins (row, column) and whether it is mirrored, ``int64 [B, 3]``."""
+        """For each sample: first row and column of its window, and whether it is mirrored, ``int64 [B, 3]``."""
         top_B, left_B, mirror_B, _ = draw(index_B, epoch, STREAM_AUGMENT, self.seed)
         offsets = 2 * self.pad + 1
         return torch.stack([top_B * offsets >> 32, left_B * offsets >> 32, mirror_B >> 31], 1)
 
     def _augment(self, image_BHWC: torch.Tensor, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
-        """Crop and flip as one gather of whole pixels: a pixel's address is linear in its row and its column."""
+        """Crop and flip in one gather of whole pixels: the address of a pixel is linear in its row and its column."""
         B, H, W, C = image_BHWC.shape
         device = image_BHWC.device
         known = self._drawn is not None and isinstance(epoch, int) and self._drawn[0] == epoch

@@ -1,4 +1,4 @@
-"""One image file to 8-bit RGB: read, for any format and mode, with grey (deep greyscale), tiff and signatures.
+"""One image file to 8-bit RGB: read does it for any format and mode, with grey (deep greyscale), tiff and signatures.
 
-pool: the worker processes that read many.
+pool: worker processes that read many images.
 """

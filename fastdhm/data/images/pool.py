@@ -1,9 +1,9 @@
-"""Worker processes that answer in order, cannot be waited for in vain, and never outlive their parent.
+"""Worker processes that answer in order, never make their parent wait for ever, and never outlive it.
 
-Plain forks, each with two pipes of its own. What workers share in ``multiprocessing`` and in torch's ``DataLoader``,
-one of them can take from all by dying or standing still: the lock of a queue, the few descriptors that a message
-carries, the space in ``/dev/shm``, which in a container may hold less than a batch. Large answers lie in memory that
-was mapped before the forks and is no file.
+They are plain forks, each with two pipes of its own. In ``multiprocessing`` and in torch's ``DataLoader``, workers
+share the lock of a queue, file descriptors and the space in ``/dev/shm``, which in a container may hold less than a
+batch. So one worker that dies or hangs can block all. Here, large answers go through memory that was mapped before the
+forks and belongs to no file.
 """
 
 from __future__ import annotations
@@ -34,37 +34,39 @@ from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 from fastdhm.system.waiting import POLL_S, Wait
 
-AHEAD = 2  # items that each worker is given, so that none waits for its next
-CONTINUE_S = 5.0  # a worker that someone stopped is told to go on after so long
+AHEAD = 2  # items that each worker is given, so that it never waits for the next
+CONTINUE_S = 5.0  # a worker that someone stopped is continued after this time
 END_S = 5.0  # how long to wait for a killed process; one that hangs in the kernel ends when its device answers
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 ORDER, LENGTH = struct.Struct("qq"), struct.Struct("Q")  # (item, room); bytes of the answer that follows
-# What a scheduler or a terminal sends to all processes of a job: the parent decides, and may want the work that is done
+# Signals that a scheduler or a terminal sends to all processes of a job. The parent decides: it may need the work.
 PARENTS_TO_OBEY = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
 
 NOTHING = -1
-_hand = memoryview(array.array("q", [NOTHING]))  # what this process has in hand; a worker's is its parent's to read
+_hand = memoryview(array.array("q", [NOTHING]))  # the sample that this process reads; the parent can see a worker's
 
 
 def in_hand(sample: int) -> None:
-    """Note that ``sample`` is being read, so that it can be named if the read does not return."""
+    """Note that ``sample`` is being read, so that a message can name it if the read does not return."""
     _hand[0] = sample
 
 
 def reading(label: Callable[[int], str], hand: memoryview | None = None) -> str:
-    """What is in hand, in this process or in that whose ``hand`` it is; empty if that is nothing."""
+    """``reading SAMPLE``: what this process, or the one that ``hand`` belongs to, is reading; empty if nothing."""
     sample = (_hand if hand is None else hand)[0]
     return "" if sample == NOTHING else f"reading {label(sample)}"
 
 
 class WorkerPool:
-    """``with WorkerPool(work, items, workers) as pool: for answer in pool.answers()``: ``work(item)`` of each, in
-    order.
+    """Computes ``work(item)`` of each item in worker processes; the answers come in the order of the items.
 
-    With ``room_bytes``, ``work(item, room)`` may also write so many bytes to ``room``, and what comes is the pair of
-    its answer and that memory, which the next item's worker will overwrite. ``label`` names what was :func:`in_hand`.
+    Use it as ``with WorkerPool(work, items, workers) as pool: for answer in pool.answers()``.
 
-    A worker's exception is raised here. One that dies, or does not answer in time, raises ``UserError``.
+    With ``room_bytes``, ``work(item, room)`` may also write that many bytes to ``room``. Then each answer is the pair
+    of the answer and that memory, which a later item will overwrite. ``label`` gives the name of a sample that is
+    :func:`in_hand`.
+
+    A worker's exception is raised here. A worker that dies, or does not answer in time, raises ``UserError``.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class WorkerPool:
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> WorkerPool:
-        """Fork them all now, before a progress bar's thread holds any lock."""
+        """Fork all workers now, before the thread of a progress bar holds a lock."""
         rooms = AHEAD * self._count
         self._free = collections.deque(range(rooms))
         try:
@@ -94,7 +96,7 @@ class WorkerPool:
             started = len(self._workers)
             self.__exit__()
             raise UserError(
-                f"worker {started + 1} of {self._count} cannot be started ({error.strerror}): take fewer "
+                f"worker {started + 1} of {self._count} cannot be started ({error.strerror}): use fewer "
                 "--workers, or raise the limit (see 'ulimit -a')"
             ) from error
         self._poll = select.poll()
@@ -113,7 +115,7 @@ class WorkerPool:
         self._workers.clear()
 
     def answers(self) -> Iterator[Any]:
-        """What the work gives for each item."""
+        """The answer for each item, in order."""
         given, ready = 0, {}
         for number in range(len(self._items)):
             given = self._give(given, number + AHEAD * self._count)
@@ -127,7 +129,7 @@ class WorkerPool:
             self._free.append(room)
 
     def _give(self, given: int, end: int) -> int:
-        """Hand out items from ``given`` to ``end`` to who has the fewest, while any has fewer than it may."""
+        """Give the items from ``given`` to ``end`` to the worker with the fewest, until all have ``AHEAD`` items."""
         while given < min(end, len(self._items)):
             worker = min(self._workers, key=lambda worker: len(worker.todo))
             if len(worker.todo) >= AHEAD:
@@ -137,7 +139,7 @@ class WorkerPool:
         return given
 
     def _listen(self, ready: dict[int, tuple], wait: Wait) -> None:
-        """Take in what workers answer, for half a second at most."""
+        """Receive answers of workers, for half a second at most."""
         for pipe, _ in self._poll.poll(1000 * POLL_S):
             worker = self._by_pipe[pipe]
             if not worker.read():
@@ -163,11 +165,11 @@ class WorkerPool:
     def _dead(self, worker: _Worker) -> NoReturn:
         worker.kill()
         status = worker.status()
-        how, remedy = f"ended with status {status}", "Take --workers 0 to see why"
+        how, remedy = f"ended with status {status}", "Use --workers 0 to see why"
         if status == -signal.SIGKILL:
-            how, remedy = "was killed, as when memory runs out (see 'dmesg')", "Take fewer --workers"
+            how, remedy = "was killed, as when memory runs out (see 'dmesg')", "Use fewer --workers"
         elif status is not None and status < 0:
-            how, remedy = f"crashed by {signal.Signals(-status).name}", "Take that file out, or mend it"
+            how, remedy = f"crashed with {signal.Signals(-status).name}", "Remove that file, or repair it"
         doing = self._doing(worker)
         raise UserError(f"worker process {worker.pid} {how}{doing and f' while {doing}'}. {remedy}")
 
@@ -178,7 +180,7 @@ class WorkerPool:
                 pipes += os.pipe()
             asked, ask, answers, answered = pipes
             parent = os.getpid()
-            with warnings.catch_warnings():  # Python 3.12 warns of threads beside; what they could hold is not used
+            with warnings.catch_warnings():  # Python 3.12 warns of other threads; workers use nothing those could lock
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
         except OSError:
@@ -197,14 +199,14 @@ class WorkerPool:
         return _Worker(number, pid, ask, answers)
 
     def _serve(self, asked: int, answered: int) -> None:
-        """In a worker: answer until nothing more can be asked."""
+        """In a worker: answer until the parent closes its pipe."""
         while order := os.read(asked, ORDER.size):  # written at once, so read at once: see pipe(7)
             number, room = ORDER.unpack(order)
             rooms = (self._room(room),) if self._room_bytes else ()
             try:
                 answer, trace = self._work(self._items[number], *rooms), None
             except MemoryError:
-                answer, trace = UserError("a worker process has no memory left: take fewer --workers"), ""
+                answer, trace = UserError("a worker process has no memory left: use fewer --workers"), ""
             except Exception as error:
                 answer, trace = error, traceback.format_exc()
             message = _pickled(answer, trace)
@@ -214,7 +216,7 @@ class WorkerPool:
 
 @dataclass
 class _Worker:
-    """A worker as its parent has it."""
+    """A worker as its parent sees it."""
 
     number: int
     pid: int
@@ -225,17 +227,17 @@ class _Worker:
 
     def give(self, item: int, room: int) -> None:
         self.todo.append((item, room))
-        with suppress(BrokenPipeError):  # it has died, which its other pipe tells next
-            os.write(self.ask, ORDER.pack(item, room))  # a few bytes: there is always room for them in a pipe
+        with suppress(BrokenPipeError):  # it has died; its other pipe will show that
+            os.write(self.ask, ORDER.pack(item, room))  # a few bytes: a pipe always has room for them
 
     def read(self) -> bool:
-        """Take what lies in the pipe; false if the worker has ended."""
+        """Receive what is in the pipe; false if the worker has ended."""
         part = os.read(self.answers, 1 << 20)
         self.inbox += part
         return bool(part)
 
     def messages(self) -> Iterator[bytes]:
-        """The answers that have come whole."""
+        """The answers that have arrived whole."""
         while len(self.inbox) >= LENGTH.size:
             end = LENGTH.size + LENGTH.unpack_from(self.inbox)[0]
             if len(self.inbox) < end:
@@ -245,26 +247,26 @@ class _Worker:
             yield message
 
     def go_on(self) -> None:
-        """Wake it if someone stopped it and left this process running."""
+        """Continue it if someone stopped it while this process runs."""
         try:
             state = Path(f"/proc/{self.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
         except OSError:
             return
         if state == "T":
-            Console(stderr=True).print(f"worker process {self.pid} was stopped (SIGSTOP): it is told to go on")
+            Console(stderr=True).print(f"worker process {self.pid} was stopped (SIGSTOP): continuing it")
             os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it without waiting for its end; what ended it before stays its status."""
+        """Kill it without waiting for its end; if it had already ended, its status stays."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def status(self) -> int | None:
-        """How it ended, a signal as a negative number; None if that is not to be known, within some seconds."""
+        """How it ended, a signal as a negative number; None if that cannot be found out within ``END_S`` seconds."""
         for _ in range(int(END_S / 0.002)):
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # the program that we are in has asked for it, or ignores its children
+            except ChildProcessError:  # the calling program has waited for it, or ignores its children
                 return None
             if pid:
                 return os.waitstatus_to_exitcode(status)
@@ -276,17 +278,17 @@ def _begin(parent: int, hand: memoryview) -> None:
     """In a worker, before any work."""
     global _hand
     _hand = hand
-    # A forked worker holds its siblings' pipes open, so none would notice their parent's death: have the kernel tell.
+    # A forked worker holds its siblings' pipes open, so none would notice that the parent died: let the kernel kill it.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     for name in PARENTS_TO_OBEY:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # A bar's thread may have held the lock of these when this process was made.
+    # The thread of a progress bar may have held the locks of these when this process was forked.
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    gc.freeze()  # what it inherited, tensors on a GPU among it, is not its to free
+    gc.freeze()  # objects of the parent, such as tensors on a GPU, must not be freed here
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # OpenMP's threads were not forked
+        sys.modules["torch"].set_num_threads(1)  # a fork does not copy OpenMP's threads
 
 
 def _pickled(answer: Any, trace: str | None) -> bytes:

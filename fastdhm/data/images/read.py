@@ -1,4 +1,4 @@
-"""One image file in, one 8-bit RGB image out, whatever the file held.
+"""Reads an image file of any kind as one 8-bit RGB image.
 
 Legend: H height, W width.
 """
@@ -21,14 +21,14 @@ from fastdhm.data.images.signatures import what_it_is
 from fastdhm.data.images.tiff import UNREAD, heed_tags, without_unused_alpha
 from fastdhm.errors import UserError
 from fastdhm.system.environment import positive
-from fastdhm.system.paths import printable
+from fastdhm.system.paths import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Not all that Pillow opens: a file is no image for being PostScript, which it would run.
+# Not all formats of Pillow: it would execute PostScript, for example.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-MAX_PIXELS = 1 << 29  # 2 GiB as Pillow holds them; its own limit is a third of that
+MAX_PIXELS = 1 << 29  # 2 GiB in Pillow's memory; its own limit is a third of that
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -36,40 +36,41 @@ _silent = False
 
 
 class Undecodable(UserError):
-    """A file that is no picture, or is a damaged one, whatever the machine and the settings."""
+    """A file that is not an image, or a damaged one, on any machine and with any settings."""
 
 
 def read_image(path: str | Path, grey_range: GreyRange | None = None) -> Image:
-    """The image at ``path`` as 8-bit RGB, upright: first frame, EXIF orientation applied, transparency laid on white.
+    """The image at ``path`` as 8-bit RGB: the first frame, EXIF orientation applied, transparency on white.
 
-    Deep greyscale (16-bit, 32-bit, float) is scaled to 8 bits by its type, or by ``grey_range``: see ``grey``. What is
-    known of it stays in ``info["grey"]``. Colour profiles are not applied. A file that cannot be decoded to its end
-    raises a ``UserError`` that names it, and so does one of more than ``$FASTDHM_MAX_PIXELS``, by default 2**29.
+    Deep greyscale (16-bit, 32-bit, float) is scaled to 8 bits by its type, or by ``grey_range``: see ``grey``. Its type
+    stays in ``info["grey"]``. Colour profiles are not applied. A file that cannot be decoded to its end raises a
+    ``UserError`` that names it. So does a file with more pixels than ``$FASTDHM_MAX_PIXELS``, by default 2**29.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise UserError(f"{printable(path)}: cannot be read: not a regular file")
+            raise UserError(f"{shown(path)}: cannot be read: not a regular file")
         if not status.st_size:
-            raise Undecodable(f"{printable(path)}: cannot be read: an empty file")
+            raise Undecodable(f"{shown(path)}: cannot be read: an empty file")
         with open(path, "rb") as file:
             return _read(file, str(path), grey_range)
     except (MemoryError, UserError):
         raise
     except UnknownRange as error:
-        raise UserError(f"{printable(path)}: {error}") from error
+        raise UserError(f"{shown(path)}: {error}") from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more for a broken file.
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from error
+            raise UserError(f"{shown(path)}: cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
-        raise Undecodable(f"{printable(path)}: cannot be decoded: {reason}") from error
+        raise Undecodable(f"{shown(path)}: cannot be decoded: {reason}") from error
 
 
 def silence_pillow() -> None:
-    """Show nothing of what Pillow and libtiff have to say in this process, which is to be one of our own.
+    """Hide the messages of Pillow and libtiff in this process. Call it only in processes of fastdhm.
 
-    It is about metadata, or about damage that is an error too; it names no file, and comes from every worker.
+    The messages are about metadata, or about damage that raises an error anyway. They name no file, and every worker
+    would print them.
     """
     global _silent
     _silent = True
@@ -77,8 +78,7 @@ def silence_pillow() -> None:
 
 
 def _to_rgb(image: Image) -> Image:
-    """8-bit RGB from any of Pillow's modes of 8 bits. White, not black, lies under transparent pixels, as most viewers
-    show them."""
+    """8-bit RGB from any 8-bit mode of Pillow. Transparent pixels are on white, as in most viewers, not on black."""
     from PIL import Image
 
     if image.mode == "LAB":
@@ -97,7 +97,7 @@ def _read(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
         return _decode(file, name, grey_range)
     except (UserError, UnknownRange):
         raise
-    except ValueError:  # what Pillow raises at texts and profiles beyond its limits, too
+    except ValueError:  # Pillow raises this also for texts and profiles beyond its limits
         file.seek(0)
         data = file.read()
         if not data.startswith(PNG):
@@ -111,7 +111,7 @@ def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
         limit = positive("FASTDHM_MAX_PIXELS", MAX_PIXELS, "pixels")
         if width * height > limit:
             raise UserError(
-                f"{printable(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,.0f}: "
+                f"{shown(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,.0f}: "
                 "shrink it, or set FASTDHM_MAX_PIXELS"
             )
         _scale_key(image)
@@ -120,19 +120,19 @@ def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
         _load(image)
         upright = _upright(without_unused_alpha(image))
         rgb = to_8_bits(upright, grey, grey_range) if grey else _to_rgb(upright)
-        rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts, profiles: nobody's business from here on
+        rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts and profiles are not needed from here on
         return rgb
 
 
 def _open(file: BinaryIO, name: str) -> Image:
-    """``Image.open`` for the formats that count, without its limit of pixels, which is the whole process's."""
+    """``Image.open`` for ``FORMATS``, without Pillow's limit of pixels, which holds for the whole process."""
     from PIL import Image
 
     head, reason = file.read(256), None
     for format_name in _formats():
         factory, accept = Image.OPEN[format_name]
         answer = accept(head[:16])
-        if isinstance(answer, str):  # known, but this Pillow was built without it
+        if isinstance(answer, str):  # a known format that this Pillow was built without
             reason = answer
         elif answer:
             try:
@@ -140,12 +140,12 @@ def _open(file: BinaryIO, name: str) -> Image:
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 reason = f"{format_name}: {UNREAD.get(str(error), error)}"
     raise UserError(
-        f"{printable(name)}: {f'cannot be decoded: {reason}' if reason else f'not an image: {what_it_is(head)}'}"
+        f"{shown(name)}: {f'cannot be decoded: {reason}' if reason else f'not an image: {what_it_is(head)}'}"
     )
 
 
 def _made(factory: Callable, file: BinaryIO) -> Image:
-    """By its name a file would be mapped, which makes noise of TIFFs that lie on their side: it is not given."""
+    """Open without the file's name: with it Pillow maps the file, and reads TIFFs that lie on their side as noise."""
     from PIL import Image
 
     file.seek(0)
@@ -166,7 +166,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _load(image: Image) -> None:
-    """Decode without Pillow's limit of pixels, which some formats ask about again, and without libtiff's messages."""
+    """Decode without Pillow's limit of pixels, which some formats check again, and without libtiff's messages."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -202,9 +202,9 @@ def _without_stderr() -> Iterator[None]:
 
 
 def _scale_key(image: Image) -> None:
-    """Bring the transparent colour of a PNG, which counts in the file's own bits, to the 8 bits of its pixels.
+    """Scale the transparent colour of a PNG from the bits of the file to the 8 bits of the pixels.
 
-    Of 16 bits a channel Pillow keeps the high byte alone, so that no more of the colour can be compared.
+    Pillow keeps only the high byte of 16-bit channels, so only that byte of the colour can be compared.
     """
     key = image.info.get("transparency")
     rawmode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
@@ -215,7 +215,7 @@ def _scale_key(image: Image) -> None:
 
 
 def _without_texts(data: bytes) -> bytes:
-    """A PNG without its texts and colour profile, of which Pillow takes a MiB each: they say nothing about pixels."""
+    """A PNG without texts and colour profile. They do not change pixels, and Pillow accepts at most 1 MiB of each."""
     kept, at = [data[:8]], 8
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -231,7 +231,7 @@ def _upright(image: Image) -> Image:
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels, which have already been decoded
+    except Exception:  # the EXIF block is damaged; the pixels have already been decoded
         return image
 
 

@@ -1,11 +1,11 @@
-"""What a file is that bears an image's suffix and is none that can be read, by its first bytes."""
+"""Recognises, by its first bytes, a file that has the suffix of an image but cannot be read as one."""
 
 from __future__ import annotations
 
-CONVERT = "which is not read: convert it to JPEG or PNG"
+CONVERT = "which cannot be read: convert it to JPEG or PNG"
 KNOWN = (
-    (0, b"version https://git-lfs", "a Git LFS pointer and not the image: fetch it with 'git lfs pull'"),
-    (0, b"/annex/objects", "a git-annex pointer and not the image: fetch it with 'git annex get'"),
+    (0, b"version https://git-lfs", "a Git LFS pointer: fetch the image with 'git lfs pull'"),
+    (0, b"/annex/objects", "a git-annex pointer: fetch the image with 'git annex get'"),
     (4, b"ftypheic", f"a HEIC image, {CONVERT}"),
     (4, b"ftypheix", f"a HEIC image, {CONVERT}"),
     (4, b"ftypmif1", f"a HEIF image, {CONVERT}"),
@@ -24,9 +24,9 @@ KNOWN = (
     (0, b"%!PS", "PostScript"),
     (0, b"PK\x03\x04", "a ZIP archive"),
     (0, b"\x1f\x8b", "a gzip file"),
-    (0, b"\x00\x05\x16\x07", "what macOS keeps beside a file (AppleDouble)"),
-    (0, b"<!doctype html", "a web page: a download that failed"),
-    (0, b"<html", "a web page: a download that failed"),
+    (0, b"\x00\x05\x16\x07", "an AppleDouble file, which macOS writes beside another file"),
+    (0, b"<!doctype html", "a web page: the download failed"),
+    (0, b"<html", "a web page: the download failed"),
     (0, b"<?xml", "XML"),
     (0, b"{", "JSON or text"),
 )
@@ -35,8 +35,8 @@ KNOWN = (
 def what_it_is(head: bytes) -> str:
     """What a file that begins with ``head`` is."""
     if not head.strip(b"\0"):
-        return "nothing but zeros, as after a copy that was cut off"
+        return "it holds only zeros, as after an interrupted copy"
     for at, magic, what in KNOWN:
         if head[at : at + len(magic)].lower() == magic.lower():
             return f"it is {what}"
-    return "it is text" if head.isascii() and b"\0" not in head else "it is of no format that is known"
+    return "it is text" if head.isascii() and b"\0" not in head else "its format is unknown"

@@ -1,4 +1,4 @@
-"""What TIFF and BMP files say in their tags and Pillow does not heed."""
+"""Tags of TIFF and BMP files that Pillow ignores."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 BITS_PER_SAMPLE, COLOUR_MAP, EXTRA_SAMPLES, PLANAR = 258, 320, 338, 284  # TIFF tags
 SEPARATE = 2
-UNREAD = {"unknown pixel mode": "its bits or channels are of a kind that is not read: convert it to 8 bits"}
+UNREAD = {"unknown pixel mode": "its bits or channels cannot be read: convert it to 8 bits"}
 
 
 def heed_tags(image: Image) -> None:
-    """Change how ``image``, which was opened and not decoded, is going to be decoded.
+    """Change how ``image``, which is opened but not yet decoded, will be decoded.
 
-    Uncompressed planes of 16 bits a channel are not to be read as if they had 8. A colour map counts to 65,535, but for
-    writers that count to 255: libtiff takes one without a larger value for theirs, and so does everything built on it.
+    Uncompressed planes of 16 bits a channel must not be read as 8 bits. The values of a colour map go up to 65,535, but
+    some writers go up to 255 only: libtiff, and all that is built on it, assumes that if no value is larger.
     """
     tags = getattr(image, "tag_v2", None)
     if tags is None:
@@ -31,9 +31,9 @@ def heed_tags(image: Image) -> None:
 
 
 def without_unused_alpha(image: Image) -> Image:
-    """``image`` without a fourth channel of zeros that its file does not say to be transparency, as browsers take it.
+    """``image`` without a fourth channel of zeros, unless the file says that it is transparency; browsers do the same.
 
-    In BMP files it is often padding, and in TIFF files without a word on their extra channel anything.
+    In BMP files it is often padding. In TIFF files that do not describe their extra channel it can be anything.
     """
     said = image.format != "BMP" and (image.format != "TIFF" or EXTRA_SAMPLES in image.tag_v2)
     if said or image.mode != "RGBA" or image.getextrema()[3] != (0, 0):

@@ -95,7 +95,7 @@ def test_types_without_a_range_need_one_and_then_keep_relative_brightness(tmp_pa
     array = WIDE[kind]
     formats = {"f": 3, "i": 2, "u": 1}
     path = write_tiff(tmp_path / "t.tiff", array, 8 * array.itemsize, formats[array.dtype.kind])
-    with pytest.raises(UserError, match=r"t.tiff: .* to 4095, and .*--grey-range LOW,HIGH"):
+    with pytest.raises(UserError, match=r"t.tiff: .* to 4095, but .*--grey-range LOW,HIGH"):
         read_image(path)
     assert levels(path, (0, 4095)) == [0, 128, 255]
     assert levels(path, (-4095, 4095)) == [127 if kind == "int16" else 128, 191, 255]
@@ -146,9 +146,9 @@ def test_what_is_known_of_deep_pictures_is_said(tmp_path):
 
     dark = said(None, [5, 4095], [9, 3000])
     assert "2 images of 16-bit grey" in dark
-    assert "the largest value is 4,095. --grey-range 0,4095 takes them as 12 bits" in dark
+    assert "the largest value is 4,095. To scale them from 12 bits, give --grey-range 0,4095" in dark
     assert "--grey-range" not in said(None, [60_000], [5])
-    assert "taken from 0 (black) to 4095 (white)" in said((0, 4095), [5])
+    assert "scaled from 0 (black) to 4095 (white)" in said((0, 4095), [5])
     assert said(None) is None
 
 

@@ -83,12 +83,12 @@ def test_no_memory_is_told_with_the_remedy():
     def huge():
         raise MemoryError
 
-    with pytest.raises(UserError, match="no memory left: take fewer --workers"):
+    with pytest.raises(UserError, match="no memory left: use fewer --workers"):
         answers(read_then(huge, at=0), range(2))
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [("SIGKILL", "was killed, as when memory runs out"), ("SIGSEGV", "crashed by SIGSEGV")]
+    ("number", "says"), [("SIGKILL", "was killed, as when memory runs out"), ("SIGSEGV", "crashed with SIGSEGV")]
 )
 def test_a_worker_that_dies_names_the_file_that_it_read(number, says):
     def die():
@@ -124,7 +124,7 @@ def test_a_stopped_worker_is_told_to_go_on(monkeypatch, capfd):
     monkeypatch.setattr(_pool, "CONTINUE_S", 0.1)
     stop = read_then(lambda: os.kill(os.getpid(), signal.SIGSTOP), at=1)
     assert answers(stop, range(6)) == list(range(6))
-    assert "was stopped (SIGSTOP): it is told to go on" in capfd.readouterr().err
+    assert "was stopped (SIGSTOP): continuing it" in capfd.readouterr().err
 
 
 def test_a_read_that_never_returns_is_told_and_then_ended(monkeypatch, capfd, tmp_path):
@@ -147,7 +147,7 @@ def test_who_cannot_be_started_is_told_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(os, "fork", limited)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(UserError, match=r"worker 3 of 5 cannot be started \(Resource .*take fewer --workers"):
+    with pytest.raises(UserError, match=r"worker 3 of 5 cannot be started \(Resource .*use fewer --workers"):
         answers(str, range(9), workers=5)
     assert len(os.listdir("/proc/self/fd")) == before
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
