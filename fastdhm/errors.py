@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", and how errors are put into words."""
+"""The exception for mistakes that the user can fix, and the wording that error messages share."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -12,23 +12,23 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not one of ``known``: says the known ones and the nearest."""
+    """The error for a name that is not in ``known``: it lists the known names and suggests the nearest."""
     known = list(known)
     return UserError(f"unknown {kind} {value!r}{did_you_mean(str(value), known)} (known: {', '.join(known)})")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest of the ``known`` names; empty where none is near."""
+    """``; did you mean 'x'?`` with the nearest of the ``known`` names; empty if none is near."""
     nearest = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def first_line(error: object) -> str:
-    """The first line of what an exception says; the name of its type where it says nothing."""
+    """The first line of an exception's message, or the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def few(names: Sequence[str], shown: int = 5) -> str:
-    """The first of some names, and how many more there are."""
+    """The first ``shown`` names, and how many more there are."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more or "none"

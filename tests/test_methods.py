@@ -43,7 +43,7 @@ def test_the_ramp_scales_only_the_mimicking():
         (("dhn",), "unknown method 'dhn'; did you mean 'dhm'"),
         (("dhm", "topdown"), "unknown direction 'topdown'; did you mean 'top-down'"),
         (("dhm", "both", "bernouli"), "unknown sampler 'bernouli'; did you mean 'bernoulli'"),
-        (("dsl", "bottom-up"), "direction is bottom-up: dsl has no mimicking, .* leave direction out"),
+        (("dsl", "bottom-up"), "direction is bottom-up: dsl has no mimicking. .* leave direction out"),
         (("baseline", "both", "structural"), "sampler is structural: baseline has no mimicking"),
     ],
     ids=["method", "direction", "sampler", "direction-of-dsl", "sampler-of-baseline"],
@@ -76,12 +76,12 @@ def test_dropping_and_the_ramp_commute():
 @pytest.mark.parametrize("direction", ["both", "top-down", "bottom-up"])
 @pytest.mark.parametrize("index", [[0], [0, 1], [0, 2], [0, 1, 3]], ids=str)
 def test_a_subset_of_the_branches_has_the_smaller_matrix(direction, index):
-    """What the engine relies on when it computes only the branches that are in."""
+    """The engine relies on this when it computes only the branches of the drawn set."""
     whole_MM = weight_matrix("dhm", 4, direction)
     assert torch.equal(whole_MM[index][:, index], weight_matrix("dhm", len(index), direction))
 
 
-def test_the_usual_distribution_is_every_subset_alike():
+def test_the_default_distribution_has_every_subset_with_equal_probability():
     assert branch_sets(None, NAMES) == {(): 0.25, ("B1",): 0.25, ("B2",): 0.25, ("B1", "B2"): 0.25}
     assert branch_sets(None, ()) == {(): 1}
 
@@ -97,23 +97,23 @@ def test_a_distribution_does_not_depend_on_how_it_is_written():
     ("given", "message"),
     [
         ({"B1": 0.5, "B4": 0.5}, "unknown branch in the set 'B4': 'B4'.*known: B1, B2"),
-        ({"B0+B1": 1.0}, "B0 is in every set and not named; none stands alone"),
-        ({"none+B1": 1.0}, "none stands alone"),
-        ({"B1+B2": 0.5, "B2+B1": 0.5}, "each set is named once"),
+        ({"B0+B1": 1.0}, "leave B0 out, it is in every set"),
+        ({"none+B1": 1.0}, "none means no side branch, write it alone"),
+        ({"B1+B2": 0.5, "B2+B1": 0.5}, "write each set once"),
         ({"B1+B1": 1.0}, "each branch once"),
-        ({"B1": 0.5, "B2": 0.4}, "sum to 0.9"),
-        ({"B1": 1.5, "B2": -0.5}, "gives 'B1' the probability 1.5: must be in"),
-        ({"B1": math.nan}, "the probability nan"),
-        ({}, "sum to 0"),
+        ({"B1": 0.5, "B2": 0.4}, "sum of the probabilities in branch_sets is 0.9: must be 1"),
+        ({"B1": 1.5, "B2": -0.5}, "the probability of 'B1' in branch_sets is 1.5: must be in"),
+        ({"B1": math.nan}, "in branch_sets is nan"),
+        ({}, "branch_sets is 0: must be 1"),
     ],
     ids=["name", "B0", "none", "set-twice", "branch-twice", "sum", "negative", "nan", "empty"],
 )
-def test_what_is_no_distribution_is_refused(given, message):
+def test_wrong_distributions_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         branch_sets(given, NAMES)
 
 
-def test_the_pick_is_by_cumulated_probability():
+def test_the_pick_is_by_cumulative_probability():
     sets = branch_sets({"none": 0.2, "B1": 0.3, "B2": 0.0, "B1+B2": 0.5}, NAMES)
     for number in range(300):
         u = philox.draw(0, number, philox.STREAM_BRANCH_SET, 5)[0] / 2**32
@@ -131,8 +131,10 @@ def chi_square(counts, expected):
 
 
 def chi_square_limit(freedom):
-    """What chi-square passes once in 30,000 tries (4 standard deviations; Wilson and Hilferty, 1931); with the
-    seed fixed there is one try."""
+    """Chi-square is above this once in 30,000 tries (4 standard deviations; Wilson and Hilferty, 1931).
+
+    The seed is fixed, so there is only one try.
+    """
     return freedom * (1 - 2 / (9 * freedom) + 4 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
@@ -158,7 +160,7 @@ def test_successive_sets_are_independent(picks):
 
 
 def test_the_bernoulli_mask_of_successive_steps_is_uniform():
-    """Three branches at two successive steps make 64 patterns, all alike where every draw is independent."""
+    """Three branches at two successive steps make 64 patterns; independent draws make all equally likely."""
     keep_S = torch.full((3,), 0.5)
     masks = [branch_mask(keep_S, 99, step).tolist() for step in range(12_800)]
     patterns = Counter(tuple(first + second) for first, second in zip(masks[::2], masks[1::2], strict=True))

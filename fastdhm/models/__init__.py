@@ -1,7 +1,8 @@
 """Networks with the paper's side branches.
 
-by_name: a network by its name. base: what a network with branches is. families: the architectures. attach: branches for
-any network. weights: from elsewhere. cost: parameters and multiply-adds. correlation: how alike two paths' filters are.
+by_name: builds a network by its name. base: what a network with branches is. families: the architectures. attach:
+branches for any network. weights: loads pre-trained weights. cost: parameters and multiply-adds. correlation: how
+similar the filters of two branches are.
 """
 
 from fastdhm.models.attach import AttachedModel, attach

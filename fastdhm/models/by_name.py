@@ -12,7 +12,7 @@ from fastdhm.models.cost import Inventory, measure
 from fastdhm.models.families import cifar_resnet, densenet, imagenet_resnet, mobilenet, wrn, zoo
 from fastdhm.models.families.family import Family
 
-# torchvision's ResNets come first: 50 and 152 would fit the small ones' pattern too.
+# torchvision's ResNets come first: resnet50 and resnet152 match the pattern of the CIFAR ResNets too.
 FAMILIES = (imagenet_resnet.FAMILY, cifar_resnet.FAMILY, densenet.FAMILY, wrn.FAMILY, mobilenet.FAMILY, zoo.FAMILY)
 DEFAULT_BRANCHES = ("B1", "B2")  # of the main experiments; B3 is an ablation
 
@@ -21,16 +21,16 @@ def build(arch: str, num_classes: int, branches: Iterable[str] | None = None, *,
     """The network ``arch`` with side branches, randomly initialised.
 
     Args:
-        arch: a name that one of ``FAMILIES`` reads, such as ``resnet50``, ``resnet32``, ``wrn-28-10``,
+        arch: a name that matches one of ``FAMILIES``, such as ``resnet50``, ``resnet32``, ``wrn-28-10``,
             ``densenet-bc-100-12``, ``mobilenet``, ``torchvision:convnext_tiny`` or ``timm:convnext_tiny``.
         num_classes: K, the size of every classifier.
-        branches: which to attach, e.g. ``("B1",)``; ``()`` for the plain network; ``None`` for what the paper's main
-            experiments attach, B1 and B2.
-        dropout: share of activations dropped in training, in [0, 1), in the trunk and the branches of a wide ResNet.
+        branches: which to attach, e.g. ``("B1",)``; ``()`` for the plain network; ``None`` for B1 and B2, as in the
+            paper's main experiments.
+        dropout: share of activations dropped in training, in [0, 1). Wide ResNets have it, in the trunk and branches.
 
     Raises:
         ValueError: an unknown architecture or branch, a depth that the architecture cannot have, dropout out of range
-            or in another family, or fewer than two classes.
+            or for a network without dropout, or fewer than two classes.
     """
     branches = DEFAULT_BRANCHES if branches is None else tuple(sorted(set(branches)))
     check(arch, branches, dropout=dropout)
@@ -43,7 +43,7 @@ def build(arch: str, num_classes: int, branches: Iterable[str] | None = None, *,
 def build_alone(arch: str, num_classes: int, branch: str, *, dropout: float = 0.0) -> BranchedModel:
     """Branch ``branch`` of ``arch`` as a network of its own (Table 5), randomly initialised; "B0" is the plain network.
 
-    Its model has one classifier, called ``branch``: see :func:`alone`. Raises as :func:`build`.
+    The model has one classifier, named ``branch``; see :func:`alone`. Raises the errors of :func:`build`.
     """
     model = build(arch, num_classes, () if branch == "B0" else (branch,), dropout=dropout)
     size = getattr(model.trunk, "default_cfg", {}).get("input_size", (3, *family_of(arch).image_size))
@@ -51,7 +51,7 @@ def build_alone(arch: str, num_classes: int, branch: str, *, dropout: float = 0.
 
 
 def family_of(arch: str) -> Family:
-    """The family that ``arch`` is of; ``ValueError``, with the nearest name and the rules, if there is none."""
+    """The family of ``arch``; ``ValueError`` with the nearest name and the naming rules if there is none."""
     for family in FAMILIES:
         if re.fullmatch(family.pattern, arch):
             return family
@@ -61,17 +61,17 @@ def family_of(arch: str) -> Family:
 
 
 def check(arch: str, branches: Iterable[str] | None = None, *, dropout: float = 0.0) -> None:
-    """``ValueError`` if there is no network ``arch``, or it cannot have one of ``branches``, or not ``dropout``."""
+    """``ValueError`` if there is no network ``arch``, or if it cannot have one of ``branches`` or ``dropout``."""
     family = family_of(arch)
     known_branches = family.branches(arch)
     for name in branches or ():
         if name not in known_branches:
             raise unknown(f"branch of {arch}", name, known_branches)
     if not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout}: must be a share in [0, 1)")
+        raise UserError(f"dropout is {dropout}: must be in [0, 1)")
     if dropout and not family.has_dropout:
         having = [name for other in FAMILIES if other.has_dropout for name in other.examples]
-        raise UserError(f"dropout is {dropout}, and {arch} has none: leave it 0, or take such as {', '.join(having)}")
+        raise UserError(f"dropout is {dropout}: {arch} has no dropout. Set it to 0, or use one of {', '.join(having)}")
 
 
 def inventory(
@@ -80,15 +80,15 @@ def inventory(
     image_size: int | tuple[int, int] | None = None,
     branches: Iterable[str] | None = None,
 ) -> Inventory:
-    """Parameters and multiply-adds of ``arch`` and its branches, without computing or allocating anything.
+    """Parameters and multiply-adds of ``arch`` and its branches; nothing is computed or allocated.
 
     Args:
-        arch: as in :func:`build`, ``branches`` too.
-        num_classes: K; ``None`` for that of the paper's data set.
-        image_size: height and width in pixels, or the side of a square; ``None`` for the paper's.
+        arch, branches: as in :func:`build`.
+        num_classes: K; ``None`` for the number in the paper's data set.
+        image_size: height and width in pixels, or the side of a square; ``None`` for the paper's size.
 
     Raises:
-        ValueError: as :func:`build`, or a size that the network does not run at.
+        ValueError: the errors of :func:`build`, or an image size at which the network does not run.
     """
     family = family_of(arch)
     num_classes = family.num_classes if num_classes is None else num_classes
@@ -100,5 +100,5 @@ def inventory(
         model = build(arch, num_classes, branches)
     try:
         return Inventory((height, width), num_classes, measure(model, (height, width)))
-    except (RuntimeError, AssertionError, ValueError) as error:  # whatever the network itself says to such a size
+    except (RuntimeError, AssertionError, ValueError) as error:  # any error of the network at this size
         raise UserError(f"{arch} does not run on images of {height}x{width} pixels: {first_line(error)}") from error

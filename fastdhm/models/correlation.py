@@ -1,6 +1,6 @@
-"""How alike the convolutions of the main branch and of a side branch have become (App. H, Figure 4).
+"""How similar the convolutions of the main branch and of a side branch are (App. H, Figure 4).
 
-Legend: B batch, F filters (output channels) of a layer, C its input channels, H and W those of an image.
+Legend: B batch, F filters (output channels) of a layer, C input channels, H height, W width.
 """
 
 import math
@@ -12,17 +12,18 @@ from fastdhm.errors import UserError, unknown
 from fastdhm.models.base.branched import BranchedModel
 from fastdhm.models.base.trace import probe
 
-FORK = ""  # among the names of layers that run: where the branch leaves the trunk
+FORK = ""  # stands for the fork of the branch among the names of the layers that ran
 
 
 def layer_pairs(model: BranchedModel, branch: str, size_CHW: tuple[int, int, int]) -> list[tuple[str, str]]:
-    """The 3x3 convolutions of B0 behind the fork of ``branch`` and of the branch that correspond, in order, by name.
+    """The names of matching 3x3 convolutions, in order: one of B0 behind the fork of ``branch``, and one of the branch.
 
-    Correspond do the k-th of a shape in one and the k-th of that shape in the other: in ResNets the same layer of the
-    k-th block of a stage, in bottleneck blocks the middle layer. Layers without a counterpart are left out.
+    The k-th convolution of a shape in B0 matches the k-th convolution of the same shape in the branch. In a ResNet this
+    is the same layer of the k-th block of a stage; in a bottleneck block it is the middle layer. Layers without a match
+    are left out.
 
     Raises:
-        ValueError: the model does not have the branch, or no layers of the two have a shape in common.
+        ValueError: the model does not have the branch, or no layer of the branch matches one of B0.
     """
     if branch not in model.branches:
         raise unknown("branch", branch, model.branches)
@@ -39,17 +40,17 @@ def layer_pairs(model: BranchedModel, branch: str, size_CHW: tuple[int, int, int
         by_shape[tuple(convs[name].weight.shape)].append(name)
     pairs = [
         (same.pop(0), name) for name in inside if (same := by_shape[tuple(convs[name].weight.shape)])
-    ]  # each of a shape is taken once, in order
+    ]  # each layer of B0 is used once, in order
     if not pairs:
         raise UserError(
-            f"no 3x3 convolution of {branch} has the shape of one of B0 behind its fork (B1 is wider in the paper's "
-            "networks, and depthwise convolutions have no channels to compare): take another branch"
+            f"no 3x3 convolution of {branch} has the same shape as one of B0 behind the fork: choose another branch "
+            "(B1 is wider in the paper's networks, and depthwise convolutions are not compared)"
         )
     return pairs
 
 
 def _order(model: BranchedModel, branch: str, names: list[str], size_CHW: tuple[int, int, int]) -> list[str]:
-    """``names`` in the order in which they run, and :data:`FORK` among them."""
+    """``names`` in the order in which the layers run, with :data:`FORK` among them."""
 
     def run(network: BranchedModel, images_BCHW: Tensor) -> list[str]:
         ran: list[str] = []
@@ -63,14 +64,14 @@ def _order(model: BranchedModel, branch: str, names: list[str], size_CHW: tuple[
 
 
 def kernel_correlation(main_FCHW: Tensor, side_FCHW: Tensor) -> Tensor:
-    """The correlation matrix of two layers' filters, float64 ``[F, F]``: ``[i, j]`` is for filter i of main, j of side.
+    """The correlations between the filters of two layers, float64 ``[F, F]``: ``[i, j]`` for main's i and side's j.
 
-    Of each kernel the maximum is taken, ``a[f, c] = max over h, w of weight[f, c, h, w]``, which makes a layer a matrix
-    [F, C]. It is brought to mean 0 and variance 1 over channels and filters together. Two filters are correlated
-    (Pearson) over their C channels. App. H says no more than "normalize them across channels and filters": that it is
-    filters which are correlated, over channels, is our reading.
+    Each kernel is reduced to its maximum, ``a[f, c] = max over h, w of weight[f, c, h, w]``, so a layer becomes a
+    matrix [F, C]. The matrix is normalised to mean 0 and variance 1 over channels and filters together. Then each
+    filter of one layer is correlated (Pearson) with each filter of the other over their C channels. App. H only says
+    "normalize them across channels and filters"; correlating filters over channels is our reading.
 
-    A filter whose channels are all alike has correlation 0.
+    A filter with the same value in all channels has correlation 0.
     """
     directions = []
     for weight_FCHW in (main_FCHW, side_FCHW):
@@ -82,9 +83,9 @@ def kernel_correlation(main_FCHW: Tensor, side_FCHW: Tensor) -> Tensor:
 
 
 def expected_by_chance(channels: int) -> float:
-    """The mean ``|r|`` of the correlations of independent normal vectors of ``channels`` values; NaN below three.
+    """The mean ``|r|`` of the correlations of independent normal vectors with ``channels`` values; NaN below three.
 
-    ``r`` has the density ``(1 - r^2)^((C - 4) / 2) / Beta(1/2, (C - 2) / 2)`` then.
+    Such an ``r`` has the density ``(1 - r^2)^((C - 4) / 2) / Beta(1/2, (C - 2) / 2)``.
     """
     if channels < 3:
         return math.nan
@@ -93,8 +94,10 @@ def expected_by_chance(channels: int) -> float:
 
 
 def summarize(correlation_FF: Tensor) -> dict[str, float | Tensor]:
-    """Of a correlation matrix, as scalars on its device: the mean of ``|r|``, that of ``r``, and the mean over the
-    filters of both layers of the ``|r|`` of the filter that is most like each."""
+    """Three scalars of a correlation matrix, on its device: the mean ``|r|``, the mean ``r`` and the mean best match.
+
+    The best match of a filter is its largest ``|r|`` with a filter of the other layer. Its mean is over both layers.
+    """
     abs_FF = correlation_FF.abs()
     best = (abs_FF.amax(1).mean() + abs_FF.amax(0).mean()) / 2
     return {"mean_abs": abs_FF.mean(), "mean": correlation_FF.mean(), "best_match": best}

@@ -17,7 +17,7 @@ from fastdhm.models.base.branched import BranchedModel
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and multiply-adds of a forward pass of one image (convolutions and linear layers)."""
+    """Parameters, and multiply-adds of the forward pass of one image (convolutions and linear layers)."""
 
     params: int
     macs: int
@@ -31,31 +31,31 @@ class Inventory:
     """Height and width, in pixels."""
     num_classes: int
     branches: dict[str, Cost]
-    """By name: "B0" is the trunk, "B1" and so on are what a branch adds from its fork on."""
+    """Name -> cost: "B0" is the trunk; "B1" and so on are what a branch adds from its fork on."""
 
     @property
     def step_ratio(self) -> float:
-        """Multiply-adds of a training step with every branch over those of a step of the trunk alone.
+        """Multiply-adds of a training step with every branch, divided by those of a step of the trunk alone.
 
-        The backward pass of a layer costs twice its forward pass in either, so forward passes have the same ratio.
+        A layer's backward pass costs twice its forward pass in both steps, so the forward passes have the same ratio.
         """
         return sum(cost.macs for cost in self.branches.values()) / self.branches["B0"].macs
 
 
 class _Counter:
-    """A forward hook that adds up the multiply-adds of the layers it is on."""
+    """A forward hook that adds up the multiply-adds of its layers."""
 
     def __init__(self):
         self.macs = 0
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # Each output is a sum over one filter's weights, a transposed convolution's input is spread over one's.
+        # Each output is a sum over the weights of one filter. A transposed convolution spreads each input over them.
         sums = args[0] if isinstance(module, _ConvTransposeNd) else output
         self.macs += sums.numel() * module.weight[0].numel()
 
 
 class _WithoutNorms(TorchFunctionMode):
-    """Batch norms, which keep the shape, give back what they get: on the meta device they take most of the time."""
+    """Skips batch norms, which keep the shape: on the meta device they take most of the time."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
@@ -64,7 +64,8 @@ class _WithoutNorms(TorchFunctionMode):
 def measure(model: BranchedModel, image_size: tuple[int, int]) -> dict[str, Cost]:
     """The cost of a model's trunk ("B0") and branches, for images of that height and width.
 
-    One image passes through the model where it is: on the meta device nothing is computed, and none of it needs memory.
+    One image passes through the model on the model's device. On the meta device this computes nothing and needs no
+    memory.
     """
     parts = {"B0": model.trunk, **model.branches}
     counters = {name: _Counter() for name in parts}

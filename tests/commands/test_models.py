@@ -78,11 +78,11 @@ def test_three_digits_and_a_unit(number, text):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("resnet51", r"resnet51: needs 6n\+2 layers, n at least 1; the nearest is resnet50"),
-        ("resnet8 wrn-27-10", r"wrn-27-10: needs 6n\+4 layers.*wrn-28-10"),
+        ("resnet51", r"resnet51 has 51 layers: must be 6n\+2, n at least 1. The nearest is resnet50"),
+        ("resnet8 wrn-27-10", r"wrn-27-10 has 27 layers: must be 6n\+4.*wrn-28-10"),
         ("resnet32 --branches [B3]", "unknown branch of resnet32 'B3'"),
         ("torchvision:vit_b_16", "no stage was found.*EncoderBlock"),
-        ("torchvision:resnet19", "torchvision has no network 'resnet19'; the nearest: torchvision:resnet1"),
+        ("torchvision:resnet19", "torchvision has no network 'resnet19'; did you mean torchvision:resnet1"),
         ("resnet8 --num-classes 1", "num_classes is 1"),
         ("resnet8 --image-size 0", "image_size is 0"),
         ("mobilenet --image-size many", "image_size is many"),

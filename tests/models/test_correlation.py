@@ -38,7 +38,7 @@ def test_other_families_have_pairs_of_one_shape(arch):
 
 
 @pytest.mark.parametrize(
-    ("branch", "message"), [("B1", "no 3x3 convolution of B1 has the shape"), ("B7", "unknown branch 'B7'")]
+    ("branch", "message"), [("B1", "no 3x3 convolution of B1 has the same shape"), ("B7", "unknown branch 'B7'")]
 )
 def test_a_branch_without_counterparts_is_refused(branch, message):
     with torch.device("meta"):

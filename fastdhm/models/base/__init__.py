@@ -1,4 +1,4 @@
-"""What a network with branches is, of any family: branched (trunk, taps, branches, strip()), alone (one branch).
+"""What a network with branches is, in any family: branched (trunk, taps, branches, strip()), alone (one branch).
 
-And how one is read and handled: trace (what it computes, in order), classifier, copies, recompute, initialise.
+And how a network is read and changed: trace (what it computes, in order), classifier, copies, recompute, initialise.
 """

@@ -14,26 +14,26 @@ from fastdhm.models.base.trace import probe
 
 
 class _Reached(Exception):
-    """The fork is reached; ``args`` holds the output of the module there. Of this form torch.compile follows it."""
+    """Raised at the fork; ``args`` holds the output of the module there. torch.compile can follow this form."""
 
 
 def leave(module: nn.Module, args: tuple, output: Tensor) -> None:
-    """The forward hook of a fork: nothing of the trunk after it is run."""
-    if not Recomputing.active:  # else somebody needs what is computed again, and nobody waits at the fork
+    """The forward hook at a fork: the trunk stops there."""
+    if not Recomputing.active:  # a recomputation has to run to its end, and nothing would catch the exception
         raise _Reached(output)
 
 
 class AloneBranch(nn.Module):
-    """``branch(what trunk.get_submodule(tap) gives)``: images to logits [B, K]; the trunk is not run any further.
+    """``branch(output of trunk.get_submodule(tap))``: images to logits [B, K]; the trunk stops at the fork.
 
-    The trunk keeps its class and its parameter names, without the layers behind the fork: whatever its forward does, it
-    is left by an exception as soon as the fork is reached.
+    The trunk keeps its class and its parameter names, but not the layers behind the fork. An exception ends its forward
+    as soon as the fork is reached, whatever that forward does.
 
     Args:
         trunk: a plain network, changed in place.
-        tap: the module of it after which the branch forks.
-        branch: that module's output to logits.
-        size_CHW: of the images to find out with which layers come after the fork.
+        tap: the trunk's module after which the branch forks.
+        branch: takes the output of that module to logits.
+        size_CHW: image size for the run that finds the layers behind the fork.
     """
 
     def __init__(self, trunk: nn.Module, tap: str, branch: nn.Module, size_CHW: tuple[int, int, int]):
@@ -51,12 +51,12 @@ class AloneBranch(nn.Module):
 
 
 def _drop_behind(trunk: nn.Module, tap: str, size_CHW: tuple[int, int, int]) -> None:
-    """Put an empty module in the place of each that does not run before ``tap`` does.
+    """Replace each module that does not run before ``tap`` by an identity.
 
-    Only of those beside the way to it: a module that has run to its end keeps all its parts, called or not. An empty
-    one stays, as a forward may look up the next layer before it runs this one.
+    Only modules beside the path to ``tap`` are replaced: a module that has run to its end keeps all its parts, called
+    or not. The identity is needed because a forward may look up the next layer before it runs this one.
     """
-    way = ["", *accumulate(tap.split(".")[:-1], lambda path, name: f"{path}.{name}")]
+    parents = ["", *accumulate(tap.split(".")[:-1], lambda path, name: f"{path}.{name}")]
 
     def run(network: nn.Module, images_BCHW: Tensor) -> set[str]:
         ran: set[str] = set()
@@ -66,10 +66,10 @@ def _drop_behind(trunk: nn.Module, tap: str, size_CHW: tuple[int, int, int]) -> 
             network.eval()(images_BCHW)
         except _Reached:
             return ran
-        raise UserError(f"{type(trunk).__name__} does not pass {tap}: no branch that forks there can run alone")
+        raise UserError(f"{type(trunk).__name__} does not run {tap}, where the branch forks: choose another branch")
 
     ran = probe(trunk, size_CHW, run)
-    for path in way:
+    for path in parents:
         module = trunk.get_submodule(path)
         for name, _ in list(module.named_children()):
             if f"{path}.{name}".removeprefix(".") not in ran:
@@ -77,10 +77,10 @@ def _drop_behind(trunk: nn.Module, tap: str, size_CHW: tuple[int, int, int]) -> 
 
 
 def alone(model: BranchedModel, name: str, size_CHW: tuple[int, int, int]) -> BranchedModel:
-    """Branch ``name`` of ``model`` without any other: a model with that one classifier, by the branch's own name.
+    """Branch ``name`` of ``model`` without the others: a model with one classifier, named after the branch.
 
-    ``strip()`` of it is the plain network, an :class:`AloneBranch`. The model given away is not used again: its modules
-    are the new one's. "B0" is the trunk.
+    Its ``strip()`` gives the plain network, an :class:`AloneBranch`. "B0" is the trunk. Do not use ``model``
+    afterwards: the new model takes its branch.
 
     Raises:
         ValueError: the model does not have the branch, or does not run on images of that size.

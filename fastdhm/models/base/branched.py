@@ -1,4 +1,4 @@
-"""A trunk with side branches: one forward pass, stacked logits; take the branches away and the plain network is left.
+"""A trunk with side branches: one forward pass gives stacked logits, and ``strip()`` gives back the plain network.
 
 Legend: M branches (the trunk is B0), B batch, K classes.
 """
@@ -14,7 +14,7 @@ from fastdhm.models.base.recompute import Recomputing, keep_activations
 
 
 class Capture:
-    """A forward hook that keeps a module's output under a name; that of a recomputation is nobody's input."""
+    """A forward hook that keeps a module's output for the branches; it ignores recomputed outputs."""
 
     def __init__(self, features: dict[str, Tensor], tap: str):
         self.features, self.tap = features, tap
@@ -25,7 +25,7 @@ class Capture:
 
 
 class Branch(nn.Sequential):
-    """A side branch (App. A): residual stages, average pooling and its own classifier; feature map in, logits out."""
+    """A side branch (App. A), feature map to logits: residual stages, average pooling and its own classifier."""
 
     def __init__(self, stages: Iterable[nn.Module], features: int, num_classes: int):
         super().__init__()
@@ -44,7 +44,7 @@ class BranchedModel(nn.Module):
         trunk: the plain network, images to logits, under its own parameter names.
         branches: name ("B1", "B2", ...) -> module from the tapped feature map to logits.
         taps: name -> the trunk module whose output the branch takes.
-        main: what to call the trunk's logits, where it is not the main branch but a side branch trained alone.
+        main: the name of the trunk's logits; not "B0" if the trunk is a side branch that is trained alone.
     """
 
     def __init__(self, trunk: nn.Module, branches: Mapping[str, nn.Module], taps: Mapping[str, str], main: str = "B0"):
@@ -66,7 +66,7 @@ class BranchedModel(nn.Module):
     def forward(self, x: Tensor, active: Iterable[str] | None = None) -> Tensor:
         """Logits of the trunk and of the ``active`` branches (default: all), stacked: ``[1 + len(active), B, K]``.
 
-        A branch that is not active is not computed. ``ValueError`` for a name that is no branch.
+        A branch that is not active is not computed. ``ValueError`` for an unknown branch.
         """
         active = tuple(self.branches) if active is None else tuple(active)
         for name in active:
@@ -80,7 +80,7 @@ class BranchedModel(nn.Module):
         return torch.stack(logits)
 
     def drop_features(self) -> None:
-        """Let go of the feature maps that the branches took: nothing may outlive a pass, kept maps are kept memory."""
+        """Free the feature maps that the branches took: maps that outlive a pass would hold memory."""
         self._features.clear()
 
     def strip(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Copies of networks that others made: out of their wrappers, whole, or without data."""
+"""Copies of a user's network: without its wrappers, with all its data, or without data."""
 
 import copy
 from collections.abc import Iterator
@@ -12,36 +12,36 @@ from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
 
-COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
+COMPILED = "_orig_mod"  # where torch.compile keeps the original module
 REMEDY = {
     "parametrizations": "torch.nn.utils.parametrize.remove_parametrizations",
     "WeightNorm": "torch.nn.utils.remove_weight_norm",
     "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
-}  # any other is of torch.nn.utils.prune
-_UNWRAP = "give the network it was made from"
+}  # every other kind is of torch.nn.utils.prune
+_UNWRAP = "attach to the network that it was made from"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DataParallel and the like, or a copy without the compiled parts in it.
+    """The network inside torch.compile, DataParallel and similar wrappers; a copy if only parts of it are compiled.
 
     Raises:
-        ValueError: no network of modules that run in Python, such as a scripted, exported, lazy or quantized one.
+        ValueError: the network's modules do not run in Python: it is scripted, exported, lazy or quantized.
     """
     if not isinstance(model, nn.Module):
-        raise UserError(f"attach takes an nn.Module, and was given {type(model).__name__}: {_UNWRAP}")
+        raise UserError(f"attach takes an nn.Module, not a {type(model).__name__}: {_UNWRAP}")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
     while COMPILED in model._modules or isinstance(model, wrappers):
         model = model._modules.get(COMPILED) or model.module
     if isinstance(model, torch.fx.GraphModule):
-        raise UserError(f"this {type(model).__name__} is a graph of functions, without its blocks: {_UNWRAP}")
+        raise UserError(f"this {type(model).__name__} is a graph of functions without blocks: {_UNWRAP}")
     for name, part in model.named_modules():
         what = f"its part {name}" if name else f"this {type(part).__name__}"
         if isinstance(part, torch.jit.ScriptModule):
-            raise UserError(f"{what} is scripted or traced, and its modules do not run in Python: {_UNWRAP}")
+            raise UserError(f"{what} is scripted or traced, so its modules do not run in Python: {_UNWRAP}")
         if any(isinstance(tensor, UninitializedTensorMixin) for tensor in part._parameters.values()):
             raise UserError(f"{what} is lazy and has no size yet: run the network on a batch of images first")
         if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            raise UserError(f"{what} is quantized, and cannot be trained: attach to the network in float32")
+            raise UserError(f"{what} is quantized and cannot be trained: attach to the network in float32")
     if any(COMPILED in part._modules for part in model.modules()):
         model = copied(model)
         for part in list(model.modules()):
@@ -56,7 +56,7 @@ def _inner(module: nn.Module | None) -> nn.Module | None:
 
 
 def copied(module: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
-    """A deep copy, also after a pass that left tensors with a history in the module, such as a normed weight."""
+    """A deep copy; it also copies tensors with a history that a pass left in the module, such as a normed weight."""
     memo = {} if memo is None else memo
     for part in module.modules():
         for leaf in tree_leaves({name: value for name, value in vars(part).items() if name not in _REGISTERED}):
@@ -69,7 +69,7 @@ _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A copy without data: the same shapes, no memory, nothing computed."""
+    """A copy on the meta device: the same shapes, but no data and no memory."""
     memo: dict[int, object] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
@@ -78,18 +78,18 @@ def on_meta(module: nn.Module) -> nn.Module:
 
 
 def refuse_computed(module: nn.Module, name: str, what: str) -> None:
-    """``ValueError`` if a layer's weights are computed from others before each pass, which nobody could draw anew."""
+    """``ValueError`` if a layer's weights are computed from other tensors in each pass: they cannot be drawn anew."""
     for path, kind, tensor in _computed(module):
         full, weight = f"{name}.{path}".strip("."), f"'{tensor}'"
         remedy = REMEDY.get(kind, "torch.nn.utils.prune.remove")
         raise UserError(
-            f"{what} cannot be made from {full}, whose {tensor} is computed in each pass ({kind}): call "
-            f"{remedy}({full}, {weight}) first, and put it back on the attached model"
+            f"{what} cannot be made from {full}: its {tensor} is computed in each pass ({kind}). Call "
+            f"{remedy}({full}, {weight}) first, and apply it again to the attached model"
         )
 
 
 def _computed(module: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Layer, kind and name of every weight that is no parameter itself: parametrized, normed or pruned."""
+    """Layer, kind and name of every weight that is not a parameter: parametrized, normed or pruned."""
     for path, layer in module.named_modules():
         if parametrize.is_parametrized(layer):
             yield path, "parametrizations", next(iter(layer.parametrizations))

@@ -1,4 +1,4 @@
-"""How convolutions start."""
+"""The initial values of convolutions."""
 
 import math
 
@@ -8,9 +8,9 @@ from torch import nn
 def init_convolutions(module: nn.Module) -> nn.Module:
     """Draw every convolution's weights from N(0, 2 / fan-out) (He et al., ICCV 2015), as the released code does.
 
-    A family draws its trunk whole before it makes a branch: so a seed gives the same trunk whatever grows from it, and
-    two methods can be compared from one start. torch counts the fan-out of a grouped convolution over all groups; one
-    output reaches only those of its own. Returns the module itself.
+    A family draws its whole trunk before it makes a branch. So a seed gives the same trunk with any branches, and two
+    methods can be compared from the same start. torch counts the fan-out of a grouped convolution over all groups, but
+    an input reaches only the outputs of its own group. Returns the module itself.
     """
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):

@@ -1,9 +1,9 @@
-"""Activation checkpointing: most of what the forward pass makes is dropped, and made again in the backward pass.
+"""Activation checkpointing: most activations are dropped in the forward pass and computed again in the backward pass.
 
-Of a row of n blocks, what enters every group of about sqrt(n) blocks is kept; one group at a time is computed anew
-(Chen et al., "Training deep nets with sublinear memory cost", 2016). That takes about a third longer and changes no
-bit: the second computation has the random numbers, the autocast type and the buffers of the first, and what it writes
-into buffers, as batch norm does its running statistics, is dropped.
+A row of n blocks is split into groups of about sqrt(n) blocks. Only the input of each group is kept, and one group at a
+time is computed again (Chen et al., "Training deep nets with sublinear memory cost", 2016). A step takes about a third
+longer, and no bit of the result changes: the second computation has the random numbers, the autocast type and the
+buffers of the first. What it writes into buffers, such as the running statistics of batch norm, is dropped.
 """
 
 import math
@@ -18,13 +18,13 @@ from fastdhm.errors import UserError
 
 
 class Recomputing:
-    """Whether a second computation is under way, in which forward hooks have nothing to note."""
+    """Whether a second computation is running; forward hooks then record nothing."""
 
     active = 0
 
 
 class _Again:
-    """The context of a second computation: the modules have buffers with the values they had before the first."""
+    """The context of a second computation: the buffers have the values from before the first."""
 
     def __init__(self, group: nn.Module):
         places = [(module._buffers, name) for module in group.modules() for name in module._buffers]
@@ -33,7 +33,7 @@ class _Again:
     def __enter__(self) -> None:
         self.own = [(owner, name, owner[name]) for owner, name, _ in self.before]
         for owner, name, value in self.before:
-            owner[name] = value.clone()  # a graph that is kept is gone through more than once
+            owner[name] = value.clone()  # with retain_graph=True, backward runs more than once
         Recomputing.active += 1
 
     def __exit__(self, *_: object) -> None:
@@ -43,36 +43,36 @@ class _Again:
 
 
 def recomputed(group: nn.Module, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """``group(*args)``, of which nothing but ``args`` is kept for the backward pass, which computes it once more.
+    """``group(*args)``; only ``args`` is kept for the backward pass, which computes the group again.
 
     Raises:
-        ValueError: the group writes over what it is given.
+        ValueError: the group overwrites its input.
     """
     if not torch.is_grad_enabled():
         return group(*args)
-    if torch.compiler.is_compiling():  # the compiler keeps buffers and random numbers right by itself
+    if torch.compiler.is_compiling():  # the compiler takes care of buffers and random numbers
         return checkpoint(group, *args, use_reentrant=False)
     versions = [arg._version for arg in args]
     result = checkpoint(group, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Again(group)))
     if versions != [arg._version for arg in args]:
         first = next(group.children())
         raise UserError(
-            f"activation_checkpointing is true, and {type(first).__name__} writes over its input, so that it cannot be "
-            "computed again: train this network without"
+            f"activation_checkpointing is true, but {type(first).__name__} overwrites its input and cannot be computed "
+            "again: set activation_checkpointing to false"
         )
     return result
 
 
 class _RecomputedForward:
-    """Stands for the ``forward`` of a row: its modules in turn, group by group."""
+    """Replaces the ``forward`` of a row: it runs the modules in order, group by group."""
 
     def __init__(self, row: nn.Sequential):
-        weighted = sum(map(_has_weights, row))
+        weighted = sum(map(has_weights, row))
         size = max(1, round(math.sqrt(weighted)))
         groups: list[list[nn.Module]] = [[]]
         seen = 0
-        for module in row:  # one that has no weights, such as an activation in place, never begins a group
-            if _has_weights(module):
+        for module in row:  # a module without weights, such as an in-place activation, never begins a group
+            if has_weights(module):
                 if seen and seen % size == 0:
                     groups.append([])
                 seen += 1
@@ -86,7 +86,7 @@ class _RecomputedForward:
 
 
 def _trace(group: nn.Sequential, x: fx.Proxy) -> fx.Proxy:
-    """Trace a group's modules; the tracer's attribute ``group`` says meanwhile whose they are."""
+    """Trace a group's modules; meanwhile the tracer's attribute ``group`` names their group."""
     x.tracer.group = group
     for module in group:
         x = module(x)
@@ -94,20 +94,20 @@ def _trace(group: nn.Sequential, x: fx.Proxy) -> fx.Proxy:
     return x
 
 
-def _has_weights(module: nn.Module) -> bool:
-    """More than a norm has, which scales channels one by one."""
+def has_weights(module: nn.Module) -> bool:
+    """Whether a module has a parameter of two or more dimensions; a norm has one value per channel."""
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
 def _is_row(module: nn.Module) -> bool:
-    """A ``Sequential`` of two weighted layers or more, at whatever depth."""
+    """Whether a module is a ``Sequential`` with two or more weighted layers, at any depth."""
     if not isinstance(module, nn.Sequential):
         return False
     return sum(any(p.ndim >= 2 for p in layer._parameters.values() if p is not None) for layer in module.modules()) > 1
 
 
 def find_rows(module: nn.Module) -> Iterator[nn.Sequential]:
-    """The rows of blocks in a network: a ``Sequential`` with several weighted layers, but none made of such rows."""
+    """The rows of blocks in a network: each ``Sequential`` with several weighted layers that holds no other row."""
     if _is_row(module) and not any(_is_row(child) for child in module):
         yield module
         return
@@ -116,19 +116,19 @@ def find_rows(module: nn.Module) -> Iterator[nn.Sequential]:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Have the rows of blocks of ``model``, trunk and branches alike, drop their activations and compute them again.
+    """Make the rows of blocks in ``model``, trunk and branches, drop their activations and compute them again.
 
-    Outputs, gradients and buffers stay the same to the bit, names and numbers of parameters too. Where a network's own
-    ``forward`` takes a row apart and does not call it, that row is computed as before.
+    Outputs, gradients and buffers stay bit-equal; the names and the number of parameters stay the same. A row that the
+    network's own ``forward`` takes apart instead of calling it is computed as before.
 
     Raises:
-        ValueError: ``model`` has no rows; in training, a block that writes over its input.
+        ValueError: ``model`` has no rows; in training: a block overwrites its input.
     """
     rows = list(find_rows(model))
     if not rows:
         raise UserError(
-            f"activation_checkpointing is true, but no part of {type(model).__name__} is a Sequential of several "
-            "weighted layers, whose activations could be computed again"
+            f"activation_checkpointing is true, but no part of {type(model).__name__} is an nn.Sequential of several "
+            "layers with weights: set activation_checkpointing to false"
         )
     for row in rows:
         row.forward = _RecomputedForward(row)

@@ -1,4 +1,4 @@
-"""What a network does with one small batch: which modules and functions run, and which values all data passes through.
+"""What a network does with a small batch: which modules and functions run, and which values all data passes through.
 
 Legend: B batch, C channels, H height, W width, K classes, N tokens.
 """
@@ -20,50 +20,53 @@ BATCH = 2  # BatchNorm refuses to train on one image
 
 @dataclass
 class Call:
-    """One run of a module, or of a function (``module`` is ``None``). Values are numbered in the order of creation."""
+    """One run of a module, or of a function (``module`` is ``None``). Values are numbered as they are created."""
 
     module: str | None
     inputs: tuple[int, ...]
     depth: int = 0
-    """How many modules it runs in."""
+    """The number of modules around it."""
     output: int | None = None
-    """``None`` where it returned anything but one tensor."""
+    """``None`` if it did not return exactly one tensor."""
     function: Callable | None = None
     within: str = ""
-    """The innermost module that a function runs in."""
+    """The innermost module in which a function runs."""
     args: tuple = ()
     kwargs: dict = field(default_factory=dict)
 
 
 @dataclass
 class Trace:
-    """A network's run. ``cuts`` are the values that all data passes through, in order, each created by function
-    ``created[value]`` (-1 for the images)."""
+    """The record of one run of a network.
+
+    ``cuts`` are the values that all data passes through, in order. Function ``created[value]`` created a value; -1
+    stands for the images.
+    """
 
     shapes: list[tuple[int, ...]]
     objects: list[int]
-    """Identity of the tensor that holds a value: a function that works in place makes a new value in the old tensor."""
+    """Identity of the tensor that holds a value; an in-place function makes a new value in the old tensor."""
     created: list[int]
     changed: list[bool]
-    """Whether a value was made in place, in a tensor that held another: dropout in evaluation gives back the same."""
+    """Whether a value was made in place, in a tensor that held another one. Dropout in evaluation changes nothing."""
     functions: list[Call]
     modules: list[Call]
     cuts: list[int]
     output: int
     named: dict[int, str]
-    """Names of the parameters and buffers of the network that ran, by identity; all are alive as long as the calls."""
+    """Identity -> name of the parameters and buffers of the network that ran; they live as long as the calls."""
 
     def runs(self, module: str) -> int:
         """How often the module ran."""
         return sum(call.module == module for call in self.modules)
 
     def at_last(self, value: int) -> int:
-        """The value that its tensor holds once the network has run: what works in place on it has changed it."""
+        """The value that the same tensor holds after the run, when in-place functions have changed it."""
         same = self.objects[value]
         return max((cut for cut in self.cuts if self.objects[cut] == same and self.changed[cut]), default=value)
 
     def inside(self, call: Call | None) -> list[Call]:
-        """The modules that ran in a module, or all."""
+        """The modules that ran inside a module; all modules for ``None``."""
         if call is None:
             return self.modules
         first = next(i for i, other in enumerate(self.modules) if other is call) + 1
@@ -71,12 +74,12 @@ class Trace:
 
 
 class _Recorder(TorchFunctionMode):
-    """Numbers every tensor that comes from the images, by the function that makes it."""
+    """Numbers every tensor that comes from the images and records the function that makes it."""
 
     def __init__(self, images_BCHW: Tensor):
         super().__init__()
         self.values: dict[int, int] = {}
-        self.alive: list[Tensor] = []  # so that no identity is given twice
+        self.alive: list[Tensor] = []  # so that no identity is used twice
         self.shapes, self.objects, self.created, self.changed = [], [], [], []
         self.versions: dict[int, int] = {}
         self.functions: list[Call] = []
@@ -123,13 +126,15 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: tuple, output: object) -> None:
         call = self.open.pop()
         if isinstance(output, Tensor):
-            if id(output) not in self.values and call.inputs:  # made by what torch does not show, such as a custom op
+            if (
+                id(output) not in self.values and call.inputs
+            ):  # made by something that torch does not show, such as a custom op
                 self.record(Call(None, call.inputs, within=call.module), [output])
             call.output = self.values.get(id(output))
 
 
 def _cuts(recorder: _Recorder) -> Iterator[int]:
-    """Values after whose creation no older one is used: whatever the network goes on to do, it does with these."""
+    """Values after whose creation no older value is used: all later values are computed from them."""
     last_use = list(recorder.created)
     for position, call in enumerate(recorder.functions):
         for value in call.inputs:
@@ -145,9 +150,9 @@ def _cuts(recorder: _Recorder) -> Iterator[int]:
 
 
 def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Module, Tensor], object]) -> object:
-    """``run(copy, images)`` on a copy without data, or on a whole copy where the network needs data to run.
+    """``run(copy, images)`` on a copy without data, or on a full copy if the network needs data to run.
 
-    The network itself, its statistics and the random numbers stay as they are. ``UserError`` if neither runs.
+    The network, its statistics and the random numbers do not change. ``UserError`` if neither copy runs.
     """
     try:
         like = next(model.parameters(), torch.empty(0))
@@ -159,21 +164,21 @@ def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Mo
                     return run(network, torch.zeros(BATCH, *size_CHW, device=device, dtype=like.dtype))
             except UserError:
                 raise
-            except Exception as failed:  # whatever a network's own forward may raise
+            except Exception as failed:  # any error of the network's own forward
                 error = failed
     except UserError:
         raise
-    except Exception as failed:  # copying raises what a network's parts do
-        raise UserError(f"{type(model).__name__} cannot be copied ({failed}); attach works on a copy of it") from failed
+    except Exception as failed:  # any error of the network's parts when they are copied
+        raise UserError(f"{type(model).__name__} cannot be copied ({failed}): attach needs a copy of it") from failed
     name, why, (C, H, W) = type(model).__name__, first_line(error).rstrip("."), size_CHW
     if isinstance(error, TypeError) and "required" in str(error):  # positional arguments beside the images
         raise UserError(
-            f"{name} does not run on images alone: {why}. Wrap it in a module whose forward takes images and gives "
+            f"{name} does not run on images alone: {why}. Wrap it in a module whose forward takes images and returns "
             "logits"
         ) from error
     raise UserError(
         f"{name} does not run on images of {C} channels and {H}x{W} pixels: {why}. "
-        "Give input_size=(channels, height, width) as it takes them"
+        "Set input_size=(channels, height, width) to a size that it takes"
     ) from error
 
 
@@ -181,7 +186,7 @@ def trace(model: nn.Module, size_CHW: tuple[int, int, int]) -> Trace:
     """Run a copy of ``model`` on images of that size and record what happens.
 
     Raises:
-        ValueError: it does not run, or returns anything but logits [B, K], in training or in evaluation.
+        ValueError: it does not run, or does not return logits [B, K], in training or in evaluation.
     """
     name = type(model).__name__
 
@@ -210,11 +215,11 @@ def trace(model: nn.Module, size_CHW: tuple[int, int, int]) -> Trace:
 def _check_logits(name: str, mode: str, output: object) -> None:
     if not isinstance(output, Tensor):
         raise UserError(
-            f"{name} returns a {type(output).__name__} in {mode}, and must return one tensor of logits: switch its "
-            "further outputs off (aux_logits=False, for example), or wrap it in a module that picks the logits"
+            f"{name} returns a {type(output).__name__} in {mode}: must be one tensor of logits. Switch off its other "
+            "outputs (such as aux_logits=False), or wrap it in a module that returns the logits"
         )
     if output.ndim != 2 or len(output) != BATCH:
         raise UserError(
-            f"{name} gives {tuple(output.shape)} for {BATCH} images in {mode}, and must give logits [B, K]: a row for "
-            "each image, a column for each class"
+            f"{name} returns {tuple(output.shape)} for {BATCH} images in {mode}: must be logits [B, K], a row for each "
+            "image and a column for each class"
         )

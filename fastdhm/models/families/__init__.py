@@ -1,4 +1,4 @@
-"""The architectures, one family a file: its names, its trunk and the paper's branches. family: what they share.
+"""The architectures, one family per file: its names, its trunk and the paper's branches. family: what they share.
 
-zoo: torchvision's and timm's networks, whose branches ``attach`` builds.
+zoo: the networks of torchvision and timm; ``attach`` builds their branches.
 """

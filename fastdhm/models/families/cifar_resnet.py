@@ -61,15 +61,15 @@ class CifarResNet(nn.Module):
 
 
 def layout(arch: str) -> tuple[int, dict[str, tuple[int, ...]]]:
-    """The blocks of each stage of the trunk, and of B1 (128 channels) and B2 (32, 64); ``UserError`` if there is none.
+    """The blocks of each stage of the trunk, and of B1 (128 channels) and B2 (32, 64); ``UserError`` for other depths.
 
-    ResNet-32, -110 and -1202 come out as in Table 6, every other depth by its rule, :func:`branch_blocks`.
+    ResNet-32, -110 and -1202 are as in Table 6. Every other depth follows its rule, :func:`branch_blocks`.
     """
     depth = int(re.fullmatch(PATTERN, arch)[1])
     try:
         blocks = stage_blocks(arch, depth, 6, 2)
     except UserError as error:
-        raise UserError(f"{error}. For large images there are torchvision's resnet18, 34, 50, 101 and 152") from None
+        raise UserError(f"{error}. For large images use torchvision's resnet18, 34, 50, 101 or 152") from None
     return blocks, branch_blocks(depth, blocks)
 
 

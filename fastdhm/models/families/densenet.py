@@ -1,6 +1,6 @@
 """DenseNets for small images (Huang et al., CVPR 2017) with the side branches of Table 7.
 
-Modules are named as in the authors' released code, whose stem has 16 channels without bottleneck (Table 7 says 2k).
+Modules are named as in the authors' released code. Its stem without bottlenecks has 16 channels (Table 7 says 2k).
 """
 
 import re
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.initialise import init_convolutions
-from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, stage_blocks
+from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, check_width, stage_blocks
 
 PATTERN = f"densenet(-bc)?-{WHOLE_NUMBER}-{WHOLE_NUMBER}"
 TAPS = {"B1": "transition2", "B2": "transition1"}
-B1_WIDTH = 3  # B1 grows by three times as many channels a layer
-# The released code's DenseNet-BCs that do not follow the rule of the others, `branch_blocks`: depth -> layers of B1, B2
+B1_WIDTH = 3  # each layer of B1 adds three times as many channels
+# The DenseNet-BCs of the released code that do not follow the rule `branch_blocks`: depth -> layers of B1, B2
 LISTED_BC = {100: {"B1": (32,), "B2": (16, 16)}, 250: {"B1": (41,), "B2": (22, 22)}}
 
 
 class Layout(NamedTuple):
-    """What a name says: the layers of each dense block, the channels that a layer adds, and what the branches are."""
+    """What a name says: layers per dense block, channels that a layer adds, bottlenecks, and layers of the branches."""
 
     layers: int
     growth: int
@@ -31,20 +31,21 @@ class Layout(NamedTuple):
 
 
 def layout(arch: str) -> Layout:
-    """Read a name: ``densenet-D-K`` has D layers and growth K, ``densenet-bc-D-K`` bottlenecks and compression 0.5 too.
+    """Read a name: ``densenet-D-K`` has D layers and growth K; ``densenet-bc-D-K`` has bottlenecks and compression too.
 
-    Branches are as in Table 7 and the released code, which are alike for every growth; at a depth that they do not
-    list, by their rule, :func:`branch_blocks`. ``UserError`` for a depth other than 3n+4, or 6n+4 with bottlenecks.
+    The branches are as in Table 7 and the released code, for any growth. At a depth that these do not list, they follow
+    the rule :func:`branch_blocks`. ``UserError`` for a depth other than 3n+4, or 6n+4 with bottlenecks.
     """
     bc, depth, growth = re.fullmatch(PATTERN, arch).groups()
     bc, depth, growth = bool(bc), int(depth), int(growth)
     layers = stage_blocks(arch, depth, 6 if bc else 3, 4)
+    check_width(arch, growth)
     side = branch_blocks(depth, layers)
     return Layout(layers, growth, bc, LISTED_BC.get(depth, side) if bc else side)
 
 
 class DenseLayer(nn.Module):
-    """A 3x3 convolution, pre-activated; its ``growth`` channels are appended to the input's."""
+    """A pre-activated 3x3 convolution; its ``growth`` channels are appended to its input."""
 
     def __init__(self, in_channels: int, growth: int):
         super().__init__()
@@ -56,7 +57,7 @@ class DenseLayer(nn.Module):
 
 
 class BottleneckLayer(nn.Module):
-    """The same behind a 1x1 convolution to ``4 * growth`` channels."""
+    """A :class:`DenseLayer` with a pre-activated 1x1 convolution to ``4 * growth`` channels before it."""
 
     def __init__(self, in_channels: int, growth: int):
         super().__init__()
@@ -71,7 +72,7 @@ class BottleneckLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """A pre-activated 1x1 convolution that keeps all channels, or half of them, and 2x2 average pooling."""
+    """A pre-activated 1x1 convolution that keeps all channels (half with ``bc``), and 2x2 average pooling."""
 
     def __init__(self, in_channels: int, bc: bool):
         super().__init__()
@@ -89,7 +90,7 @@ def _dense_block(in_channels: int, growth: int, layers: int, bc: bool) -> nn.Seq
 
 
 class DenseNet(nn.Module):
-    """A DenseNet for images of about 32 pixels: three dense blocks of ``layers`` layers, a transition after two."""
+    """A DenseNet for images of about 32 pixels: three dense blocks of ``layers`` layers, with transitions between."""
 
     def __init__(self, layers: int, growth: int, bc: bool, num_classes: int):
         super().__init__()
@@ -111,7 +112,7 @@ class DenseNet(nn.Module):
 
 
 def _branch(in_channels: int, growth: int, layers: tuple[int, ...], bc: bool, num_classes: int) -> Branch:
-    """Dense blocks of ``layers`` layers with transitions between them, the last normalised as the trunk's last is."""
+    """Dense blocks of ``layers`` layers with transitions between them, and a norm at the end like the trunk's."""
     stages: list[nn.Module] = []
     for count in layers:
         if stages:

@@ -1,6 +1,6 @@
-"""torchvision's ImageNet ResNets, untouched, with the side branches of Table 9.
+"""torchvision's ImageNet ResNets, unchanged, with the side branches of Table 9.
 
-torchvision is imported where one is built: that takes as long as importing torch, and most networks go without.
+torchvision is imported only when one is built: its import takes as long as torch's, and most networks do without it.
 """
 
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ from fastdhm.models.families.family import Family
 if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
-# arch: block class and blocks per stage of the side branches (Table 9); the trunks' own numbers are torchvision's.
-# B1 leaves after conv4_x (1024 channels), B2 after conv3_x (256, 512), B3 after conv2_x (128, 256, 512).
+# arch: block class and blocks per stage of the side branches (Table 9); those of the trunks are torchvision's.
+# B1 forks after conv4_x (1024 channels), B2 after conv3_x (256, 512), B3 after conv2_x (128, 256, 512).
 LAYOUTS = {
     "resnet18": ("BasicBlock", {"B1": (2,), "B2": (1, 2), "B3": (1, 1, 2)}),
     "resnet34": ("BasicBlock", {"B1": (3,), "B2": (3, 2)}),
@@ -29,7 +29,7 @@ FORK_PLANES = {"B1": 256, "B2": 128, "B3": 64}
 
 
 def _stage(block: "type[BasicBlock | Bottleneck]", in_channels: int, planes: int, blocks: int) -> nn.Sequential:
-    """A stage as torchvision lays it out: the first block halves the resolution and projects its shortcut."""
+    """A stage like torchvision's: the first block halves the resolution and has a projection shortcut."""
     channels = planes * block.expansion
     shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm2d(channels))
     first = block(in_channels, planes, stride=2, downsample=shortcut)

@@ -1,6 +1,6 @@
 """MobileNet v1 (Howard et al., 2017) at full width, with the side branches of Table 10.
 
-torchvision has only its successors; modules are named as in timm's ``mobilenetv1_100``.
+torchvision has only later versions. Modules are named as in timm's ``mobilenetv1_100``.
 """
 
 from itertools import pairwise
@@ -12,16 +12,16 @@ from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.initialise import init_convolutions
 from fastdhm.models.families.family import Family
 
-# (channels, blocks) of each stage; the first block of every stage but the trunk's first halves the resolution.
+# (channels, blocks) of each stage. The first block of a stage halves the resolution, except in the trunk's first stage.
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
-# The same for the branches. That B2 has 4 blocks of 512 channels is our reading of the table's scan.
+# The same for the branches. The 4 blocks of 512 channels in B2 are our reading of the scanned table.
 SIDE_STAGES = {"B1": ((2048, 2),), "B2": ((512, 4), (1024, 2))}
 TAPS = {"B1": "blocks.3", "B2": "blocks.2"}
 FORK_CHANNELS = {"B1": 512, "B2": 256}
 
 
 class SeparableConv(nn.Module):
-    """A depthwise 3x3 convolution and a pointwise 1x1 one, each normalised and rectified."""
+    """A depthwise 3x3 convolution and a pointwise 1x1 convolution, each with batch norm and ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.initialise import init_convolutions
-from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, stage_blocks
+from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, check_width, stage_blocks
 
 PATTERN = f"wrn-{WHOLE_NUMBER}-{WHOLE_NUMBER}"
 TAPS = {"B1": "layer2", "B2": "layer1"}
 
 
 class PreActBlock(nn.Module):
-    """Two pre-activated 3x3 convolutions, dropout between them, and a shortcut: 1x1 where the channels change."""
+    """Two pre-activated 3x3 convolutions with dropout between them; the shortcut is 1x1 where the channels change."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, dropout: float):
         super().__init__()
@@ -64,16 +64,17 @@ class WideResNet(nn.Module):
 def layout(arch: str) -> tuple[int, int, dict[str, tuple[int, ...]]]:
     """The blocks of each stage of ``wrn-D-K``, its width K, and the blocks of B1 (128K channels) and B2 (32K, 64K).
 
-    WRN-16 and -28 come out as in Table 8, every other depth by its rule, :func:`branch_blocks`. ``UserError`` for a
+    WRN-16 and -28 are as in Table 8. Every other depth follows its rule, :func:`branch_blocks`. ``UserError`` for a
     depth other than 6n+4.
     """
     depth, width = map(int, re.fullmatch(PATTERN, arch).groups())
     blocks = stage_blocks(arch, depth, 6, 4)
+    check_width(arch, width)
     return blocks, width, branch_blocks(depth, blocks)
 
 
 def _branch(channels: tuple[int, ...], blocks: tuple[int, ...], dropout: float, num_classes: int) -> Branch:
-    """Stages from ``channels[0]`` over each of the others, the last normalised as the trunk's last is."""
+    """Stages from ``channels[0]`` to each of the next ``channels`` in turn, and a norm at the end like the trunk's."""
     stages = [_stage(*step, dropout) for step in zip(channels[:-1], channels[1:], blocks, strict=True)]
     branch = Branch([*stages, nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)], channels[-1], num_classes)
     return init_convolutions(branch)

@@ -10,15 +10,15 @@ from fastdhm.models.attach.attach import attach
 from fastdhm.models.base.branched import BranchedModel
 from fastdhm.models.families.family import Family
 
-BRANCHES = ("B1", "B2", "B3")  # most networks have stages for as many; building says where there are fewer
-AUXILIARY = ("googlenet", "inception_v3")  # further classifiers, which in training would come beside the logits
+BRANCHES = ("B1", "B2", "B3")  # most networks have enough stages for these; building refuses the others
+AUXILIARY = ("googlenet", "inception_v3")  # these return logits of further classifiers in training
 
 
 def _timm():
     try:
         import timm
     except ImportError as error:
-        raise UserError("timm is not installed: pip install timm, or take a network of torchvision") from error
+        raise UserError("timm is not installed: pip install timm, or use a network of torchvision") from error
     return timm
 
 
@@ -29,7 +29,7 @@ def _torchvision():
 
 
 def _split(arch: str) -> tuple[str, str]:
-    """Library and name; ``UserError``, with the nearest names, if the library has none such."""
+    """Library and name; ``UserError`` with the nearest names if the library has no such network."""
     library, name = arch.split(":", 1)
     if library == "timm":
         timm = _timm()
@@ -39,7 +39,7 @@ def _split(arch: str) -> tuple[str, str]:
         exists = name in known
     if not exists:
         nearest = get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; the nearest: {', '.join(f'{library}:{near}' for near in nearest)}" if nearest else ""
+        hint = f"; did you mean {' or '.join(f'{library}:{near}' for near in nearest)}?" if nearest else ""
         raise UserError(f"{library} has no network {name!r}{hint}")
     return library, name
 
@@ -55,16 +55,16 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedMod
     """The network after the colon as the trunk, randomly initialised by its library, with the named branches.
 
     Raises:
-        ValueError: the library is not installed or has no such network, or the network not the stages for a branch.
+        ValueError: the library is not installed or has no such network, or the network has too few stages.
     """
     library, name = _split(arch)
-    device = torch.empty(0).device  # torch.get_default_device() of torch 2.6 does not know of `with torch.device`
+    device = torch.empty(0).device  # in torch 2.6, torch.get_default_device() ignores `with torch.device`
     try:
         trunk = _create(library, name, num_classes)
-    except NotImplementedError:  # some compute their sizes with tensors, which the meta device does not hold
+    except NotImplementedError:  # some compute their sizes with tensors, whose values the meta device does not have
         with torch.device("cpu"):
             trunk = _create(library, name, num_classes).to(device)
-    size = getattr(trunk, "default_cfg", {}).get("input_size", (3, 224, 224))  # timm's networks say theirs
+    size = getattr(trunk, "default_cfg", {}).get("input_size", (3, 224, 224))  # timm's networks state their size
     return attach(trunk, branches=branches, input_size=tuple(size), verbose=False)
 
 

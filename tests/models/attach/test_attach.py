@@ -514,7 +514,7 @@ def test_networks_by_name():
     [
         (
             "torchvision:mobilenet_v33",
-            "torchvision has no network 'mobilenet_v33'; the nearest: torchvision:mobilenet_v",
+            "torchvision has no network 'mobilenet_v33'; did you mean torchvision:mobilenet_v",
         ),
         ("keras:resnet", "unknown architecture 'keras:resnet'"),
         ("torchvision:vit_b_16", "no stage was found"),

@@ -86,11 +86,11 @@ FOUND = {
     "convolution": (Convolutional, "last"),
 }
 MISSING = {
-    "functional": (lambda: Net(Cosine()), r"made by linear in fc \(Cosine\), which is no nn.Linear"),
+    "functional": (lambda: Net(Cosine()), r"made by linear in fc \(Cosine\), which is neither an nn.Linear"),
     "identity": (lambda: Net(nn.Identity()), "its fc is an Identity"),
-    "two heads": (TwoHeads, "joined from several layers, head_dist among them"),
+    "two heads": (TwoHeads, "its logits come from several layers, such as head_dist"),
     "norm after it": (lambda: Net(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))), "has weights too"),
-    "inner convolution": (lambda: Convolutional(3), "last .Conv2d. is an inner convolution"),
+    "inner convolution": (lambda: Convolutional(3), "last .Conv2d. is a convolution inside the network"),
 }
 
 
@@ -109,7 +109,7 @@ def test_the_classifier_is_the_last_layer_on_the_way(case):
 def test_a_network_without_one_gets_branches_but_no_other_classes(case):
     make, message = MISSING[case]
     network = make()
-    with pytest.raises(ValueError, match=f"no classifier to take features before: .*{message}.*Give it an nn.Linear"):
+    with pytest.raises(ValueError, match=f"no classifier whose input.*: .*{message}.*Give it an nn.Linear"):
         models.classifier_of(network, (3, 32, 32))
     with pytest.raises(ValueError, match=f"gives 5 logits, 7 are wanted.*{message}.*Build it with 7 classes"):
         attach(network, 7, input_size=32, verbose=False)

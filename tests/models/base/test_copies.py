@@ -1,4 +1,4 @@
-"""Networks as people hand them over: wrapped, compiled, with computed weights; what is taken, and what is refused."""
+"""Networks as users give them: wrapped, compiled or with computed weights. Some are accepted, others refused."""
 
 import threading
 
@@ -71,15 +71,15 @@ class Locked(nn.Sequential):
 HANDED = {
     "scripted": (
         lambda: torch.jit.script(net()),
-        "RecursiveScriptModule is scripted.*give the network it was made from",
+        "RecursiveScriptModule is scripted.*attach to the network that it was made from",
     ),
     "traced": (lambda: torch.jit.trace(net().eval(), images()), "is scripted or traced"),
     "a part scripted": (lambda: with_part(1, torch.jit.script), "its part 1 is scripted"),
     "a graph": (
         lambda: torch.fx.symbolic_trace(net()),
-        "is a graph of functions, without its blocks: give the network",
+        "is a graph of functions without blocks: attach to the network",
     ),
-    "nothing": (lambda: None, "takes an nn.Module, and was given NoneType"),
+    "nothing": (lambda: None, "takes an nn.Module, not a NoneType"),
     "lazy": (lambda: with_part(5, lambda _: nn.LazyLinear(5)), "its part 5 is lazy.*run the network on a batch"),
     "two arguments": (Masked, "does not run on images alone.*'mask'.*Wrap it in a module"),
     "not copied": (Locked, "Locked cannot be copied"),
@@ -111,9 +111,7 @@ def test_weights_that_are_computed_stay_in_the_trunk_and_are_refused_in_a_branch
     model(images()).square().sum().backward()  # leaves weights with a history, which a plain copy refuses
     assert torch.equal(model.strip().eval()(images()), model.eval()(images())[0])
     wrap(network[1][0])
-    with pytest.raises(
-        ValueError, match=f"branch B2 cannot be made from 1.0, whose weight is computed.*{remedy} first"
-    ):
+    with pytest.raises(ValueError, match=f"branch B2 cannot be made from 1.0: its weight is computed.*{remedy} first"):
         attach(network, branches=("B2",), input_size=32, verbose=False)
 
 

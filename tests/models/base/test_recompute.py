@@ -179,19 +179,19 @@ def test_an_activation_in_place_never_begins_a_group():
     assert_same(trained(recomputed, 8), trained(plain, 8))
 
 
-def test_a_block_that_writes_over_its_input_is_refused():
+def test_a_block_that_overwrites_its_input_is_refused():
     class Greedy(nn.Sequential):
         def forward(self, x):
             return super().forward(x.mul_(2))
 
     model = nn.Sequential(nn.Conv2d(3, 3, 1), *(Greedy(nn.Conv2d(3, 3, 1)) for _ in range(4)))
     checkpoint_activations(model)
-    with pytest.raises(ValueError, match="Greedy writes over its input"):
+    with pytest.raises(ValueError, match="Greedy overwrites its input"):
         model(torch.ones(1, 3, 4, 4))
 
 
 def test_a_network_without_rows_is_refused():
-    with pytest.raises(ValueError, match="no part of Linear is a Sequential"):
+    with pytest.raises(ValueError, match="no part of Linear is an nn.Sequential"):
         checkpoint_activations(nn.Linear(3, 3))
 
 

@@ -220,17 +220,21 @@ def test_torchvision_keeps_its_names():
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        ("resnet33", r"resnet33: needs 6n\+2 layers, n at least 1; the nearest is resnet32.*torchvision's resnet18"),
-        ("resnet2", r"needs 6n\+2.*resnet8"),
-        ("wrn-27-10", r"wrn-27-10: needs 6n\+4 layers.*wrn-28-10"),
-        ("wrn-4-4", r"needs 6n\+4.*wrn-10-4"),
-        ("densenet-41-12", r"needs 3n\+4 layers.*densenet-40-12"),
-        ("densenet-bc-42-12", r"needs 6n\+4 layers.*densenet-bc-40-12"),
+        ("resnet33", r"resnet33 has 33 layers: must be 6n\+2, n at least 1. The nearest is resnet32.*use torchvision"),
+        ("resnet2", r"resnet2 has 2 layers: must be 6n\+2.*resnet8"),
+        ("wrn-27-10", r"wrn-27-10 has 27 layers: must be 6n\+4.*wrn-28-10"),
+        ("wrn-4-4", r"must be 6n\+4.*wrn-10-4"),
+        ("densenet-41-12", r"must be 3n\+4.*densenet-40-12"),
+        ("densenet-bc-42-12", r"must be 6n\+4.*densenet-bc-40-12"),
         ("WRN-28-10", r"unknown architecture 'WRN-28-10'; did you mean 'wrn-28-10'\?.*wrn-D-K with D = 6n\+4"),
         ("wrn-28-0", "unknown architecture"),
         ("resnet032", "unknown architecture.*did you mean 'resnet32'"),
         ("resnet32 ", "unknown architecture.*did you mean 'resnet32'"),
         ("mobilenet_v2", "did you mean 'mobilenet'"),
+        ("resnet999998", "resnet999998 has 999,998 layers: must be 2,000 or fewer"),
+        (f"resnet{'9' * 5000}", "unknown architecture"),  # Python's int() refuses a text this long
+        ("wrn-16-1001", "wrn-16-1001 has width 1,001: must be 1,000 or less"),
+        ("densenet-bc-40-2000", "has width 2,000: must be 1,000 or less"),
         ("", "unknown architecture ''.*known: torchvision's resnet18"),
     ],
 )
@@ -245,9 +249,9 @@ def test_wrong_names_are_refused_with_the_rule(arch, message):
         ("resnet50", ("B3",), 10, 0.0, "unknown branch of resnet50 'B3'.*B1, B2"),
         ("wrn-10-2", ("B3",), 10, 0.0, "unknown branch of wrn-10-2 'B3'.*B1, B2"),
         ("resnet8", None, 1, 0.0, "num_classes is 1.*at least 2"),
-        ("wrn-10-2", None, 10, 1.0, r"dropout is 1.0: must be a share in \[0, 1\)"),
+        ("wrn-10-2", None, 10, 1.0, r"dropout is 1.0: must be in \[0, 1\)"),
         ("wrn-10-2", None, 10, float("nan"), "dropout is nan"),
-        ("resnet32", None, 10, 0.3, "dropout is 0.3, and resnet32 has none.*wrn-28-10"),
+        ("resnet32", None, 10, 0.3, "dropout is 0.3: resnet32 has no dropout.*wrn-28-10"),
     ],
 )
 def test_wrong_arguments_are_refused(arch, branches, classes, dropout, message):
