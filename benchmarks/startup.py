@@ -26,6 +26,7 @@ from fastdhm.benchmarks.harness.timing import Comparison
 from fastdhm.benchmarks.reference.contender import recipe_config
 from fastdhm.data.sources.load import unknown_dataset
 from fastdhm.data.sources.source import DATASETS
+from fastdhm.engine.saved.names import LOG
 from fastdhm.errors import UserError
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "FASTDHM_DATA")
@@ -113,7 +114,7 @@ def start_training(
     """Run ``fastdhm train`` for some steps and watch its log; the first step ends by its ``own_word``, or when seen."""
     more = ["--max-steps", str(steps), "--log-every", "1", "--run-dir", str(run_dir)]
     command = [sys.executable, "-m", "fastdhm", "train", *flags, *more]
-    return watch(command, run_dir / "log.jsonl", steps, caches, threads, own_word)
+    return watch(command, run_dir / LOG, steps, caches, threads, own_word)
 
 
 def start_reference(

@@ -12,6 +12,7 @@ from fastdhm.data.sources.load import unknown_dataset
 from fastdhm.data.sources.source import DATASETS
 from fastdhm.engine.display import print_plan
 from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.names import LAST, NETWORK
 from fastdhm.engine.settle import run_folder, settle
 from fastdhm.errors import UserError
 from fastdhm.models.weights.official import released_modules
@@ -55,8 +56,8 @@ def import_official(file: Path, config: TrainConfig, console: Console | None = N
     with run_folder(run_dir, True, console):
         if contents(run_dir):
             raise UserError(f"--out {run_dir} is there and not empty: choose another folder")
-        checkpoint.save_checkpoint(run_dir / "last.pt", config, classes, {"model": model.state_dict()})
-        checkpoint.save_network(run_dir / "network.safetensors", model.strip(), config, classes)
+        checkpoint.save_checkpoint(run_dir / LAST, config, classes, {"model": model.state_dict()})
+        checkpoint.save_network(run_dir / NETWORK, model.strip(), config, classes)
         checkpoint.write_config(run_dir, config)
     _tell(console, file, config, model, K)
     return run_dir
@@ -76,6 +77,6 @@ def _tell(console: Console, file: Path, config: TrainConfig, model: models.Branc
     print_plan(console, {
         "images": f"{height}x{width} pixels, mean and deviation {scale}, as {config.dataset}",
         "classes": f"the file does not name them: numbered 0 to {num_classes - 1}",
-        "network": f"{Path(config.run_dir) / 'network.safetensors'} (B0, without the branches)",
+        "network": f"{Path(config.run_dir) / NETWORK} (B0, without the branches)",
         "check": paste("fastdhm", "eval", config.run_dir),
     })  # fmt: skip

@@ -25,6 +25,7 @@ from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.optim.schedule import full_size_steps
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
+from fastdhm.engine.saved.names import CONFIG
 from fastdhm.engine.saved.record import NonFiniteLoss
 from fastdhm.engine.settle import settle
 from fastdhm.engine.train import train
@@ -187,7 +188,7 @@ def _make_run(job: Job, console: Console) -> int | None:
     run's failure."""
     gc.collect()  # or what the run before has left counts as memory of this one
     give_back_freed_memory()
-    resume = (job.folder / "config.yaml").exists()
+    resume = (job.folder / CONFIG).exists()
     config = _as_before(job.config, read_config(job.folder)) if resume else job.config
     try:
         return train(config, resume=resume, console=console).signal  # one that came at its very end stops the rest

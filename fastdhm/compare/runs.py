@@ -10,7 +10,8 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import Identity
 from fastdhm.engine.saved.checkpoint import RESUMABLE, learnt_from, moved, read_config
 from fastdhm.engine.saved.judged import best_of, validations
-from fastdhm.engine.saved.owed import NETWORK, owed
+from fastdhm.engine.saved.names import CONFIG, NETWORK
+from fastdhm.engine.saved.owed import owed
 from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
@@ -106,7 +107,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     Raises:
         ValueError: it holds a run of another config than ``expected`` in what decides what is learnt.
     """
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         return RunState(arm.name, seed, "missing")
     config = read_config(folder)
     other = unlike(config, expected, free=(*RESUMABLE, *moved(config, expected)))

@@ -10,6 +10,7 @@ from fastdhm.data import DataOptions, LoadedData, LoadedSplit, open_loaders, ope
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.names import NETWORK
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 
@@ -70,9 +71,8 @@ def load_networks(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, 
     """The networks at ``path`` (branched, plain, or both), the config of their run and the class names."""
     if path.is_dir():
         config = checkpoint.run_config(path)
-        best = config.keep == "best" and (path / "best.pt").exists()
-        networks, _, classes = load_networks(path / ("best.pt" if best else "last.pt"))
-        stripped = path / "network.safetensors"
+        networks, _, classes = load_networks(checkpoint.kept_checkpoint(path, config))
+        stripped = path / NETWORK
         return networks + (load_networks(stripped)[0] if stripped.exists() else []), config, classes
     if not path.exists():
         raise UserError(f"{path} is not there: name a run directory, a checkpoint (.pt) or a network (.safetensors)")

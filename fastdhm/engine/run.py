@@ -28,6 +28,7 @@ from fastdhm.engine.optim.average import WeightAverage
 from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import Position
+from fastdhm.engine.saved.names import LAST, NETWORK
 from fastdhm.engine.saved.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
@@ -194,8 +195,8 @@ class Run:
         saved = checkpoint.load_checkpoint(path)
         if "optimizer" not in saved:
             raise UserError(
-                f"{path} holds a network alone, of which a run cannot go on: begin one from the network.safetensors "
-                "beside it (--weights)"
+                f"{path} holds a network alone, and no run can go on with that: "
+                f"begin one from the {NETWORK} beside it (--weights)"
             )
         if saved["classes"] != list(self.classes):
             raise UserError(f"{path} was trained on other classes than {self.config.dataset} has now")
@@ -224,7 +225,7 @@ class Run:
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
 
-    def save(self, name: str = "last.pt") -> None:
+    def save(self, name: str = LAST) -> None:
         """Write a checkpoint, but never a broken one: ``NonFiniteLoss`` if the loss or a weight is NaN or infinite."""
         self.sums.read()
         if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):

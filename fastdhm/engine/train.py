@@ -28,7 +28,8 @@ from fastdhm.engine.reid import HowToRank, NonFiniteFeatures, feature_layer, pri
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import judged_on
-from fastdhm.engine.saved.owed import CURVES, LAST_EPOCH, NETWORK, RANKING, owed
+from fastdhm.engine.saved.names import BEST, CURVES, LAST, NETWORK
+from fastdhm.engine.saved.owed import LAST_EPOCH, RANKING, owed
 from fastdhm.engine.saved.record import Log, NonFiniteLoss, read_log
 from fastdhm.engine.settle import run_folder, settle
 from fastdhm.engine.step import make_step
@@ -147,7 +148,7 @@ def finish_epoch(
         at.epoch, at.batch = at.epoch + 1, 0
         run.sums.reset()
     if best:
-        run.save("best.pt")
+        run.save(BEST)
     run.save()
 
 
@@ -210,8 +211,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     if config.cuda_graphs and config.activation_checkpointing:
         check_recomputed(run.model)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
-    if (run_dir / "last.pt").exists():
-        run.restore(run_dir / "last.pt")
+    if (run_dir / LAST).exists():
+        run.restore(run_dir / LAST)
         checkpoint.write_config(run_dir, config)  # with where it runs now
         if not run.ended():  # what an earlier end left is no longer the run's
             (run_dir / NETWORK).unlink(missing_ok=True)
@@ -234,9 +235,9 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
             whole = (trained or not stop()) and finish(run, log, epoch, console, stop)
             outcome = Outcome(run_dir, whole, stop())
     except NonFiniteLoss as error:
-        at = checkpoint.load_checkpoint(run_dir / "last.pt")["position"]
+        at = checkpoint.load_checkpoint(run_dir / LAST)["position"]
         raise NonFiniteLoss(
-            f"{error}; the last good checkpoint is {run_dir / 'last.pt'}, of step {at['step']}. "
+            f"{error}; the last good checkpoint is {run_dir / LAST}, of step {at['step']}. "
             "Lower --lr, or ramp the mimicking by --mimic-warmup, in a new run"
         ) from error
     finally:
@@ -270,7 +271,7 @@ def _last_saved(run: Run, worth_saving: bool) -> int:
 
     Of the same step nothing is to be saved: if ``best.pt`` could not be written, its validation must be made again.
     """
-    saved = checkpoint.load_checkpoint(run.dir / "last.pt")["position"]
+    saved = checkpoint.load_checkpoint(run.dir / LAST)["position"]
     if worth_saving and saved["step"] != run.at.step:
         with suppress(UserError, OSError):  # it may be the saving itself that failed
             run.save()
@@ -287,9 +288,9 @@ def finish(run: Run, log: Log, epoch: float, console: Console, stop: Callable[[]
 
     Returns whether all of it is done: a signal stops the ranking, which is left to the resumed run.
     """
-    if run.config.keep == "best" and (run.dir / "best.pt").exists():
-        best = checkpoint.load_checkpoint(run.dir / "best.pt")
-        checkpoint.load_weights(run.judged, checkpoint.judged(best), run.dir / "best.pt", run.config.arch)
+    kept = checkpoint.kept_checkpoint(run.dir, run.config)
+    if kept.name == BEST:
+        checkpoint.load_weights(run.judged, checkpoint.judged(checkpoint.load_checkpoint(kept)), kept, run.config.arch)
     network = run.judged.strip()
     checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes, run.data)
     rows = read_log(run.dir)

@@ -77,7 +77,7 @@ def test_what_was_imported_is_judged_and_embedded(tmp_path, photos, capsys):
 def test_a_run_can_begin_from_it_but_not_go_on_with_it(tmp_path, photos, capsys):
     _, run = imported(tmp_path, photos)
     assert main(["train", "--resume", str(run), "--loader", "torch", "--device", "cpu"]) == 2
-    assert "holds a network alone, of which a run cannot go on" in capsys.readouterr().err
+    assert "holds a network alone, and no run can go on with that" in capsys.readouterr().err
     flags = f"--dataset folder:{photos} --arch resnet8 --device cpu --loader torch --workers 0 --max-steps 1"
     folders = ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "next")]
     argv = ["train", *flags.split(), *folders, "--weights", str(run / "network.safetensors")]

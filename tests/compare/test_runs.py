@@ -9,7 +9,7 @@ from fastdhm.compare.arms import Arm
 from fastdhm.compare.runs import FAILURE, read_run
 from fastdhm.config import TrainConfig
 from fastdhm.engine.saved.checkpoint import save_network, write_config
-from fastdhm.engine.saved.owed import CURVES, NETWORK
+from fastdhm.engine.saved.names import CURVES, NETWORK
 
 CONFIG = TrainConfig(dataset="reid-synthetic", epochs=2, seed=1)
 ARM = Arm(name="dhm", label="dhm", config=CONFIG)

@@ -1,7 +1,6 @@
 """What a run leaves on disk: its config, its checkpoints and the stripped network; all whole or not there.
 
-A run directory holds ``config.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``last.pt`` and ``best.pt`` (all that
-resuming needs), ``network.safetensors`` (the plain network) and ``curves.png``. Loading runs no code from a file.
+``names`` has what they are called. Loading runs no code from a file.
 """
 
 import dataclasses
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import Identity
+from fastdhm.engine.saved.names import BEST, CONFIG, LAST, NETWORK
 from fastdhm.errors import UserError, first_line
 from fastdhm.system.files import contents, damaged_part, load_without_code, plain_name, replacing
 from fastdhm.system.typed_yaml import build, read_yaml
 
 FORMAT = 1
-LAST = "last.pt"
 # What a resumed run may set anew: where and how it runs, not what it learns.
 RESUMABLE = (
     "data_dir", "max_steps", "loader", "workers",
@@ -74,6 +73,12 @@ def load_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 def judged(saved: dict[str, Any]) -> dict[str, Tensor]:
     """Of a checkpoint, the weights that are validated and kept: their average where the run has one."""
     return saved.get("average", saved["model"])
+
+
+def kept_checkpoint(run_dir: Path, config: TrainConfig) -> Path:
+    """The checkpoint that a run's stripped network comes from."""
+    best = run_dir / BEST
+    return best if config.keep == "best" and best.exists() else run_dir / LAST
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
@@ -144,7 +149,7 @@ def learnt_from(path: Path) -> Identity:
     Empty if it does not say, being of before that was kept.
     """
     if path.is_dir():
-        files = (path / LAST, path / "network.safetensors")
+        files = (path / LAST, path / NETWORK)
         return next((learnt_from(file) for file in files if file.exists()), {})
     if path.suffix == ".safetensors":
         with _whole_safetensors(path) as file:
@@ -159,7 +164,7 @@ def numbered_classes(num_classes: int) -> tuple[str, ...]:
 
 def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
     """``ValueError`` if ``run_dir`` holds a run already, or anything else."""
-    if (run_dir / "config.yaml").exists():
+    if (run_dir / CONFIG).exists():
         other = differing(read_config(run_dir), config, free=("run_dir", *RESUMABLE))
         what = f"with another config ({', '.join(other)})" if other else "with this config"
         raise UserError(
@@ -180,7 +185,7 @@ def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
     changed = differing(saved, config, free=free)
     if changed:
         raise UserError(
-            f"{run_dir / 'config.yaml'} is not what last.pt was trained with ({'; '.join(changed)}): put it back, or "
+            f"{run_dir / CONFIG} is not what {LAST} was trained with ({'; '.join(changed)}): put it back, or "
             "start a new run"
         )
 
@@ -194,19 +199,19 @@ def moved(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
 def write_config(run_dir: Path, config: TrainConfig) -> None:
     """Write ``config.yaml``, every value resolved."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    with replacing(run_dir / "config.yaml") as temporary:
+    with replacing(run_dir / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
 
 
 def read_config(run_dir: Path) -> TrainConfig:
     """The config of a run directory."""
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG
     if not path.exists():
         inside = run_dir.is_file() and (run_dir.parent / path.name).exists()
         told = (
             f"is a file of a run: name its folder, {run_dir.parent}"
             if inside
-            else "is not a run of fastdhm: it holds no config.yaml"
+            else f"is not a run of fastdhm: it holds no {CONFIG}"
         )
         raise UserError(f"{run_dir} {told}")
     return config_from(read_yaml(path), path)

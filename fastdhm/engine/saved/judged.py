@@ -7,6 +7,8 @@ from typing import Any
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.source import is_reid
+from fastdhm.engine.saved.checkpoint import kept_checkpoint
+from fastdhm.engine.saved.names import BEST
 
 # Sets whose makers give training and test images alone: a run validates on the test images.
 TEST_SETS = ("cifar10", "cifar100", "fashion-mnist")
@@ -33,9 +35,9 @@ def judged_images(config: TrainConfig) -> str:
 
 def is_chosen(path: Path, config: TrainConfig) -> bool:
     """Whether the epoch of what lies at ``path``, a run, checkpoint or network, was chosen by its validation error."""
-    if path.suffix == ".pt":
-        return path.name == "best.pt"
-    return config.keep == "best" and (not path.is_dir() or (path / "best.pt").exists())
+    if path.is_dir():
+        path = kept_checkpoint(path, config)
+    return path.name == BEST if path.suffix == ".pt" else config.keep == "best"
 
 
 def validations(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.source import is_reid
+from fastdhm.engine.saved.names import CURVES, LAST, NETWORK
 
-NETWORK, CURVES = "network.safetensors", "curves.png"
 LAST_EPOCH, RANKING = "the last epoch's validation", "the ranking of people"
 
 
@@ -26,7 +26,7 @@ def owed(run_dir: Path, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> 
     there = {
         LAST_EPOCH: last is not None,
         NETWORK: (run_dir / NETWORK).exists(),
-        CURVES: (run_dir / CURVES).exists() or not (run_dir / "last.pt").exists(),  # nothing could draw them anew
+        CURVES: (run_dir / CURVES).exists() or not (run_dir / LAST).exists(),  # nothing could draw them anew
         RANKING: ranked or not is_reid(config.dataset),
     }
     return [what for what, found in there.items() if not found]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdhm.engine.saved.names import LOG
 from fastdhm.errors import UserError
 from fastdhm.system.files import plain_name, sync, why_not_written, write_text, writing
 
@@ -190,7 +191,7 @@ class Log:
     """
 
     def __init__(self, run_dir: Path, step: int, epoch: int, say: Callable[[str], None] = lambda text: None):
-        self.path, self.say = run_dir / "log.jsonl", say
+        self.path, self.say = run_dir / LOG, say
         rows, damaged = _read_lines(self.path)
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
@@ -249,7 +250,7 @@ class Log:
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``log.jsonl`` that are whole: a kill cuts the last, a bad disk any."""
-    return _read_lines(run_dir / "log.jsonl")[0]
+    return _read_lines(run_dir / LOG)[0]
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -3,7 +3,8 @@
 import pytest
 
 from fastdhm.config import TrainConfig
-from fastdhm.engine.saved.owed import CURVES, LAST_EPOCH, NETWORK, RANKING, owed
+from fastdhm.engine.saved.names import CURVES, NETWORK
+from fastdhm.engine.saved.owed import LAST_EPOCH, RANKING, owed
 
 RUN = TrainConfig(dataset="synthetic", epochs=3)
 

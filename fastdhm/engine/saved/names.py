@@ -1,0 +1,7 @@
+"""What the files in a run's folder are called."""
+
+CONFIG = "config.yaml"  # every value resolved
+LOG = "log.jsonl"
+LAST, BEST = "last.pt", "best.pt"  # all that resuming needs
+NETWORK = "network.safetensors"  # the plain network
+CURVES = "curves.png"
