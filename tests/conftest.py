@@ -1,5 +1,7 @@
 """For every test: fresh memory is poisoned, threads are counted, and what needs a GPU says so where there is none."""
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -8,6 +10,8 @@ from fastdhm.system import processors
 
 hypothesis.settings.register_profile("fastdhm", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastdhm")
+
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "helpers").glob("*.py")))
 
 THREADS = processors.count()
 
