@@ -26,7 +26,7 @@ no-compiler  | -    | -                                  | built, but no compile
 middle       | 3.12 | torch==2.11.0 torchvision==0.26.0  | a torch between
 "
 # What differs by machine: ops, numerics, loaders, processes. The rest is logic, which .venv's run has covered.
-QUICK="tests/test_house.py tests/test_cli.py tests/ops tests/kernels tests/cuda tests/data tests/models tests/reid
+QUICK="tests/test_house.py tests/cli tests/ops tests/kernels tests/cuda tests/data tests/models tests/reid
 tests/engine/test_step.py tests/engine/test_device.py tests/engine/optim/test_optimizer.py tests/engine/saved/test_checkpoint.py"
 
 quick="" wanted="" seconds=1000000

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from control_groups import V1, V2, machine
 
 from fastdhm.data.loaders.resident_loader import CannotHold, check_room
 from fastdhm.system import memory
-from tests.system.test_processors import V1, V2, machine
 
 MACHINES = {
     "no control groups at all": ("", "", {}, math.inf),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "fuzz.py"
+TOOL = Path(__file__).parents[2] / "tools" / "fuzz.py"
 EACH = 50  # of 20 kinds: a thousand
 
 
