@@ -1,4 +1,4 @@
-"""The ``.beton`` files that FFCV reads: settings, format, build and verify; source reads one back.
+"""The ``.beton`` files that FFCV reads: settings, format, build and verify; source reads images back from one.
 
-files: where they lie, when they are stale, and the manifest beside each.
+files: their paths, whether they are up to date, and the manifest beside each.
 """

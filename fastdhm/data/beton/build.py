@@ -1,8 +1,8 @@
-"""Turns a source into the bytes of a ``.beton``: decode, check and encode in worker processes, write in order here.
+"""Writes a source as a ``.beton``: worker processes decode, check and encode; this process writes, in order.
 
 FFCV's ``DatasetWriter`` is not used: it waits for ever for a worker that died, leaves its shared memory behind, shrinks
-very thin images to nothing, and writes in the order in which workers finish. Written in the source's order, equal
-sources give equal files. Legend: N samples, H height, W width, C channels.
+very thin images to nothing, and writes in the order in which workers finish. Here, samples are written in the source's
+order, so equal sources give equal files. Legend: N samples, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fastdhm.data.images.pool import WorkerPool, in_hand
 from fastdhm.data.sources.source import chunks
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
+from fastdhm.system.paths import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,7 @@ ESTIMATE_FROM = 16  # images
 
 @dataclass
 class Written:
-    """What became of the samples: the bad ones with the reason, and the extremes of the others' sides in pixels."""
+    """The result of a build: bad samples with the reason, and the shortest and longest side of the others in pixels."""
 
     bad: dict[int, str] = field(default_factory=dict)
     min_side: int = MAX_SIDE
@@ -44,13 +45,13 @@ class Written:
 def write_images(
     file, source: Source, settings: ImageSettings, *, workers: int, skip_bad: bool, bar: AbstractContextManager
 ) -> Written:
-    """Write every sample to ``file``; ``bar`` gives the function to call with the number of samples as they pass.
+    """Write every sample to ``file``; ``bar`` yields a function that takes the number of samples just done.
 
-    After a bad one, and without ``skip_bad``, nothing more is written but all the others are still decoded: the user is
-    told of every bad file at once, not of one a build.
+    After a bad sample, and without ``skip_bad``, nothing more is written. But the others are still decoded, so that one
+    build reports all bad files.
     """
     writer, written = BetonWriter(file, len(source)), Written()
-    # The workers are forked before the bar starts its thread.
+    # Fork the workers before the progress bar starts its thread.
     encoder = Encoder(source, settings)
     with WorkerPool(encoder, chunks(source), workers, label=source.label) as pool, bar as advance:
         for start, images, deep in pool.answers():
@@ -71,7 +72,7 @@ def write_images(
 
 @dataclass(frozen=True)
 class Encoder:
-    """Samples to what the file holds of them, ``(height, width, bytes)``, or to the reason why one is bad."""
+    """Turns samples into what the file holds of each: ``(height, width, bytes)``, or the reason why it is bad."""
 
     source: Source
     settings: ImageSettings
@@ -103,26 +104,26 @@ class Encoder:
 def encode(image: Image, settings: ImageSettings) -> tuple[int, int, bytes]:
     """Height, width and bytes, after shrinking to ``max_resolution``: JPEG or plain pixels.
 
-    A JPEG is encoded anew even if it would fit as it is: so every image in the file is a baseline RGB JPEG, whatever
-    its camera wrote.
+    A JPEG is always encoded again, even if it would fit unchanged. So every image in the file is a baseline RGB JPEG,
+    whatever its camera wrote.
     """
     image = shrink(image, settings.max_resolution)
     width, height = image.size
     raw = settings.stores_raw(height, width)
     if max(width, height) > MAX_SIDE or (raw and 3 * width * height > PAGE_BYTES):
-        raise ValueError(f"{width} x {height} pixels are too many to store; give a maximum resolution")
+        raise ValueError(f"{width} x {height} pixels are too many to store: give a maximum resolution")
     if raw:
         return height, width, image.tobytes()
     buffer = io.BytesIO()
     try:
         image.save(buffer, "JPEG", quality=settings.quality)
     except OSError as error:  # sides above 65,500
-        raise ValueError(f"{width} x {height} pixels cannot be a JPEG ({error}); give a maximum resolution") from error
+        raise ValueError(f"{width} x {height} pixels cannot be a JPEG ({error}): give a maximum resolution") from error
     return height, width, buffer.getvalue()
 
 
 def shrink(image: Image, max_resolution: int | None) -> Image:
-    """Down to ``max_resolution`` on the longer side, FFCV's meaning of the word, by area averaging as FFCV does."""
+    """Shrink the longer side to ``max_resolution``, by area averaging; both as in FFCV."""
     from PIL import Image
 
     if max_resolution is None or max(image.size) <= max_resolution:
@@ -133,27 +134,27 @@ def shrink(image: Image, max_resolution: int | None) -> Image:
 
 
 def bad_files_path(path: Path) -> Path:
-    """The text file that lists the bad images, beside where the ``.beton`` would be."""
+    """The text file that lists the bad images, in the folder of the ``.beton``."""
     return path.with_name(f"{path.stem}-bad-files.txt")
 
 
 def bad_files_error(bad: dict[int, str], total: int, listing: Path) -> UserError:
-    """Names the bad files: the first ones in the message, all of them in the text file ``listing``."""
+    """An error that names the first bad files; the text file ``listing`` has all of them."""
     reasons = [bad[i] for i in sorted(bad)]
     whole = ""
-    with suppress(OSError, UserError):  # the disk may be full, too
+    with suppress(OSError, UserError):  # the disk may be full
         write_text(listing, "".join(reason + "\n" for reason in reasons))
-        whole = f" (the whole list: {listing})"
-    shown = "".join(f"\n  {reason}" for reason in reasons[:BAD_FILES_SHOWN])
+        whole = f" (the whole list: {shown(listing)})"
+    first = "".join(f"\n  {reason}" for reason in reasons[:BAD_FILES_SHOWN])
     more = f"\n  and {len(reasons) - BAD_FILES_SHOWN:,} more" if len(reasons) > BAD_FILES_SHOWN else ""
     return UserError(
-        f"{len(reasons):,} of {total:,} images cannot be read{whole}:{shown}{more}\n"
+        f"{len(reasons):,} of {total:,} images cannot be read{whole}:{first}{more}\n"
         "Repair or remove them, or leave them out with --skip-bad."
     )
 
 
 def check_space(source: Source, settings: ImageSettings, folder: Path) -> None:
-    """Refuse to begin what cannot fit, judged from a few images spread over the source."""
+    """Refuse a build that will not fit on the disk, as estimated from a few images of all parts of the source."""
     step = max(1, len(source) // ESTIMATE_FROM)
     encoder = Encoder(source, settings)
     images = [encoder(range(i, i + 1))[1][0] for i in range(0, len(source), step)]
@@ -163,6 +164,6 @@ def check_space(source: Source, settings: ImageSettings, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"not enough disk space in {folder}: about {needed:,} bytes are needed and {free:,} are free. "
-            "Make room, or choose another --data-dir."
+            f"not enough disk space in {shown(folder)}: about {needed:,} bytes are needed and {free:,} are free. "
+            "Free some space, or choose another --data-dir."
         )

@@ -1,4 +1,4 @@
-"""The ``.beton`` file of a split and the manifest beside it: where they lie, when they are stale, if they are whole.
+"""The ``.beton`` file of a split and the manifest beside it: their paths, and whether they are up to date and whole.
 
 Legend: N samples, K classes.
 """
@@ -25,17 +25,18 @@ from fastdhm.data.sources.source import Source
 from fastdhm.errors import UserError
 from fastdhm.system import processors
 from fastdhm.system.files import held, replacing
-from fastdhm.system.paths import expanded, short_name
+from fastdhm.system.paths import expanded, short_name, shown
 from fastdhm.system.progress import progress_bar
 from fastdhm.system.streams import narrate
 
 MANIFEST_VERSION = 1
 BUILDER = "a build of .beton files"
+REBUILD = "build it with `fastdhm data build`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a ``.beton`` was made from, and what it has to look like."""
+    """What a ``.beton`` was made from, and what it must contain."""
 
     format_version: int = MANIFEST_VERSION
     dataset: str
@@ -53,9 +54,9 @@ class Manifest:
     index_sha256: str
     created_by: str
     note: str | None = None
-    """What the user should hear at every use."""
+    """A message for the user, shown at every use."""
     fingerprint: str | None = None
-    """Of the source; None in manifests of before it was kept."""
+    """Of the source; None in older manifests, which do not have it."""
 
 
 def beton_path(data_dir: Path, dataset: str, split: str, settings: ImageSettings) -> Path:
@@ -72,10 +73,10 @@ def beton_path(data_dir: Path, dataset: str, split: str, settings: ImageSettings
 def build(
     source: Source, path: Path, settings: ImageSettings, *, workers: int, skip_bad: bool = False, progress: bool = True
 ) -> Manifest:
-    """Write ``source`` to ``path`` and its manifest beside it, replacing what is there.
+    """Write ``source`` to ``path`` and its manifest beside it, replacing old files.
 
-    Every image is decoded once. Bad ones stop the build, and a ``UserError`` lists all of them, unless ``skip_bad``
-    leaves them out and names them in the manifest. Whatever happens, ``path`` is either whole or as it was before.
+    Every image is decoded once. If some are bad, a ``UserError`` lists all of them; with ``skip_bad`` they are left
+    out, and the manifest names them. Whatever happens, ``path`` is either whole or unchanged.
     """
     with held(path.parent, BUILDER, narrate, wait=True):
         return _build(source, path, settings, workers, skip_bad, progress)
@@ -92,35 +93,37 @@ def ensure(
     skip_bad: bool = False,
     say: Callable[[str], None] = narrate,
 ) -> Path:
-    """The path of a ``.beton`` that is whole and up to date, built now if need be.
+    """The path of a ``.beton`` that is whole and up to date; builds it if need be.
 
-    Without a ``source`` (its images are no longer there) the file is taken as it is; where it is missing or damaged,
-    that is a ``UserError``.
+    Without a ``source`` (its images no longer exist) the file is used as it is; a missing or damaged file raises a
+    ``UserError``.
     """
     path = beton_path(data_dir, dataset, split, settings)
     stale = why_stale(path, source, settings, skip_bad)
     if stale and source is None:
         raise UserError(
-            f"{stale}. Its images are not there to build it from; put them back, or the file and its manifest."
+            f"{stale}. The images to build it from are not there: put them back, or put back the file and its manifest."
         )
     if stale:
         with held(path.parent, BUILDER, say, wait=True):
-            stale = why_stale(path, source, settings, skip_bad)  # another process may just have built it
+            stale = why_stale(path, source, settings, skip_bad)  # another process may have built it meanwhile
             if stale:
-                say(f"{dataset} {split}: building the .beton file, as {stale}")
+                say(f"{dataset} {split}: building the .beton file, because {stale}")
                 _build(source, path, settings, workers, skip_bad, progress=True)
     manifest = read_manifest(path)
     if manifest.note:
         say(f"{dataset} {split}: {manifest.note}")
     if manifest.skipped:
-        say(f"{dataset} {split}: {len(manifest.skipped):,} bad images are left out; '{manifest_path(path)}' names them")
+        count = len(manifest.skipped)
+        left_out = "1 bad image is left out" if count == 1 else f"{count:,} bad images are left out"
+        say(f"{dataset} {split}: {left_out}, see '{shown(manifest_path(path))}'")
     return path
 
 
 def why_stale(path: Path, source: Source | None, settings: ImageSettings, skip_bad: bool = False) -> str | None:
-    """Why ``path`` has to be built (again), or None; without ``skip_bad`` a file that lacks images is no use."""
+    """Why ``path`` must be built (again), or None; without ``skip_bad`` a file that lacks bad images is stale."""
     if not path.exists():
-        return f"{path} is not there"
+        return f"{shown(path)} does not exist"
     try:
         manifest = check(path)
     except UserError as error:
@@ -130,45 +133,46 @@ def why_stale(path: Path, source: Source | None, settings: ImageSettings, skip_b
     if manifest.settings != settings:
         return f"it was built with other image settings ({manifest.settings.tag}, not {settings.tag})"
     if manifest.skipped and not skip_bad:
-        return f"{path} lacks {len(manifest.skipped):,} images that could not be read, and --skip-bad is not given"
+        images = "1 image" if len(manifest.skipped) == 1 else f"{len(manifest.skipped):,} images"
+        return f"{shown(path)} lacks {images} that could not be read, and --skip-bad is not given"
     return None
 
 
 def check(path: Path) -> Manifest:
-    """The quick check before every use: the file has the size and the index that its manifest says."""
+    """The quick check before every use: the file's size and index must be those in its manifest."""
     manifest = read_manifest(path)
     if not path.is_file():
-        raise UserError(f"{path} is missing, though its manifest is there")
+        raise UserError(f"{shown(path)} is missing, but its manifest is there: {REBUILD}")
     size = path.stat().st_size
     if size != manifest.file_bytes:
         what = "is cut short" if size < manifest.file_bytes else "has grown"
-        raise UserError(f"{path} {what}: it has {size:,} bytes, its manifest says {manifest.file_bytes:,}")
+        raise UserError(f"{shown(path)} {what}: it has {size:,} bytes, its manifest says {manifest.file_bytes:,}")
     index = read_index(path)
     if len(index.sample_N) != manifest.count or index.sha256 != manifest.index_sha256:
-        raise UserError(f"{path} does not match its manifest: it is another file, or damaged")
+        raise UserError(f"{shown(path)} does not match its manifest: it is another file, or damaged")
     return manifest
 
 
 def verify(path: Path, *, deep: bool = True, progress: bool = True, workers: int | None = None) -> Manifest:
     """Check a ``.beton`` against its manifest; ``deep`` also reads every byte and decodes every image.
 
-    Whatever does not match is a ``UserError``.
+    A mismatch raises a ``UserError``.
     """
     path = Path(path)
     manifest = check(path)
     index = read_index(path)
     if tuple(np.bincount(index.target_N, minlength=len(manifest.classes)).tolist()) != manifest.class_counts:
-        raise UserError(f"{path} does not match its manifest: its labels are others")
+        raise UserError(f"{shown(path)} does not match its manifest: its labels differ")
     if not deep:
         return manifest
     bar = progress_bar(f"verify {manifest.dataset} {manifest.split}", manifest.count, progress)
     damaged = find_damage(path, index, workers or processors.count(), bar)
     if damaged:
         raise UserError(
-            f"{path} is damaged: {len(damaged):,} of {manifest.count:,} images cannot be decoded: {damaged[0]}"
+            f"{shown(path)} is damaged: {len(damaged):,} of {manifest.count:,} images cannot be decoded: {damaged[0]}"
         )
     if sha256_of(path) != manifest.sha256:
-        raise UserError(f"{path} does not match its manifest: its checksum is another")
+        raise UserError(f"{shown(path)} does not match its manifest: its checksum differs")
     return manifest
 
 
@@ -188,7 +192,9 @@ def read_manifest(path: Path) -> Manifest:
         values = json.loads(place.read_text("utf-8"))
         if values["format_version"] != MANIFEST_VERSION:
             version = values["format_version"]
-            raise UserError(f"{place} is of format version {version}; this fastdhm reads version {MANIFEST_VERSION}")
+            raise UserError(
+                f"{shown(place)} has format version {version}, but this fastdhm reads version {MANIFEST_VERSION}"
+            )
         settings = values["settings"]
         settings["grey_range"] = tuple(settings["grey_range"]) if settings.get("grey_range") else None
         values["settings"] = ImageSettings(**settings)
@@ -196,26 +202,25 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest(**values)
     except FileNotFoundError as error:
         if not Path(path).exists():
-            raise UserError(f"{path} is not there: write it with `fastdhm data build`") from error
-        raise UserError(f"{path} has no manifest: {place} is missing") from error
+            raise UserError(f"{shown(path)} does not exist: {REBUILD}") from error
+        raise UserError(f"{shown(path)} has no manifest: {shown(place)} is missing") from error
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{place} is not a manifest that this fastdhm can read") from error
+        raise UserError(f"{shown(place)} is not a manifest that this fastdhm can read") from error
 
 
 def _build(
     source: Source, path: Path, settings: ImageSettings, workers: int, skip_bad: bool, progress: bool
 ) -> Manifest:
-    source.digest()  # remembered by the source: of the files as they are before they are read, not after
+    source.digest()  # the source remembers it: the digest must be of the files before they are read, not after
     check_space(source, settings, path.parent)
     bar = progress_bar(f"{source.name} {source.split}", len(source), progress)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         written = write_images(file, source, settings, workers=workers, skip_bad=skip_bad, bar=bar)
         if written.bad and (not skip_bad or len(written.bad) == len(source)):
             raise bad_files_error(written.bad, len(source), bad_files_path(path))
-        # From here until the new manifest is written there is none, so a crash between the two cannot pass for a good
-        # pair.
+        # Until the new manifest is written, there is none: a crash in between must not leave a pair that looks good.
         manifest_path(path).unlink(missing_ok=True)
     manifest = _describe(source, path, settings, written)
     text = json.dumps(dataclasses.asdict(manifest), indent=1)

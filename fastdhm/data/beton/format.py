@@ -1,9 +1,9 @@
-"""The bytes of a ``.beton`` file, version 2 of FFCV's format, for one image and one label a sample.
+"""The bytes of a ``.beton`` file, version 2 of FFCV's format, with one image and one label per sample.
 
-header | field descriptors | metadata, one row a sample | image data | allocation table, one row an image
+header | field descriptors | metadata, one row per sample | image data | allocation table, one row per image
 
-The types are FFCV's (``ffcv/types.py``), written out here so that a file can be built and checked where FFCV is not
-installed; a test holds the two equal. Legend: N samples, H height, W width, C channels.
+The types are FFCV's (``ffcv/types.py``). They are repeated here so that files can be built and checked without FFCV; a
+test checks that both are equal. Legend: N samples, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdhm.errors import UserError
+from fastdhm.system.paths import shown
 
 FFCV_VERSION = 2
 HEADER = np.dtype(
@@ -36,7 +37,7 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FIELDS = (("image", 2), ("label", 1))  # FFCV's type numbers of RGBImageField and IntField
 MODES = {"jpg": 0, "raw": 1}
 MAX_SIDE = 2**16 - 1
-# No image may straddle two pages, so this bounds an image; a page left short wastes less than one image.
+# No image may cross into the next page, so this limits the size of an image. A page wastes less than one image.
 PAGE_BYTES = 1 << 26
 DATA_OFFSET = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
@@ -55,7 +56,7 @@ class Index:
 
 
 class BetonWriter:
-    """Appends images and labels to ``file``; ``finish`` writes the index around them."""
+    """Appends images and labels to ``file``; ``finish`` writes the index."""
 
     def __init__(self, file, capacity: int):
         self._file = file
@@ -88,21 +89,23 @@ class BetonWriter:
 
 
 def read_index(path: Path) -> Index:
-    """The file's index, once it is certain that every pointer in it lies inside the file; else a ``UserError``.
+    """The file's index; raises a ``UserError`` unless every pointer in it is inside the file.
 
-    FFCV itself asks nothing: a pointer beyond the end of its memory map ends the process.
+    FFCV itself checks nothing: a pointer beyond the end of its memory map ends the process.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(DATA_OFFSET)
         if len(head) < DATA_OFFSET:
-            raise UserError(f"{path} is cut short: {size:,} bytes do not even hold a header")
+            raise UserError(f"{shown(path)} is cut short: {size:,} bytes are too few for its header")
         header = np.frombuffer(head, HEADER, 1)[0]
         if header["version"] != FFCV_VERSION or header["num_fields"] != len(FIELDS):
-            raise UserError(f"{path} is not a .beton file of version {FFCV_VERSION} with an image and a label a sample")
+            raise UserError(
+                f"{shown(path)} is not a .beton file of version {FFCV_VERSION} with an image and a label per sample"
+            )
         count, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
         if table + count * ALLOCATION.itemsize != size or DATA_OFFSET + count * SAMPLE.itemsize > table:
-            raise UserError(f"{path} is cut short or overwritten: {size:,} bytes do not fit its own header")
+            raise UserError(f"{shown(path)} is cut short or overwritten: {size:,} bytes do not fit its own header")
         samples = file.read(count * SAMPLE.itemsize)
         file.seek(table)
         allocations = file.read()
@@ -111,7 +114,7 @@ def read_index(path: Path) -> Index:
     start_N, size_N = index.allocation_N["ptr"], index.allocation_N["size"]
     inside = (start_N < table) & (size_N <= table - np.minimum(start_N, table))
     if not (inside & (start_N == index.sample_N["f0"]["data_ptr"])).all():
-        raise UserError(f"{path} is damaged: it points outside itself")
+        raise UserError(f"{shown(path)} is damaged: a pointer in its index is outside the file")
     return index
 
 
@@ -119,11 +122,11 @@ def read_images(path: Path, index: Index) -> np.ndarray:
     """All images, ``uint8 [N, H, W, 3]``, of a file that holds plain pixels of one size."""
     image_N = index.sample_N["f0"]
     image_NHWC = np.empty((len(image_N), int(image_N["height"][0]), int(image_N["width"][0]), 3), np.uint8)
-    # Between the starts of two pages the images lie one behind the other, in order.
+    # Inside a page, the images follow each other, in order.
     starts = np.flatnonzero(np.diff(image_N["data_ptr"], prepend=0) != image_NHWC[0].nbytes).tolist()
     with open(path, "rb") as file:
         for start, end in pairwise([*starts, len(image_N)]):
             file.seek(int(image_N["data_ptr"][start]))
             if file.readinto(image_NHWC[start:end].data) != image_NHWC[start:end].nbytes:
-                raise UserError(f"{path} is cut short")
+                raise UserError(f"{shown(path)} is cut short")
     return image_NHWC

@@ -1,4 +1,4 @@
-"""The images in a ``.beton`` file, one at a time: what a loader reads from it in batches.
+"""The images in a ``.beton`` file, one at a time; a loader reads the same images in batches.
 
 Legend: N samples.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BetonSource:
-    """A source of what is in the file, for where its images are gone, or are not all in it."""
+    """A source that reads from the file. It is used where the image files are gone, or are not all in the file."""
 
     note = None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastdhm.data.beton.format import MODES, Index
 from fastdhm.data.images.pool import WorkerPool, in_hand
 
-CHUNK = 64  # images for a worker at once
+CHUNK = 64  # images that a worker gets at a time
 READ_BYTES = 1 << 22
 
 
@@ -27,7 +27,7 @@ def sha256_of(path: Path) -> str:
 
 
 def find_damage(path: Path, index: Index, workers: int, bar: AbstractContextManager) -> list[str]:
-    """What is wrong with each image that does not decode to the size in the index."""
+    """What is wrong, for each image that does not decode to the size in the index."""
     damaged = []
     count = len(index.sample_N)
     chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
@@ -68,5 +68,5 @@ def _jpeg_fault(data: bytes, size: tuple[int, int]) -> str | None:
             image.load()
             same = image.size == size and image.mode == "RGB"
             return None if same else f"{image.mode} of {image.size} instead of RGB of {size}"
-    except Exception as error:  # see images.read_image: a decoder raises anything
+    except Exception as error:  # see images.read_image: a decoder can raise anything
         return str(error) or type(error).__name__

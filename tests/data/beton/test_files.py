@@ -77,7 +77,7 @@ def test_ensure_builds_once_and_again_when_stale(tmp_path):
 
     path = run()
     assert len(said) == 1
-    assert "is not there" in said[0]
+    assert "does not exist" in said[0]
     assert run() == path
     assert run(None) == path
     assert len(said) == 1
@@ -90,7 +90,7 @@ def test_ensure_builds_once_and_again_when_stale(tmp_path):
     verify(path, progress=False)
     with path.open("r+b") as file:
         file.truncate(5000)
-    with pytest.raises(UserError, match=r"is cut short.*are not there to build it from"):
+    with pytest.raises(UserError, match=r"is cut short.*images to build it from are not there"):
         run(None)
 
 
@@ -136,14 +136,14 @@ def _spoil_manifest(path):
     [
         pytest.param(_cut, "is cut short", id="cut-short"),
         pytest.param(_cut_to_nothing, "is cut short", id="empty"),
-        pytest.param(_overwrite_index, "points outside itself|does not match", id="index-overwritten"),
+        pytest.param(_overwrite_index, "index is outside the file|does not match", id="index-overwritten"),
         pytest.param(_other_file, "does not match its manifest", id="another-file"),
         pytest.param(_remove_manifest, "has no manifest", id="no-manifest"),
         pytest.param(_spoil_manifest, "is not a manifest", id="manifest-spoilt"),
         pytest.param(_edit_manifest(format_version=99), "format version 99", id="another-version"),
         pytest.param(_edit_manifest(settings="raw"), "is not a manifest", id="settings-of-another-kind"),
         pytest.param(_edit_manifest(settings={"grey_range": [1, 2, 3]}), "is not a manifest", id="range-of-three"),
-        pytest.param(_edit_manifest(settings={"grey_range": [2, 1]}), "grey range 2 to 1", id="range-upside-down"),
+        pytest.param(_edit_manifest(settings={"grey_range": [2, 1]}), "grey range is 2 to 1", id="range-upside-down"),
         pytest.param(_edit_manifest(count=3), "does not match its manifest", id="another-count"),
     ],
 )

@@ -51,10 +51,10 @@ def test_how_a_data_set_is_stored(dataset, wishes, tag):
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"store": "png"}, "image mode 'png' is not known; choose raw, jpg, smart"),
-        ({"size": -3}, "maximum resolution -3"),
-        ({"store": "jpg", "quality": 101}, "JPEG quality 101"),
-        ({"store": "raw", "quality": 90}, "store quality 90: plain pixels have none"),
+        ({"store": "png"}, "image mode is 'png': must be one of raw, jpg, smart"),
+        ({"size": -3}, "maximum resolution is -3"),
+        ({"store": "jpg", "quality": 101}, "JPEG quality is 101"),
+        ({"store": "raw", "quality": 90}, "store quality is 90, but plain pixels have none"),
     ],
     ids=str,
 )
