@@ -21,7 +21,8 @@ from fastdhm.engine.saved.record import read_log, to_host
 from fastdhm.errors import UserError, unknown
 from fastdhm.models.correlation import expected_by_chance, kernel_correlation, layer_pairs, summarize
 from fastdhm.system.console import Console
-from fastdhm.system.files import check_writable, replacing, write_csv
+from fastdhm.system.files import replacing, write_csv
+from fastdhm.system.folders import check_writable
 from fastdhm.system.streams import visible
 
 WHAT = ("all", "kernels", "gradients")

@@ -13,7 +13,7 @@ from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
 from fastdhm.reid.features import check_suffix, names_beside, save_features
 from fastdhm.system.console import Console
-from fastdhm.system.files import check_writable
+from fastdhm.system.folders import check_writable
 
 
 def embed(

@@ -24,7 +24,7 @@ from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
-from fastdhm.system.files import check_writable
+from fastdhm.system.folders import check_writable
 
 
 def evaluate_path(

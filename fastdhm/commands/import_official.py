@@ -17,7 +17,7 @@ from fastdhm.engine.settle import run_folder, settle
 from fastdhm.errors import UserError
 from fastdhm.models.weights.official import released_modules
 from fastdhm.system.console import Console, paste
-from fastdhm.system.files import contents
+from fastdhm.system.folders import contents
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # of the data sets that the released code trains on
 

@@ -11,7 +11,8 @@ from fastdhm.compare.plan import Comparison
 from fastdhm.engine.saved.checkpoint import moved
 from fastdhm.errors import UserError
 from fastdhm.system.console import paste
-from fastdhm.system.files import contents, replacing
+from fastdhm.system.files import replacing
+from fastdhm.system.folders import contents
 from fastdhm.system.typed_yaml import build, read_yaml
 
 FORMAT = 1

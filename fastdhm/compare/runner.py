@@ -31,7 +31,7 @@ from fastdhm.engine.settle import settle
 from fastdhm.engine.train import train
 from fastdhm.errors import UserError, unknown
 from fastdhm.system.console import Console, paste
-from fastdhm.system.files import held
+from fastdhm.system.folders import held
 
 
 @dataclass(frozen=True, kw_only=True)

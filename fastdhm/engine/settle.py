@@ -13,7 +13,7 @@ from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.errors import UserError
 from fastdhm.ops.mimic_loss import use_fused
 from fastdhm.system.console import Console
-from fastdhm.system.files import check_writable, held, new_folder
+from fastdhm.system.folders import check_writable, held, new_folder
 from fastdhm.system.paths import default_data_dir, expanded, short_name
 
 

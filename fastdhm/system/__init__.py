@@ -1,5 +1,6 @@
 """The layer between fastdhm, the machine and the user. Importing it does not import torch.
 
-console, streams, progress, plotting: what is printed and drawn. files, paths, typed_yaml: what is written and read.
-endings, signals, waiting: how a command ends and waits. environment, memory, processors: what the machine offers.
+console, streams, progress, plotting: what is printed and drawn. files, loading, typed_yaml, paths: what is written and
+read. folders: who may write in one. endings, signals, waiting: how a command ends and waits. environment, memory,
+processors: what the machine offers.
 """

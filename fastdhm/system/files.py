@@ -1,38 +1,28 @@
-"""Files that are either whole or absent, and folders that only one process writes to at a time."""
+"""Files that are either whole or absent, and why one cannot be written."""
 
-import argparse
 import csv
 import errno
-import fcntl
 import io
 import os
-import pickle
 import secrets
 import shutil
 import socket
 import tempfile
-import threading
 import time
-import warnings
-import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import count
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any
 
 from fastdhm.errors import UserError
 from fastdhm.system.paths import shown
 
-LOCK = ".lock"
 PREFIX, SUFFIX = ".fastdhm-", ".tmp"  # of a file that is being written
-WAIT_SECONDS = 0.5  # between two looks at a lock that another process has
 ABANDONED = 24 * 3600  # seconds after which a temporary file of another machine counts as abandoned
 # Errors of file systems that cannot sync, or cannot sync a folder (network drives, FUSE); and of those without locks.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
-CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
 FULL = "free some space, or choose another disk"
 CLOSED = "make it writable, or choose another folder"
 # why a file cannot be written, and what to do
@@ -182,132 +172,6 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink()
 
 
-def contents(folder: Path) -> set[str]:
-    """The names in ``folder``, without what :func:`held` and :func:`replacing` leave when they are killed."""
-    return {path.name for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(PREFIX)}
-
-
-def new_folder(path: Path) -> Path:
-    """Make ``path``, or ``path-2``, ``path-3``, ...: the first that does not exist. No other process gets the same."""
-    for number in count(1):
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        with suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError  # count has no end
-
-
-_held: set[tuple[int, int]] = set()  # lock files that this process holds: closing one anywhere releases the lock
-_choosing = threading.Lock()  # between threads of this process, which file locks do not tell apart
-_cannot_lock: set[int] = set()  # file systems that the user was warned of
-
-
-@contextmanager
-def held(folder: Path, what: str, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
-    """Make ``folder`` if need be, and lock it for this process: no other one writes there.
-
-    Others that find the lock are told ``what`` this process is. The lock ends with the process, however it ends; its
-    children, such as loader workers, do not hold it. Where the file system cannot lock, ``say`` gets a warning.
-    Temporary files that killed processes left there are removed.
-
-    Raises:
-        ValueError: another process, which is named, holds the lock and ``wait`` is false; or nothing can be written
-            there.
-    """
-    path = folder / LOCK
-    with writing(path, f"in {shown(folder)}"):
-        file = _locked(path, say)
-        if file is None and wait:
-            say(f"waiting for {_holder(path)}, which is at work in {shown(folder)}")
-        while file is None and wait:
-            time.sleep(WAIT_SECONDS)
-            file = _locked(path, say)
-    if file is None:
-        raise UserError(f"{_holder(path)} is at work in {shown(folder)}: wait for it, or stop it")
-    place = _place(file)
-    try:
-        with suppress(OSError):  # on a full disk the lock works without this text
-            os.truncate(file, 0)
-            os.write(file, f"{what} (process {os.getpid()} on {socket.gethostname()})".encode())
-        remove_leftovers(folder)
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        _held.discard(place)
-        os.close(file)
-
-
-def _locked(path: Path, say: Callable[[str], None]) -> int | None:
-    """The file at ``path``, open and locked by this process; None if another process or thread holds it.
-
-    A lock of lockf belongs to one process; a lock of flock is shared with every forked child.
-    """
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _choosing:
-            with suppress(FileNotFoundError):
-                if _place(path) in _held:
-                    return None
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                if not _lock(file, path, say):
-                    os.close(file)
-                    return None
-                if _place(file) == _place(path):
-                    _held.add(_place(file))
-                    return file
-            except FileNotFoundError:
-                pass
-            except OSError:
-                os.close(file)
-                raise
-            os.close(file)  # its holder has just removed it: open the new one
-
-
-def _lock(file: int, path: Path, say: Callable[[str], None]) -> bool:
-    """Whether this process has the lock now; true too where the file system cannot lock."""
-    with suppress(OSError):
-        os.fchmod(file, 0o666)  # whoever may write in the folder may lock it
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno not in CANNOT_LOCK:
-            raise
-        device = os.fstat(file).st_dev
-        if device not in _cannot_lock:
-            _cannot_lock.add(device)
-            say(f"{shown(path.parent)}: this file system cannot lock; start nothing else that writes there")
-    return True
-
-
-def _place(file: int | Path) -> tuple[int, int]:
-    status = os.stat(file)
-    return status.st_dev, status.st_ino
-
-
-def _holder(path: Path) -> str:
-    with suppress(OSError):
-        if _place(path) not in _held:  # opening and closing it would release our own lock
-            text = path.read_text("utf-8", "replace").strip()
-            return text or "another process"
-    return f"this process ({os.getpid()})"
-
-
-def check_writable(folder: Path, flag: str) -> None:
-    """``ValueError`` naming ``flag`` if nothing can be written in ``folder``, which need not exist yet."""
-    try:
-        place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-        why = None if place.is_dir() else "is not a folder" if place.exists() else "is a broken link"
-        why = why or (None if os.access(place, os.W_OK | os.X_OK) else "cannot be written to")
-    except OSError as error:
-        place, why = folder, f"cannot be reached ({error.strerror})"
-    if why:
-        raise UserError(f"{flag} is {shown(folder)}, and {shown(place)} {why}: choose another, or make it writable")
-
-
 @contextmanager
 def plain_name(path: Path) -> Iterator[str]:
     """A name of ``path`` in valid characters, for libraries that accept no other bytes."""
@@ -322,57 +186,3 @@ def plain_name(path: Path) -> Iterator[str]:
             os.close(descriptor)
     else:
         yield str(path)
-
-
-def load_without_code(path: Path, what: str, *, mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote to ``path``, on the CPU. No code in the file is executed.
-
-    Raises:
-        ValueError: the file is cut short, is of another kind, or would execute code; the message calls it a ``what``.
-    """
-    import torch  # imported here: importing this file must stay cheap
-
-    try:
-        with warnings.catch_warnings(), plain_name(path) as name, torch.serialization.safe_globals(_harmless()):
-            warnings.simplefilter("ignore")  # about the pickle protocol of files from elsewhere
-            return torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        # torch's own message advises to load the file with its code
-        code = _code_in(path)
-        if code:
-            raise UserError(
-                f"{shown(path)} contains code ({code}), which is not executed: save only the state_dict()"
-            ) from error
-        raise UserError(f"{shown(path)} is not a whole {what}, or contains code: it was not loaded") from error
-
-
-def _harmless() -> list:
-    """What training scripts save beside weights: their arguments, paths, and numbers of NumPy."""
-    import numpy as np
-
-    made = np.float64().__reduce__()[0]
-    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
-    renamed = [(made, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, PosixPath, np.dtype, *(type(np.dtype(kind)) for kind in kinds), *renamed]
-
-
-def _code_in(path: Path) -> str:
-    """The first objects in a file of ``torch.save`` that need code to be made; "" if damage hides them."""
-    import torch
-
-    with suppress(Exception), plain_name(path) as name, torch.serialization.safe_globals(_harmless()):
-        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(name))[:3])
-    return ""
-
-
-def damaged_part(path: Path) -> str | None:
-    """The first damaged part of what ``torch.save`` wrote to ``path``; None if all parts are intact.
-
-    torch writes a checksum of each part but does not check it when it loads. So a bit that a disk or a copy flipped
-    would end up in a weight.
-    """
-    try:
-        with zipfile.ZipFile(path) as parts:
-            return parts.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-        return str(error)  # a damaged header that torch does not read

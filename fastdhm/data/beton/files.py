@@ -24,7 +24,8 @@ from fastdhm.data.beton.verify import find_damage, sha256_of
 from fastdhm.data.sources.source import Source
 from fastdhm.errors import UserError
 from fastdhm.system import processors
-from fastdhm.system.files import held, replacing
+from fastdhm.system.files import replacing
+from fastdhm.system.folders import held
 from fastdhm.system.paths import expanded, short_name, shown
 from fastdhm.system.progress import progress_bar
 from fastdhm.system.streams import narrate

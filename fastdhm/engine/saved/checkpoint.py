@@ -20,7 +20,9 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import Identity
 from fastdhm.engine.saved.names import BEST, CONFIG, LAST, NETWORK
 from fastdhm.errors import UserError, first_line
-from fastdhm.system.files import contents, damaged_part, load_without_code, plain_name, replacing
+from fastdhm.system.files import plain_name, replacing
+from fastdhm.system.folders import contents
+from fastdhm.system.loading import damaged_part, load_without_code
 from fastdhm.system.typed_yaml import build, read_yaml
 
 FORMAT = 1

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdhm.errors import UserError
-from fastdhm.system.files import load_without_code, plain_name
+from fastdhm.system.files import plain_name
+from fastdhm.system.loading import load_without_code
 
 NAMED = 3  # names that an error lists of each kind
 DEPTH = 2  # how far down in a checkpoint tensors by name are looked for

@@ -17,7 +17,7 @@ from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.sources.load import load_sources
 from fastdhm.data.sources.synthetic import SyntheticSource
 from fastdhm.errors import UserError
-from fastdhm.system.files import held
+from fastdhm.system.folders import held
 
 
 def test_files_that_lack_bad_images_serve_no_run_that_did_not_ask_for_it(bad_root, tmp_path):
