@@ -51,7 +51,7 @@ class _Counter:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         # Each output is a sum over the weights of one filter. A transposed convolution spreads each input over them.
         sums = args[0] if isinstance(module, _ConvTransposeNd) else output
-        self.macs += sums.numel() * module.weight[0].numel()
+        self.macs += sums.numel() * module.get_parameter("weight")[0].numel()
 
 
 class _WithoutNorms(TorchFunctionMode):

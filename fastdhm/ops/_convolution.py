@@ -64,7 +64,7 @@ def has_wide_vectors() -> bool:
 
 # What torch.compiler.assume_constant_result sets, without its import of the whole compiler.
 for _fixed in (_width, has_matrix_units, has_wide_vectors):
-    _fixed._dynamo_marked_constant = True
+    vars(_fixed)["_dynamo_marked_constant"] = True
 
 
 def channels_last(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -64,7 +64,8 @@ def batch_norm_act(
         return batch_norm_act_eager(x_BCHW, *vectors, residual_BCHW, momentum, eps, relu)
     if x_BCHW.numel() == x_BCHW.shape[1]:
         raise UserError(f"x is {tuple(x_BCHW.shape)}: batch norm needs more than one value per channel in training")
-    x_BCHW, residual_BCHW = _channels_last(x_BCHW), _channels_last(residual_BCHW)
+    x_BCHW = _channels_last(x_BCHW)
+    residual_BCHW = None if residual_BCHW is None else _channels_last(residual_BCHW)
     return torch.ops.fastdhm.batch_norm_act(x_BCHW, *vectors, residual_BCHW, momentum, eps, relu)[0]
 
 
@@ -93,8 +94,8 @@ def why_not(x_BCHW: Tensor, vectors: Sequence[Tensor | None], residual_BCHW: Ten
     return None
 
 
-def _channels_last(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 if _extension.available():

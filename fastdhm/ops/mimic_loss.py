@@ -3,6 +3,8 @@
 Legend: M branches (index 0 = main), B batch, K classes.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -142,8 +144,9 @@ class MimicLoss(nn.Module):
         _validate_weights(weights_MM)
         if weights_MM.device.type == "cpu":
             _check_weights(weights_MM)
+        self.weights_MM: Tensor
         self.register_buffer("weights_MM", weights_MM.detach().clone())  # its own: a change to one is none to the other
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "temperature": temperature, "label_smoothing": label_smoothing, "ignore_index": ignore_index, "impl": impl
         }  # fmt: skip
 

@@ -6,12 +6,13 @@ Legend: B batch, K classes, C channels, H height, W width.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError
-from fastdhm.models.attach.forks import find_forks, tapped_call
+from fastdhm.models.attach.forks import find_forks, tapped_value
 from fastdhm.models.attach.grow import grow
 from fastdhm.models.attach.stages import Block, Layout, channels_first, find_layout, resolution
 from fastdhm.models.base.branched import BranchedModel
@@ -211,7 +212,7 @@ def _own(trace: Trace, model: nn.Module, name: str, given: object, num_classes: 
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], nn.Module)):
         raise UserError(f"branch {name} is {given!r}: give (name of the module to fork at, the branch as a module)")
     fork, side = given
-    shape = trace.shapes[tapped_call(trace, model, fork).output]
+    shape = trace.shapes[tapped_value(trace, model, fork)]
     try:
         with torch.no_grad():
             out = on_meta(side)(torch.zeros(shape, device="meta"))
@@ -243,7 +244,7 @@ def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> N
             f"{type(trunk).__name__} gives {layout.num_classes} logits, {num_classes} are wanted, and its classifier "
             f"is unknown: {layout.head.missing}. Build it with {num_classes} classes and leave num_classes out"
         )
-    layer = trunk.get_submodule(layout.head.layer)
+    layer: Any = trunk.get_submodule(layout.head.layer)
     refuse_computed(layer, layout.head.layer, f"a classifier of {num_classes} classes")
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", num_classes)
     for name in ("weight", "bias"):
@@ -252,7 +253,7 @@ def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> N
             setattr(layer, name, nn.Parameter(old.new_zeros(num_classes, *old.shape[1:])))
     layer.reset_parameters()
     if getattr(trunk, "num_classes", None) == layout.num_classes:
-        trunk.num_classes = num_classes  # timm's networks and some of torchvision's know it
+        trunk.num_classes = num_classes  # type: ignore[assignment] # timm's networks and some of torchvision's know it
 
 
 def _stage(layout: Layout, model: nn.Module, stage: tuple[Block, ...]) -> Stage:

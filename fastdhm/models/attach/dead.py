@@ -34,10 +34,10 @@ def _without_gradient(network: nn.Module, shape: tuple[int, ...], positive: bool
             _make_positive(probe)
             out = probe(SMALL * (torch.rand(1, *shape[1:]) + 0.5))
         else:
-            probe.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
+            probe.apply(lambda layer: getattr(layer, "reset_parameters", lambda: None)())
             out = probe(torch.randn(shape))
         (out * (torch.rand(out.shape) + 0.5)).sum().backward()
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, layer in probe.named_modules():
         weight = layer.weight if isinstance(layer, (nn.Conv2d, nn.Linear)) else None
         if weight is not None and weight.grad is not None:  # one that never runs is as idle in the trunk
@@ -48,8 +48,7 @@ def _without_gradient(network: nn.Module, shape: tuple[int, ...], positive: bool
 
 def _make_positive(network: nn.Module) -> None:
     for layer in network.modules():
-        if hasattr(layer, "reset_running_stats"):
-            layer.reset_running_stats()
+        getattr(layer, "reset_running_stats", lambda: None)()
         for name, parameter in layer.named_parameters(recurse=False):
             inputs = parameter[0].numel() if parameter.ndim > 1 else 1
             parameter.data.uniform_(0.5, 1.5).mul_(SMALL if "bias" in name else 1 / inputs)

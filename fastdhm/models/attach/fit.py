@@ -55,7 +55,7 @@ class Replay(nn.Module):
             kwargs["training"] = self.training
         if "inplace" in kwargs:  # what it is given may be the trunk's feature map
             kwargs["inplace"] = False
-        return self.function(*args, **kwargs)
+        return self.function(*args, **kwargs)  # type: ignore[misc] # None stands in the calls of modules alone
 
     def extra_repr(self) -> str:
         return self.name
@@ -82,7 +82,7 @@ def _live(module: nn.Module) -> nn.Module:
         module.track_running_stats = module.running_mean is not None
     if not is_frozen(module):
         return module
-    mean = module.running_mean
+    mean = module.get_buffer("running_mean")
     return nn.BatchNorm2d(len(mean), eps=getattr(module, "eps", 1e-5), device=mean.device, dtype=mean.dtype)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastdhm.errors import UserError, unknown
 from fastdhm.models.attach.stages import Layout
-from fastdhm.models.base.trace import Call, Trace
+from fastdhm.models.base.trace import Trace
 
 
 def _tap(trace: Trace, value: int) -> tuple[str, int] | None:
@@ -53,8 +53,8 @@ def _fork_before_stage(layout: Layout, model: nn.Module, name: str) -> tuple[str
             )
         blocks = layout.repeated()
         numbers = ""
-        if len(blocks) > 1:
-            numbers = f" or the number of a block from 0 to {len(blocks) - 1} ({blocks[0].kind.__name__})"
+        if len(blocks) > 1 and (kind := blocks[0].kind):
+            numbers = f" or the number of a block from 0 to {len(blocks) - 1} ({kind.__name__})"
         raise UserError(
             f"{type(model).__name__} has no place for {name}: {found}. Give forks= with a module's name{numbers} for "
             "each branch, fewer branches, or branches of your own (branches=)"
@@ -79,7 +79,7 @@ def _fork_at(layout: Layout, model: nn.Module, fork: str | int) -> tuple[str, in
         if tap is None:
             raise UserError(f"fork {fork}: no module ends with that block; give a module's name")
         return tap
-    value = tapped_call(trace, model, fork).output
+    value = tapped_value(trace, model, fork)
     if value not in trace.cuts:
         raise UserError(
             f"fork {fork!r} lies beside another path, such as a skip connection, so what follows it cannot be built "
@@ -90,8 +90,8 @@ def _fork_at(layout: Layout, model: nn.Module, fork: str | int) -> tuple[str, in
     return fork, max(value, trace.at_last(value))
 
 
-def tapped_call(trace: Trace, model: nn.Module, fork: str) -> Call:
-    """The one run of a module whose output a branch takes; ``ValueError`` where there is not just one."""
+def tapped_value(trace: Trace, model: nn.Module, fork: str) -> int:
+    """The output of a module's one run, which a branch takes; ``ValueError`` where there is not just one."""
     names = [name for name, _ in model.named_modules() if name]
     if fork not in names:
         raise unknown(f"module to fork at in {type(model).__name__}", fork, names)
@@ -103,4 +103,4 @@ def tapped_call(trace: Trace, model: nn.Module, fork: str) -> Call:
         )
     if calls[0].output is None:
         raise UserError(f"fork {fork!r} returns something other than one tensor: fork at a module that returns one")
-    return calls[0]
+    return calls[0].output

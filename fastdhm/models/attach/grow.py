@@ -112,7 +112,8 @@ def _copies(
     layout: Layout, model: nn.Module, name: str, path: list[list[Block]], short: bool
 ) -> tuple[list[nn.Module], tuple[int, ...]]:
     """A copy of each stage of the path, half as long if ``short``, and the number of its blocks."""
-    stages, counts = [], []
+    stages: list[nn.Module] = []
+    counts = []
     for stage in path:
         count, modules = 0, []
         for block in _shorter(layout.trace, stage) if short else stage:
@@ -154,7 +155,7 @@ def _keep_input(stage: nn.Module) -> None:
     """A branch's first stage takes the trunk's own feature map: nothing there may work in place."""
     for module in stage.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment] # torch's stubs know of tensors and modules alone
 
 
 def _halve_rows(block: nn.Module) -> None:
@@ -173,7 +174,7 @@ def _fitted(layout: Layout, stages: list[nn.Module], start: int, factor: int) ->
     network, images, end = nn.Sequential(*stages), shapes[start][0] + 1, shapes[layout.end]
     fork = (images, *shapes[start][1:])
     out = refit(network, fork, factor)
-    sides = (end[1], 1) if len(end) == 3 else resolution(end, shapes[0])
+    sides = (end[1], 1) if len(end) == 3 else resolution(end, shapes[0]) or ()
     if (out[0], *out[2:]) != (images, *sides):
         raise CannotFitError(f"it gives {out} where the trunk gives {end}")
     try:

@@ -5,6 +5,7 @@ Legend: B batch, C channels, H height, W width, N tokens.
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -89,17 +90,18 @@ def _shrinks(trace: Trace, start: int, end: int) -> float:
 def _chain(trace: Trace, start: int, end: int, within: Call | None) -> list[Step]:
     """The largest modules (other than ``within`` itself) and the functions that lead from one value to another."""
     cuts = [value for value in trace.cuts if start <= value <= end]
-    leading: dict[int, Call] = {}  # by the value they start from, the one that leads farthest
+    leading: dict[int, Step] = {}  # by the value they start from, the one that leads farthest
     for call in trace.inside(within):
-        if call.module and len(call.inputs) == 1 and call.inputs[0] in cuts and call.output in cuts:
-            best = leading.get(call.inputs[0])
-            if call.output > (best.output if best else call.inputs[0]):  # one that returns what it takes leads nowhere
-                leading[call.inputs[0]] = call
-    steps, value = [], start
+        if call.module and (span := _span(call, cuts)):
+            first, last = span
+            best = leading.get(first)
+            if last > (best.end if best else first):  # one that returns what it takes leads nowhere
+                leading[first] = Step(first, last, module=call.module)
+    steps: list[Step] = []
+    value = start
     while value != end:
-        call = leading.get(value)
-        if call:
-            steps.append(Step(value, call.output, module=call.module))
+        if value in leading:
+            steps.append(leading[value])
         else:
             after = cuts[cuts.index(value) + 1]
             function = trace.functions[trace.created[after]]
@@ -111,6 +113,13 @@ def _chain(trace: Trace, start: int, end: int, within: Call | None) -> list[Step
     return steps
 
 
+def _span(call: Call, cuts: Collection[int]) -> tuple[int, int] | None:
+    """The cut that a run starts from and the one that it gives; ``None`` where it does not lead from cut to cut."""
+    if len(call.inputs) == 1 and call.inputs[0] in cuts and call.output is not None and call.output in cuts:
+        return call.inputs[0], call.output
+    return None
+
+
 def _call(trace: Trace, step: Step) -> Call:
     return next(c for c in trace.modules if (c.module, c.inputs, c.output) == (step.module, (step.start,), step.end))
 
@@ -120,12 +129,12 @@ def _has_weights(module: nn.Module) -> bool:
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
-def _composed(model: nn.Module, step: Step) -> bool:
-    """A module of modules, with weights: not one layer."""
+def _composed(model: nn.Module, step: Step) -> nn.Module | None:
+    """The module of a step if it is made of modules and has weights; ``None`` for one layer."""
     if step.module is None:
-        return False
+        return None
     module = model.get_submodule(step.module)
-    return next(module.children(), None) is not None and _has_weights(module)
+    return module if next(module.children(), None) is not None and _has_weights(module) else None
 
 
 def _skipping(model: nn.Module, trace: Trace) -> set[type[nn.Module]]:
@@ -133,10 +142,12 @@ def _skipping(model: nn.Module, trace: Trace) -> set[type[nn.Module]]:
     classes: set[type[nn.Module]] = set()
     cuts = set(trace.cuts)
     for call in trace.modules:
+        span = _span(call, cuts)
+        if not call.module or span is None:
+            continue
         kind = type(model.get_submodule(call.module))
-        spans = call.module and len(call.inputs) == 1 and call.inputs[0] in cuts and call.output in cuts
-        if spans and kind not in classes and not issubclass(kind, nn.Sequential):
-            steps = _chain(trace, call.inputs[0], call.output, call)
+        if kind not in classes and not issubclass(kind, nn.Sequential):
+            steps = _chain(trace, *span, call)
             if any(step.module is None and step.function is None for step in steps):
                 classes.add(kind)
     return classes
@@ -150,11 +161,10 @@ def _opens(model: nn.Module, trace: Trace, step: Step, steps: list[Step]) -> boo
     """
     if _shrinks(trace, step.start, step.end) >= SEVERAL:
         return True
-    composed = [_composed(model, inner) for inner in steps]
-    modules = [model.get_submodule(s.module) if c else None for s, c in zip(steps, composed, strict=True)]
-    if isinstance(model.get_submodule(step.module), nn.Sequential):
-        return any(composed)
-    if any(before and type(before) is type(after) for before, after in pairwise(modules)):
+    modules = [_composed(model, inner) for inner in steps]
+    if isinstance(_composed(model, step), nn.Sequential):
+        return any(module is not None for module in modules)
+    if any(before is not None and type(before) is type(after) for before, after in pairwise(modules)):
         return True
     rows = [list(module.children()) for module in modules if type(module) is nn.Sequential]
     return any(len({type(block) for block in row}) == 1 and next(row[0].children(), None) for row in rows)
@@ -181,9 +191,10 @@ def _unfold(model: nn.Module, trace: Trace, steps: list[Step], blocks: set[type[
     """The steps with every row of blocks replaced by its blocks; a module of one of the classes ``blocks`` is one."""
     unfolded = []
     for step in steps:
-        if _composed(model, step):
+        module = _composed(model, step)
+        if module is not None:
             inner = _chain(trace, step.start, step.end, _call(trace, step))
-            whole = type(model.get_submodule(step.module)) in blocks and not _holds(model, trace, step, inner, blocks)
+            whole = type(module) in blocks and not _holds(model, trace, step, inner, blocks)
             whole = whole or _reshapes(trace, step, inner)
             if not whole and _opens(model, trace, step, inner):
                 unfolded += _unfold(model, trace, inner, blocks)
@@ -206,7 +217,7 @@ def _blocks(model: nn.Module, trace: Trace, steps: list[Step]) -> list[Block]:
             continue
         blocks.append([step])
         kinds.append((type(module) if module is not None else nn.Module) if weights else None)
-        open_block = weights and not gap and not _composed(model, step)
+        open_block = weights and not gap and _composed(model, step) is None
     return [Block(tuple(steps), kind) for steps, kind in zip(blocks, kinds, strict=True)]
 
 

@@ -94,7 +94,8 @@ def _matrix(tensor: Tensor) -> bool:
 
 
 def _taken_out(model: nn.Module, call: Call) -> bool:
-    return call.module.rpartition(".")[2] in NAMES and type(model.get_submodule(call.module)) is nn.Identity
+    name = call.module or ""
+    return name.rpartition(".")[2] in NAMES and type(model.get_submodule(name)) is nn.Identity
 
 
 def _missing(layer: nn.Module, call: Call, shape: tuple[int, ...], num_classes: int) -> str:

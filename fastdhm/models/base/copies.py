@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.fx
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
 COMPILED = "_orig_mod"  # where torch.compile keeps the original module
 REMEDY = {
     "parametrizations": "torch.nn.utils.parametrize.remove_parametrizations",
@@ -31,7 +33,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise UserError(f"attach takes an nn.Module, not a {type(model).__name__}: {_UNWRAP}")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
     while COMPILED in model._modules or isinstance(model, wrappers):
-        model = model._modules.get(COMPILED) or model.module
+        model = model.get_submodule(COMPILED if COMPILED in model._modules else "module")
     if isinstance(model, torch.fx.GraphModule):
         raise UserError(f"this {type(model).__name__} is a graph of functions without blocks: {_UNWRAP}")
     for name, part in model.named_modules():
@@ -55,7 +57,7 @@ def _inner(module: nn.Module | None) -> nn.Module | None:
     return module
 
 
-def copied(module: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
+def copied(module: M, memo: dict[int, object] | None = None) -> M:
     """A deep copy; it also copies tensors with a history that a pass left in the module, such as a normed weight."""
     memo = {} if memo is None else memo
     for part in module.modules():
@@ -68,7 +70,7 @@ def copied(module: nn.Module, memo: dict[int, object] | None = None) -> nn.Modul
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
-def on_meta(module: nn.Module) -> nn.Module:
+def on_meta(module: M) -> M:
     """A copy on the meta device: the same shapes, but no data and no memory."""
     memo: dict[int, object] = {}
     for tensor in [*module.parameters(), *module.buffers()]:

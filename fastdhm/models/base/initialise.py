@@ -1,11 +1,14 @@
 """The initial values of convolutions."""
 
 import math
+from typing import TypeVar
 
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def init_convolutions(module: nn.Module) -> nn.Module:
+
+def init_convolutions(module: M) -> M:
     """Draw every convolution's weights from N(0, 2 / fan-out) (He et al., ICCV 2015), as the released code does.
 
     A family draws its whole trunk before it makes a branch. So a seed gives the same trunk with any branches, and two

@@ -9,6 +9,7 @@ buffers of the first. What it writes into buffers, such as the running statistic
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,7 +29,7 @@ class _Again:
 
     def __init__(self, group: nn.Module):
         places = [(module._buffers, name) for module in group.modules() for name in module._buffers]
-        self.before = [(owner, name, owner[name].clone()) for owner, name in places if owner[name] is not None]
+        self.before = [(owner, name, value.clone()) for owner, name in places if (value := owner[name]) is not None]
 
     def __enter__(self) -> None:
         self.own = [(owner, name, owner[name]) for owner, name, _ in self.before]
@@ -42,7 +43,7 @@ class _Again:
             owner[name] = value
 
 
-def recomputed(group: nn.Module, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
+def recomputed(group: nn.Module, *args: Tensor) -> Any:
     """``group(*args)``; only ``args`` is kept for the backward pass, which computes the group again.
 
     Raises:
@@ -87,10 +88,11 @@ class _RecomputedForward:
 
 def _trace(group: nn.Sequential, x: fx.Proxy) -> fx.Proxy:
     """Trace a group's modules; meanwhile the tracer's attribute ``group`` names their group."""
-    x.tracer.group = group
+    tracer: Any = x.tracer
+    tracer.group = group
     for module in group:
         x = module(x)
-    x.tracer.group = None
+    tracer.group = None
     return x
 
 
@@ -99,7 +101,7 @@ def has_weights(module: nn.Module) -> bool:
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
-def _is_row(module: nn.Module) -> bool:
+def _is_row(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a module is a ``Sequential`` with two or more weighted layers, at any depth."""
     if not isinstance(module, nn.Sequential):
         return False
@@ -131,7 +133,7 @@ def checkpoint_activations(model: nn.Module) -> None:
             "layers with weights: set activation_checkpointing to false"
         )
     for row in rows:
-        row.forward = _RecomputedForward(row)
+        row.forward = _RecomputedForward(row)  # type: ignore[method-assign] # what torch calls, found on the instance
 
 
 def keep_activations(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ Legend: B batch, C channels, H height, W width, K classes, N tokens.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from fastdhm.errors import UserError, first_line
 from fastdhm.models.base.copies import copied, on_meta
 
+M = TypeVar("M", bound=nn.Module)
+Found = TypeVar("Found")
 BATCH = 2  # BatchNorm refuses to train on one image
 
 
@@ -80,7 +83,10 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.values: dict[int, int] = {}
         self.alive: list[Tensor] = []  # so that no identity is used twice
-        self.shapes, self.objects, self.created, self.changed = [], [], [], []
+        self.shapes: list[tuple[int, ...]] = []
+        self.objects: list[int] = []
+        self.created: list[int] = []
+        self.changed: list[bool] = []
         self.versions: dict[int, int] = {}
         self.functions: list[Call] = []
         self.modules: list[Call] = []
@@ -103,7 +109,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        within = self.open[-1].module if self.open else ""
+        within = (self.open[-1].module if self.open else None) or ""
         call = Call(None, self.known((args, kwargs)), function=func, within=within, args=args, kwargs=kwargs)
         out = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -126,10 +132,9 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: tuple, output: object) -> None:
         call = self.open.pop()
         if isinstance(output, Tensor):
-            if (
-                id(output) not in self.values and call.inputs
-            ):  # made by something that torch does not show, such as a custom op
-                self.record(Call(None, call.inputs, within=call.module), [output])
+            hidden = id(output) not in self.values  # made by something that torch does not show, such as a custom op
+            if hidden and call.inputs:
+                self.record(Call(None, call.inputs, within=call.module or ""), [output])
             call.output = self.values.get(id(output))
 
 
@@ -149,14 +154,14 @@ def _cuts(recorder: _Recorder) -> Iterator[int]:
         reach = max(reach, *(last_use[value] for value in made[position]))
 
 
-def probe(model: nn.Module, size_CHW: tuple[int, int, int], run: Callable[[nn.Module, Tensor], object]) -> object:
+def probe(model: M, size_CHW: tuple[int, int, int], run: Callable[[M, Tensor], Found]) -> Found:
     """``run(copy, images)`` on a copy without data, or on a full copy if the network needs data to run.
 
     The network, its statistics and the random numbers do not change. ``UserError`` if neither copy runs.
     """
     try:
         like = next(model.parameters(), torch.empty(0))
-        copies = [lambda: (on_meta(model), "meta"), lambda: (copied(model), like.device)]
+        copies = [lambda: (on_meta(model), torch.device("meta")), lambda: (copied(model), like.device)]
         for make in copies:
             network, device = make()
             try:

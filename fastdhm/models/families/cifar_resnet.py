@@ -1,14 +1,12 @@
 """CIFAR ResNets (He et al., CVPR 2016, Section 4.2) with the side branches of Table 6."""
 
-import re
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.errors import UserError
 from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.initialise import init_convolutions
-from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, stage_blocks
+from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, parts, stage_blocks
 
 PATTERN = f"resnet{WHOLE_NUMBER}"
 TAPS = {"B1": "layer2", "B2": "layer1"}
@@ -65,7 +63,7 @@ def layout(arch: str) -> tuple[int, dict[str, tuple[int, ...]]]:
 
     ResNet-32, -110 and -1202 are as in Table 6. Every other depth follows its rule, :func:`branch_blocks`.
     """
-    depth = int(re.fullmatch(PATTERN, arch)[1])
+    depth = int(parts(PATTERN, arch)[0])
     try:
         blocks = stage_blocks(arch, depth, 6, 2)
     except UserError as error:

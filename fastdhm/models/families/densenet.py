@@ -3,7 +3,6 @@
 Modules are named as in the authors' released code. Its stem without bottlenecks has 16 channels (Table 7 says 2k).
 """
 
-import re
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.initialise import init_convolutions
-from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, check_width, stage_blocks
+from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, check_width, parts, stage_blocks
 
 PATTERN = f"densenet(-bc)?-{WHOLE_NUMBER}-{WHOLE_NUMBER}"
 TAPS = {"B1": "transition2", "B2": "transition1"}
@@ -36,8 +35,8 @@ def layout(arch: str) -> Layout:
     The branches are as in Table 7 and the released code, for any growth. At a depth that these do not list, they follow
     the rule :func:`branch_blocks`. ``UserError`` for a depth other than 3n+4, or 6n+4 with bottlenecks.
     """
-    bc, depth, growth = re.fullmatch(PATTERN, arch).groups()
-    bc, depth, growth = bool(bc), int(depth), int(growth)
+    dashed, *numbers = parts(PATTERN, arch)
+    bc, (depth, growth) = bool(dashed), map(int, numbers)
     layers = stage_blocks(arch, depth, 6 if bc else 3, 4)
     check_width(arch, growth)
     side = branch_blocks(depth, layers)
@@ -116,8 +115,9 @@ def _branch(in_channels: int, growth: int, layers: tuple[int, ...], bc: bool, nu
     stages: list[nn.Module] = []
     for count in layers:
         if stages:
-            stages.append(Transition(in_channels, bc))
-            in_channels = stages[-1].out_channels
+            transition = Transition(in_channels, bc)
+            stages.append(transition)
+            in_channels = transition.out_channels
         stages.append(_dense_block(in_channels, growth, count, bc))
         in_channels += growth * count
     branch = Branch([*stages, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)], in_channels, num_classes)
@@ -128,7 +128,7 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedMod
     """DenseNet ``arch`` with the named branches: B1 forks after the second transition, B2 after the first (Table 7)."""
     layers, growth, bc, side = layout(arch)
     trunk = init_convolutions(DenseNet(layers, growth, bc, num_classes))
-    fork = {name: trunk.get_submodule(tap).out_channels for name, tap in TAPS.items()}
+    fork = {name: getattr(trunk, tap).out_channels for name, tap in TAPS.items()}
     grows = {"B1": B1_WIDTH * growth, "B2": growth}
     sides = {name: _branch(fork[name], grows[name], side[name], bc, num_classes) for name in branches}
     return BranchedModel(trunk, sides, TAPS)

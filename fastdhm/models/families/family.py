@@ -1,6 +1,7 @@
 """What the families of networks share: how their names are read, and how deep they and their branches are."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,13 @@ class Family:
     build: Callable[..., BranchedModel]
     """Takes ``(arch, num_classes, branches)``, and ``dropout`` if the family has it."""
     has_dropout: bool = False
+
+
+def parts(pattern: str, arch: str) -> tuple[str, ...]:
+    """The groups of a family's pattern in the name of one of its networks."""
+    found = re.fullmatch(pattern, arch)
+    assert found is not None  # a family is found by its pattern
+    return found.groups()
 
 
 def stage_blocks(arch: str, depth: int, per_block: int, rest: int) -> int:

@@ -3,14 +3,12 @@
 Modules are named as in the authors' released code.
 """
 
-import re
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.initialise import init_convolutions
-from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, check_width, stage_blocks
+from fastdhm.models.families.family import WHOLE_NUMBER, Family, branch_blocks, check_width, parts, stage_blocks
 
 PATTERN = f"wrn-{WHOLE_NUMBER}-{WHOLE_NUMBER}"
 TAPS = {"B1": "layer2", "B2": "layer1"}
@@ -67,7 +65,7 @@ def layout(arch: str) -> tuple[int, int, dict[str, tuple[int, ...]]]:
     WRN-16 and -28 are as in Table 8. Every other depth follows its rule, :func:`branch_blocks`. ``UserError`` for a
     depth other than 6n+4.
     """
-    depth, width = map(int, re.fullmatch(PATTERN, arch).groups())
+    depth, width = map(int, parts(PATTERN, arch))
     blocks = stage_blocks(arch, depth, 6, 4)
     check_width(arch, width)
     return blocks, width, branch_blocks(depth, blocks)

@@ -84,8 +84,9 @@ def _fit(model: BranchedModel, sets: dict[str, dict[str, Tensor]], source: str, 
 
 def _classifier(model: BranchedModel) -> str | None:
     """The trunk's last layer; ``None`` where it has none of its own, such as a normalised one."""
-    if hasattr(model, "summary"):
-        return model.summary.classifier
+    summary = getattr(model, "summary", None)  # of a model that attach made
+    if summary is not None:
+        return summary.classifier
     return "branch.fc" if isinstance(model.trunk, AloneBranch) else classifier_of(model.trunk, SIZE_CHW)
 
 
