@@ -5,9 +5,9 @@ Legend: N samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,10 +119,10 @@ def open_pictures(folder: Path, options: DataOptions, *, say: Say = narrate) -> 
     from fastdhm.data.loaders.build import build_loader
     from fastdhm.data.sources.folder import PictureSource
 
-    source = PictureSource(folder, options.grey_range)
-    if source.note:
-        say(source.note)
-    source = _checked(source, options.skip_bad, say)
+    pictures = PictureSource(folder, options.grey_range)
+    if pictures.note:
+        say(pictures.note)
+    source = _checked(pictures, options.skip_bad, say)
     return LoadedSplit(build_loader("torch", options.for_judging(), source=source), source, "torch")
 
 
@@ -154,14 +154,13 @@ def _open(
     if asked == "auto" and kind == "torch":
         say(f"loading with torch: {reason}")
     if kind == "ffcv" or None in loaded.values():
-        sources, betons = files.built
-    else:
-        sources, betons = [_checked(source, options.skip_bad, say) for source in loaded.values()], [None] * len(splits)
-    return _built(kind, splits, sources, betons)
+        return _built(kind, splits, *files.built)
+    sources = [_checked(source, options.skip_bad, say) for source in loaded.values() if source is not None]
+    return _built(kind, splits, sources, [None] * len(sources))
 
 
 def _built(
-    kind: Kind, splits: dict[str, LoaderOptions], sources: list[Source], betons: list[Path | None]
+    kind: Kind, splits: dict[str, LoaderOptions], sources: Sequence[Source], betons: Sequence[Path | None]
 ) -> list[LoadedSplit]:
     from fastdhm.data.loaders.build import build_loader
 
@@ -179,24 +178,26 @@ def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: 
     from torch import device
 
     from fastdhm.data.loaders.resident_loader import check_beton, check_crop, check_room, check_source
+    from fastdhm.data.sources.source import gives_arrays
 
     options, sources = list(splits.values()), list(files.loaded.values())
-    room = {"device": device(options[0].device), "asked": asked}
+    check = partial(check_room, device=device(options[0].device), asked=asked)
     for option in options:
         check_crop(option)
     if not from_files:
         pairs = zip(sources, options, strict=True)
-        check_room(sum(check_source(source, option) for source, option in pairs if source is not None), **room)
-    betons = [None] * len(sources)
-    if from_files or not all(hasattr(source, "pixels") for source in sources):
-        sources, betons = files.built
-        check_room(sum(check_beton(*pair) for pair in zip(betons, options, strict=True)), **room)
-    return _built("resident", splits, sources, betons)
+        check(sum(check_source(source, option) for source, option in pairs if source is not None))
+    arrays = [source for source in sources if source is not None and gives_arrays(source)]
+    if not from_files and len(arrays) == len(sources):
+        return _built("resident", splits, arrays, [None] * len(arrays))
+    whole, betons = files.built
+    check(sum(check_beton(*pair) for pair in zip(betons, options, strict=True)))
+    return _built("resident", splits, whole, betons)
 
 
 def _load(
     dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings, from_files: bool, say: Say
-) -> dict[str, Source | None]:
+) -> Mapping[str, Source | None]:
     """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings and,
     as ``from_files`` says, a loader of them."""
     from fastdhm.data.beton.files import beton_path
@@ -222,7 +223,7 @@ class _Files:
 
     dataset: str
     data_dir: Path
-    loaded: dict[str, Source | None]
+    loaded: Mapping[str, Source | None]
     settings: ImageSettings
     skip_bad: bool
     say: Say
@@ -233,12 +234,15 @@ class _Files:
         from fastdhm.data.beton.files import ensure, read_manifest
         from fastdhm.data.beton.source import BetonSource
 
-        options = {"workers": processors.count(), "skip_bad": self.skip_bad, "say": self.say}
-        sources, betons = [], []
+        sources: list[Source] = []
+        betons: list[Path] = []
         for split, source in self.loaded.items():
-            betons.append(ensure(source, self.data_dir, self.dataset, split, self.settings, **options))
-            whole = source is not None and not read_manifest(betons[-1]).skipped
-            sources.append(source if whole else BetonSource(betons[-1]))
+            beton = ensure(
+                source, self.data_dir, self.dataset, split, self.settings,
+                workers=processors.count(), skip_bad=self.skip_bad, say=self.say,
+            )  # fmt: skip
+            betons.append(beton)
+            sources.append(BetonSource(beton) if source is None or read_manifest(beton).skipped else source)
         return sources, betons
 
 

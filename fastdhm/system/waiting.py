@@ -6,7 +6,7 @@ That is long enough for a network drive that hangs for a minute and for a machin
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -52,7 +52,7 @@ class Wait:
             Console(stderr=True).print(f"waiting for {self._what} for {self.seconds:.0f} s: {self._why()}")
 
 
-def waited_for(work: Callable, items: Iterable, what: str, why: Callable[[], str]) -> Iterator[Any]:
+def waited_for(work: Callable, items: Iterable, what: str, why: Callable[[], str]) -> Generator[Any]:
     """Yield ``work(item)`` of each item. A thread computes it when it is asked for, and this thread waits for that.
 
     A read can hang in this process too. If the main thread read, it could report and save nothing meanwhile.

@@ -52,6 +52,8 @@ class DeviceTransform(nn.Module):
         self.pad, self.flip, self.seed = pad, flip, seed
         self._drawn: tuple[int, torch.Tensor] | None = None  # an epoch, and the draws of all samples in it
         mean_C, std_C = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
+        self.gain_C: torch.Tensor
+        self.bias_C: torch.Tensor
         self.register_buffer("gain_C", (1 / (255 * std_C)).float(), persistent=False)
         self.register_buffer("bias_C", (-mean_C / std_C).float(), persistent=False)
 
@@ -89,8 +91,10 @@ class DeviceTransform(nn.Module):
         """Crop and flip in one gather of whole pixels: the address of a pixel is linear in its row and its column."""
         B, H, W, C = image_BHWC.shape
         device = image_BHWC.device
-        known = self._drawn is not None and isinstance(epoch, int) and self._drawn[0] == epoch
-        drawn_B3 = self._drawn[1].index_select(0, index_B) if known else self._draw(index_B, epoch)
+        if self._drawn is not None and isinstance(epoch, int) and self._drawn[0] == epoch:
+            drawn_B3 = self._drawn[1].index_select(0, index_B)
+        else:
+            drawn_B3 = self._draw(index_B, epoch)
         top_B1, left_B1, mirror_B1 = drawn_B3.split(1, 1)
         column_BW = torch.arange(W, device=device).expand(B, W)
         if self.flip:

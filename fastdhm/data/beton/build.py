@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fastdhm.data.beton.format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.data.images.grey import DeepPictures
 from fastdhm.data.images.pool import WorkerPool, in_hand
-from fastdhm.data.sources.source import chunks
+from fastdhm.data.sources.source import chunks, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
 from fastdhm.system.paths import shown
@@ -79,15 +81,14 @@ class Encoder:
 
     def __call__(self, samples: range) -> tuple[int, list[tuple[int, int, bytes] | str], DeepPictures]:
         deep = DeepPictures()
-        if self._as_they_are():
-            pixels = self.source.pixels(samples)
+        if gives_arrays(self.source) and self._as_they_are(*self.source.size_HW):
+            pixels = self.source.pixels(np.arange(samples.start, samples.stop))
             return samples.start, [(*image_HWC.shape[:2], image_HWC.tobytes()) for image_HWC in pixels], deep
         return samples.start, [self._encode_or_reason(i, deep) for i in samples], deep
 
-    def _as_they_are(self) -> bool:
+    def _as_they_are(self, height: int, width: int) -> bool:
         limit = self.settings.max_resolution
-        in_memory = hasattr(self.source, "pixels") and self.settings.stores_raw(*self.source.size_HW)
-        return in_memory and (limit is None or max(self.source.size_HW) <= limit)
+        return self.settings.stores_raw(height, width) and (limit is None or max(height, width) <= limit)
 
     def _encode_or_reason(self, i: int, deep: DeepPictures) -> tuple[int, int, bytes] | str:
         in_hand(i)

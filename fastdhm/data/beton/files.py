@@ -101,11 +101,12 @@ def ensure(
     """
     path = beton_path(data_dir, dataset, split, settings)
     stale = why_stale(path, source, settings, skip_bad)
-    if stale and source is None:
-        raise UserError(
-            f"{stale}. The images to build it from are not there: put them back, or put back the file and its manifest."
-        )
     if stale:
+        if source is None:
+            raise UserError(
+                f"{stale}. The images to build it from are not there: put them back, or put back the file and its "
+                "manifest."
+            )
         with held(path.parent, BUILDER, say, wait=True):
             stale = why_stale(path, source, settings, skip_bad)  # another process may have built it meanwhile
             if stale:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastdhm.data.images.grey import GreyRange
 from fastdhm.data.sources.source import is_reid
@@ -66,7 +66,7 @@ class ImageSettings:
             usual = cls(max_resolution=500, mode="smart")
         if quality is not None and (store or usual.mode) == "raw":
             raise UserError(f"store quality is {quality}, but plain pixels have none: use --store jpg or smart")
-        given = {"mode": store, "max_resolution": size, "quality": quality, "grey_range": grey_range}
+        given: dict[str, Any] = {"mode": store, "max_resolution": size, "quality": quality, "grey_range": grey_range}
         chosen = dataclasses.replace(usual, **{name: value for name, value in given.items() if value not in (None, 0)})
         return dataclasses.replace(chosen, max_resolution=None) if size == 0 else chosen
 

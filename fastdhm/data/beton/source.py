@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class BetonSource:
     """A source that reads from the file. It is used where the image files are gone, or are not all in the file."""
 
-    note = None
+    note: str | None = None
 
     def __init__(self, path: Path):
         self._path, self._manifest, self._index = Path(path), check(path), read_index(path)

@@ -116,7 +116,8 @@ class WorkerPool:
 
     def answers(self) -> Iterator[Any]:
         """The answer for each item, in order."""
-        given, ready = 0, {}
+        given = 0
+        ready: dict[int, tuple] = {}
         for number in range(len(self._items)):
             given = self._give(given, number + AHEAD * self._count)
             wait = Wait("data", functools.partial(self._why, number))

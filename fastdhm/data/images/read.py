@@ -131,7 +131,7 @@ def _open(file: BinaryIO, name: str) -> Image:
     head, reason = file.read(256), None
     for format_name in _formats():
         factory, accept = Image.OPEN[format_name]
-        answer = accept(head[:16])
+        answer = accept is None or accept(head[:16])
         if isinstance(answer, str):  # a known format that this Pillow was built without
             reason = answer
         elif answer:
@@ -207,7 +207,8 @@ def _scale_key(image: Image) -> None:
     Pillow keeps only the high byte of 16-bit channels, so only that byte of the colour can be compared.
     """
     key = image.info.get("transparency")
-    rawmode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    tiles = getattr(image, "tile", ())  # of an image that is read from a file
+    rawmode = str(tiles[0][3]) if image.format == "PNG" and tiles else ""
     if isinstance(key, int) and image.mode == "L":
         image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(rawmode, 1)
     elif isinstance(key, tuple) and "16" in rawmode:
@@ -239,4 +240,4 @@ def _from_lab(image: Image) -> Image:
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    return ImageCms.buildTransform(lab, srgb, image.mode, "RGB").apply(image)

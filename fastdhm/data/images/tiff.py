@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,9 +18,11 @@ def heed_tags(image: Image) -> None:
     Uncompressed planes of 16 bits a channel must not be read as 8 bits. The values of a colour map go up to 65,535, but
     some writers go up to 255 only: libtiff, and all that is built on it, assumes that if no value is larger.
     """
-    tags = getattr(image, "tag_v2", None)
-    if tags is None:
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    if not isinstance(image, TiffImageFile):
         return
+    tags = image.tag_v2
     if tags.get(PLANAR) == SEPARATE and set(tags.get(BITS_PER_SAMPLE, ())) == {16}:
         image.tile = [_of_16_bits(tile, image.mode, ";16B" if tags.prefix == b"MM" else ";16L") for tile in image.tile]
     colours = tags.get(COLOUR_MAP, ())
@@ -35,13 +37,13 @@ def without_unused_alpha(image: Image) -> Image:
 
     In BMP files it is often padding. In TIFF files that do not describe their extra channel it can be anything.
     """
-    said = image.format != "BMP" and (image.format != "TIFF" or EXTRA_SAMPLES in image.tag_v2)
-    if said or image.mode != "RGBA" or image.getextrema()[3] != (0, 0):
+    said = image.format != "BMP" and (image.format != "TIFF" or EXTRA_SAMPLES in getattr(image, "tag_v2", ()))
+    if said or image.mode != "RGBA" or image.getchannel("A").getextrema() != (0, 0):
         return image
     return image.convert("RGB")
 
 
-def _of_16_bits(tile: tuple, mode: str, bits: str) -> tuple:
+def _of_16_bits(tile: Any, mode: str, bits: str) -> Any:
     codec, box, offset, arguments = tile
     if codec != "raw":  # libtiff's own
         return tile

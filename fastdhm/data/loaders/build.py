@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 def pick_kind(kind: str) -> tuple[Kind, str]:
     """The loader to use for ``kind``, and why; ``auto`` here is for images that cannot be resident."""
-    if kind in ("torch", "resident"):
-        return kind, "asked for"
+    if kind == "torch":
+        return "torch", "asked for"
+    if kind == "resident":
+        return "resident", "asked for"
     if kind not in ("auto", "ffcv"):
         raise UserError(f"unknown loader '{kind}'; known: auto, resident, ffcv, torch")
     reason = why_not()
@@ -42,16 +44,20 @@ def build_loader(
 ) -> Loader:
     """A loader from the file ``beton`` (``ffcv``), from ``source`` (``torch``), or from either (``resident``)."""
     if options.subset is not None:
+        assert source is not None
         samples_S = balanced_subset(source.target_N, len(source.classes), options.subset)
         options = replace(options, samples_S=samples_S)
     if kind == "resident":
         from fastdhm.data.loaders.resident_loader import hold
 
+        assert source is not None
         return hold(source, beton, options)
     if kind == "ffcv":
         from fastdhm.data.loaders.ffcv_loader import FfcvLoader
 
+        assert beton is not None
         return FfcvLoader(beton, options)
     from fastdhm.data.loaders.torch_loader import TorchLoader
 
+    assert source is not None
     return TorchLoader(source, options)

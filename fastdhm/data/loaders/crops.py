@@ -116,7 +116,7 @@ def _below(limit_B: np.ndarray, word_B: np.ndarray) -> np.ndarray:
 
 
 def _scale_boxes(height_B, width_B, index_B, epoch: int, seed: int, centre: float) -> np.ndarray:
-    aspects = tuple(centre * aspect for aspect in ASPECT)
+    aspects = centre * ASPECT[0], centre * ASPECT[1]
     box_B4 = _fallback_boxes(height_B, width_B, aspects)
     todo_B = np.arange(len(index_B))
     log_low, log_high = np.log(aspects)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class FfcvLoader:
         image_N = self._ffcv.reader.metadata["f0"]
         self._height_N, self._width_N = image_N["height"], image_N["width"]
         self._target_N = self._ffcv.reader.metadata["f1"]
-        self._running = []  # epochs that are being read
+        self._running: list[Any] = []  # epochs that are being read
 
     def __len__(self) -> int:
         return self._batches
@@ -129,7 +130,7 @@ def _crop_decoder() -> type:
     """The class of the decoder, made on first use: its base is there only once FFCV is imported."""
     ffcv = load()
 
-    class CropDecoder(ffcv.Operation):
+    class CropDecoder(ffcv.Operation):  # type: ignore[name-defined,misc] # FFCV has no types
         """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch, and stretches bilinearly."""
 
         def __init__(self, size_HW: tuple[int, int], workers: int, stretching: bool) -> None:
@@ -166,7 +167,7 @@ def _crop_decoder() -> type:
                         resample(pixels, job_B5[b, 1], job_B5[b, 2], job_B5[b, 3], job_B5[b, 4], image_BHWC[b])
                 return image_BHWC[: len(job_B5)]
 
-            decode.is_parallel = True
+            vars(decode)["is_parallel"] = True
             return decode
 
     return CropDecoder
@@ -177,7 +178,7 @@ def _epoch_class() -> type:
     """The class of an epoch that is being read, made on first use like the decoder's."""
     ffcv = load()
 
-    class Epoch(ffcv.EpochIterator):
+    class Epoch(ffcv.EpochIterator):  # type: ignore[name-defined,misc] # FFCV has no types
         """FFCV's thread, with its own loop: each batch has its own memory, what goes wrong is reported, and it can be
         stopped."""
 

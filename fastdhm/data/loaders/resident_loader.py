@@ -6,7 +6,7 @@ the output's size is cut, or all. Legend: N samples, B batch, H height, W width,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from fastdhm.data.beton.format import MODES, read_images, read_index
 from fastdhm.data.loaders.crops import RESIZING
 from fastdhm.data.loaders.loader import Batch, LoaderOptions
-from fastdhm.data.sources.source import Source, peeked
+from fastdhm.data.sources.source import Source, gives_arrays, peeked
 from fastdhm.errors import UserError
 from fastdhm.system import memory
 
@@ -36,7 +36,7 @@ class ResidentLoader:
         self.num_samples = options.count(len(image_NHWC))
         self._batches, self._options = options.num_batches(self.num_samples), options
         if options.crop != "shift":  # the box is the same for all, in every epoch
-            top, left, height, width = _box(image_NHWC.shape[1:3], options)
+            top, left, height, width = _box((image_NHWC.shape[1], image_NHWC.shape[2]), options)
             image_NHWC = image_NHWC[:, top : top + height, left : left + width].contiguous()
         self._image_NHWC = image_NHWC.to(options.device)
         self._target_N = torch.from_numpy(target_N).to(options.device)
@@ -69,7 +69,7 @@ class ResidentLoader:
         return window_NTLCHW.permute(0, 1, 2, 4, 5, 3)[index_B, top_B, left_B]
 
     def close(self) -> None:
-        self._image_NHWC = self._target_N = None
+        self._image_NHWC = self._target_N = torch.empty(0)
 
 
 def check_crop(options: LoaderOptions) -> None:
@@ -84,7 +84,7 @@ def check_source(source: Source, options: LoaderOptions) -> int:
     Raises:
         CannotHold: images that have to be resized, or are of several sizes.
     """
-    sizes = {source.size_HW} if hasattr(source, "pixels") else _some_sizes(source)
+    sizes = {source.size_HW} if gives_arrays(source) else _some_sizes(source)
     height, width = _only_size(sizes, options) if sizes else (0, 0)
     return len(source) * height * width * getattr(source, "channels", 3)
 
@@ -117,6 +117,7 @@ def hold(source: Source, beton: Path | None, options: LoaderOptions) -> Resident
         return ResidentLoader(torch.from_numpy(read_images(beton, read_index(beton))), source.target_N, options)
     image_NHWC = getattr(source, "image_NHWC", None)
     if image_NHWC is None:
+        assert gives_arrays(source)
         parts = (range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK))
         image_NHWC = np.concatenate([source.pixels(np.array(part)) for part in parts])
     image_NHWC = np.require(image_NHWC, requirements="W")  # torch warns of what it could write to and must not
@@ -134,7 +135,7 @@ def _some_sizes(source: Source) -> set[tuple[int, int]]:
     return sizes
 
 
-def _only_size(sizes: Iterable[tuple[int, int]], options: LoaderOptions) -> tuple[int, int]:
+def _only_size(sizes: set[tuple[int, int]], options: LoaderOptions) -> tuple[int, int]:
     if len(sizes) > 1:
         raise CannotHold("they are not all of one size")
     (size_HW,) = sizes

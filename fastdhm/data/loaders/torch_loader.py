@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from fastdhm.data.images.pool import WorkerPool, in_hand, reading
 from fastdhm.data.images.read import Undecodable
 from fastdhm.data.loaders.loader import Batch, LoaderOptions
-from fastdhm.data.sources.source import Source
+from fastdhm.data.sources.source import Source, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.waiting import waited_for
 
@@ -28,7 +28,8 @@ class TorchLoader:
         self._batches = options.num_batches(self.num_samples)
         self._options, self._source = options, source
         size_HW = getattr(source, "size_HW", None)
-        self._is_plain_array = size_HW == options.size_HW and options.keeps_pixels(size_HW)
+        whole = size_HW == options.size_HW and options.keeps_pixels(size_HW)
+        self._arrays = source if whole and gives_arrays(source) else None
 
     def __len__(self) -> int:
         return self._batches
@@ -37,8 +38,8 @@ class TorchLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
         batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
         cut = _Cut(self._source, self._options, epoch)
-        if self._is_plain_array:  # to cut batches out of an array costs less than to send them between processes
-            yield (self._batch(index_B, self._source.pixels(index_B)) for index_B in batches)
+        if arrays := self._arrays:  # to cut batches out of an array costs less than to send them between processes
+            yield (self._batch(index_B, arrays.pixels(index_B)) for index_B in batches)
         elif not self._options.num_workers or not batches:
             images = waited_for(cut, batches, "data", lambda: f"this process is {reading(self._source.label)}")
             with contextlib.closing(images):
@@ -89,6 +90,7 @@ class _Cut:
         if room is None:
             return np.stack(cut)
         np.stack(cut, out=self.array(index_B, room))
+        return None  # nothing to send, the images are there
 
     def _cut(self, image_HWC: np.ndarray, box: list[int]) -> np.ndarray:
         top, left, height, width = box

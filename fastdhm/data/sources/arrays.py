@@ -29,7 +29,7 @@ IDX_NAMES = {"train": "train", "val": "t10k"}
 class ArraySource:
     """Images of one size held as ``uint8``: ``[N, H, W, 3]``, or ``[N, H, W, 1]`` for greyscale."""
 
-    note = None
+    note: str | None = None
 
     def __init__(self, name: str, split: str, image_NHWC: np.ndarray, target_N: np.ndarray, classes: tuple[str, ...]):
         self.name, self.split, self.classes = name, split, tuple(classes)
@@ -81,7 +81,7 @@ def load_fashion_mnist(data_dir: Path) -> tuple[ArraySource, ArraySource]:
     if not folders:
         _download_fashion_mnist(data_dir, ours)
         folders = [ours]
-    return tuple(_read_fashion_mnist(folders[0], split) for split in ("train", "val"))
+    return _read_fashion_mnist(folders[0], "train"), _read_fashion_mnist(folders[0], "val")
 
 
 def _idx_path(folder: Path, split: str, what: str) -> Path:
@@ -131,7 +131,7 @@ def load_cifar(dataset: str, data_dir: Path) -> tuple[ArraySource, ArraySource]:
     from torchvision import datasets
 
     reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
-    return tuple(_read_cifar(reader, dataset, data_dir, split) for split in ("train", "val"))
+    return _read_cifar(reader, dataset, data_dir, "train"), _read_cifar(reader, dataset, data_dir, "val")
 
 
 def _read_cifar(reader, dataset: str, data_dir: Path, split: str) -> ArraySource:

@@ -60,8 +60,12 @@ def synthetic_reid(
     gallery = [(identity, camera, take) for identity in test for camera, take in takes if take > 0]
     for identity, count in ((0, test_identities // 4), (-1, test_identities // 8)):
         gallery += [(identity, 1 + n % CAMERAS, n) for n in range(CAMERAS * count)]
-    splits = {"train": [(identity, *one) for identity in train for one in takes], "query": query, "gallery": gallery}
-    return tuple(SyntheticReidSource(split, seen, size_HW, seed) for split, seen in splits.items())
+    learnt = [(identity, camera, take) for identity in train for camera, take in takes]
+    return (
+        SyntheticReidSource("train", learnt, size_HW, seed),
+        SyntheticReidSource("query", query, size_HW, seed),
+        SyntheticReidSource("gallery", gallery, size_HW, seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ def _cloth(rng: np.random.Generator, hue: float, dark: bool = False) -> tuple[in
     """Coloured, or, one time in four, black to white."""
     value = rng.uniform(0.15, 0.55) if dark else rng.uniform(0.45, 0.95)
     saturation = 0.04 if rng.random() < 0.25 else rng.uniform(0.5, 0.9)
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue % 1, saturation, value))
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _background(view: np.random.Generator, rng: np.random.Generator) -> np.ndarray:

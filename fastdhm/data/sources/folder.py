@@ -152,7 +152,7 @@ class FolderSource:
 class PictureSource(FolderSource):
     """Every image in a folder and the folders below it, of no class: ``target_N`` is 0 throughout."""
 
-    classes = ("",)
+    classes: tuple[str, ...] = ("",)
 
     def __init__(self, root: Path, grey_range: GreyRange | None = None):
         self.grey_range = grey_range
@@ -215,7 +215,9 @@ def _classes_of_folders(found: Walk, known: Iterable[str]) -> dict[str, str]:
 
 def _odd_names(root: Path, class_of: dict[str, str]) -> list[str]:
     """What to say of class folders whose names are nearly the same."""
-    notes, by_class, by_case = [], {}, {}
+    notes = []
+    by_class: dict[str, list[str]] = {}
+    by_case: dict[str, set[str]] = {}
     for folder, name in class_of.items():
         by_class.setdefault(name, []).append(folder)
         by_case.setdefault(loosely(name), set()).add(name)

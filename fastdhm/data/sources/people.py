@@ -115,8 +115,9 @@ class HeldSource(SubsetSource):
     def digest(self) -> str:
         return hashlib.sha256(super().digest().encode() + self._kept_N.tobytes()).hexdigest()
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256(super().fingerprint().encode() + self._kept_N.tobytes()).hexdigest()
+    def fingerprint(self) -> str | None:
+        whole = super().fingerprint()
+        return whole and hashlib.sha256(whole.encode() + self._kept_N.tobytes()).hexdigest()
 
 
 def hold_out(train: ReidSource) -> tuple[HeldSource, HeldSource]:
@@ -271,7 +272,8 @@ def _load_split(folder: Path, dataset: str, split: str) -> ReidFolderSource:
     if found.unreadable:
         name, reason = next(iter(found.unreadable.items()))
         raise UserError(f"{printable(folder / name)}: cannot be read: {reason}. Make it readable or remove it")
-    wrong = [name for name in images if parse_name(name) is None]
+    parsed = {name: parse_name(name) for name in images}
+    wrong = [name for name, who in parsed.items() if who is None]
     if wrong:
         raise UserError(
             f"{folder}: {len(wrong):,} of {len(images):,} file names do not say identity and camera as "
@@ -284,7 +286,7 @@ def _load_split(folder: Path, dataset: str, split: str) -> ReidFolderSource:
         inside = f"{len(found.folders):,} folders in it, such as {printable(found.folders[0])}, are not looked into"
         notes.append(f"{folder}: {inside}")
     if split == "train":
-        people = [name for name in images if parse_name(name)[0] != JUNK]
+        people = [name for name, who in parsed.items() if who and who[0] != JUNK]
         if len(people) < len(images):
             notes.append(f"{folder}: {len(images) - len(people):,} junk images (identity -1) are not trained on")
         images = people
@@ -305,5 +307,5 @@ def _compare_with_published(data: ReidData, published: _Published) -> None:
             _add_note(source, f"{source.name}: {len(source):,} {source.split} images, published {wanted:,}")
 
 
-def _add_note(source: ReidFolderSource, note: str) -> None:
+def _add_note(source: ReidSource, note: str) -> None:
     source.note = f"{source.note}; {note}" if source.note else note

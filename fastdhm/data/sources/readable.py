@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastdhm.data.images.pool import WorkerPool, in_hand
-from fastdhm.data.sources.source import chunks
+from fastdhm.data.sources.source import chunks, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.progress import progress_bar
 
@@ -47,7 +47,7 @@ class SubsetSource:
 
 def readable_only(source: Source, workers: int, say: Callable[[str], None]) -> Source:
     """``source`` without the images that do not decode, which ``say`` names; each image is decoded to find them."""
-    if hasattr(source, "pixels"):
+    if gives_arrays(source):
         return source
     bad: dict[int, str] = {}
     bar = progress_bar(f"check {source.name} {source.split}", len(source), enabled=True)

@@ -5,7 +5,7 @@ Legend: N samples.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 
@@ -44,6 +44,20 @@ class Source(Protocol):
         """A sha256 of the samples that a copy of them has too; None where it is not known."""
 
 
+class ArraysSource(Source, Protocol):
+    """A source of images of one size, which it gives many at a time: see :func:`gives_arrays`."""
+
+    size_HW: tuple[int, int]
+
+    def pixels(self, index_B: np.ndarray) -> np.ndarray:
+        """``uint8 [B, H, W, 3]``, the reader's to keep."""
+
+
+def gives_arrays(source: Source) -> TypeGuard[ArraysSource]:
+    """Whether ``source`` gives arrays of images, and need not be asked for one at a time."""
+    return hasattr(source, "pixels")
+
+
 def peeked(source: Source) -> range:
     """The samples to look at before training, where to look at all would take too long: some of every part."""
     return range(0, len(source), max(1, len(source) // PEEKED))
@@ -74,5 +88,5 @@ def number_classes(split: str, ids_N: np.ndarray, cams_N: np.ndarray) -> tuple[n
 
 def chunks(source: Source) -> list[range]:
     """Samples for a worker to do at once: enough to make the round trip cheap, few enough to see progress."""
-    step = 256 if hasattr(source, "pixels") else 16
+    step = 256 if gives_arrays(source) else 16
     return [range(start, min(start + step, len(source))) for start in range(0, len(source), step)]

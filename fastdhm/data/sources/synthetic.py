@@ -24,7 +24,7 @@ class SyntheticSource:
     """A coloured grating in noise; the class sets its direction, the sample its phase, contrast and tint."""
 
     name = "synthetic"
-    note = None
+    note: str | None = None
     size_HW = (SIDE, SIDE)
 
     def __init__(self, split: str, count: int):

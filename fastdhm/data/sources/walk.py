@@ -104,7 +104,8 @@ def walk(root: Path, *, deep: bool = True) -> Walk:
     """
     found, inside, entered = Walk(root), [], set()
     above = {_key(parent) for parent in Path(os.path.realpath(root)).parents}
-    real, links = deque([""]), deque()
+    real: deque[str] = deque([""])
+    links: deque[str] = deque()
     while real or links:
         name, is_link = (real.popleft(), False) if real else (links.popleft(), True)
         try:
@@ -118,7 +119,7 @@ def walk(root: Path, *, deep: bool = True) -> Walk:
             found.unreadable[name] = error.strerror or str(error)
             continue
         entered.add(key)
-        images = []
+        images: list[str] = []
         for entry in listed:
             _sort_in(entry, os.path.join(name, entry.name), found, images, (real, links) if deep else None)
         inside.append((tuple(name.split(os.sep)) if name else (), name, images))

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
@@ -40,7 +40,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         what = f"its part {name}" if name else f"this {type(part).__name__}"
         if isinstance(part, torch.jit.ScriptModule):
             raise UserError(f"{what} is scripted or traced, so its modules do not run in Python: {_UNWRAP}")
-        if any(isinstance(tensor, UninitializedTensorMixin) for tensor in part._parameters.values()):
+        if any(is_lazy(tensor) for tensor in part._parameters.values()):
             raise UserError(f"{what} is lazy and has no size yet: run the network on a batch of images first")
         if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise UserError(f"{what} is quantized and cannot be trained: attach to the network in float32")
