@@ -27,7 +27,7 @@ struct Conv3x3 {
   struct Pack {
     const S* weight;  // [K, 3, 3, C]
     int64_t K, C;
-    bool turned;  // the outputs are columns c, else rows k
+    bool turned;         // the outputs are columns c, else rows k
     int64_t begin, end;  // rows
     E* packed;
 
@@ -147,8 +147,8 @@ struct Conv3x3 {
           transform_inputs<P, 1>(static_cast<const T*>(x), shape, row, columns, c, put);
         }
       }
-      for_vector_blocks<kAtOnce>(shape.K / W, Block{shape, first, last, inputs, static_cast<const E*>(packed), products,
-                                                  static_cast<T*>(y)});
+      for_vector_blocks<kAtOnce>(
+          shape.K / W, Block{shape, first, last, inputs, static_cast<const E*>(packed), products, static_cast<T*>(y)});
     }
   }
 
@@ -219,12 +219,19 @@ struct Conv3x3 {
     const E* inputs = static_cast<const E*>(transforms);
     const E* gradients = inputs + kPoints * apart(tiles * shape.C);
     for_vector_blocks<kAtOnce>(shape.C / W,
-                             Products{shape, tiles, first_point, last_point, accumulate, inputs, gradients, sums});
+                               Products{shape, tiles, first_point, last_point, accumulate, inputs, gradients, sums});
   }
 
   static constexpr Conv3x3Code<S> code() {
-    return {W < kMostRows ? kMostRows : W, sizeof(E), &pack, &forward, &forward_scratch, &transform, &transforms_size,
-            &add_products, &transform_sums<P>};
+    return {W < kMostRows ? kMostRows : W,
+            sizeof(E),
+            &pack,
+            &forward,
+            &forward_scratch,
+            &transform,
+            &transforms_size,
+            &add_products,
+            &transform_sums<P>};
   }
 };
 

@@ -6,8 +6,8 @@
 namespace fastdhm {
 namespace {
 
-// One dimension of a tile, by the values of polynomials at 0, a, -a, b, -b and infinity. With 5/8 and 3/2 least is lost when
-// the transformed numbers are rounded to bfloat16: 0.44 of what the usual 1 and 2 lose.
+// One dimension of a tile, by the values of polynomials at 0, a, -a, b, -b and infinity. With 5/8 and 3/2 least is lost
+// when the transformed numbers are rounded to bfloat16: 0.44 of what the usual 1 and 2 lose.
 template <class P>
 struct Tile {
   using F = typename P::F;
@@ -55,15 +55,17 @@ struct Tile {
     v[5] = y[3];
   }
   static void sums(const F* u, F* g) {
-    const F even_a = times(kAtA, u[1] + u[2]), odd_a = u[1] - u[2], even_b = times(kAtB, u[3] + u[4]), odd_b = u[3] - u[4];
+    const F even_a = times(kAtA, u[1] + u[2]), odd_a = u[1] - u[2];
+    const F even_b = times(kAtB, u[3] + u[4]), odd_b = u[3] - u[4];
     g[0] = add_times(even_a + even_b, kAtZero, u[0]);
     g[1] = add_times(times(kAtA * a, odd_a), kAtB * b, odd_b);
     g[2] = add_times(add_times(u[5], a2, even_a), b2, even_b);
   }
 };
 
-// Have memory bring what lies `ahead`, to be read or (kWrite) written soon: the next row of tiles, which processors do not
-// foresee. Without this the transforms wait for memory most of their time. It need not be there: nothing is touched.
+// Have memory bring what lies `ahead`, to be read or (kWrite) written soon: the next row of tiles, which processors do
+// not foresee. Without this the transforms wait for memory most of their time. It need not be there: nothing is
+// touched.
 template <int kWrite = 0, class T>
 inline void ask_for(const T* from, int64_t ahead) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + ahead * sizeof(T)), kWrite);
@@ -78,8 +80,8 @@ __attribute__((always_inline)) inline void along_row(const F (*from)[kRows], int
   one(line, made);
 }
 
-// V = B^T d B of the tiles of one row of tiles, for one vector of channels, kTiles at a time, which must divide the columns;
-// emit(first tile, row of V, its vectors for each of them).
+// V = B^T d B of the tiles of one row of tiles, for one vector of channels, kTiles at a time, which must divide the
+// columns; emit(first tile, row of V, its vectors for each of them).
 template <class P, int kTiles, class T, class Emit>
 inline void transform_inputs(const T* x, const Conv3x3Shape& shape, int64_t tile_row, int64_t columns, int64_t c,
                              Emit emit) {

@@ -27,8 +27,8 @@ struct BatchNormActCode {
   // y = x * scale + shift (+ residual) (then relu)
   void (*forward)(const void* x, const void* residual, void* y, const S* scale, const S* shift, bool relu,
                   int64_t begin, int64_t end, int64_t C);
-  // With g = grad_y where the mask lets it through, else 0, add to sums the sums of g and of g * (x - mean), and write g
-  // to `masked` unless that is null.
+  // With g = grad_y where the mask lets it through, else 0, add to sums the sums of g and of g * (x - mean), and write
+  // g to `masked` unless that is null.
   void (*backward_sums)(const BatchNormActGradInputs<S>& inputs, void* masked, int64_t begin, int64_t end, int64_t C,
                         double* sums);
   // grad_x = a * g + b * (x - mean) + c

@@ -1,7 +1,7 @@
 // What the CPU forms of fastdhm::shortcut share. Legend: B images of H x W pixels, C channels in, K >= C channels out.
 //
-// All tensors are [B, H, W, C], channels adjacent. Outputs are of tiles of 2 x 2 pixels, at an odd border of fewer; a row
-// is one row of outputs of one image.
+// All tensors are [B, H, W, C], channels adjacent. Outputs are of tiles of 2 x 2 pixels, at an odd border of fewer; a
+// row is one row of outputs of one image.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // AVX2, 8 floats at a time: what vector code asks of an instruction set.
 //
 // Including this opens a region that is compiled for it, and vector_end.h closes it; what stands between may be called
-// only where the processor has it. No include that holds inline functions may stand in there: they would be compiled for
-// it and called by all.
+// only where the processor has it. No include that holds inline functions may stand in there: they would be compiled
+// for it and called by all.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -35,9 +35,7 @@ struct Avx2 {
   static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   // x where y exceeds the limit or is NaN, else 0
-  static F where_above(F y, float limit, F x) {
-    return _mm256_and_ps(x, _mm256_cmp_ps(y, all(limit), _CMP_NLE_UQ));
-  }
+  static F where_above(F y, float limit, F x) { return _mm256_and_ps(x, _mm256_cmp_ps(y, all(limit), _CMP_NLE_UQ)); }
   static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // x 2^n for n <= 0; 0 below the normal numbers
   static F scale(F x, F n) {

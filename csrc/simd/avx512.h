@@ -1,8 +1,8 @@
 // AVX-512, 16 floats at a time: what vector code asks of an instruction set.
 //
 // Including this opens a region that is compiled for it, and vector_end.h closes it; what stands between may be called
-// only where the processor has it. No include that holds inline functions may stand in there: they would be compiled for
-// it and called by all.
+// only where the processor has it. No include that holds inline functions may stand in there: they would be compiled
+// for it and called by all.
 #pragma once
 
 #include <c10/util/BFloat16.h>

@@ -1,5 +1,6 @@
-// Products of small matrices in vectors, for products P of an instruction set (Singles shows what P gives). No include that
-// holds inline functions may stand here or after here: they would be compiled for P's instructions and called by all.
+// Products of small matrices in vectors, for products P of an instruction set (Singles shows what P gives). No include
+// that holds inline functions may stand here or after here: they would be compiled for P's instructions and called by
+// all.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +43,9 @@ constexpr int kRows(int N) {
   return 4 * P::kVectors / N < kMostRows ? 4 * P::kVectors / N : kMostRows;
 }
 
-// to[r, n] (+)= sum over lines and their pairs of a(r, line, pair) * b(n, line, pair), for kRows<P>(N) rows of N vectors
-// that lie to_row apart; a and b say where a pair, and a vector of pairs, lies. The loops are unrolled early, and the
-// function stands alone, or the sums would not stay in registers.
+// to[r, n] (+)= sum over lines and their pairs of a(r, line, pair) * b(n, line, pair), for kRows<P>(N) rows of N
+// vectors that lie to_row apart; a and b say where a pair, and a vector of pairs, lies. The loops are unrolled early,
+// and the function stands alone, or the sums would not stay in registers.
 template <class P, int N, bool kAccumulate, class A, class B>
 __attribute__((noinline)) void multiply(A a, B b, int64_t lines, int64_t pairs, typename P::S* to, int64_t to_row) {
   using F = typename P::F;

@@ -1,5 +1,5 @@
-// One number at a time: the exact form for double, and for the rest where no vector code fits. avx512.h shows the same for
-// vectors.
+// One number at a time: the exact form for double, and for the rest where no vector code fits. avx512.h shows the same
+// for vectors.
 #pragma once
 
 #include <cstdint>
