@@ -156,7 +156,7 @@ def test_dashes_and_underscores():
         ("--freeze-epochs -1", "freeze_epochs is -1"),
         ("--hold-out true --dataset synthetic", "only re-identification sets hold out"),
         ("--dataset dukemtmc", "withdrawn by its makers.* never downloaded"),
-        ("--dataset market1501", "should hold bounding_box_train/"),
+        ("--dataset market1501", "needs bounding_box_train/"),
         ("--lr fast", "lr"),
         ("--lr 1e39", "lr is 1e.39: must be below 3.4e.38, float32's largest number: set a smaller one"),
         (

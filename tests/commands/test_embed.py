@@ -61,7 +61,7 @@ def test_normalized_and_flip_averaged_embeddings(people_run, pictures, tmp_path)
 @pytest.mark.parametrize(
     ("folder", "out", "flags", "message"),
     [
-        ("empty", "e.npy", "", "no image here or in the folders below"),
+        ("empty", "e.npy", "", "no images here or in the folders below"),
         ("nowhere", "e.npy", "", "does not exist"),
         ("pictures", "e.txt", "", "written as .safetensors or .npy, not '.txt'"),
         ("pictures", "nowhere/e.npy", "", "is no folder"),

@@ -169,7 +169,7 @@ def test_a_run_of_another_config_in_its_place_is_refused(whole, tmp_path, capsys
         (["--table", "1"], "methods and table are given"),
         (["--variants", "/nowhere.yaml"], "methods and variants are given"),
         (["--seed", "3"], "seed is given: a comparison has several"),
-        (["--subset", "41"], "subset is 41: must be at least one image for each of the 10"),
+        (["--subset", "41"], "subset is 41: must be at least 10, one image for each class, and at most 40"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -66,7 +66,7 @@ def test_a_mistake_in_the_folders_is_no_reason_to_train_on_old_files(tmp_path, m
         (root / "val/b").mkdir()
     else:
         (root / "train/a/more").symlink_to(tmp_path / "nothing")
-    with pytest.raises(UserError, match="train: c|val/b: this class folder holds no image|a/more: cannot be read"):
+    with pytest.raises(UserError, match="train: c|val/b: this class folder has no images|a/more: cannot be read"):
         open_loaders(f"folder:{root}", tmp_path, DataOptions(**options))
 
 

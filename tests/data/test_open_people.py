@@ -180,7 +180,7 @@ def test_set_with_too_few_pictures_to_hold_any_out_can_be_evaluated(root, tmp_pa
     for path in root.glob("bounding_box_train/*_c1s1*"):
         path.unlink()
     assert len(load_splits(f"reid-folder:{root}", tmp_path, ["gallery"])["gallery"]) == 5
-    with pytest.raises(UserError, match="no identity has three pictures"):
+    with pytest.raises(UserError, match="no identity has three training images"):
         load_splits(f"reid-folder:{root}", tmp_path, ["train", "val"])
 
 
@@ -209,7 +209,7 @@ def test_pictures_of_any_folder(root, tmp_path):
     assert "1 other file (.txt)" in said[0]
 
 
-@pytest.mark.parametrize(("name", "message"), [("absent", "does not exist"), ("empty", "no image here")])
+@pytest.mark.parametrize(("name", "message"), [("absent", "does not exist"), ("empty", "no images here")])
 def test_folder_without_pictures(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):

@@ -199,7 +199,7 @@ def test_people_of_one_camera_are_trained_on_and_not_ranked(tmp_path, capsys):
     flags = ["--dataset", f"reid-folder:{root}", "--batch-size", "4", "--epochs", "1", "--weights", "null"]
     run_dir = tmp_path / "run"
     assert main(command(run_dir, *flags, "--arch", "resnet8", "--freeze-epochs", "0")) == 0
-    assert "all pictures are of camera 9" in capsys.readouterr().out
+    assert "all images are from camera 9" in capsys.readouterr().out
     assert not owed(run_dir, read_config(run_dir), read_log(run_dir))
     assert main(["eval", str(run_dir), "--workers", "0"]) == 2
-    assert "not one of 6 queries" in capsys.readouterr().err
+    assert "none of 6 queries" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Where images come from: a source answers for one split of one data set, image by image.
+"""Where images come from: a source gives the images of one split of one data set, one by one.
 
-source: the protocol, and which data sets there are. load: a source by the name of its data set.
-folder, arrays, synthetic; people, drawn_people (re-identification): the sources. subset, corrupt, readable: some of the
-samples, wrong labels on purpose, only what can be read. walk: the one walk over folders. identity: which images it has.
+source: the protocol, and the names of the data sets. load: opens a source by the name of its data set. folder, arrays,
+synthetic, and people, drawn_people for re-identification: the sources. subset, corrupt, readable: a part of the
+samples, wrong labels on purpose, only readable images. walk: searches folders. identity: which images a source has.
 """

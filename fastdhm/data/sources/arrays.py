@@ -1,4 +1,4 @@
-"""The small benchmark sets, whole in memory: Fashion-MNIST and CIFAR.
+"""The small data sets that are kept in memory: Fashion-MNIST and CIFAR.
 
 Legend: N samples, B batch, H height, W width, C channels.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from fastdhm.data.sources.walk import ImagesGone
 from fastdhm.errors import UserError
+from fastdhm.system.paths import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,20 +99,20 @@ def _read_fashion_mnist(folder: Path, split: str) -> ArraySource:
     image_NHW = _read_idx(_idx_path(folder, split, "images-idx3"), dims=3)
     target_N = _read_idx(_idx_path(folder, split, "labels-idx1"), dims=1)
     if len(image_NHW) != len(target_N) or target_N.max(initial=0) >= len(FASHION_MNIST_CLASSES):
-        raise UserError(f"{folder}: the images and labels of '{IDX_NAMES[split]}' do not belong together")
+        raise UserError(f"{shown(folder)}: the images and labels of '{IDX_NAMES[split]}' do not belong together")
     return ArraySource("fashion-mnist", split, image_NHW[..., None], target_N, FASHION_MNIST_CLASSES)
 
 
 def _read_idx(path: Path, dims: int) -> np.ndarray:
-    """An array of bytes in the idx format; torchvision's reader is only for files that are already unpacked."""
+    """An array of bytes in the idx format; torchvision reads only files that are already unpacked."""
     try:
-        data = gzip.decompress(path.read_bytes())  # a third faster than to read on and on
+        data = gzip.decompress(path.read_bytes())  # a third faster than reading in parts
         magic, *shape = np.frombuffer(data, ">u4", 1 + dims).tolist()
         if magic != 0x0800 + dims:
             raise ValueError(f"magic number {magic:#x}")
         return np.frombuffer(data, np.uint8, offset=4 * (1 + dims)).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: not a complete idx file: {error}. Remove it, and it is fetched anew.") from error
+        raise UserError(f"{shown(path)}: not a complete idx file ({error}): delete it, to download it again") from error
 
 
 def _download_fashion_mnist(data_dir: Path, folder: Path) -> None:
@@ -121,7 +122,7 @@ def _download_fashion_mnist(data_dir: Path, folder: Path) -> None:
         FashionMNIST(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
         raise ImagesGone(
-            f"Fashion-MNIST is not in {DEBIAN_FASHION_MNIST} nor in {folder}, and cannot be downloaded: {error}. "
+            f"Fashion-MNIST is not in {DEBIAN_FASHION_MNIST} or {folder}, and cannot be downloaded: {error}. "
             f"Install it with 'apt-get install dataset-fashion-mnist', or put its four idx .gz files into {folder}."
         ) from error
 
@@ -135,15 +136,15 @@ def load_cifar(dataset: str, data_dir: Path) -> tuple[ArraySource, ArraySource]:
 
 
 def _read_cifar(reader, dataset: str, data_dir: Path, split: str) -> ArraySource:
-    # The files are pickles, which could run code. torchvision opens them only after their MD5 has matched the one
-    # written in its source, so what is loaded is the published file and nothing else.
+    # The files are pickles, which could execute code. torchvision opens a file only if its MD5 is the one in
+    # torchvision's source, so only the published files are loaded.
     try:
         data = _existing_or_downloaded(reader, data_dir, split == "train")
     except (OSError, RuntimeError) as error:
         folder = data_dir / reader.base_folder
         kind = UserError if folder.exists() else ImagesGone
         raise kind(
-            f"data set '{dataset}' is not, or not whole, in {folder} and cannot be downloaded: {error}. "
+            f"data set '{dataset}' is missing or incomplete in {folder}, and cannot be downloaded: {error}. "
             f"Unpack {reader.url} into {data_dir}."
         ) from error
     return ArraySource(dataset, split, data.data, np.array(data.targets), tuple(data.classes))
@@ -152,5 +153,5 @@ def _read_cifar(reader, dataset: str, data_dir: Path, split: str) -> ArraySource
 def _existing_or_downloaded(reader, data_dir: Path, train: bool):
     try:
         return reader(str(data_dir), train=train)
-    except RuntimeError:  # absent, or its checksum is not the published one
+    except RuntimeError:  # the file is absent, or its checksum is not the published one
         return reader(str(data_dir), train=train, download=True)

@@ -1,4 +1,4 @@
-"""Corrupt training labels (App. E): some replaced by random classes, the same for a whole run.
+"""Corrupt training labels (App. E): some are replaced by random classes, the same ones during a whole run.
 
 Legend: N samples of the training split, K classes.
 """
@@ -11,14 +11,14 @@ from fastdhm.ops.philox import STREAM_CORRUPT, draw
 
 
 def corrupt_targets(target_N: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
-    """Labels of which a share is random, as in Zhang et al. (ICLR 2017), whose corrupt data App. E learns from.
+    """Labels of which a share is random, as in Zhang et al. (ICLR 2017); App. E trains on such data.
 
-    Each label is, with probability ``share`` and independently of the others, replaced by one drawn uniformly from all
-    K classes, which may be the true one: about ``share * (1 - 1 / K)`` of them change. For sample ``i``
+    Each label is replaced with probability ``share``, independently of the others. The new label is drawn uniformly
+    from all K classes and may be the true one: about ``share * (1 - 1 / K)`` of the labels change. For sample ``i``
 
         w = draw(i, 0, STREAM_CORRUPT, seed);  corrupt if w[0] < share * 2**32;  its label: floor(w[1] * K / 2**32)
 
-    with Philox's 32-bit words: a pure function of (seed, i), so that a larger share corrupts the same labels, into the
+    with Philox's 32-bit words. This is a pure function of (seed, i): a larger share corrupts the same labels, into the
     same classes, and more.
 
     Args:

@@ -1,8 +1,8 @@
-"""Drawn people seen by several cameras: a re-identification set for tests and first steps, without a file or network.
+"""Drawn people seen by several cameras: a re-identification set for tests and first steps. It needs no file or network.
 
-A person is a build, skin, hair, clothes with a pattern, shoes and perhaps a bag. A camera is a background, a light, a
-tint and a view. Each picture has its own pose, place and noise. Backgrounds, light and tint differ more between cameras
-than clothes do between many people, so that comparing pixels finds the camera and a trained network the person.
+A person has a build, skin, hair, clothes with a pattern, shoes and perhaps a bag. A camera has a background, a light, a
+tint and a view. Each image has its own pose, position and noise. Backgrounds, light and tint differ more between
+cameras than clothes do between many people: comparing pixels finds the camera, and a trained network the person.
 
 Legend: N samples, H height, W width, C channels.
 """
@@ -35,10 +35,10 @@ BAGS = ("none", "none", "backpack", "satchel", "handbag")
 
 
 class SyntheticReidSource(ArraySource):
-    """A split of the drawn set, whole in memory, with the identity and camera of each picture."""
+    """A split of the drawn set, in memory, with the identity and camera of each image."""
 
     def __init__(self, split: str, seen: list[tuple[int, int, int]], size_HW: tuple[int, int], seed: int):
-        """``seen`` lists identity (0: a distractor, -1: junk), camera and take of every picture."""
+        """``seen`` lists identity (0: a distractor, -1: junk), camera and take of every image."""
         self.ids_N, self.cams_N, _ = (np.array(column, dtype=np.int64) for column in zip(*seen, strict=True))
         target_N, classes = number_classes(split, self.ids_N, self.cams_N)
         image_NHWC = np.stack([np.asarray(picture(*one, size_HW=size_HW, seed=seed)) for one in seen])
@@ -48,10 +48,11 @@ class SyntheticReidSource(ArraySource):
 def synthetic_reid(
     train_identities: int, test_identities: int, size_HW: tuple[int, int] = (128, 64), seed: int = 0
 ) -> tuple[SyntheticReidSource, SyntheticReidSource, SyntheticReidSource]:
-    """Train, query and gallery: 16 pictures of each identity, 4 from each camera; the same at every call.
+    """Train, query and gallery: 16 images of each identity, 4 from each camera; the same at every call.
 
-    Test identities follow the training ones. Of theirs, the first take of every camera is a query, the others are in
-    the gallery, with a fourth as many distractors (identity 0) as identities and an eighth as much junk (-1).
+    The numbers of the test identities follow those of the training identities. For each test identity, the first take
+    of every camera is a query, and the other takes are in the gallery. The gallery also has distractors (identity 0), a
+    fourth as many as test identities, and junk (-1), an eighth as many; each with one image per camera.
     """
     takes = [(camera, take) for camera in range(1, CAMERAS + 1) for take in range(IMAGES_PER_CAMERA)]
     train = range(1, train_identities + 1)
@@ -70,7 +71,7 @@ def synthetic_reid(
 
 @dataclass(frozen=True)
 class _Person:
-    """What stays the same from picture to picture."""
+    """What stays the same in all images of a person."""
 
     tall: float
     broad: float
@@ -107,7 +108,7 @@ class _Person:
 
 
 def picture(identity: int, camera: int, take: int, *, size_HW: tuple[int, int], seed: int) -> Image:
-    """One picture, a pure function of its arguments. Junk shows a part of somebody, or nobody."""
+    """One image, a pure function of its arguments. Junk shows a part of a person, or nobody."""
     from PIL import Image, ImageDraw
 
     rng = _draws(PICTURE, seed, identity + 1, camera, take)
@@ -120,7 +121,7 @@ def picture(identity: int, camera: int, take: int, *, size_HW: tuple[int, int], 
     if rng.random() < 0.5:  # walking the other way
         layer = layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     scale = view.uniform(0.86, 1.02) * rng.uniform(0.94, 1.06) * (2.2 if identity == -1 else 1)
-    shear = view.uniform(-0.08, 0.08)  # a camera that hangs askew
+    shear = view.uniform(-0.08, 0.08)  # the camera is tilted
     centre_x, centre_y = 64 + rng.uniform(-8, 8), 128 + rng.uniform(-6, 6)
     if identity == -1:
         centre_x, centre_y = centre_x + rng.choice([-70, 70]), centre_y + rng.uniform(-110, 110)
@@ -131,8 +132,10 @@ def picture(identity: int, camera: int, take: int, *, size_HW: tuple[int, int], 
 
 
 def _draws(kind: int, *what: int) -> np.random.Generator:
-    """A stream of its own for each thing of each kind: numpy fills short seeds with zeros, so that without a kind in
-    front a person, a picture and a view could share theirs."""
+    """A random stream for each thing of each kind.
+
+    numpy pads short seeds with zeros: without the kind in front, a person, an image and a view could share a stream.
+    """
     return np.random.default_rng([kind, *what])
 
 
@@ -141,7 +144,7 @@ def _pick(rng: np.random.Generator, choices: tuple):
 
 
 def _cloth(rng: np.random.Generator, hue: float, dark: bool = False) -> tuple[int, int, int]:
-    """Coloured, or, one time in four, black to white."""
+    """A colour; one time in four a grey, from black to white."""
     value = rng.uniform(0.15, 0.55) if dark else rng.uniform(0.45, 0.95)
     saturation = 0.04 if rng.random() < 0.25 else rng.uniform(0.5, 0.9)
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
@@ -168,7 +171,7 @@ def _draw_person(draw: ImageDraw, person: _Person, rng: np.random.Generator) -> 
     ground, height = 244, 226 * person.tall
     broad = 15 * person.broad
     hip, shoulder, head = (ground - part * height for part in (0.47, 0.81, 0.91))
-    bag_after = back or person.bag != "backpack"  # a backpack is behind whom we see from the front
+    bag_after = back or person.bag != "backpack"  # seen from the front, a backpack is behind the person
     if person.head == "long":
         draw.rounded_rectangle((50, head - 17, 78, shoulder + 22), 11, fill=person.hair)
     for side in (-1, 1):  # legs, then arms
@@ -243,7 +246,7 @@ def _draw_bag(draw: ImageDraw, person: _Person, broad: float, shoulder: float, h
 
 
 def _exposed(image: Image, view: np.random.Generator, rng: np.random.Generator) -> Image:
-    """The camera's tint, gain and gamma, a little of them the picture's own; then blur and noise."""
+    """The camera's tint, gain and gamma, with a little change for each image; then blur and noise."""
     from PIL import Image as Images
     from PIL import ImageFilter
 

@@ -1,4 +1,4 @@
-"""Which images a run learnt from and was judged on: how many, and a digest that a copy of them has too."""
+"""Which images a run was trained and evaluated on: how many, and a digest that a copy of them has too."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Identity = dict[str, dict[str, int | str | None]]
 
 
 def identity(source: Source) -> dict[str, int | str | None]:
-    """What is kept of a split."""
+    """What a run keeps of a split."""
     return {"count": len(source), "digest": source.fingerprint()}
 
 
 def changes(before: Identity, now: Identity) -> list[str]:
-    """What has changed between two states of a data set, of the splits that both have: ``train: 80 images, now 81``."""
+    """The changes of a data set, in the splits that both states have: ``train: 80 images, now 81``."""
     found = []
     for split in (name for name in before if name in now):
         old, new = before[split], now[split]

@@ -1,4 +1,4 @@
-"""Where images come from: a source answers for one split of one data set, image by image.
+"""Opens the sources of a data set by its name.
 
 Legend: N samples, H height, W width, C channels.
 """
@@ -15,7 +15,7 @@ from fastdhm.data.sources.folder import FolderSource, loosely, require_folders
 from fastdhm.data.sources.source import DATASETS, SPLITS, Source, is_reid
 from fastdhm.data.sources.synthetic import SyntheticSource
 from fastdhm.errors import UserError, few, unknown
-from fastdhm.system.paths import expanded, printable
+from fastdhm.system.paths import expanded, shown
 
 if TYPE_CHECKING:
     from fastdhm.data.images.grey import GreyRange
@@ -26,9 +26,9 @@ def load_splits(
 ) -> dict[str, Source]:
     """The sources of ``splits`` of ``dataset``, by name; downloads go to ``data_dir``. See ``grey`` on ``grey_range``.
 
-    A re-identification set trains on all the training pictures that were published for it. Its ``val`` is one of them
-    for each identity that has three or more (``reid.hold_out``), so that the error on these says no more than whether
-    training works; ``rest`` is ``train`` without them.
+    In a re-identification set, ``train`` has all published training images. ``val`` has one of them for each identity
+    with three or more (``people.hold_out``), so its error only says whether training works. ``rest`` is ``train``
+    without ``val``.
     """
     if not is_reid(dataset):
         sources = dict(zip(SPLITS, _load_pair(dataset, data_dir), strict=True))
@@ -47,7 +47,10 @@ def load_splits(
 def _take_grey(sources: dict[str, Source], grey_range: GreyRange | None) -> None:
     for source in sources.values() if grey_range else ():
         if not isinstance(source, FolderSource):
-            raise UserError(f"grey range {grey_range}: data set '{source.name}' has no greyscale of more than 8 bits")
+            low, high = grey_range
+            raise UserError(
+                f"grey range is {low:g},{high:g}, but data set '{source.name}' has no greyscale of more than 8 bits"
+            )
         source.grey_range = grey_range
 
 
@@ -76,15 +79,15 @@ def _load_pair(dataset: str, data_dir: Path) -> tuple[Source, Source]:
 
 
 def unknown_dataset(dataset: str) -> UserError:
-    """The error for a name that is no data set."""
+    """The error for a name that is not a data set."""
     if dataset in ("folder", "folder:"):
         return UserError(
-            "data set 'folder' needs a path: folder:PATH, where PATH holds train/ and val/, one folder a class in each"
+            "data set 'folder' needs a path: folder:PATH, where PATH holds train/ and val/ with one folder per class"
         )
     if (Path(dataset) / "bounding_box_train").is_dir():
-        return UserError(f"unknown data set '{dataset}'; for a re-identification set write 'reid-folder:{dataset}'")
+        return UserError(f"unknown data set '{dataset}': for a re-identification set write 'reid-folder:{dataset}'")
     if Path(dataset).is_dir():
-        return UserError(f"unknown data set '{dataset}'; for a folder of images write 'folder:{dataset}'")
+        return UserError(f"unknown data set '{dataset}': for a folder of images write 'folder:{dataset}'")
     return unknown("data set", dataset, DATASETS)
 
 
@@ -93,20 +96,23 @@ def _synthetic_count(dataset: str, argument: str) -> int:
         return 2048
     if not argument.isdecimal() or int(argument) < 4:
         raise UserError(
-            f"data set '{dataset}': write synthetic:N with N, the training images, a whole number of 4 or more"
+            f"data set is '{dataset}': write synthetic:N, where N, the number of training images, is 4 or more"
         )
     return int(argument)
 
 
 def _load_folder(dataset: str, root: Path) -> tuple[Source, Source]:
-    wanted = "It should hold train/ and val/, and in each one folder of images for every class."
+    wanted = "It needs train/ and val/, each with one folder of images for every class."
     require_folders(dataset, root, SPLITS, wanted)
     train = FolderSource(root / "train", dataset, "train")
     val = FolderSource(root / "val", dataset, "val", train.classes)
     if train.classes != val.classes:
         raise _classes_differ(dataset, root, train, val)
     if os.path.samefile(train.root, val.root):
-        same = f"{printable(train.root)} and {printable(val.root)} are one folder: its error says nothing of new images"
+        same = (
+            f"{shown(train.root)} and {shown(val.root)} are the same folder: the validation error says nothing about "
+            "new images"
+        )
         val.note = "\n".join(filter(None, (val.note, same)))
     return train, val
 
@@ -122,10 +128,10 @@ def _classes_differ(dataset: str, root: Path, train: FolderSource, val: FolderSo
     if pairs:
         remedy = f"{pairs[0][0]!r} and {pairs[0][1]!r} differ in case or spaces: give them one name."
     elif files:
-        remedy = f"{printable(files[0])} is a file: put a folder of images there."
+        remedy = f"{shown(files[0])} is a file: put a folder of images there."
     elif links:
-        remedy = f"{printable(links[0])} is a link to a folder that is taken elsewhere: put images of its own there."
+        remedy = f"{shown(links[0])} is a link to a folder that already counts elsewhere: put other images there."
     return UserError(
-        f"data set '{dataset}': the class folders of {root}/train and {root}/val differ. "
+        f"data set '{shown(dataset)}': the class folders of {shown(root)}/train and {shown(root)}/val differ. "
         f"Only in train: {few(only_train)}; only in val: {few(only_val)}. {remedy}"
     )

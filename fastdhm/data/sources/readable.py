@@ -1,4 +1,4 @@
-"""A source without its bad files, for the loader that reads the files themselves.
+"""A source without its bad files, for a loader that reads the image files directly.
 
 Legend: N samples.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SubsetSource:
-    """Some samples of another source, numbered anew."""
+    """Some samples of another source, renumbered from 0."""
 
     def __init__(self, source: Source, kept_N: np.ndarray):
         self.name, self.split, self.classes, self.note = source.name, source.split, source.classes, source.note
@@ -46,7 +46,7 @@ class SubsetSource:
 
 
 def readable_only(source: Source, workers: int, say: Callable[[str], None]) -> Source:
-    """``source`` without the images that do not decode, which ``say`` names; each image is decoded to find them."""
+    """``source`` without the images that do not decode; decodes all to find them, and names the bad ones to ``say``."""
     if gives_arrays(source):
         return source
     bad: dict[int, str] = {}
@@ -59,7 +59,7 @@ def readable_only(source: Source, workers: int, say: Callable[[str], None]) -> S
         return source
     if len(bad) == len(source):
         raise UserError(
-            f"{source.name} {source.split}: not one of {len(source):,} images can be read, such as {bad[0]}"
+            f"data set '{source.name}', {source.split}: none of {len(source):,} images can be read: {bad[0]}"
         )
     for reason in bad.values():
         say(f"left out: {reason}")

@@ -1,4 +1,4 @@
-"""What a source of images is, and which data sets there are.
+"""The protocol of a source of images, and the names of the data sets.
 
 Legend: N samples.
 """
@@ -17,54 +17,54 @@ REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
 DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic", *REID_DATASETS)
 SPLITS = ("train", "val")
 REID_SPLITS = (*SPLITS, "query", "gallery")
-PEEKED = 16  # samples, about
+PEEKED = 16  # about so many samples
 
 
 class Source(Protocol):
-    """The images of one split, with their classes; cheap to hold, picklable, and read from worker processes."""
+    """The images of one split, with their classes; small, picklable, and read from worker processes."""
 
     name: str
     split: str
     classes: tuple[str, ...]
     target_N: np.ndarray  # int64, an index into classes
-    note: str | None  # what the user should hear about it, such as ignored files
+    note: str | None  # a message for the user, such as on ignored files
 
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> Image:
-        """Sample ``i`` as 8-bit RGB; a ``UserError`` names a sample that cannot be decoded."""
+        """Sample ``i`` as 8-bit RGB; raises a ``UserError`` that names it if it cannot be decoded."""
 
     def label(self, i: int) -> str:
-        """What to call sample ``i`` in a message: its path, or ``fashion-mnist/train[17]``."""
+        """The name of sample ``i`` in a message: its path, or ``fashion-mnist/train[17]``."""
 
     def digest(self) -> str:
-        """A sha256 that changes when the samples do, or the files that they are read from."""
+        """A sha256 that changes when the samples or their files change."""
 
     def fingerprint(self) -> str | None:
-        """A sha256 of the samples that a copy of them has too; None where it is not known."""
+        """A sha256 of the samples that is the same for a copy of the data; None where it is not known."""
 
 
 class ArraysSource(Source, Protocol):
-    """A source of images of one size, which it gives many at a time: see :func:`gives_arrays`."""
+    """A source of images of one size, which it can give many at a time: see :func:`gives_arrays`."""
 
     size_HW: tuple[int, int]
 
     def pixels(self, index_B: np.ndarray) -> np.ndarray:
-        """``uint8 [B, H, W, 3]``, the reader's to keep."""
+        """``uint8 [B, H, W, 3]``, a copy."""
 
 
 def gives_arrays(source: Source) -> TypeGuard[ArraysSource]:
-    """Whether ``source`` gives arrays of images, and need not be asked for one at a time."""
+    """Whether ``source`` gives arrays of images and not only one image at a time."""
     return hasattr(source, "pixels")
 
 
 def peeked(source: Source) -> range:
-    """The samples to look at before training, where to look at all would take too long: some of every part."""
+    """A few samples from all parts of the source, to check before training, as checking all would take too long."""
     return range(0, len(source), max(1, len(source) // PEEKED))
 
 
 def is_reid(dataset: str) -> bool:
-    """Whether ``dataset`` is a re-identification set, which is judged by ranking a gallery."""
+    """Whether ``dataset`` is a re-identification set, which is evaluated by ranking a gallery."""
     return dataset.partition(":")[0] in {name.partition(":")[0] for name in REID_DATASETS}
 
 
@@ -74,10 +74,10 @@ def split_names(dataset: str) -> tuple[str, ...]:
 
 
 def number_classes(split: str, ids_N: np.ndarray, cams_N: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """``target_N`` and the classes: in training the identities, in query and gallery identity and camera together.
+    """``target_N`` and the classes: the identities in training, pairs of identity and camera in query and gallery.
 
-    So a ``.beton`` file of a query or gallery says who was seen where, whatever became of the images: see
-    :func:`sightings`.
+    So the ``.beton`` file of a query or gallery has identities and cameras even if the image files are gone: see
+    :func:`people.sightings`.
     """
     if split == "train":
         identities, target_N = np.unique(ids_N, return_inverse=True)
@@ -87,6 +87,6 @@ def number_classes(split: str, ids_N: np.ndarray, cams_N: np.ndarray) -> tuple[n
 
 
 def chunks(source: Source) -> list[range]:
-    """Samples for a worker to do at once: enough to make the round trip cheap, few enough to see progress."""
+    """The samples that a worker gets at a time: enough to make the round trip cheap, few enough to show progress."""
     step = 256 if gives_arrays(source) else 16
     return [range(start, min(start + step, len(source))) for start in range(0, len(source), step)]

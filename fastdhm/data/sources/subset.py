@@ -14,17 +14,17 @@ from fastdhm.ops.philox import STREAM_SUBSET, draw
 def balanced_subset(target_N: np.ndarray, num_classes: int, count: int) -> np.ndarray:
     """The ``count`` samples to train on, ``int64 [S]`` in rising order.
 
-    Every sample draws a word from its number alone, and is ranked by it within its class; the first ranks of all
-    classes come before the next. So the classes differ by at most one image, as far as they have that many, a smaller
-    subset is part of a larger one, and no training seed has a say.
+    Each sample gets a random word that depends only on its number. The words rank the samples within their class, and
+    the subset takes the first rank of all classes, then the second, and so on. So the classes differ by at most one
+    image, unless one has too few; a smaller subset is part of a larger one; and the training seed has no effect.
 
     Raises:
-        ValueError: more than there are, or not one for each class.
+        ValueError: more samples than there are, or fewer than classes.
     """
     if not num_classes <= count <= len(target_N):
         raise UserError(
-            f"subset is {count:,}: must be at least one image for each of the {num_classes:,} classes, and at most the "
-            f"{len(target_N):,} training images"
+            f"subset is {count:,}: must be at least {num_classes:,}, one image for each class, and at most "
+            f"{len(target_N):,}, all training images"
         )
     high_N, low_N, _, _ = draw(np.arange(len(target_N), dtype=np.int64), 0, STREAM_SUBSET, 0)
     word_N = (high_N.astype(np.uint64) << np.uint64(32)) | low_N.astype(np.uint64)

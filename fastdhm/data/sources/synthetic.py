@@ -1,4 +1,4 @@
-"""Images made up from their index: a data set for tests and first steps that needs no file and no network.
+"""Images computed from their index: a data set for tests and first steps. It needs no file and no network.
 
 Legend: B batch, N samples, H height, W width, J blocks of random words.
 """

@@ -1,4 +1,4 @@
-"""The one walk over folders of images: each real folder once, and nothing left out without a word."""
+"""Searches folders for images: it visits each real folder once, and reports all that it leaves out."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdhm.errors import UserError
-from fastdhm.system.paths import printable
+from fastdhm.system.paths import shown
 
-# torchvision's list and the other names under which the same formats are found in the wild.
+# torchvision's list, and other suffixes in use for the same formats.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-# Images too, in formats that are not read: to be told apart from notes and lists.
+# Suffixes of image formats that cannot be read; files of other suffixes are notes, lists and the like.
 OTHER_IMAGES = frozenset(
     (
         *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jxr", ".tga", ".psd", ".svg"),
         *(".dcm", ".nii", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
     )
 )
-# What systems leave in folders of images; names that begin with a dot are all theirs.
+# Files that systems leave in folders of images. All names that begin with a dot count as such, too.
 SYSTEM_NAMES = (
     *("@eaDir", "@tmp", "@sharebin", "#recycle", "#snapshot"),  # Synology
     *("@Recycle", "@Recently-Snapshot", "@__thumb", "@Transcode"),  # QNAP
@@ -35,51 +35,51 @@ SYSTEM_NAMES = (
 )
 _ANY_CASE = {name.casefold() for name in SYSTEM_NAMES if not name.isalpha()}
 _AS_WRITTEN = {name for name in SYSTEM_NAMES if name.isalpha()}  # in lower case such a word may be a class
-# What a drive that is gone answers with, where it answers at all.
+# Errors of a drive that is gone, if it answers at all.
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO}
 
 
 class ImagesGone(UserError):
-    """The images are not there at all: their folder is missing, or empty as where a drive is not mounted."""
+    """There are no images at all: their folder is missing or empty, perhaps because a drive is not mounted."""
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of that name was left by a system and not by whoever collected the images."""
+    """Whether a file or folder of that name was made by an operating system and not by the user."""
     return name.startswith(".") or name in _AS_WRITTEN or name.casefold() in _ANY_CASE
 
 
 def is_there(folder: Path) -> bool:
-    """Whether ``folder`` is one that can be looked into; a ``UserError`` where only its owner or its drive knows."""
+    """Whether ``folder`` is a folder that can be read; a ``UserError`` if that cannot be found out."""
     try:
         with os.scandir(folder):
             return True
     except OSError as error:
         if error.errno in GONE:
             return False
-        raise UserError(f"{printable(folder)}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{shown(folder)}: cannot be read: {error.strerror}") from error
 
 
 def holds_anything(folder: Path) -> bool:
-    """Whether there is something in ``folder`` that a system did not leave there."""
+    """Whether ``folder`` holds anything but files of an operating system."""
     return is_there(folder) and not all(map(is_system, os.listdir(folder)))
 
 
 @dataclass
 class Walk:
-    """What is in a folder; names are relative to it and in order: a folder's files, then the folders in it."""
+    """The content of a folder. Names are relative to it and in order: the files of a folder, then its folders."""
 
     root: Path
     images: list[str] = field(default_factory=list)
-    """Files with an image's suffix, whether they can be read or not."""
+    """Files with an image suffix, readable or not."""
     folders: list[str] = field(default_factory=list)
-    """All that were entered, but for the root; those in it, if the walk was not deep."""
+    """All folders that were entered, without the root; if the walk was not deep, the folders in the root."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Folders that could not be entered, and links to nothing that may have led to folders, with the reason."""
+    """Folders that could not be entered, and broken links that may have led to folders, with the reason."""
     system: list[str] = field(default_factory=list)
     linked: list[str] = field(default_factory=list)
-    """Links to folders whose images are or would be taken elsewhere."""
+    """Links to folders whose images already count elsewhere."""
     others: list[str] = field(default_factory=list)
-    """Files without an image's suffix."""
+    """Files without an image suffix."""
 
     @property
     def note(self) -> str | None:
@@ -87,20 +87,20 @@ class Walk:
         unread = [name for name in self.others if _suffix(name) in OTHER_IMAGES]
         plain = [name for name in self.others if _suffix(name) not in OTHER_IMAGES]
         parts = [
-            _counted(unread, "unread image", f" ({suffixes(unread)}: convert to JPEG or PNG)"),
-            _counted(plain, "other file", f" ({suffixes(plain)})"),
-            _counted(self.system, "hidden or system name"),
-            _counted(self.linked, "link", " to folders that are taken elsewhere"),
+            _example(unread, "unread image", f" ({suffixes(unread)}: convert to JPEG or PNG)"),
+            _example(plain, "other file", f" ({suffixes(plain)})"),
+            _example(self.system, "hidden or system name"),
+            _example(self.linked, "link", " to folders that already count elsewhere"),
         ]
         said = "; ".join(part for part in parts if part)
-        return f"{printable(self.root)}: left out {said}" if said else None
+        return f"{shown(self.root)}: left out {said}" if said else None
 
 
 def walk(root: Path, *, deep: bool = True) -> Walk:
-    """What ``root`` and, if ``deep``, the folders below it hold.
+    """The content of ``root`` and, if ``deep``, of the folders below it.
 
-    Links to folders are followed where they lead away from ``root``, after all real folders; one that leads back into
-    it, or to a folder above it, would bring images a second time, and under another's name.
+    Links to folders are followed after all real folders, if they lead out of ``root``. A link back into ``root``, or to
+    a folder above it, is not followed: it would count images twice, and in a wrong class.
     """
     found, inside, entered = Walk(root), [], set()
     above = {_key(parent) for parent in Path(os.path.realpath(root)).parents}
@@ -127,7 +127,7 @@ def walk(root: Path, *, deep: bool = True) -> Walk:
     found.folders += [name for _, name, _ in inside if name]
     found.images = [image for _, _, images in inside for image in images]
     if "" in found.unreadable:
-        raise UserError(f"{printable(root)}: cannot be read: {found.unreadable['']}")
+        raise UserError(f"{shown(root)}: cannot be read: {found.unreadable['']}")
     return found
 
 
@@ -145,7 +145,7 @@ def _sort_in(entry: os.DirEntry, name: str, found: Walk, images: list[str], furt
     elif _suffix(name) in IMAGE_SUFFIXES:
         images.append(name)
     elif is_link and not _suffix(name) and not os.path.exists(entry.path):
-        found.unreadable[name] = "a link to nothing"
+        found.unreadable[name] = "a broken link"
     else:
         found.others.append(name)
 
@@ -159,13 +159,16 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def suffixes(names: list[str], shown: int = 3) -> str:
+def suffixes(names: list[str], most: int = 3) -> str:
     """The suffixes of some names, the most frequent first."""
     counts = Counter(_suffix(name) or "no suffix" for name in names).most_common()
-    return ", ".join(printable(suffix) for suffix, _ in counts[:shown]) + (", ..." if len(counts) > shown else "")
+    return ", ".join(shown(suffix) for suffix, _ in counts[:most]) + (", ..." if len(counts) > most else "")
 
 
-def _counted(names: list[str], what: str, detail: str = "") -> str | None:
-    if not names:
-        return None
-    return f"{len(names):,} {what}{'s' * (len(names) > 1)}{detail}, such as {printable(names[0])}"
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """``1 file``, ``2 files``; ``several`` is the plural where it needs more than an s."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def _example(names: list[str], what: str, detail: str = "") -> str | None:
+    return f"{counted(len(names), what)}{detail}, such as {shown(names[0])}" if names else None

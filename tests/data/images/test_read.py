@@ -322,3 +322,9 @@ def test_nothing_is_written_to_the_terminal_by_broken_files(capfd, tmp_path):
             with contextlib.suppress(UserError):
                 read_image(tmp_path / name)
     assert capfd.readouterr().err == ""
+
+
+def test_a_name_of_two_lines_makes_an_error_of_one(tmp_path):
+    (tmp_path / "a\nb.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^\S*/a\\nb.png: cannot be read: an empty file$"):
+        read_image(tmp_path / "a\nb.png")

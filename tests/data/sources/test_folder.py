@@ -86,7 +86,7 @@ def _tree(root, names):
         pytest.param(None, "does not exist", id="missing"),
         pytest.param([], "no folder named 'train'", id="empty"),
         pytest.param(["train/a"], "no folder named 'val'", id="no-val"),
-        pytest.param(["train/a", "valid/a"], "no folder named 'val', but valid. It", id="val-under-another-name"),
+        pytest.param(["train/a", "valid/a"], "no folder named 'val', but has valid. It", id="val-under-another-name"),
         pytest.param(["train", "val"], "no class folders", id="no-classes"),
         pytest.param(["train/a", "train/b", "val/a", "val/c"], "Only in train: b; only in val: c", id="classes-differ"),
     ],
@@ -104,5 +104,5 @@ def test_folder_mistakes(tmp_path, folders, message):
 def test_empty_class_folder_is_named(tmp_path):
     _tree(tmp_path, ["train/a", "train/b", "val/a", "val/b"])
     (tmp_path / "train/b/x.png").unlink()
-    with pytest.raises(UserError, match="train/b: this class folder holds no image"):
+    with pytest.raises(UserError, match="train/b: this class folder has no images"):
         load_sources(f"folder:{tmp_path}", tmp_path)

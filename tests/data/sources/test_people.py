@@ -76,8 +76,8 @@ def test_folders_of_the_published_layout(tmp_path, dataset):
     counts = [note for note in data.notes if "published" in note]
     assert len(counts) == (3 if dataset == "market1501" else 0)
     if counts:
-        assert "2 training identities, published 751" in counts[0]
-        assert "4 train images, published 12,936" in counts[0]
+        assert "2 training identities, but 751 were published" in counts[0]
+        assert "4 train images, but 12,936 were published" in counts[0]
 
 
 def test_duke_is_never_downloaded(tmp_path):
@@ -91,32 +91,32 @@ def test_other_files_and_junk_in_training_are_said(tmp_path):
     (root / "bounding_box_train" / "Thumbs.db").write_text("")
     data = load_reid(f"reid-folder:{root}", tmp_path)
     assert len(data.train) == 4
-    assert "1 junk images" in data.train.note
+    assert "1 junk image " in data.train.note
     assert "Thumbs.db" in data.train.note
 
 
 def test_people_in_folders_of_their_own_are_said(tmp_path):
     root = write(tmp_path / "set", MARKET | {"bounding_box_train/0005": ["0005_c1s1_1_1.jpg"]})
     note = load_reid(f"reid-folder:{root}", tmp_path).train.note
-    assert "1 folders in it, such as 0005, are not looked into" in note
+    assert "1 folder in it is ignored, such as 0005" in note
     for path in (root / "bounding_box_train").glob("*.jpg"):
         path.unlink()
-    with pytest.raises(UserError, match="no image here; 1 folders in it, such as 0005, are not looked into. It should"):
+    with pytest.raises(UserError, match="no images here; 1 folder in it is ignored, such as 0005. It needs"):
         load_reid(f"reid-folder:{root}", tmp_path)
 
 
 def test_query_without_match_is_said(tmp_path):
     more = [*MARKET["query"], "0003_c1s1_000001_00.jpg"]
     data = load_reid(f"reid-folder:{write(tmp_path / 'set', MARKET | {'query': more})}", tmp_path)
-    assert "1 of 2 queries have no match" in data.query.note
+    assert "1 of 2 queries has no match" in data.query.note
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"query": [f"x{i}.jpg" for i in range(7)]}, "7 of 7 file names.*x0.jpg.*and 2 more"),
-        ({"query": []}, "query: no image here"),
-        ({"bounding_box_train": ["0001_c1s1_1_1.jpg"]}, "1 identities are in both.*0001"),
+        ({"query": []}, "query: no images here"),
+        ({"bounding_box_train": ["0001_c1s1_1_1.jpg"]}, "1 identity is in both.*0001"),
     ],
     ids=["names", "empty", "overlap"],
 )
@@ -130,10 +130,10 @@ def test_sets_that_cannot_be_evaluated_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query": MARKET["bounding_box_test"], "bounding_box_test": MARKET["query"]}, "1 queries are junk.*Perhaps"),
-        ({"query": ["0000_c1s1_1_1.jpg"]}, r"1 queries are distractors \(identity 0\)"),
-        ({"query": ["0009_c1s1_1_1.jpg"]}, "not one of 1 queries.*Perhaps.*of different sets"),
-        ({"query": ["0009_c1_1.jpg"], "bounding_box_test": ["0009_c1_3.jpg"]}, "all pictures are of camera 1"),
+        ({"query": MARKET["bounding_box_test"], "bounding_box_test": MARKET["query"]}, "1 query is junk.*Perhaps"),
+        ({"query": ["0000_c1s1_1_1.jpg"]}, r"1 query is a distractor \(identity 0\)"),
+        ({"query": ["0009_c1s1_1_1.jpg"]}, "none of 1 queries.*Perhaps.*from different data sets"),
+        ({"query": ["0009_c1_1.jpg"], "bounding_box_test": ["0009_c1_3.jpg"]}, "all images are from camera 1"),
     ],
     ids=["junk", "distractors", "no-match", "one-camera"],
 )
@@ -155,7 +155,7 @@ def test_more_queries_than_gallery_are_ranked(tmp_path):
     [
         ("market1501", "bounding_box_train/, query/ and bounding_box_test/"),
         ("reid-folder", "needs a path"),
-        ("reid-folder:nowhere", "nowhere does not exist. It should hold bounding_box_train"),
+        ("reid-folder:nowhere", "nowhere does not exist. It needs bounding_box_train"),
         ("reid-synthetic:2", "reid-synthetic:N"),
         ("market1502", "did you mean 'market1501'"),
     ],

@@ -35,7 +35,9 @@ def test_a_smaller_subset_is_part_of_a_larger_and_neither_the_first_images():
 
 @pytest.mark.parametrize("count", [2, 85])
 def test_an_impossible_size_is_refused(count):
-    with pytest.raises(UserError, match=f"subset is {count}: .*each of the 3 classes, and at most the 84"):
+    with pytest.raises(
+        UserError, match=f"subset is {count}: must be at least 3, one image for each class, and at most 84"
+    ):
         balanced_subset(UNEVEN_N, 3, count)
 
 

@@ -65,7 +65,7 @@ def test_a_link_that_leads_back_is_left_out_and_said(root, link, target):
     (root / "train" / link).symlink_to(target)
     train = train_of(root)
     assert (train.classes, len(train)) == (("cat", "dog"), 4)
-    assert f"1 link to folders that are taken elsewhere, such as {link}" in train.note
+    assert f"1 link to folders that already count elsewhere, such as {link}" in train.note
 
 
 def test_links_that_lead_away_are_followed_once(root, tmp_path_factory):
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_entered_stops_whoever_reads_the_images(monkeypa
     with pytest.raises(UserError, match=f"cat/more: cannot be read: {os.strerror(number)}"):
         train.image(place)
     for source in (train, PictureSource(root / "train")):
-        with pytest.raises(UserError, match="1 in .*/train cannot be read, such as cat/more: .*--skip-bad"):
+        with pytest.raises(UserError, match="/train: 1 entry cannot be read, such as cat/more: .*--skip-bad"):
             refuse_unreadable(source)
 
 
@@ -141,10 +141,10 @@ def test_a_link_to_nothing_is_named(root, tmp_path):
     assert len(train) == 6
     for i, name in enumerate(("0.png", "1.png", "9.png", "more")):
         assert train.label(i).endswith(name)
-    with pytest.raises(UserError, match="more: cannot be read: a link to nothing"):
+    with pytest.raises(UserError, match="more: cannot be read: a broken link"):
         train.image(3)
     (root / "train/cow").symlink_to(tmp_path / "nothing")
-    with pytest.raises(UserError, match="train/cow: this class cannot be read: a link to nothing"):
+    with pytest.raises(UserError, match="train/cow: this class cannot be read: a broken link"):
         train_of(root)
 
 
@@ -165,13 +165,13 @@ def test_images_in_formats_that_are_not_read_are_counted_by_suffix(root):
 def test_an_empty_class_says_what_is_there_instead(root):
     for name in ("0.png", "1.png"):
         (root / "val/dog" / name).rename(root / "val/dog" / f"{name}.part")
-    with pytest.raises(UserError, match=r"val/dog: this class folder holds no image .*2 others: .part"):
+    with pytest.raises(UserError, match=r"val/dog: this class folder has no images .*2 other files: .part"):
         train_of(root)
 
 
 def test_images_beside_the_class_folders_are_counted(root):
     fill(root / "train", "loose.png")
-    assert "left out 1 images that lie beside the class folders" in train_of(root).note
+    assert "left out 1 image that is not in a class folder" in train_of(root).note
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -194,7 +194,7 @@ def test_both_forms_in_one_split_are_merged_and_said(root):
     train, val = load_sources(f"folder:{root}", root)
     assert len(train.classes) == 3
     assert np_counts(train) == [2, 2, 2]
-    assert "in two Unicode forms, are one class" in train.note
+    assert "in two Unicode forms, count as one class" in train.note
     assert np_counts(val) == [1, 2, 2]
 
 
@@ -228,7 +228,10 @@ def test_a_class_that_is_a_link_to_another_class_is_named(root):
 def test_validation_on_the_training_images_is_said(root):
     shutil.rmtree(root / "val")
     (root / "val").symlink_to("train")
-    assert "are one folder: its error says nothing of new images" in load_sources(f"folder:{root}", root)[1].note
+    assert (
+        "are the same folder: the validation error says nothing about new images"
+        in load_sources(f"folder:{root}", root)[1].note
+    )
 
 
 def test_a_class_whose_name_is_not_utf8_can_be_printed_and_saved(root):
