@@ -112,7 +112,7 @@ def test_a_failed_run_is_status_1(tmp_path, capsys, monkeypatch):
     ("flags", "message"),
     [
         ("--steps 3", "--steps is 3: must be at least 4"),
-        ("--arch resnet9", "resnet9: needs 6n+2 layers"),
+        ("--arch resnet9", "resnet9 has 9 layers: must be 6n+2"),
         ("--method foo", "unknown method 'foo'"),
         ("--dataset cifar11", "unknown data set 'cifar11'"),
         ("--dataset imagenet", "--dataset is imagenet: a cold start has an empty data folder"),

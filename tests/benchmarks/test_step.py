@@ -83,7 +83,7 @@ def test_on_a_gpu(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--arch resnet9", "resnet9: needs 6n+2 layers"),
+        ("--arch resnet9", "resnet9 has 9 layers: must be 6n+2"),
         ("--arch resnet8 --method foo", "unknown method 'foo'"),
         ("--precision int8", "unknown value of --precision 'int8'"),
         ("--compile maybe", "unknown value of --compile 'maybe'"),

@@ -118,7 +118,7 @@ def test_dashes_and_underscores():
     [
         ("--dataset cifar11", "unknown data set 'cifar11'; did you mean 'cifar10"),
         ("--dataset synthetic --arch reznet50", "unknown architecture 'reznet50'; did you mean 'resnet50'"),
-        ("--dataset synthetic --arch resnet51", "resnet51: needs 6n\\+2 layers"),
+        ("--dataset synthetic --arch resnet51", "resnet51 has 51 layers: must be 6n\\+2"),
         ("--dataset synthetic --method dhn", "unknown method 'dhn'; did you mean 'dhm'"),
         ("--dataset synthetic --branches [B7]", "unknown branch of resnet8 'B7'.*B1, B2"),
         ("--dataset synthetic --device tpu", "device is 'tpu'"),

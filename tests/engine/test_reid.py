@@ -150,11 +150,11 @@ def no_network(*_, **__):
     [
         ("--freeze-epochs 1", "freeze_epochs is 1: must be 0 without weights: nothing is pre-trained"),
         ("--arch resnet14 --weights FILE", "weights of another network than resnet14"),
-        ("--arch resnet18 --weights imagenet", "no route to host). Download https://"),
-        ("--weights imagenet", "no pre-trained weights are known for resnet8"),
+        ("--arch resnet18 --weights imagenet", "no route to host): download https://"),
+        ("--weights imagenet", "there are no pre-trained weights for resnet8"),
         ("--weights imagnet", "no such file; give one, or imagenet"),
         ("--weights SAME --method baseline --freeze-epochs 1", "all of resnet8, its classifier too"),
-        ("--dropout 0.3", "resnet8 has none"),
+        ("--dropout 0.3", "resnet8 has no dropout"),
     ],
     ids=["nothing-to-freeze", "another-arch", "no-network", "none-known", "typo", "nothing-new", "no-dropout"],
 )

@@ -1,6 +1,6 @@
-"""Branches for any network: what is found in it (stages, forks) and what is built (grow, fit; dead: cannot learn).
+"""Branches for any network. stages and forks: what is found in it. grow, fit and dead: what is built and checked.
 
-attach: all of it, in order.
+attach: runs all of it, in order.
 """
 
 from fastdhm.models.attach.attach import AttachedModel, attach

@@ -1,4 +1,4 @@
-"""Side branches for any network, by the paper's three principles (App. A), or your own.
+"""Side branches for any network: built by the paper's three principles (App. A), or your own.
 
 Legend: B batch, K classes, C channels, H height, W width.
 """
@@ -23,45 +23,45 @@ from fastdhm.system.console import Console
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the trunk: where its blocks run at one resolution."""
+    """A stage of the trunk: its blocks at one resolution."""
 
     resolution: tuple[int, int] | None
-    """Height and width, in pixels, of what it gives; ``None`` for tokens."""
+    """Height and width of its output, in pixels; ``None`` for tokens."""
     channels: int
     blocks: int
-    """Of the most frequent kind."""
+    """The number of blocks of the most frequent class."""
     kind: str
-    """The class of those."""
+    """The name of that class."""
     modules: tuple[str, str]
     """The names of its first and last module."""
 
 
 @dataclass(frozen=True)
 class SideBranch:
-    """What was attached."""
+    """A branch that was attached."""
 
     fork: str
-    """Module of the trunk whose output it takes."""
+    """The module of the trunk whose output it takes."""
     blocks: tuple[int, ...]
-    """Of each of its stages."""
+    """The number of blocks in each of its stages."""
     trunk_blocks: tuple[int, ...]
-    """Of the trunk's stages from there on."""
+    """The same for the trunk's stages from the fork on."""
     width: str
-    """``2x as wide`` as the trunk, ``as wide`` (with the reason where it should be wider), or ``own``."""
+    """``2x as wide`` as the trunk, ``as wide`` (with the reason if it should be wider), or ``own``."""
     params: int
     kept: tuple[str, ...]
-    """Parameters without a rule to draw them: they start with the trunk's values."""
+    """Parameters that no layer can draw anew: they start with the trunk's values."""
     thawed: tuple[str, ...] = ()
-    """Classes of the trunk's frozen norms, in whose place the branch has norms that learn."""
+    """Classes of frozen norms in the trunk; the branch has norms that learn in their place."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What :func:`attach` found and built; ``str`` of it is a page for people."""
+    """What :func:`attach` found and built; ``str`` makes a readable page of it."""
 
     network: str
     image_size: tuple[int, int]
-    """Height and width, in pixels, at which the stages were looked for."""
+    """Height and width of the images, in pixels, in the run that found the stages."""
     params: int
     num_classes: int
     classifier: str | None
@@ -69,7 +69,7 @@ class Summary:
     branches: dict[str, SideBranch]
 
     def __str__(self) -> str:
-        told = f"classifier {self.classifier}" if self.classifier else "no layer of its own as classifier"
+        told = f"classifier {self.classifier}" if self.classifier else "no separate classifier layer"
         lines = [
             f"{self.network}: {self.params:,} parameters, {self.num_classes} classes ({told}), "
             "its stages at {}x{} pixels:".format(*self.image_size)
@@ -97,7 +97,7 @@ def _described(branch: SideBranch) -> str:
 
 
 class AttachedModel(BranchedModel):
-    """A :class:`BranchedModel` that says what was attached, in ``summary``."""
+    """A :class:`BranchedModel` whose ``summary`` says what was attached."""
 
     def __init__(self, trunk: nn.Module, branches: Mapping, taps: Mapping[str, str], summary: Summary):
         super().__init__(trunk, branches, taps)
@@ -114,33 +114,31 @@ def attach(
     init: Callable[[nn.Module], None] | None = None,
     verbose: bool = True,
 ) -> AttachedModel:
-    """Grow side branches from a copy of ``model``; the model itself is not touched.
+    """Grow side branches from a copy of ``model``; the model itself does not change.
 
-    The stages are read off a run without data: one begins where the resolution drops. B1 forks before the last, B2
-    before the one before, and so on. A branch is made of the network's own blocks (App. A, i), initialised anew, with
-    every down-sampling from its fork on (ii); B1 has twice the channels where the layers allow it, the others half of
-    the blocks of each stage, rounded up (iii). Average pooling and an own linear classifier end each.
+    A run without data finds the stages: a stage begins where the resolution drops. B1 forks before the last stage, B2
+    before the second last, and so on. A branch has the network's own blocks (App. A, i), initialised anew, and every
+    down-sampling after its fork (ii). B1 has twice the channels if the layers allow it; the other branches have half of
+    the blocks of each stage, rounded up (iii). Each branch ends in average pooling and its own linear classifier.
 
     Args:
-        model: images [B, C, H, W] to logits [B, K]; its weights become the trunk's, as they are.
-        num_classes: K; where it is not the network's own, its last linear layer is replaced by a fresh one.
-        branches: names, ``B1`` the one nearest the top; or your own: name -> (name of the module to fork at, a module
-            from that module's output to logits).
-        forks: name of a branch -> the module after which it forks, by name, or by number among the network's blocks,
-            from 0; or these in a row, B1's first. ``None``: before the last stages.
-        input_size: side in pixels, (height, width), or (channels, height, width), at which to look for the stages.
-        init: called on every module of every branch, as ``nn.Module.apply`` does, after each layer's own
+        model: images [B, C, H, W] to logits [B, K]; the trunk gets its weights.
+        num_classes: K; if the network has another number, its last layer is replaced by a new one.
+        branches: names, with ``B1`` nearest the top; or your own branches: name -> (name of the module to fork at, a
+            module from that module's output to logits).
+        forks: name of a branch -> the module after which it forks: its name, or the number of a block, from 0; or a
+            list of these, B1's first. ``None``: before the last stages.
+        input_size: side in pixels, (height, width) or (channels, height, width) of the images that find the stages.
+        init: called on every module of every branch, as by ``nn.Module.apply``, after each layer's own
             ``reset_parameters``. ``None``: convolutions then get the paper's initialisation (He et al., ICCV 2015).
         verbose: print the summary.
 
     Returns:
-        The branched model; ``strip()`` gives back a network of the user's own class.
-        Its ``summary`` says what was done.
+        The branched model. ``strip()`` gives back a network of the user's own class; ``summary`` says what was done.
 
     Raises:
-        ValueError: the network does not run at that size, returns anything but logits, has no (or too few) stages,
-            forks where its data does not pass or that are no modules, no classifier to replace, or branches of its own
-            that do not fit.
+        ValueError: the network does not run at that size, does not return logits, has too few stages or no classifier
+            to replace; a fork is no module or not on the path of all data; or a branch of your own does not fit.
     """
     size_CHW = _size(input_size)
     model = unwrapped(model)
@@ -175,10 +173,12 @@ def _sides(
     num_classes: int,
     init: Callable | None,
 ) -> tuple[dict[str, nn.Module], dict[str, SideBranch]]:
-    """The branches by name, where the network is and in its number format, and what is told of each."""
+    """The branches by name, with the device and dtype of the network, and the summary of each."""
     if isinstance(branches, Mapping):
         if forks is not None:
-            raise UserError("forks= goes with branches by name: branches of your own say themselves where they fork")
+            raise UserError(
+                "forks= is for branches given by name: a branch of your own comes with its fork, so leave forks= out"
+            )
         built = {name: _own(layout.trace, model, name, given, num_classes) for name, given in branches.items()}
     else:
         at = find_forks(layout, model, _names(branches), forks)
@@ -196,7 +196,7 @@ def _size(input_size: int | tuple[int, ...]) -> tuple[int, int, int]:
     sizes = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     sizes = (3, *sizes) if len(sizes) == 2 else sizes
     if len(sizes) != 3 or min(sizes) < 1:
-        raise UserError(f"input_size is {input_size!r}: give a side, (height, width) or (channels, height, width)")
+        raise UserError(f"input_size is {input_size!r}: must be a side, (height, width) or (channels, height, width)")
     return sizes
 
 
@@ -204,7 +204,7 @@ def _names(branches: Iterable[str]) -> list[str]:
     names = [branches] if isinstance(branches, str) else list(dict.fromkeys(branches))
     for name in names:
         if not (name[:1] == "B" and name[1:].isdecimal() and int(name[1:])):
-            raise UserError(f"a branch is named {name!r}: by name there are B1 (nearest the top), B2, and so on")
+            raise UserError(f"branch name is {name!r}: must be B1 (nearest the top), B2, and so on")
     return sorted(names, key=lambda name: int(name[1:]))
 
 
@@ -217,12 +217,12 @@ def _own(trace: Trace, model: nn.Module, name: str, given: object, num_classes: 
         with torch.no_grad():
             out = on_meta(side)(torch.zeros(shape, device="meta"))
         found = f"gives {tuple(out.shape)}" if isinstance(out, Tensor) else f"returns a {type(out).__name__}"
-    except Exception as error:  # whatever the branch's own forward may raise
+    except Exception as error:  # any error of the branch's own forward
         out, found = None, f"does not run ({error})"
     if not isinstance(out, Tensor) or tuple(out.shape) != (shape[0], num_classes):
         raise UserError(
-            f"branch {name} {found} on the output {shape} of {fork}: it must give logits [B, K], "
-            f"{(shape[0], num_classes)} here"
+            f"branch {name} {found} on the output {shape} of {fork}: must give logits [B, K], here "
+            f"{(shape[0], num_classes)}"
         )
     return side, SideBranch(fork, (), (), "own", _count(side), ())
 
@@ -238,11 +238,11 @@ def _grown(
 
 
 def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> None:
-    """Give the trunk's classifier another number of classes, and draw it anew."""
+    """Give the trunk's classifier another number of classes and initialise it anew."""
     if layout.head.layer is None:
         raise UserError(
-            f"{type(trunk).__name__} gives {layout.num_classes} logits, {num_classes} are wanted, and its classifier "
-            f"is unknown: {layout.head.missing}. Build it with {num_classes} classes and leave num_classes out"
+            f"{type(trunk).__name__} gives {layout.num_classes} logits, not {num_classes}, and its classifier cannot "
+            f"be replaced: {layout.head.missing}. Build it with {num_classes} classes and leave num_classes out"
         )
     layer: Any = trunk.get_submodule(layout.head.layer)
     refuse_computed(layer, layout.head.layer, f"a classifier of {num_classes} classes")
@@ -253,7 +253,7 @@ def _replace_classifier(trunk: nn.Module, layout: Layout, num_classes: int) -> N
             setattr(layer, name, nn.Parameter(old.new_zeros(num_classes, *old.shape[1:])))
     layer.reset_parameters()
     if getattr(trunk, "num_classes", None) == layout.num_classes:
-        trunk.num_classes = num_classes  # type: ignore[assignment] # timm's networks and some of torchvision's know it
+        trunk.num_classes = num_classes  # type: ignore[assignment] # timm's networks and some of torchvision's have it
 
 
 def _stage(layout: Layout, model: nn.Module, stage: tuple[Block, ...]) -> Stage:
@@ -280,4 +280,4 @@ def _check(attached: AttachedModel, size_CHW: tuple[int, int, int]) -> None:
 
     found, expected = probe(attached, size_CHW, run), (len(attached.branch_names), BATCH, K)
     if found != expected:
-        raise UserError(f"the network with its branches gives {found} where logits {expected} are wanted")
+        raise UserError(f"the network with its branches gives {found}: must give logits {expected}")

@@ -1,4 +1,4 @@
-"""Filters of a widened branch that could never learn, such as behind a block that slices a fixed number of channels."""
+"""Finds filters of a widened branch that can never learn, as when a block slices a fixed number of channels."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ SMALL = 0.01  # so small that no activation saturates
 
 
 def dead_filters(network: nn.Module, shape: tuple[int, ...]) -> str:
-    """The first layer of ``network`` with an output that nothing depends on, and how many; "" if there is none.
+    """The first layer of ``network`` with filters that get no gradient, and their number; "" if there is none.
 
-    Every value is made positive and small, on a copy: what is connected then has a gradient, whatever its activations
-    are. A filter that an activation cut off all the same gets a second look with the values that it starts with. On the
-    meta device there are no values, and nothing is found.
+    A copy gets small positive values everywhere, so every connected filter has a gradient, whatever its activation is.
+    If an activation cuts a filter off even so, the filter is tested again with its usual initial values. The meta
+    device has no values, so nothing is found there.
     """
     if any(parameter.is_meta for parameter in network.parameters()):
         return ""
@@ -26,9 +26,9 @@ def dead_filters(network: nn.Module, shape: tuple[int, ...]) -> str:
 
 
 def _without_gradient(network: nn.Module, shape: tuple[int, ...], positive: bool) -> dict[str, Tensor]:
-    """Of each layer that has some, which of its filters get no gradient from a batch."""
+    """Layer -> which of its filters get no gradient from a batch, for each layer with such filters."""
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # the CPU's alone, which comes back as it was
+        torch.default_generator.manual_seed(0)  # only the CPU's generator, which fork_rng restores
         probe = copied(network).cpu().float().requires_grad_(True).train(not positive)
         if positive:
             _make_positive(probe)
@@ -40,7 +40,7 @@ def _without_gradient(network: nn.Module, shape: tuple[int, ...], positive: bool
     found: dict[str, Tensor] = {}
     for name, layer in probe.named_modules():
         weight = layer.weight if isinstance(layer, (nn.Conv2d, nn.Linear)) else None
-        if weight is not None and weight.grad is not None:  # one that never runs is as idle in the trunk
+        if weight is not None and weight.grad is not None:  # a layer that never runs does not run in the trunk either
             dead = ~weight.grad.flatten(1).any(1)
             found |= {name: dead} if dead.any() else {}
     return found

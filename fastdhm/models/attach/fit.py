@@ -1,4 +1,4 @@
-"""Copies of a network's own layers: freshly initialised, and refitted to other numbers of channels.
+"""Copies of a network's own layers: initialised anew, and changed to other numbers of channels.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -16,16 +16,16 @@ from fastdhm.models.base.trace import Call
 
 
 class CannotFitError(Exception):
-    """A layer of a kind whose channels cannot be changed, or a network that does not run with other channels."""
+    """The channels of a layer cannot be changed, or the network does not run with other channels."""
 
 
 class Replay(nn.Module):
-    """A function that a network calls between its modules, with the arguments that it gave it.
+    """A function that a network calls between its modules, with the same arguments.
 
     Args:
-        call: the function's run, on one value that comes from the images.
-        value: the tensor that held it.
-        own: the network's parameters and buffers that are among the arguments, by identity; the branch gets copies.
+        call: the recorded run of the function, on one value that comes from the images.
+        value: identity of the tensor that held that value.
+        own: identity -> parameter or buffer of the network; the branch gets copies of those among the arguments.
     """
 
     def __init__(self, call: Call, value: int, own: dict[int, Tensor]):
@@ -51,9 +51,9 @@ class Replay(nn.Module):
         for place, name in self.given.items():
             leaves[place] = getattr(self, name)
         args, kwargs = tree_unflatten(leaves, self.spec)
-        if "training" in kwargs:  # dropout's flag, seen in evaluation
+        if "training" in kwargs:  # the flag of dropout, recorded in evaluation
             kwargs["training"] = self.training
-        if "inplace" in kwargs:  # what it is given may be the trunk's feature map
+        if "inplace" in kwargs:  # the input may be the trunk's feature map
             kwargs["inplace"] = False
         return self.function(*args, **kwargs)  # type: ignore[misc] # None stands in the calls of modules alone
 
@@ -62,7 +62,7 @@ class Replay(nn.Module):
 
 
 def own_copy(module: nn.Module) -> nn.Module:
-    """A copy to train, without the forward hooks, which watch the trunk; those that run before (weight norms) stay."""
+    """A copy to train. Forward hooks are removed, as they watch the trunk; pre-hooks (weight norms) stay."""
     twin = _live(copied(module))
     for part in twin.modules():
         part._forward_hooks.clear()
@@ -72,12 +72,12 @@ def own_copy(module: nn.Module) -> nn.Module:
 
 
 def is_frozen(norm: nn.Module) -> bool:
-    """Whether a module is a batch norm whose statistics and scales stand still: torchvision's and its like."""
+    """Whether a module is a batch norm with fixed statistics and scales, such as torchvision's FrozenBatchNorm2d."""
     return {"weight", "bias", "running_mean", "running_var"} <= norm._buffers.keys()
 
 
 def _live(module: nn.Module) -> nn.Module:
-    """A norm that learns in place of a frozen one, and statistics that are kept up wherever there are some."""
+    """A norm that learns in place of a frozen one; norms that have running statistics update them."""
     if isinstance(module, _NormBase):
         module.track_running_stats = module.running_mean is not None
     if not is_frozen(module):
@@ -87,9 +87,9 @@ def _live(module: nn.Module) -> nn.Module:
 
 
 def initialise(branch: nn.Module, rule: Callable[[nn.Module], None] | None) -> tuple[str, ...]:
-    """Draw every layer by its own ``reset_parameters``, then convolutions as the paper's code does, or by ``rule``.
+    """Draw every layer by its own ``reset_parameters``, then apply ``rule`` (``None``: the paper's, to convolutions).
 
-    Returns the names of the parameters that no layer of theirs can draw: they keep the trunk's values.
+    Returns the names of the parameters that no layer can draw: they keep the trunk's values.
     """
     drawn: set[int] = set()
     for module in branch.modules():
@@ -131,9 +131,9 @@ def _fit_conv(conv: nn.Conv2d, channels: int, factor: int) -> None:
 
 
 def _fit(layer: nn.Module, shape: tuple[int, ...], factor: int) -> None:
-    """Make ``layer`` take an input of that shape and give ``factor`` times as many channels as it gave."""
+    """Make ``layer`` take an input of that shape and give ``factor`` times as many channels as before."""
     if not shape and isinstance(layer, (nn.Conv2d, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm)):
-        raise CannotFitError(f"{type(layer).__name__} is not given one tensor")
+        raise CannotFitError(f"{type(layer).__name__} does not take one tensor")
     if isinstance(layer, nn.Conv2d):
         _fit_conv(layer, shape[1], factor)
     elif isinstance(layer, nn.Linear):
@@ -151,20 +151,20 @@ def _fit(layer: nn.Module, shape: tuple[int, ...], factor: int) -> None:
         _resize(layer, "weight", *layer.normalized_shape)
         _resize(layer, "bias", *layer.normalized_shape)
     elif isinstance(layer, Replay) and all(p.numel() in (shape[1], shape[-1]) for p in layer.parameters()):
-        pass  # its input is as wide as it was
+        pass  # its input has the same width as before
     else:
         _fit_scales(layer, factor)
 
 
 def _normed(norm: nn.LayerNorm | nn.RMSNorm, shape: tuple[int, ...], factor: int) -> int:
-    """The channels that a norm is given: the last, or those of [B, C, H, W] that it moves, as a LayerNorm2d does."""
+    """The channels of a norm's input: the last dimension, or C of [B, C, H, W] for norms like LayerNorm2d."""
     (old,) = norm.normalized_shape
     first = "2d" in type(norm).__name__ or shape[-1] not in (old, factor * old)
     return shape[1] if first and len(shape) == 4 else shape[-1]
 
 
 def _fit_scales(layer: nn.Module, factor: int) -> None:
-    """Repeat the parameters of an unknown layer that have one value a channel, such as a layer scale."""
+    """Repeat the parameters of an unknown layer that have one value per channel, such as a layer scale."""
     for name, parameter in list(layer._parameters.items()):
         if parameter is None or factor == 1 or parameter.numel() == 1:
             continue
@@ -175,18 +175,18 @@ def _fit_scales(layer: nn.Module, factor: int) -> None:
 
 
 def refit(network: nn.Module, fork: tuple[int, ...], factor: int) -> tuple[int, ...]:
-    """Give ``network`` layers of ``factor`` times the channels, taking a feature map of shape ``fork``; in place.
+    """Make the layers of ``network`` ``factor`` times as wide, for a feature map of shape ``fork``; in place.
 
-    Each layer is made to take what the one before gives, as seen on a copy without data, where everything is first
-    tried. Returns the shape of the output, [B, C, H, W]. :class:`CannotFitError`, and nothing has changed, where it
-    does not run.
+    Each layer is changed to take the output of the one before it. All changes are first tried on a copy without data.
+    Returns the shape of the output, [B, C, H, W]. If the copy does not run, raises :class:`CannotFitError` and nothing
+    has changed.
     """
     seen: list[tuple[str, tuple[int, ...]]] = []
-    trial = on_meta(network).eval()  # in training some norms look at data
+    trial = on_meta(network).eval()  # in training some norms need data
 
     def hook(name: str) -> Callable:
         def fit(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            # a dense layer is given its predecessors' outputs as a list, and some are given nothing
+            # a dense layer takes a list of earlier outputs, and some layers take nothing
             tensor = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, (Tensor, list))), None)
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else ()
             if name not in dict(seen):
@@ -202,7 +202,7 @@ def refit(network: nn.Module, fork: tuple[int, ...], factor: int) -> tuple[int, 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             dtype = next((parameter.dtype for parameter in network.parameters()), None)
             out = trial(torch.zeros(fork, device="meta", dtype=dtype))
-    except Exception as error:  # whatever the network's own code says to channels it was not written for
+    except Exception as error:  # any error of the network's own code with other channels
         raise CannotFitError(str(error)) from error
     for name, shape in seen:
         _fit(network.get_submodule(name), shape, factor)

@@ -1,4 +1,4 @@
-"""A side branch out of a network's own blocks (App. A): the blocks after the fork, initialised anew, wider or fewer.
+"""Builds a side branch from a network's own blocks (App. A): those after the fork, initialised anew, wider or fewer.
 
 Legend: B batch, C channels, H height, W width, N tokens.
 """
@@ -19,28 +19,28 @@ from fastdhm.models.base.copies import refuse_computed
 from fastdhm.models.base.trace import Trace
 
 WIDER = 2  # B1 has twice the trunk's channels, as in Tables 6, 8 and 9
-ROWS = (nn.ModuleDict, nn.ModuleList)  # a block that is one of these gives each layer all before it, as in a DenseNet
+ROWS = (nn.ModuleDict, nn.ModuleList)  # a block of these classes feeds each layer all earlier outputs, as in a DenseNet
 
 
 @dataclass(frozen=True)
 class Grown:
-    """A branch, and how it came out."""
+    """A branch and how it was built."""
 
     branch: Branch
     blocks: tuple[int, ...]
-    """Of each of its stages; the layers of a dense block count."""
+    """The number of blocks in each of its stages; in a dense block, each layer counts."""
     trunk_blocks: tuple[int, ...]
-    """Of the trunk's stages from the fork on."""
+    """The same for the trunk's stages from the fork on."""
     width: str
-    """``2x as wide``, or ``as wide``, with the reason where it should be wider."""
+    """``2x as wide``, or ``as wide``, with the reason if it should be wider."""
     kept: tuple[str, ...]
-    """Its parameters that have no rule to be drawn by."""
+    """Its parameters that no layer can draw anew."""
     thawed: tuple[str, ...] = ()
-    """The classes of the trunk's frozen norms, in whose place it has norms that learn."""
+    """Classes of frozen norms in the trunk; the branch has norms that learn in their place."""
 
 
 class _ChannelsFirst(nn.Module):
-    """[B, H, W, C] or tokens [B, N, C] to [B, C, H, W], as the pooling of a branch takes it."""
+    """[B, H, W, C] or tokens [B, N, C] to [B, C, H, W], which the pooling of a branch takes."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(-1, 1)
@@ -50,10 +50,10 @@ class _ChannelsFirst(nn.Module):
 def grow(
     layout: Layout, model: nn.Module, name: str, start: int, num_classes: int, init: Callable[[nn.Module], None] | None
 ) -> Grown:
-    """Branch ``name`` from the value ``start`` on: B1 wider where the layers allow it, any other with half the blocks.
+    """Branch ``name`` from the value ``start`` on: B1 wider if the layers allow it, others with half the blocks.
 
     Raises:
-        ValueError: the forward joins several paths outside of any module, or bakes in what was given to it.
+        ValueError: the forward joins paths outside of all modules, or its blocks do not run on their own.
     """
     path = _path(layout, model, start)
     wide, reason = name == "B1", ""
@@ -68,7 +68,7 @@ def grow(
     else:
         raise UserError(
             f"branch {name} of {type(model).__name__} does not run on its own ({reason}): fork elsewhere (forks=), or "
-            "bring branches of your own"
+            "give your own branches (branches=)"
         )
     branch = Branch(stages, channels, num_classes)
     width = f"{factor}x as wide" if factor > 1 else f"as wide (not wider: {reason})" if wide else "as wide"
@@ -80,7 +80,7 @@ def grow(
 
 
 def _path(layout: Layout, model: nn.Module, start: int) -> list[list[Block]]:
-    """The blocks of each stage from a value on. Where it lies within a block, the later steps of that block."""
+    """The blocks of each stage from a value on; if it lies inside a block, the later steps of that block."""
     path = []
     for stage in layout.stages:
         later = []
@@ -91,7 +91,7 @@ def _path(layout: Layout, model: nn.Module, start: int) -> list[list[Block]]:
         if later:
             path.append(later)
     if len(path) > 1 and not any(step.module and _has_weights(model, step.module) for b in path[0] for step in b.steps):
-        path[:2] = [path[0] + path[1]]  # what is left of the fork's own stage is an activation or a pooling
+        path[:2] = [path[0] + path[1]]  # only an activation or a pooling is left of the fork's own stage
     return path
 
 
@@ -100,7 +100,7 @@ def _has_weights(model: nn.Module, name: str) -> bool:
 
 
 def _shorter(trace: Trace, stage: list[Block]) -> list[Block]:
-    """About half of a stage: of each kind of block half, rounded up. Only blocks that keep the shape can go."""
+    """Half of a stage: half of each kind of block, rounded up. Only blocks that keep the shape are dropped."""
     gone = []
     for kind, count in Counter(block.kind for block in stage if block.kind).items():
         spare = [b for b in stage[1:] if b.kind is kind and trace.shapes[b.start] == trace.shapes[b.end]]
@@ -141,8 +141,8 @@ def _copy(layout: Layout, model: nn.Module, name: str, step: Step) -> nn.Module:
         return Replay(step.function, layout.trace.objects[step.start], own)
     before, after = (layout.trace.shapes[value][1:] for value in (step.start, step.end))
     raise UserError(
-        f"branch {name} cannot be built from {type(model).__name__}: between {before} and {after} its forward joins "
-        "several paths outside of any module. Wrap them in a module, fork later (forks=), or bring branches of your own"
+        f"branch {name} cannot be built from {type(model).__name__}: its forward joins paths outside of all modules "
+        f"(between {before} and {after}). Wrap them in a module, fork later (forks=), or give your own (branches=)"
     )
 
 
@@ -152,23 +152,23 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def _keep_input(stage: nn.Module) -> None:
-    """A branch's first stage takes the trunk's own feature map: nothing there may work in place."""
+    """Switch off in-place layers in a branch's first stage, which takes the trunk's own feature map."""
     for module in stage.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment] # torch's stubs know of tensors and modules alone
 
 
 def _halve_rows(block: nn.Module) -> None:
-    """Take the last half of its layers from a block that is a row of layers of one class."""
+    """Remove the last half of the layers of a block that is a row of layers of one class."""
     if isinstance(block, ROWS) and len({type(layer) for layer in block.children()}) == 1:
         for layer in [name for name, _ in block.named_children()][math.ceil(len(block) / 2) :]:
             del block._modules[layer]
 
 
 def _fitted(layout: Layout, stages: list[nn.Module], start: int, factor: int) -> int:
-    """Fit a branch's layers to one another and count the channels that it ends with.
+    """Fit a branch's layers to one another and return the channels of its last feature map.
 
-    It has to end with a map as large as the trunk's, for as many images as it was given, or it is not what it seems.
+    That map must be as large as the trunk's and have one entry per image; otherwise the branch is refused.
     """
     shapes = layout.trace.shapes
     network, images, end = nn.Sequential(*stages), shapes[start][0] + 1, shapes[layout.end]
@@ -179,8 +179,8 @@ def _fitted(layout: Layout, stages: list[nn.Module], start: int, factor: int) ->
         raise CannotFitError(f"it gives {out} where the trunk gives {end}")
     try:
         dead = dead_filters(network, fork) if factor > 1 else ""
-    except Exception as error:  # whatever the network's own code says to a run in float32 on the CPU
-        raise CannotFitError(f"whether its filters learn cannot be seen: {error}") from error
+    except Exception as error:  # any error of the network's own code in float32 on the CPU
+        raise CannotFitError(f"its filters cannot be tested: {error}") from error
     if dead:
         raise CannotFitError(dead)
     return out[1]

@@ -1,4 +1,4 @@
-"""A network's blocks and stages, read off its run: a stage begins where the resolution drops.
+"""Finds the blocks and stages of a network in its trace: a stage begins where the resolution drops.
 
 Legend: B batch, C channels, H height, W width, N tokens.
 """
@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from fastdhm.errors import UserError
 from fastdhm.models.base.classifier import Head, find_head
+from fastdhm.models.base.recompute import has_weights
 from fastdhm.models.base.trace import Call, Trace
 
-DROP = 1.5  # a side that shrinks by less, as under a convolution without padding, is the same stage
-SEVERAL = 3.0  # what shrinks its sides by more holds more than one stage
+DROP = 1.5  # if sides shrink by less, as in a convolution without padding, the stage goes on
+SEVERAL = 3.0  # a module that shrinks the sides by more holds several stages
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Block:
-    """Steps that belong together. One of no ``kind`` holds no weights: pooling, or a last norm and activation."""
+    """Steps that belong together. ``kind`` is ``None`` for one without weights: pooling, or a last activation."""
 
     steps: tuple[Step, ...]
     kind: type[nn.Module] | None
@@ -48,12 +49,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """What :func:`find_layout` reads off a run: the stages' blocks up to the last map, and what makes the logits."""
+    """What :func:`find_layout` finds: the blocks of each stage up to the last map, and the classifier."""
 
     trace: Trace
     stages: tuple[tuple[Block, ...], ...]
     end: int
-    """The last value with a resolution: what the network pools."""
+    """The last value with a resolution: the feature map that the network pools."""
     head: Head
 
     @property
@@ -61,7 +62,7 @@ class Layout:
         return self.trace.shapes[self.trace.output][1]
 
     def repeated(self) -> list[Block]:
-        """The blocks of the kind that the network has most of: those that an index counts."""
+        """The blocks of the most frequent kind; a fork given as a number counts these."""
         blocks = [block for stage in self.stages for block in stage if block.kind]
         most = Counter(block.kind for block in blocks).most_common(1)
         return [block for block in blocks if most and block.kind is most[0][0]]
@@ -75,14 +76,14 @@ def channels_first(shape: tuple[int, ...], images: tuple[int, ...]) -> bool:
 
 
 def resolution(shape: tuple[int, ...], images: tuple[int, ...]) -> tuple[int, int] | None:
-    """Height and width of a feature map; ``None`` for anything else, tokens too."""
+    """Height and width of a feature map; ``None`` for anything else, such as tokens."""
     if len(shape) != 4:
         return None
     return shape[2:] if channels_first(shape, images) else shape[1:3]
 
 
 def _shrinks(trace: Trace, start: int, end: int) -> float:
-    """How many times shorter the sides of a feature map are at ``end``; 1 where either is none."""
+    """How many times shorter the sides are at ``end`` than at ``start``; 1 if either is no feature map."""
     before, after = (resolution(trace.shapes[value], trace.shapes[0]) for value in (start, end))
     return math.sqrt(math.prod(before) / math.prod(after)) if before and after else 1.0
 
@@ -90,12 +91,12 @@ def _shrinks(trace: Trace, start: int, end: int) -> float:
 def _chain(trace: Trace, start: int, end: int, within: Call | None) -> list[Step]:
     """The largest modules (other than ``within`` itself) and the functions that lead from one value to another."""
     cuts = [value for value in trace.cuts if start <= value <= end]
-    leading: dict[int, Step] = {}  # by the value they start from, the one that leads farthest
+    leading: dict[int, Step] = {}  # start value -> the module that leads farthest
     for call in trace.inside(within):
         if call.module and (span := _span(call, cuts)):
             first, last = span
             best = leading.get(first)
-            if last > (best.end if best else first):  # one that returns what it takes leads nowhere
+            if last > (best.end if best else first):  # a module that returns its input leads nowhere
                 leading[first] = Step(first, last, module=call.module)
     steps: list[Step] = []
     value = start
@@ -124,21 +125,16 @@ def _call(trace: Trace, step: Step) -> Call:
     return next(c for c in trace.modules if (c.module, c.inputs, c.output) == (step.module, (step.start,), step.end))
 
 
-def _has_weights(module: nn.Module) -> bool:
-    """More than a norm has, which scales channels one by one."""
-    return any(parameter.ndim >= 2 for parameter in module.parameters())
-
-
 def _composed(model: nn.Module, step: Step) -> nn.Module | None:
-    """The module of a step if it is made of modules and has weights; ``None`` for one layer."""
+    """The module of a step if it is made of modules and has weights; ``None`` for a single layer."""
     if step.module is None:
         return None
     module = model.get_submodule(step.module)
-    return module if next(module.children(), None) is not None and _has_weights(module) else None
+    return module if next(module.children(), None) is not None and has_weights(module) else None
 
 
 def _skipping(model: nn.Module, trace: Trace) -> set[type[nn.Module]]:
-    """The classes of modules with a skip connection or parallel paths in any run: blocks, not rows of them."""
+    """The classes of modules with a skip connection or parallel paths: these are blocks, not rows of blocks."""
     classes: set[type[nn.Module]] = set()
     cuts = set(trace.cuts)
     for call in trace.modules:
@@ -154,10 +150,10 @@ def _skipping(model: nn.Module, trace: Trace) -> set[type[nn.Module]]:
 
 
 def _opens(model: nn.Module, trace: Trace, step: Step, steps: list[Step]) -> bool:
-    """Whether a module without skip connection is a row of blocks rather than a block, judged by the steps inside it.
+    """Whether a module without skip connection is a row of blocks and not one block, judged by the steps inside it.
 
-    It is where it spans several stages, where one kind of module follows itself in it, or where it is a ``Sequential``
-    of more than single layers (a convolution with its norm and activation is one block).
+    It is a row if it spans several stages, if two modules of one kind follow each other in it, or if it is a
+    ``Sequential`` of more than single layers (a convolution with its norm and activation is one block).
     """
     if _shrinks(trace, step.start, step.end) >= SEVERAL:
         return True
@@ -171,7 +167,7 @@ def _opens(model: nn.Module, trace: Trace, step: Step, steps: list[Step]) -> boo
 
 
 def _reshapes(trace: Trace, step: Step, steps: list[Step]) -> bool:
-    """Whether functions inside a module are given the sizes of a feature map, the batch's too: it is run as a whole."""
+    """Whether functions inside a module take fixed sizes of a feature map; such a module must stay whole."""
     names = {getattr(inner.function.function, "__name__", "") for inner in steps if inner.function}
     maps = all(resolution(trace.shapes[value], trace.shapes[0]) for value in (step.start, step.end))
     small = _shrinks(trace, step.start, step.end) < SEVERAL
@@ -179,7 +175,7 @@ def _reshapes(trace: Trace, step: Step, steps: list[Step]) -> bool:
 
 
 def _holds(model: nn.Module, trace: Trace, step: Step, steps: list[Step], blocks: set[type[nn.Module]]) -> bool:
-    """Whether a module spans several stages, or holds a row of blocks beside what else it joins (a ViT's encoder)."""
+    """Whether a module spans several stages, or holds a row of blocks and joins paths too (a ViT's encoder)."""
     inner = [model.get_submodule(step.module) for step in steps if step.module]
     rows = [list(module.children()) for module in inner if type(module) is nn.Sequential]
     rows += [[module for module in inner if type(module) in blocks]]
@@ -188,7 +184,7 @@ def _holds(model: nn.Module, trace: Trace, step: Step, steps: list[Step], blocks
 
 
 def _unfold(model: nn.Module, trace: Trace, steps: list[Step], blocks: set[type[nn.Module]]) -> list[Step]:
-    """The steps with every row of blocks replaced by its blocks; a module of one of the classes ``blocks`` is one."""
+    """The steps with every row of blocks replaced by its blocks; ``blocks`` are the classes that are one block."""
     unfolded = []
     for step in steps:
         module = _composed(model, step)
@@ -204,14 +200,14 @@ def _unfold(model: nn.Module, trace: Trace, steps: list[Step], blocks: set[type[
 
 
 def _blocks(model: nn.Module, trace: Trace, steps: list[Step]) -> list[Block]:
-    """Group single layers: a convolution begins a block, and the norm and activation after it are of that block."""
+    """Group single layers: a convolution begins a block, and the norm and activation after it belong to it."""
     blocks: list[list[Step]] = []
     kinds: list[type[nn.Module] | None] = []
     open_block = False
     for step in steps:
         module = model.get_submodule(step.module) if step.module else None
         gap = step.module is None and step.function is None
-        weights = gap or (module is not None and _has_weights(module))
+        weights = gap or (module is not None and has_weights(module))
         if open_block and not weights and _shrinks(trace, step.start, step.end) < DROP:
             blocks[-1].append(step)
             continue
@@ -222,7 +218,7 @@ def _blocks(model: nn.Module, trace: Trace, steps: list[Step]) -> list[Block]:
 
 
 def _stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
-    """Blocks between drops of the resolution. Pooling alone is no stage: it goes with what follows, or the last."""
+    """Blocks between drops of the resolution. Pooling alone is no stage: it joins the next one, or the last."""
     stages: list[list[Block]] = [[]]
     for block in blocks:
         if _shrinks(trace, block.start, block.end) >= DROP and any(b.kind for b in stages[-1]):
@@ -235,18 +231,18 @@ def _stages(trace: Trace, blocks: list[Block]) -> list[list[Block]]:
 
 
 def find_layout(model: nn.Module, trace: Trace) -> Layout:
-    """Read the stages off a run of ``model``.
+    """Find the stages of ``model`` in its trace.
 
     Raises:
-        ValueError: there is no feature map to pool, or it has shrunk to one pixel before the pooling.
+        ValueError: there is no feature map to pool, or it has only one pixel before the pooling.
     """
     images = trace.shapes[0]
     head = find_head(model, trace)
     maps = [value for value in trace.cuts if 0 < value <= head.start and _pixels(trace.shapes[value], images) > 1]
     if not maps:
         raise UserError(
-            f"{type(model).__name__} has no feature map that all its data passes through: give branches=, a mapping of "
-            "a branch's name to (name of the module to fork at, the branch)"
+            f"{type(model).__name__} has no feature map that all its data passes through: give your own branches, "
+            "branches={name: (name of the module to fork at, branch)}"
         )
     _refuse_one_pixel(model, trace, maps[-1], head.start)
     steps = _unfold(model, trace, _chain(trace, 0, maps[-1], None), _skipping(model, trace))
@@ -255,17 +251,17 @@ def find_layout(model: nn.Module, trace: Trace) -> Layout:
 
 
 def _pixels(shape: tuple[int, ...], images: tuple[int, ...]) -> int:
-    """How many places a feature map or a row of tokens has; 0 for anything else."""
+    """The number of pixels of a feature map, or of tokens; 0 for anything else."""
     return math.prod(resolution(shape, images) or (shape[1:2] if len(shape) == 3 else (0,)))
 
 
 def _refuse_one_pixel(model: nn.Module, trace: Trace, end: int, bound: int) -> None:
-    """``ValueError`` if layers with weights, not pooling, halve the feature map to one pixel: the images are small."""
+    """``ValueError`` if layers with weights, not pooling, shrink the map to one pixel: the images are too small."""
     size = resolution(trace.shapes[end], trace.shapes[0])
     after = _chain(trace, end, trace.output, None)[0] if size and max(size) <= 2 else None
-    if after and after.module and after.end <= bound and _has_weights(model.get_submodule(after.module)):
+    if after and after.module and after.end <= bound and has_weights(model.get_submodule(after.module)):
         H, W = trace.shapes[0][2:]
         raise UserError(
-            f"on images of {H}x{W} pixels the feature map of {type(model).__name__} is one pixel after {after.module}, "
-            f"so nothing is left to pool: give a larger input_size, such as {2 * H}"
+            f"input_size is {H}x{W}: too small, the feature map of {type(model).__name__} has one pixel after "
+            f"{after.module}. Set a larger one, such as {2 * H}"
         )

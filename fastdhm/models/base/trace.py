@@ -175,14 +175,14 @@ def probe(model: M, size_CHW: tuple[int, int, int], run: Callable[[M, Tensor], F
         raise
     except Exception as failed:  # any error of the network's parts when they are copied
         raise UserError(f"{type(model).__name__} cannot be copied ({failed}): attach needs a copy of it") from failed
-    name, why, (C, H, W) = type(model).__name__, first_line(error).rstrip("."), size_CHW
+    name, why = type(model).__name__, first_line(error).rstrip(".")
     if isinstance(error, TypeError) and "required" in str(error):  # positional arguments beside the images
         raise UserError(
             f"{name} does not run on images alone: {why}. Wrap it in a module whose forward takes images and returns "
             "logits"
         ) from error
     raise UserError(
-        f"{name} does not run on images of {C} channels and {H}x{W} pixels: {why}. "
+        f"{name} does not run on images of shape {size_CHW}: {why}. "
         "Set input_size=(channels, height, width) to a size that it takes"
     ) from error
 

@@ -1,1 +1,1 @@
-"""Weights from elsewhere: files (as others save them), pretrained (a trunk to start from), official (the authors')."""
+"""Loads weights. files: reads weights in any file. pretrained: a trunk to start from. official: the authors' files."""

@@ -1,10 +1,10 @@
-"""Weights in files as others save them: inside a checkpoint, under a prefix, in another number format.
+"""Weights in files of other programs: inside a checkpoint, under a prefix or in another number format.
 
-What can be meant in one way only is taken, and said; anything else is refused.
+A file is loaded, with a note on how, if it can be read in one way only. Any other file is refused.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from fastdhm.errors import UserError
 from fastdhm.system.files import plain_name
 from fastdhm.system.loading import load_without_code
 
-NAMED = 3  # names that an error lists of each kind
-DEPTH = 2  # how far down in a checkpoint tensors by name are looked for
-# what torch.compile, FSDP and activation checkpointing put into names, and what torchvision's DenseNet files still have
+NAMED = 3  # names of each kind that an error lists
+DEPTH = 2  # levels of a checkpoint in which tensors are looked for
+# torch.compile, FSDP and activation checkpointing add parts to names; torchvision's DenseNet files have old names
 RENAMED = (
     (re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."), ""),
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
@@ -29,20 +29,20 @@ RENAMED = (
 
 @dataclass(frozen=True)
 class Fit:
-    """Tensors of a file that are a network's, under its own names, and how they come to be."""
+    """Tensors of a file that fit a network, under the network's names, and where they were found."""
 
     state: dict[str, Tensor]
     kept: frozenset[str]
-    """Names of the network that the file has nothing for, and need not."""
+    """Names of the network that the file may lack, and does."""
     place: str
     """The entry of the file that holds them; "" is the file itself."""
     prefix: str
     left_out: tuple[str, ...] = ()
-    """Names in the file beside them."""
+    """The other names in the file."""
 
     @property
     def told(self) -> str:
-        """Where they lay, for people."""
+        """Where they were found, in words."""
         parts = [f"its {self.place!r}"] if self.place else []
         parts += [f"names that begin with {self.prefix!r}"] if self.prefix else []
         parts += [f"without {some(self.left_out)}"] if self.left_out else []
@@ -50,7 +50,7 @@ class Fit:
 
 
 def read(path: Path, what: str = "weights file") -> dict[str, dict[str, Tensor]]:
-    """Every set of tensors by name in a file, by the entry that holds it; nothing in the file is executed.
+    """Entry of a file -> the tensors in it, by name; nothing in the file is executed.
 
     Raises:
         ValueError: no such file, or one without tensors by name.
@@ -62,17 +62,17 @@ def read(path: Path, what: str = "weights file") -> dict[str, dict[str, Tensor]]
             with plain_name(path) as name:
                 return {"": load_file(name)}
         except (ValueError, OSError, SafetensorError) as error:
-            raise UserError(f"{path} is no whole {what}, or holds code: it was not loaded") from error
+            raise UserError(f"{path} is not a whole {what}, or holds code: it was not loaded") from error
     saved = load_without_code(path, what)
     sets = _sets(saved, DEPTH)
     if not sets:
-        found = f" but {some(list(map(str, saved)))}" if isinstance(saved, dict) and saved else ""
+        found = f" (only {some(list(map(str, saved)))})" if isinstance(saved, dict) and saved else ""
         raise UserError(f"{path} holds no tensors by name{found}: save a network's state_dict() alone")
     return sets
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its suffix, or what is in it: both kinds are found under ``.bin`` and ``.pt``."""
+    """Whether a file is safetensors, by its suffix or its content: ``.bin`` and ``.pt`` are used for both kinds."""
     if path.suffix == ".safetensors":
         return True
     with suppress(OSError), open(path, "rb") as file:
@@ -98,7 +98,7 @@ def _renamed(name: str) -> str:
 
 
 def prefixes(state: Iterable[str], anchor: str) -> list[str]:
-    """What stands before ``anchor``, a whole name, in names of ``state``; "" where it is there as it is."""
+    """The prefixes before ``anchor``, a whole name, in the names of ``state``; "" for the name itself."""
     ends = [name.removesuffix(anchor) for name in state if name.endswith(anchor)]
     return [prefix for prefix in ends if not prefix or prefix.endswith(".")]
 
@@ -110,15 +110,17 @@ def under(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], 
 
 
 def the_one(fits: list[Fit], source: str) -> Fit:
-    """The only way to take a file; ``ValueError`` where there are several."""
+    """The only fit of a file; ``ValueError`` if there are several."""
     if len(fits) > 1:
         ways = "; ".join(fit.told or "the file itself" for fit in fits)
-        raise UserError(f"{source} holds {len(fits)} networks that fit ({ways}): save the one you mean alone")
+        raise UserError(
+            f"{source} holds {len(fits)} networks that fit ({ways}): save the right one in a file of its own"
+        )
     return fits[0]
 
 
 def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], kept: Iterable[str]) -> str:
-    """What makes ``state`` no state of a network of the tensors ``own``, less those ``kept``; "" if nothing does."""
+    """How ``state`` differs from the network's tensors ``own``, except for ``kept``; "" if it fits."""
     missing = [name for name in own if name not in state and name not in kept]
     extra = [name for name in state if name not in own]
     reshaped = [
@@ -133,10 +135,10 @@ def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], kept: It
 def as_weights(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of ``state`` in the number formats of ``own``, and what was converted, for people.
+    """The tensors of ``state`` in the number formats of ``own``, and notes on what was converted.
 
     Raises:
-        ValueError: whole or complex numbers where weights belong, NaN or infinity; names them.
+        ValueError: tensors with integers or complex numbers in place of weights, NaN or infinity; names them.
     """
     taken, formats, wrong, broken = {}, set(), [], []
     for name, given in state.items():
@@ -153,14 +155,19 @@ def as_weights(
             broken.append(name)
     if wrong:
         raise UserError(
-            f"{len(wrong)} tensors of {source} are no weights as training has them ({some(wrong)}): save the network "
-            "in float32, before it is quantized"
+            f"{source} holds {counted(wrong)} in a number format that cannot be trained ({some(wrong)}): save the "
+            "network in float32, before it is quantized"
         )
     if broken:
         raise UserError(
-            f"{len(broken)} tensors of {source} hold NaN or infinity ({some(broken)}): take an earlier checkpoint"
+            f"{source} holds {counted(broken)} with NaN or infinity ({some(broken)}): use an earlier checkpoint"
         )
     return taken, tuple(f"{kind} converted" for kind in sorted(formats))
+
+
+def counted(names: Sequence[str]) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
 
 
 def some(names: Iterable[str]) -> str:

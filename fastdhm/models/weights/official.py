@@ -1,6 +1,6 @@
 """The checkpoints of the authors' released code (``d-li14/DHM``), loaded into our networks.
 
-Legend: H number of a branch, counted as ours are: 1 is the one nearest the top.
+Legend: H number of a branch, as in our names: 1 is nearest the top.
 """
 
 import re
@@ -30,20 +30,20 @@ FAMILIES = (imagenet_resnet.FAMILY, cifar_resnet.FAMILY, densenet.FAMILY, wrn.FA
 
 
 def load_official(path: str | Path, arch: str, num_classes: int | None = None) -> BranchedModel:
-    """The network in a checkpoint of the released code, with the branches that it holds.
+    """Load a checkpoint of the released code as a network with the branches in the file.
 
-    The same images give the same logits: its forward's (B0, B1, B2) are ours, stacked. Its heads pool 7x7 maps, ours
-    whole ones, which is the same at 224 pixels.
+    The same images give the same logits: our logits are the (B0, B1, B2) of its forward, stacked. Its heads pool 7x7
+    maps, ours pool whole maps, which is the same at 224 pixels.
 
     Args:
-        path: what its scripts saved, a state dict or a checkpoint with one in it, with or without a prefix such as the
-            ``module.`` of DataParallel. Nothing in it is executed.
+        path: a file that its scripts saved: a state dict, or a checkpoint with one in it, with or without a prefix such
+            as the ``module.`` of DataParallel. Nothing in it is executed.
         arch: our name of its architecture, such as ``resnet18``, ``resnet32``, ``wrn-28-10`` or ``densenet-40-12``.
-        num_classes: K, to be certain; ``None`` takes the file's.
+        num_classes: K that the file must have; ``None`` accepts any.
 
     Raises:
-        ValueError: no such file or no checkpoint, code in it, an architecture that the released code does not have, or
-            the weights of another; says what is missing and what is left over.
+        ValueError: no such file, not a checkpoint, code in the file, an architecture that the released code does not
+            have, or weights of another network; says which tensors are missing and which are unknown.
     """
     family = _family(arch)
     state = _state(Path(path))
@@ -54,12 +54,12 @@ def load_official(path: str | Path, arch: str, num_classes: int | None = None) -
     known = family.branches(arch)
     if not set(branches) <= set(known):
         raise UserError(
-            f"{path} has branches {', '.join(branches)}, and {arch} has {', '.join(known)}: another network"
+            f"{path} holds branches {', '.join(branches)}, but {arch} has {', '.join(known)}: use the file's own arch"
         )
     model = family.build(arch, classes, branches)
     own = model.state_dict()
     theirs = {released_name(name, PARTS[family.name]): name for name in own}
-    # BatchNorm counted no batches before torch 0.4.1, and the count changes nothing where momentum is a number
+    # before torch 0.4.1 BatchNorm did not count batches; with a number as momentum the count is not used
     kept = {name for name in theirs if name.endswith("num_batches_tracked") and name not in state}
     expected = {name: own[ours] for name, ours in theirs.items()}
     if wrong := differences(expected, state, kept):
@@ -70,7 +70,7 @@ def load_official(path: str | Path, arch: str, num_classes: int | None = None) -
 
 
 def released_name(name: str, parts: dict[str, tuple[str, ...]]) -> str:
-    """What the released code calls our parameter ``name``: ``branches.B2.stages.0`` is ``layer3_head2`` or the like."""
+    """Our parameter ``name`` as the released code names it: ``branches.B2.stages.0`` may be ``layer3_head2``."""
     if name.startswith("trunk."):
         return name.removeprefix("trunk.")
     _, branch, part, rest = name.split(".", 3)
@@ -90,16 +90,16 @@ def _family(arch: str) -> Family:
         if re.fullmatch(family.pattern, arch):
             return family
     known = "; ".join(family.rule for family in FAMILIES)
-    raise UserError(f"the released code has no {arch!r} (known: {known})")
+    raise UserError(f"the released code has no network {arch!r} (known: {known})")
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, on the CPU, without what stands before its names."""
+    """The state dict in a checkpoint, on the CPU, without prefixes in its names."""
     fits = [
         Fit(under(state, prefix)[0], frozenset(), place, prefix)
         for place, state in read(path, "checkpoint").items()
         for prefix in prefixes(state, "fc.weight")
     ]
     if not fits:
-        raise UserError(f"{path} has no fc.weight, as every checkpoint of the released code has: it is none of them")
+        raise UserError(f"{path} has no fc.weight: it is not a checkpoint of the released code, choose another file")
     return the_one(fits, str(path)).state

@@ -1,4 +1,4 @@
-"""Trunks that were trained before: torchvision's ImageNet weights, or those in a file."""
+"""Pre-trained trunks: torchvision's ImageNet weights, or weights in a file."""
 
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -14,7 +14,7 @@ from fastdhm.models.base.classifier import classifier_of
 from fastdhm.models.families.imagenet_resnet import LAYOUTS
 from fastdhm.models.weights.files import Fit, as_weights, differences, prefixes, read, the_one, under
 
-SIZE_CHW = (3, 224, 224)  # of the images, without data, that show a trunk's classifier
+SIZE_CHW = (3, 224, 224)  # of the images, without data, in the run that finds a trunk's classifier
 
 
 @dataclass(frozen=True)
@@ -24,35 +24,35 @@ class Pretrained:
     source: str
     """A file, or the name of torchvision's weights."""
     loaded: tuple[str, ...]
-    """The trunk's. A phase that trains the others alone freezes these, and their batch-norm statistics."""
+    """Names in the trunk. A phase that trains only the new ones freezes these and their batch-norm statistics."""
     new: tuple[str, ...]
-    """The branches', and the trunk's classifier where the file has none or one of another number of classes."""
+    """Names in the branches, and the trunk's classifier if the file has none or one for other classes."""
     notes: tuple[str, ...] = ()
-    """Where in the file they lay and what was converted, for people."""
+    """Where in the file they were found and what was converted, in words."""
 
 
 def load_pretrained(
     model: BranchedModel, arch: str, path: str | Path | None = None, *, weights: str = "IMAGENET1K_V1"
 ) -> Pretrained:
-    """Load a trunk's weights, and leave its classifier as it is where the file's has another number of classes.
+    """Load a trunk's weights; the classifier stays new if the file's has another number of classes.
 
     Args:
-        model: of architecture ``arch``; its trunk is changed in place, its branches are left alone.
-        arch: for messages, and the name of the weights where no file is given.
-        path: a state dict of the plain network, ``.safetensors`` or what ``torch.save`` wrote, or a checkpoint with one
-            in it, under its names or these behind a prefix; nothing in it is executed. ``None`` for torchvision's
+        model: of architecture ``arch``; its trunk is changed in place, its branches do not change.
+        arch: for messages, and for torchvision's weights if no file is given.
+        path: a ``.safetensors`` file or one of ``torch.save``: a state dict of the plain network, or a checkpoint with
+            one in it, with or without a prefix in its names; nothing in it is executed. ``None`` for torchvision's
             ImageNet weights, downloaded once to torch.hub's folder.
-        weights: which of torchvision's; the default are those of the paper's time.
+        weights: which of torchvision's; the default is from the time of the paper.
 
     Raises:
-        ValueError: no such file or weights, no network to download them, weights of another architecture, several that
-            fit, or numbers that are no weights. The model is then as it was.
+        ValueError: no such file or weights, a failed download, weights of another architecture, several that fit, or
+            values that are not weights. The model has then not changed.
     """
     source, sets = _torchvision_weights(arch, weights) if path is None else (str(path), read(Path(path)))
     own, fit = model.trunk.state_dict(), _fit(model, sets, source, arch)
     taken = {name: tensor for name, tensor in fit.state.items() if name not in fit.kept}
     taken, converted = as_weights(own, taken, source)
-    own.update(taken)  # which keeps the versions of the modules, as MNASNet asks for
+    own.update(taken)  # this keeps the version numbers of the modules, which MNASNet needs
     model.trunk.load_state_dict(own)
     new = tuple(n for n, _ in model.named_parameters() if n.removeprefix("trunk.") not in taken)
     loaded = tuple(n for n, _ in model.named_parameters() if n not in new)
@@ -60,7 +60,7 @@ def load_pretrained(
 
 
 def _fit(model: BranchedModel, sets: dict[str, dict[str, Tensor]], source: str, arch: str) -> Fit:
-    """The one of the file's sets of tensors that is the trunk's, whatever stands before its names."""
+    """The set of tensors in the file that fits the trunk, with any prefix in its names."""
     trunk, own = model.trunk, model.trunk.state_dict()
     layer = _classifier(model)
     of_layer = {name for name in own if layer and name.startswith(f"{layer}.")}
@@ -83,15 +83,15 @@ def _fit(model: BranchedModel, sets: dict[str, dict[str, Tensor]], source: str, 
 
 
 def _classifier(model: BranchedModel) -> str | None:
-    """The trunk's last layer; ``None`` where it has none of its own, such as a normalised one."""
-    summary = getattr(model, "summary", None)  # of a model that attach made
+    """The name of the trunk's classifier; ``None`` if it has no separate layer for it."""
+    summary = getattr(model, "summary", None)  # attach sets it
     if summary is not None:
         return summary.classifier
     return "branch.fc" if isinstance(model.trunk, AloneBranch) else classifier_of(model.trunk, SIZE_CHW)
 
 
 def _other_classifier(own: dict[str, Tensor], of_layer: set[str], state: dict[str, Tensor]) -> set[str]:
-    """The names of the classifier's tensors, if ``state`` has none of them or those of other classes."""
+    """The names of the classifier's tensors if ``state`` has none of them, or has them for other classes; else none."""
     given = of_layer & state.keys()
     if not given:
         return of_layer
@@ -100,19 +100,19 @@ def _other_classifier(own: dict[str, Tensor], of_layer: set[str], state: dict[st
 
 
 def _counters(own: dict[str, Tensor], state: dict[str, Tensor]) -> set[str]:
-    """BatchNorm counted no batches before torch 0.4.1, and the count changes nothing where momentum is a number."""
+    """Missing batch counts: before torch 0.4.1 BatchNorm did not count, and a number as momentum needs no count."""
     return {name for name in own if name.endswith("num_batches_tracked") and name not in state}
 
 
 def _switched_off(trunk: nn.Module, name: str) -> bool:
-    """Whether a tensor is of a part that the network can have and was built without: an auxiliary classifier."""
+    """Whether a tensor is of an optional part that the network was built without, such as an auxiliary classifier."""
     part = name.partition(".")[0]
     return getattr(trunk, part, trunk) is None
 
 
 def _torchvision_weights(arch: str, weights: str) -> tuple[str, dict[str, dict[str, Tensor]]]:
     if arch not in LAYOUTS:
-        raise UserError(f"no pre-trained weights are known for {arch} (only for {', '.join(LAYOUTS)}): give a file")
+        raise UserError(f"there are no pre-trained weights for {arch} (only for {', '.join(LAYOUTS)}): give a file")
     from torchvision.models import get_model_weights
 
     choices = get_model_weights(arch)
@@ -124,9 +124,9 @@ def _torchvision_weights(arch: str, weights: str) -> tuple[str, dict[str, dict[s
         return str(chosen), read(file)
     try:
         state = chosen.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:  # no network, no room, or not the bytes it should be
+    except (OSError, HTTPException, RuntimeError) as error:  # no network, no room, or wrong bytes
         raise UserError(
-            f"the ImageNet weights of {arch} could not be downloaded ({error}). Download {chosen.url} elsewhere and "
-            f"put it at {file}, or give its path"
+            f"the ImageNet weights of {arch} could not be downloaded ({error}): download {chosen.url} elsewhere, then "
+            f"put the file at {file} or give its path"
         ) from error
     return str(chosen), {"": state}

@@ -72,7 +72,7 @@ class Twofold(nn.Module):
 
 
 class Cosine(nn.Module):
-    """A classifier that is no linear layer."""
+    """A network whose classifier is not a linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -83,26 +83,26 @@ class Cosine(nn.Module):
 
 
 REFUSED = {
-    "wrong size": (plain, {"input_size": (1, 32, 32)}, r"does not run on images of 1 channels and 32x32.*input_size="),
+    "wrong size": (plain, {"input_size": (1, 32, 32)}, r"does not run on images of shape \(1, 32, 32\).*input_size="),
     "odd size": (plain, {"input_size": (1, 2, 3, 4)}, r"input_size is \(1, 2, 3, 4\)"),
     "tuple": (Twofold, {}, "returns a tuple in training.*wrap it"),
-    "no logits": (lambda: plain()[:-4], {}, r"gives \(2, 16, 4, 4\).*logits \[B, K\]"),
-    "no classifier": (Cosine, {"num_classes": 7}, "gives 5 logits, 7 are wanted.*classifier is unknown"),
+    "no logits": (lambda: plain()[:-4], {}, r"returns \(2, 16, 4, 4\).*logits \[B, K\]"),
+    "no classifier": (Cosine, {"num_classes": 7}, "gives 5 logits, not 7, and its classifier cannot be replaced"),
     "one class": (plain, {"num_classes": 1}, "at least 2 classes"),
     "too few stages": (plain, {"branches": ("B4",)}, "no place for B4: only 4 stages"),
-    "odd branch": (plain, {"branches": ("C1",)}, "branch is named 'C1'"),
+    "odd branch": (plain, {"branches": ("C1",)}, "branch name is 'C1': must be B1"),
     "fork unknown": (plain, {"branches": ("B1",), "forks": ("99",)}, "unknown module to fork at in Sequential '99'"),
-    "fork missing": (plain, {"forks": {"B1": "9"}}, "forks says nothing of B2"),
-    "forks too few": (plain, {"forks": ("9",)}, "1 forks for 2 branches"),
-    "fork number": (plain, {"branches": ("B1",), "forks": (70,)}, "fork 70: Sequential has 8 blocks"),
-    "fork at the end": (plain, {"branches": ("B1",), "forks": ("28",)}, "'28' is the last feature map or beyond"),
-    "fork run twice": (Shared, {"branches": ("B1",), "forks": ("twice",)}, "'twice' runs 2 times"),
-    "skip outside of modules": (Skipping, {"branches": ("B1",)}, "joins several paths outside of any module"),
-    "fork beside a skip": (Skipping, {"branches": ("B1",), "forks": ("c",)}, "'c' lies beside another path"),
+    "fork missing": (plain, {"forks": {"B1": "9"}}, "forks has no B2"),
+    "forks too few": (plain, {"forks": ("9",)}, "the length of forks is 1"),
+    "fork number": (plain, {"branches": ("B1",), "forks": (70,)}, "fork is 70: must be less than 8"),
+    "fork at the end": (plain, {"branches": ("B1",), "forks": ("28",)}, "'28', at or after the last feature map"),
+    "fork run twice": (Shared, {"branches": ("B1",), "forks": ("twice",)}, "fork is 'twice', which runs 2 times"),
+    "skip outside of modules": (Skipping, {"branches": ("B1",)}, "joins paths outside of all modules"),
+    "fork beside a skip": (Skipping, {"branches": ("B1",), "forks": ("c",)}, "fork is 'c': another path"),
     "own without module": (plain, {"branches": {"mine": "9"}}, "branch mine is '9': give"),
     "own of another size": (plain, {"branches": {"mine": ("9", nn.Linear(3, 3))}}, "branch mine does not run"),
-    "own with other classes": (plain, {"branches": {"mine": ("28", nn.Identity())}}, "mine gives .* must give logits"),
-    "own and forks": (plain, {"branches": {}, "forks": ("9",)}, "forks= goes with branches by name"),
+    "own with other classes": (plain, {"branches": {"mine": ("28", nn.Identity())}}, "mine gives .*: must give logits"),
+    "own and forks": (plain, {"branches": {}, "forks": ("9",)}, "forks= is for branches given by name"),
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_refused_with_what_was_found_and_what_to_do(case):
         attach(make(), **{"input_size": 32, **given})
 
 
-def test_hooks_of_the_user_stay_on_the_trunk_alone():
+def test_hooks_of_the_user_stay_on_the_trunk_only():
     network, seen = plain(), []
     network[20].register_forward_hook(lambda *args: seen.append(len(args[2])))
     model = attach(network, input_size=32, verbose=False)

@@ -111,7 +111,7 @@ def test_a_network_without_one_gets_branches_but_no_other_classes(case):
     network = make()
     with pytest.raises(ValueError, match=f"no classifier whose input.*: .*{message}.*Give it an nn.Linear"):
         models.classifier_of(network, (3, 32, 32))
-    with pytest.raises(ValueError, match=f"gives 5 logits, 7 are wanted.*{message}.*Build it with 7 classes"):
+    with pytest.raises(ValueError, match=f"gives 5 logits, not 7.*{message}.*Build it with 7 classes"):
         attach(network, 7, input_size=32, verbose=False)
     model = attach(network, branches=("B1",), input_size=32, verbose=False)
     assert model.summary.branches["B1"].trunk_blocks[0] == 1, "inner layers of as many outputs are in the branch"

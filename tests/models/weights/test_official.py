@@ -81,11 +81,11 @@ def without(state, name):
 REFUSED = {
     "another depth": ("resnet14", lambda s: s, "another network than resnet14.*missing.*layer1.1.conv1.weight"),
     "another family": ("wrn-10-1", lambda s: s, "another network than wrn-10-1.*missing.*unknown"),
-    "not theirs": ("mobilenet", lambda s: s, "released code has no 'mobilenet'"),
+    "not theirs": ("mobilenet", lambda s: s, "released code has no network 'mobilenet'"),
     "missing": ("resnet8", lambda s: without(s, "layer3_head2.0.conv2.weight"), r"1 missing \(layer3_head2.0.conv2.w"),
     "surplus": ("resnet8", lambda s: {**s, "fc_head2.gain": s["fc.bias"]}, r"1 unknown \(fc_head2.gain\)"),
     "another shape": ("resnet8", lambda s: {**s, "fc_head1.weight": s["fc.weight"]}, "1 of another shape"),
-    "no such branch": ("resnet8", lambda s: {**s, "fc_head3.weight": s["fc.weight"]}, "B1, B2, B3, and resnet8"),
+    "no such branch": ("resnet8", lambda s: {**s, "fc_head3.weight": s["fc.weight"]}, "B1, B2, B3, but resnet8"),
     "no classifier": ("resnet8", lambda s: without(s, "fc.weight"), "no fc.weight"),
     "no tensors": ("resnet8", lambda s: {"state_dict": {"epoch": 3}}, "no tensors by name"),
     "a list": ("resnet8", lambda s: list(s.values()), "no tensors by name"),

@@ -151,14 +151,14 @@ def _with(name, tensor):
 
 
 UNUSABLE = {
-    "NaN": (_with("bn1.bias", torch.full((16,), torch.nan)), r"1 tensors of .* hold NaN or infinity \(bn1.bias\)"),
-    "overflow": (_with("bn1.bias", torch.full((16,), 1e300, dtype=torch.double)), "hold NaN or infinity"),
-    "whole numbers": (_with("bn1.bias", torch.ones(16, dtype=torch.int8)), r"no weights.*\(bn1.bias int8\).*float32"),
+    "NaN": (_with("bn1.bias", torch.full((16,), torch.nan)), r"holds 1 tensor with NaN or infinity \(bn1.bias\)"),
+    "overflow": (_with("bn1.bias", torch.full((16,), 1e300, dtype=torch.double)), "1 tensor with NaN or infinity"),
+    "whole numbers": (_with("bn1.bias", torch.ones(16, dtype=torch.int8)), r"be trained \(bn1.bias int8\).*float32"),
     "complex": (_with("bn1.bias", torch.ones(16, dtype=torch.cfloat)), "bn1.bias complex64"),
     "counters of floats": (_with("bn1.num_batches_tracked", torch.tensor(1.5)), "num_batches_tracked float32"),
     "two that fit": (
         lambda net: {"model": net.state_dict(), "ema": net.state_dict()},
-        "holds 2 networks that fit .its 'model'; its 'ema'.: save the one you mean alone",
+        "holds 2 networks that fit .its 'model'; its 'ema'.: save the right one",
     ),
     "another under a prefix": (
         lambda net: {f"module.{n}": t for n, t in models.build("resnet14", 10, ()).trunk.state_dict().items()},
@@ -168,7 +168,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_what_is_no_set_of_weights_is_refused_by_name(case, trunk, model, tmp_path):
+def test_unusable_weights_are_refused_by_name(case, trunk, model, tmp_path):
     make, message = UNUSABLE[case]
     torch.save(make(trunk), tmp_path / "file.pth")
     before = {n: tensor.clone() for n, tensor in model.state_dict().items()}
@@ -215,13 +215,13 @@ class Hostile:
         (b"not weights", "whole weights file"),
         ({"a": Hostile()}, r"contains code \([^,]*[Ff]ail\), which is not executed: save only the state_dict\(\)"),
         ({"a": argparse.Namespace(b=Hostile())}, r"contains code \([^,]*[Ff]ail\), which is not executed"),
-        ({"epoch": 3, "state_dict": {}}, "no tensors by name but epoch, state_dict: save a network's state_dict"),
+        ({"epoch": 3, "state_dict": {}}, "no tensors by name \\(only epoch, state_dict\\): save a network's"),
         ({}, "no tensors by name: save"),
         (torch.zeros(3), "no tensors by name"),
     ],
     ids=["absent", "empty", "text", "code", "code-in-arguments", "checkpoint", "nothing", "tensor"],
 )  # fmt: skip
-def test_files_that_are_no_weights_are_refused(model, tmp_path, content, message):
+def test_files_without_weights_are_refused(model, tmp_path, content, message):
     path = tmp_path / "file.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -285,7 +285,7 @@ class TestTorchvision:
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", download)
         with pytest.raises(
-            ValueError, match=f"could not be downloaded .*Download https.*{FILE} elsewhere and.*{cache / FILE}"
+            ValueError, match=f"could not be downloaded .*: download https.*{FILE} elsewhere.*{cache / FILE}"
         ):
             models.load_pretrained(model, "resnet18")
 
@@ -297,7 +297,7 @@ class TestTorchvision:
     def test_unknown_weights_are_refused(self, model):
         with pytest.raises(ValueError, match="unknown weights of resnet18 'IMAGENET1K_V3'.*known: IMAGENET1K_V1"):
             models.load_pretrained(model, "resnet18", weights="IMAGENET1K_V3")
-        with pytest.raises(ValueError, match="no pre-trained weights are known for wrn-10-1.*resnet152.*give a file"):
+        with pytest.raises(ValueError, match="there are no pre-trained weights for wrn-10-1.*resnet152.*give a file"):
             models.load_pretrained(models.build("wrn-10-1", 5), "wrn-10-1")
 
 
