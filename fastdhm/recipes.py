@@ -104,14 +104,14 @@ def _cifar(arch: str, method: str) -> dict[str, Any]:
     values = {
         **CIFAR100,
         "image_size": 32, "crop": "pad", "pad": 4, "flip": True,
-        "epochs": 164, "lr": 0.1, "milestones": (81, 122), "gamma": 0.1, "batch_size": 128, "weight_decay": 1e-4,
+        "epochs": 164, "lr": 0.1, "milestones": (81.0, 122.0), "gamma": 0.1, "batch_size": 128, "weight_decay": 1e-4,
     }  # fmt: skip
     if arch in ("resnet110", "resnet1202"):  # "usually need a lower-LR warm-up": 0.01 for the first epoch
         values |= {"warmup_epochs": 1.0, "warmup_lr": 0.01, "warmup": "constant"}
     elif arch.startswith("densenet"):
-        values |= {"epochs": 300, "milestones": (150, 225), "batch_size": 64}
+        values |= {"epochs": 300, "milestones": (150.0, 225.0), "batch_size": 64}
     elif arch.startswith("wrn"):  # the weight decay is the released command's; the text says 1e-4
-        values |= {"epochs": 200, "milestones": (60, 120, 160), "gamma": 0.2, "weight_decay": 5e-4}
+        values |= {"epochs": 200, "milestones": (60.0, 120.0, 160.0), "gamma": 0.2, "weight_decay": 5e-4}
     return values
 
 
@@ -120,7 +120,7 @@ def _imagenet(arch: str, method: str) -> dict[str, Any]:
     return {
         **IMAGENET,
         "image_size": 224, "crop": "shift" if arch in SHALLOW and method == "dhm" else "scale", "crop_ratio": 0.875,
-        "flip": True, "epochs": 90, "lr": 0.1, "milestones": (30, 60), "gamma": 0.1, "batch_size": 256,
+        "flip": True, "epochs": 90, "lr": 0.1, "milestones": (30.0, 60.0), "gamma": 0.1, "batch_size": 256,
         "weight_decay": 1e-4, "keep": "best",
     }  # fmt: skip
 
@@ -136,8 +136,8 @@ def _reid(arch: str, method: str) -> dict[str, Any]:
     }  # fmt: skip
     if arch in IMAGENET_ARCHS:
         begun = {"weights": "imagenet", "freeze_epochs": 10}
-        return values | {"epochs": 60, "lr": 3e-4, "milestones": (20, 40), **begun}
-    return values | {"epochs": 90, "lr": 1e-3, "milestones": (30, 60)}
+        return values | {"epochs": 60, "lr": 3e-4, "milestones": (20.0, 40.0), **begun}
+    return values | {"epochs": 90, "lr": 1e-3, "milestones": (30.0, 60.0)}
 
 
 def _reid_synthetic(arch: str, method: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastdhm.cli.parser import Parser
+from fastdhm.cli.parser import HELP, Parser, asked
+from fastdhm.cli.train import ORDER, recipe_for
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, unknown
 from fastdhm.system.paths import expanded, short_name
@@ -18,56 +19,58 @@ OWN = (
 LAYING_OUT = ("methods", "variants", "table", "rows")
 
 
+EXAMPLES = """\
+Examples:
+  # three methods, three seeds each
+  fastdhm compare --dataset cifar100 --arch resnet32 --epochs 20 --out runs/first-comparison
+
+  # the same method in two ways
+  fastdhm compare --dataset synthetic --methods dhm,one-way=dhm:direction=top-down --seeds 0,4
+
+  # a table of the paper, shorter
+  fastdhm compare --table 1 --epochs 16
+
+  # go on with what was stopped
+  fastdhm compare --resume runs/first-comparison
+"""
+
+
 def _parser() -> Parser:
     parser = Parser(
         "compare",
-        "Train several methods with several seeds, one run after the other, and compare them: mean and spread of every "
-        "branch, differences paired by seed with a confidence interval, curves, error against training time. Stop it "
-        "or kill it at any moment and call it again: what is finished is kept, a run cut short goes on bit for bit. "
-        "Every flag of `fastdhm train` sets a value of all runs; --config, a YAML file, too.",
+        "Train several methods with several seeds, and compare them: mean and spread of every branch, differences "
+        "paired by seed with a confidence interval, curves, error against training time. Stop it at any moment and "
+        "call it again: finished runs are kept, and one that was cut short goes on bit for bit. A flag of `fastdhm "
+        f"train` sets a value of all runs. {ORDER}",
+        usage="fastdhm compare [--FLAG VALUE ...]",
+        epilog=EXAMPLES,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the values below")
-    parser.add_argument("--out", type=str | None, default=None, help="folder (default: runs/compare-...)")
-    parser.add_argument("--resume", metavar="DIR", type=str | None, default=None, help="go on with this folder's runs")
-    parser.add_argument(
-        "--methods", type=str | None, default=None,
-        help="what to compare: METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:..., separated by commas, with "
-        "any field below, such as baseline,dsl,dhm,dhm:direction=top-down,branches=B1+B2 (default: baseline,dsl,dhm)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--variants", metavar="FILE", type=str | None, default=None,
-        help="the same as YAML: for each NAME its values, such as {method: dhm, branches: [B1]}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=str | None, default=None,
-        help="how many, or a list such as 0,4,7 (default: 3; with --table as many as the paper has)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--table", type=str | None, default=None,
-        help="the runs of a table of the paper: 1, 2, 3, 4, 5, directions, corrupt, dropout, bernoulli. --epochs then "
-        "scales the recipe's milestones, warm-up, frozen epochs and mimicking ramp in proportion, and gives a shorter "
-        "run that has no ramp one of a tenth of its epochs; --dataset brings its own image size and augmentation; "
-        "whatever is not the paper's setting is said in every result",
-    )  # fmt: skip
-    parser.add_argument("--rows", type=str | None, default=None, help="only these rows of the table, by commas")
-    parser.add_argument("--reference", type=str | None, default=None, help="compare the others with this (baseline)")
-    parser.add_argument(
-        "--score", type=str, default="auto",
-        help="of each run the last epoch, or the best by B0's validation error (a lone branch's own); auto: its keep",
-    )  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
-    parser.add_argument("--dry_run", action="store_true", help="print the runs and how far each is; do nothing")
-    parser.add_argument("--report_only", action="store_true", help="write the results of what is there; train nothing")
-    parser.add_class_arguments(TrainConfig, skip={"run_dir", "seed", "method"})
+
+    parser.flag("--methods", "Methods, such as dsl,dhm:lr=0.05. (default: baseline,dsl,dhm)", metavar="METHOD,...")
+    parser.flag("--variants", "YAML file of methods: for each NAME its values.", metavar="FILE")
+    parser.flag("--table", "The paper's 1, 2, 3, 4, 5, directions, corrupt, dropout or bernoulli.", metavar="TABLE")
+    parser.flag("--rows", "Rows of the table. (default: all)", metavar="ROW,...")
+    parser.flag("--seeds", "How many seeds, or which. (default: 3; for a table, the paper's)", metavar="N|N,...")
+    parser.flag("--reference", "What the others are compared with. (default: baseline)", metavar="METHOD")
+    parser.flag("--score", "Epoch of a run that counts: last or best; auto: as --keep.", default="auto", metavar="NAME")
+    parser.flag("--confidence", "Confidence of the intervals.", float, 0.95, metavar="X")
+    parser.flag("--out", "Folder of the comparison. (default: a new one under runs/)", metavar="FOLDER")
+    parser.flag("--resume", "Go on with the comparison in this folder.", metavar="FOLDER")
+    parser.switch("--dry_run", "Print the runs and how far each is; train nothing.")
+    parser.switch("--report_only", "Write the results of finished runs; train nothing.")
+    parser.add_run_arguments(skip=("run_dir", "seed", "method"))
     return parser
 
 
 def run(argv: list[str]) -> int:
     """``fastdhm compare``; returns the exit status."""
     parser = _parser()
+    asks, argv = asked(argv)
     if any(word.partition("=")[0] == "--seed" for word in argv):
         raise UserError("seed is given: a comparison has several, as in --seeds 3 (seeds 0, 1, 2) or --seeds [3]")
-    given = parser.parse(argv, defaults=False)
+    given = parser.given(argv)
+    if asks:
+        parser.show(asks, recipe_for(given) | given if set(asks) & set(HELP) else given)
     own = {name: given.pop(name) for name in OWN if given.get(name) is not None}
     from fastdhm.compare.runner import HowToReport, compare, dry_run, report
     from fastdhm.engine.device import use_processors
@@ -75,7 +78,7 @@ def run(argv: list[str]) -> int:
 
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
     if "resume" in own and "out" in own:
-        raise UserError(f"resume and out are given: --resume goes on in {own['resume']}, leave --out out")
+        raise UserError(f"resume and out are given: --resume goes on in {own['resume']}; leave out --out")
     there = own.get("resume") or (own.get("out") if own.get("report_only") else None)
     comparison = _there(expanded(there), own, given) if there else _asked_for(parser, own, given)
     if not there:
@@ -102,7 +105,7 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     fixed = [name for name in (*given, *own) if name in LAYING_OUT or (name in given and name not in free)]
     if fixed:
         raise UserError(
-            f"--resume goes on with the runs in {folder} as they were asked for: leave {fixed[0]} out. "
+            f"--resume goes on with the runs in {folder} as they are: leave out {fixed[0]}. "
             f"Only seeds, reference, score, confidence, {', '.join(free)} can be given"
         )
     configs = [make_config(dataclasses.asdict(a.config) | fitting(a.config.method, given)) for a in comparison.arms]
@@ -124,13 +127,13 @@ def _asked_for(parser: Parser, own: dict[str, Any], given: dict[str, Any]):
     if "table" in own:
         other = [name for name in ("methods", "variants", "reference") if name in own]
         if other:
-            raise UserError(f"{other[0]} and table are given: a table has its own methods, leave one out")
+            raise UserError(f"{other[0]} and table are given: a table has its own methods; leave out one of the two")
         rows = tuple(row.strip() for row in own.get("rows", "").split(",") if row.strip())
         return reproduce_table(own["table"], given, seeds, rows)
     if "rows" in own:
-        raise UserError("rows is given without table: only a table has rows")
+        raise UserError("rows is given without table: add --table, or leave out --rows")
     if "variants" in own and "methods" in own:
-        raise UserError("methods and variants are given: one of them says what to compare")
+        raise UserError("methods and variants are given: leave out one of the two")
     variants = _from_file(parser, expanded(own["variants"])) if "variants" in own else _from_text(parser, own)
     return compare_methods(variants, seeds or (0, 1, 2), given, own.get("reference"))
 
@@ -141,13 +144,13 @@ def _from_text(parser: Parser, own: dict[str, Any]):
     variants = []
     for variant in split_methods(own.get("methods", "baseline,dsl,dhm")):
         flags = [word for name, text in variant.changes.items() for word in (f"--{name}", _as_list(name, text))]
-        variants.append(Variant(variant.name, variant.method, parser.parse(flags, defaults=False)))
+        variants.append(Variant(variant.name, variant.method, parser.given(flags)))
     return variants
 
 
 def _as_list(name: str, text: str) -> str:
     """``B1+B2`` as the list that a value with several parts is."""
-    several = "tuple" in str(TrainConfig.__annotations__[name])
+    several = any("tuple" in str(field.type) for field in dataclasses.fields(TrainConfig) if field.name == name)
     return f"[{text.replace('+', ',')}]" if several and not text.startswith("[") else text
 
 
@@ -162,7 +165,7 @@ def _from_file(parser: Parser, path: Path):
     for name, changes in values.items():
         method = str(changes.pop("method"))
         flags = [word for key, value in changes.items() for word in (f"--{key}", _as_text(value))]
-        variants.append(Variant(str(name), method, parser.parse(flags, defaults=False)))
+        variants.append(Variant(str(name), method, parser.given(flags)))
     check_variants(variants)
     return variants
 

@@ -1,4 +1,8 @@
-"""Flags, help texts and one-line messages; every command's file builds its flags with this."""
+"""Flags, help texts and one-line messages; every command's file builds its flags with this.
+
+A help text is one sentence that fits a line. What more there is to say about a value of a run stands in its docstring
+in ``fastdhm.config``, below the sentence.
+"""
 
 import argparse
 import contextlib
@@ -6,46 +10,67 @@ import io
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
+from fastdhm.config import TOPICS
 from fastdhm.errors import UserError
 from fastdhm.system.paths import expanded
 from fastdhm.system.streams import answer
-from fastdhm.system.typed_yaml import no_such_setting, read_yaml, typed
+from fastdhm.system.typed_yaml import describe, no_such_setting, read_yaml, shape, typed
 
-# how the parser names types -> how a person does
-PLAIN_TYPES = {
-    "<class 'float'>": "a number",
-    "<class 'int'>": "a whole number",
-    "<class 'NoneType'>": "null",
-    "<class 'str'>": "text",
-    "<class 'bool'>": "true or false",
-    "tuple[float, float]": "[NUMBER,NUMBER]",
-    "tuple[int, int]": "[HEIGHT,WIDTH]",  # the image size alone is such a pair
-    "tuple[str, ...]": "[NAME,...]",
-    "dict[str, float]": "{NAME: NUMBER}",
-}
-LITERAL = re.compile(r"typing\.Literal\[(.+?)\]")
-PRINTING = ("--print_config", "--print-config")
+HELP = ("-h", "--help")
+ASKING = (*HELP, "--print_config", "--print-config")  # flags that ask what a run would be, and start none
 NOT_VALUES = ("config", "help", "print_config")
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+class _Help(argparse.HelpFormatter):
+    """One line for a flag, where it fits: its first sentence and its default. Examples stay as they are written."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        sentence, _, more = (action.help or "").partition("\n")
+        if action.default is None:
+            default = re.search(r"Null: (.+?)\.(\s|$)", more, re.DOTALL)
+            return f"{sentence} (default: {' '.join(default[1].split())})" if default else sentence
+        if not action.option_strings or action.nargs == 0 or action.default == argparse.SUPPRESS:
+            return sentence
+        return f"{sentence} (default: {_spelt(action.default)})".replace("%", "%%")
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class Parser(jsonargparse.ArgumentParser):
     """Flags spelt with dashes (``--batch-size``), underscores accepted; a mistake is one clear line."""
 
-    def __init__(self, command: str, description: str):
+    def __init__(self, command: str, description: str, **more: Any):
         super().__init__(
-            prog=f"fastdhm {command}",
-            description=description,
-            formatter_class=argparse.HelpFormatter,
-            allow_abbrev=False,
+            prog=f"fastdhm {command}", description=description, formatter_class=_Help, allow_abbrev=False, **more
         )
+        self._positionals.title, self._optionals.title = "Arguments", "Options"
+
+    def flag(self, name: str, help: str, kind: Any = str, default: Any = None, **more: Any) -> None:
+        """A flag with a value of type ``kind``; without a ``default`` it is ``None`` where it is not given."""
+        self.add_argument(name, help=help, type=(kind | None) if default is None else kind, default=default, **more)
+
+    def switch(self, name: str, help: str) -> None:
+        """A flag without a value."""
+        self.add_argument(name, help=help, action="store_true")
+
+    def add_run_arguments(self, skip: Iterable[str] = ()) -> None:
+        """``--config``, and a flag for every value of a run but those in ``skip``, under the heading of its topic."""
+        self.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the values below.")
+        for topic in TOPICS:
+            self.add_class_arguments(topic, skip=set(skip))
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         told = self._plain(" ".join(str(message).split()))
@@ -53,16 +78,11 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _plain(self, message: str) -> str:
         """The parser's message in the user's terms: flags and values, not Python types."""
-        wrong = re.search(r'Parser key "(\w+)":.*?Expected a (.+?)\. Got value: (.+?)( -|$)', message)
-        union = re.search(
-            r'key "(\w+)": Does not validate .*?Subtypes: \[(.+)\] Errors: .* Given value: (.+)$', message
-        )
-        if wrong or union:
-            key, expected, value = (union or wrong).groups()[:3]
-            expected = LITERAL.sub(lambda found: f"one of {found[1].replace(chr(39), '')}", expected)
-            for python, plain in PLAIN_TYPES.items():
-                expected = expected.replace(python, plain)
-            return f"{key} is {value}: must be {expected.replace(', ', ' or ') if union else expected}"
+        key = re.search(r'key "(\w+)":', message)
+        value = re.search(r"Given value: (.+)$", message) or re.search(r"Got value: (.+?)( -|$)", message)
+        if key and value:
+            hint = next(_hint(action) for action in self._actions if action.dest == key[1])
+            return f"{key[1]} is {value[1]}: must be {describe(hint)}"
         needed = re.match(r"the following arguments are required: (.+)", message)
         if needed:
             flags = {action.dest: (action.option_strings or [action.dest.upper()])[0] for action in self._actions}
@@ -71,27 +91,23 @@ class Parser(jsonargparse.ArgumentParser):
         near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
         return f"{message}; did you mean {near[0]}?" if near else message
 
-    def parse(self, argv: list[str], defaults: bool = True) -> dict:
-        """The values given in ``argv``, with ``defaults`` those of the flags not given as well.
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """The value of every flag: the one in ``argv``, or the default."""
+        return self._parsed(argv, defaults=True)
 
-        A flag goes before the files of ``--config``, wherever they stand.
-        """
-        self._spell_with_dashes()
-        flags, files = _apart(argv) if "--config" in self._option_string_actions else (argv, [])
-        if not files:
-            return self._parsed(argv, defaults)
-        prints = [word for word in flags if word.startswith(PRINTING)]
+    def given(self, argv: list[str]) -> dict[str, Any]:
+        """The values given in ``argv``. A flag goes before the files of ``--config``, wherever they stand."""
+        flags, files = _apart(argv)
         values = {name: value for file in files for name, value in self._of_file(expanded(file)).items()}
-        values |= self._parsed([word for word in flags if word not in prints], defaults=False)
-        if defaults or prints:
-            usual = self.get_defaults().as_dict()
-            values = {name: value for name, value in usual.items() if name not in NOT_VALUES} | values
-        if prints:
-            self.set_defaults(values)
-            self._parsed(prints, defaults=True)  # ends the program
-        return values
+        return values | self._parsed(flags, defaults=False)
 
-    def _of_file(self, path: Path) -> dict:
+    def show(self, asks: list[str], values: dict[str, Any]) -> None:
+        """Answer ``--help`` or ``--print-config`` with ``values`` as the defaults, and end the program."""
+        flags = {action.dest for action in self._actions}
+        self.set_defaults({name: value for name, value in values.items() if name in flags})
+        self._parsed(asks, defaults=True)
+
+    def _of_file(self, path: Path) -> dict[str, Any]:
         """The values in a YAML file under the names of the flags."""
         actions = {a.dest: a for a in self._actions if a.dest not in NOT_VALUES}
         values = {str(name).replace("-", "_"): value for name, value in read_yaml(path).items()}
@@ -103,7 +119,8 @@ class Parser(jsonargparse.ArgumentParser):
         except UserError as error:
             raise UserError(f"--config {path}: {error}") from error
 
-    def _parsed(self, argv: list[str], defaults: bool) -> dict:
+    def _parsed(self, argv: list[str], defaults: bool) -> dict[str, Any]:
+        self._finish_flags()
         said = io.StringIO()  # help texts and --print_config
         try:
             with contextlib.redirect_stdout(said):
@@ -131,17 +148,36 @@ class Parser(jsonargparse.ArgumentParser):
         kinds = set(typing.get_args(hint) if union else [hint]) - {types.NoneType}
         return {typing.get_origin(kind) for kind in kinds} == {tuple}
 
-    def _spell_with_dashes(self) -> None:
-        """Show ``--batch-size`` for ``--batch_size`` in the help, and accept both."""
+    def _finish_flags(self) -> None:
+        """Show ``--batch-size N`` for ``--batch_size BATCH_SIZE`` in the help, and accept both spellings."""
         for action in self._actions:
+            if action.dest == "help":
+                action.help = "Show this help."
+            if action.dest == "print_config":
+                action.help, action.metavar = "Show the values of this run, as YAML.", ""
             if action.option_strings and "_" in action.option_strings[0]:
                 dashed = action.option_strings[0].replace("_", "-")
                 action.option_strings[:] = [dashed]
                 self._option_string_actions[dashed] = action
+            if action.option_strings and hasattr(action, "_typehint") and (action.metavar or "{")[0] in "{[":
+                action.metavar = "FOLDER" if action.dest.endswith("_dir") else shape(action._typehint)
 
 
-def _hint(action: argparse.Action) -> typing.Any:
+def asked(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The flags in ``argv`` that ask what a run would be, ``--help`` or ``--print-config``, and all the others."""
+    asks = [word for word in argv if word.partition("=")[0] in ASKING]
+    return asks, [word for word in argv if word not in asks]
+
+
+def _hint(action: argparse.Action) -> Any:
     return getattr(action, "_typehint", bool if action.nargs == 0 else str | None)
+
+
+def _spelt(value: Any) -> str:
+    """A value as it would stand behind its flag."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_spelt, value)) or "[]"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _apart(argv: list[str]) -> tuple[list[str], list[str]]:

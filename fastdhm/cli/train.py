@@ -2,52 +2,75 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from fastdhm.cli.parser import Parser
+from fastdhm.cli.parser import HELP, Parser, asked
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
 from fastdhm.recipes import recipe, warm_up
 from fastdhm.system.paths import expanded
+
+ORDER = (
+    "A flag goes before a file of --config, and both go before the recipe. The defaults below are those of the recipe "
+    "for the data set, network, method and preset that stand beside --help. N is a whole number, X a number, BOOL true "
+    "or false; null means that nothing is given."
+)
+EXAMPLES = """\
+Examples:
+  # your own images: photos/train/CLASS/*.jpg and photos/val/CLASS/*.jpg
+  fastdhm train --dataset folder:photos --run-dir runs/first
+
+  # go on with a run that was stopped
+  fastdhm train --resume runs/first
+
+  # the paper's ResNet-32 on CIFAR-100, without mimicking
+  fastdhm train --dataset cifar100 --arch resnet32 --method baseline
+
+  # what a run would be, as YAML that --config reads
+  fastdhm train --dataset cifar100 --preset fast --print-config
+"""
 
 
 def _parser() -> Parser:
     """The parser of ``fastdhm train``: a flag for every value of :class:`TrainConfig`."""
     parser = Parser(
         "train",
-        "Train a network. Flags override --config, which overrides the recipe of the data set; --print-config shows "
-        "the values that come out.",
+        f"Train a network. {ORDER}",
+        usage="fastdhm train [--FLAG VALUE ...]",
+        epilog=EXAMPLES,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the values below")
-    parser.add_argument("--resume", metavar="RUN", default=None, help="go on with the run in this folder, bit for bit")
-    parser.add_class_arguments(TrainConfig)
+    parser.flag("--resume", "Go on with the run in this folder, bit for bit.", metavar="RUN")
+    parser.add_run_arguments()
     return parser
 
 
 def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     """The config of ``fastdhm train ARGV`` (recipe, then --config, then flags), and whether it resumes a run."""
     parser = _parser()
-    flags = [a for a in argv if not a.startswith(("--print_config", "--print-config"))]
-    given = parser.parse(flags, defaults=False)
+    asks, flags = asked(argv)
+    given = parser.given(flags)
     resume = given.pop("resume", None)
-    if resume is None:
-        base = TrainConfig()
-        usual = "baseline" if given.get("only_branch") else base.method  # nothing else trains a branch alone
-        names = (given.get("dataset", base.dataset), given.get("arch"), given.get("method", usual))
-        base = recipe(*names, given.get("preset", base.preset))
-        if given.get("scale_lr"):
-            base |= warm_up(base | given, given.get("epochs", base["epochs"]))
-    else:
-        base = _resumed(expanded(resume), given)
-    parser.set_defaults(base)
-    values = parser.parse(flags)
-    values.pop("resume", None)
+    values = (recipe_for(given) if resume is None else _resumed(expanded(resume), given)) | given
+    if set(asks) & set(HELP):
+        parser.show(asks, values)
     try:
         config = TrainConfig(**values)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if flags != argv:
-        parser.parse(argv)  # prints the config and exits
+    if asks:
+        parser.show(asks, values)
     return config, resume is not None
+
+
+def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe for what is ``given``, with the warm-up that a scaled learning rate needs."""
+    base = TrainConfig()
+    usual = "baseline" if given.get("only_branch") else base.method  # nothing else trains a branch alone
+    names = (given.get("dataset", base.dataset), given.get("arch"), given.get("method", usual))
+    values = recipe(*names, given.get("preset", base.preset))
+    if given.get("scale_lr"):
+        values |= warm_up(values | given, given.get("epochs", values["epochs"]))
+    return values
 
 
 def _resumed(run_dir: Path, given: dict) -> dict:
@@ -62,8 +85,8 @@ def _resumed(run_dir: Path, given: dict) -> dict:
     changed = differing(config, new, free=(*RESUMABLE, *moved(config, new)))
     if changed:
         raise UserError(
-            f"--resume goes on with the config in {run_dir}; this would change it ({', '.join(changed)}). "
-            f"Only {', '.join(RESUMABLE)} can be set anew; for anything else start a new run"
+            f"--resume goes on with the run in {run_dir}, and this would change it ({', '.join(changed)}). "
+            f"Only {', '.join(RESUMABLE)} can be set anew; start a new run for anything else"
         )
     return dataclasses.asdict(config)
 

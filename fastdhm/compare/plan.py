@@ -308,7 +308,7 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
         scaled: dict[str, Any] = {name: round(values[name] * factor, 4) for name in ramps}
         if factor < 1 and not scaled.get("mimic_warmup"):
             scaled["mimic_warmup"] = round(RAMP * epochs, 4)
-        frozen = min(round(values.get("freeze_epochs", 0) * factor), epochs - 1)
+        frozen = max(0, min(round(values.get("freeze_epochs", 0) * factor), epochs - 1))
         scaled["milestones"] = tuple(round(at * factor, 4) for at in values.get("milestones", ()))
         values |= scaled | {"epochs": epochs, "freeze_epochs": frozen}
     own = entry.changes | given

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
-PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+# a type -> what a person calls its values, and how the help of a flag writes one
+PLAIN = {
+    int: ("a whole number", "N"),
+    float: ("a number", "X"),
+    bool: ("true or false", "BOOL"),
+    str: ("text", "NAME"),
+    types.NoneType: ("null", "null"),
+}
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -205,7 +212,19 @@ def describe(hint: Any) -> str:
     if kind is tuple:
         inner = describe(parts[0])
         return f"a list, each of it {inner}" if parts[-1] is Ellipsis else f"a list of {len(parts)}, each {inner}"
-    return f"names, each with {describe(parts[1])}" if kind is dict else PLAIN.get(hint, str(hint))
+    return f"names, each with {describe(parts[1])}" if kind is dict else PLAIN.get(hint, (str(hint),))[0]
+
+
+def shape(hint: Any) -> str:
+    """How values of a type are written behind a flag: ``N`` for a whole number, ``NAME,...`` for names."""
+    kind, parts = typing.get_origin(hint), [part for part in typing.get_args(hint) if part is not types.NoneType]
+    if kind in (typing.Union, types.UnionType):
+        return "|".join(shape(part) for part in parts)
+    if kind is tuple:
+        return ",".join("..." if part is Ellipsis else shape(part) for part in parts)
+    if kind is dict:
+        return "{NAME:" + shape(parts[1]) + "}"
+    return "NAME" if kind is Literal else PLAIN[hint][1]
 
 
 def _shown(value: Any) -> str:

@@ -144,7 +144,7 @@ def test_dashes_and_underscores():
         ("--config /bin/sh", "not text in UTF-8"),
         ("--accumulate 3", "accumulate is 3: must be a divisor of batch_size"),
         ("--crop middle", "crop"),
-        ("--image-size 256x128", r"image_size is 256x128: must be a whole number or \[HEIGHT,WIDTH\];"),
+        ("--image-size 256x128", r"image_size is 256x128: must be a whole number or a list of 2, each a whole number;"),
         ("--image-size [0,8]", r"image_size is \(0, 8\): must be 1 to 8192"),
         ("--image-size [8,8,8]", "image_size is .*must be a whole number or"),
         ("--max-steps many", "max_steps is many: must be a whole number or null"),
@@ -259,11 +259,10 @@ def test_the_ranking_benchmark_runs(tmp_path, capsys):
     assert "loop over auto" in capsys.readouterr().out
 
 
-def test_every_train_flag_has_a_help_text(capsys):
+def test_every_train_flag_is_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    assert "withdrawn by its makers: never downloaded" in " ".join(text.split())
-    assert "--batch-size BATCH_SIZE\n" in text
+    assert "--batch-size N " in text
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in text

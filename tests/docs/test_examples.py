@@ -82,18 +82,20 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("words", list(commands("fastdhm")))
 def test_commands_parse(words, monkeypatch):
-    parse = Parser.parse
+    def and_stop(parse):
+        def parse_and_stop(*arguments):
+            parse(*arguments)
+            raise Parsed
 
-    def parse_and_stop(*arguments, **how):
-        parse(*arguments, **how)
-        raise Parsed
+        return parse_and_stop
 
     if words[0] == "train" and "--resume" not in words and not any(map(PLACEHOLDER.search, words)):
         with pytest.raises(SystemExit) if "--print-config" in words else pytest.raises(Parsed):
             resolve_training(words[1:])
             raise Parsed
         return
-    monkeypatch.setattr(Parser, "parse", parse_and_stop)
+    for parse in (Parser.parse, Parser.given):
+        monkeypatch.setattr(Parser, parse.__name__, and_stop(parse))
     with pytest.raises(Parsed):
         cli._dispatch(words[0], words[1:])
 

@@ -1,0 +1,54 @@
+"""What the branches learn from: the labels, and each other."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fastdhm.config.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, RAMP, SHARE, Rule, setting
+
+
+def _is_distribution(probabilities: dict[str, float]) -> bool:
+    values = probabilities.values()
+    return all(0 <= p <= 1 for p in values) and abs(math.fsum(values) - 1) <= 1e-6
+
+
+DISTRIBUTION = Rule("probabilities in [0, 1] that sum to 1", _is_distribution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Method."""
+
+    __slots__ = ()
+
+    method: str = "dhm"
+    """What the branches learn from: baseline, dsl or dhm.
+    baseline has no branches. In dsl each learns from the labels, in dhm from the labels and from the others."""
+    direction: Literal["both", "top-down", "bottom-up"] = "both"
+    """Who mimics whom in dhm: both, top-down or bottom-up.
+    both: all mimic each other. top-down: only the shallower branch mimics the deeper one. bottom-up: the reverse."""
+    sampler: Literal["binary", "bernoulli", "structural"] = "binary"
+    """Who takes part: binary, bernoulli or structural.
+    It says which side branches take part in dhm. binary: all, always. bernoulli: those that a coin keeps; the others
+    learn from the labels alone. structural: a set drawn from a distribution; the others are not computed."""
+    sample_every: Literal["epoch", "step"] | None = None
+    """How often the sampler draws: epoch or step.
+    Null: by the sampler. That is epoch for bernoulli, as in the paper, and step for structural."""
+    keep_prob: float = setting(0.5, SHARE)
+    """Probability that bernoulli keeps a branch, in [0, 1]."""
+    branch_sets: dict[str, float] | None = setting(None, DISTRIBUTION)
+    """Probability of each set that structural draws.
+    Write {B1+B2: 0.5, B1: 0.25, none: 0.25}, say. Null: all alike. The empty set is one of them."""
+    temperature: float = setting(1.0, POSITIVE)
+    """Temperature of the mimicking terms."""
+    ce_weight: float = setting(1.0, NOT_NEGATIVE)
+    """Weight of a side branch's cross-entropy (Eq. 8).
+    It is the paper's lambda. The main branch's is 1."""
+    mimic_weight: float = setting(1.0, NOT_NEGATIVE)
+    """Weight of each mimicking term (Eq. 9).
+    It is the paper's mu."""
+    mimic_warmup: float = setting(0.0, RAMP)
+    """Epochs in which the mimicking weights rise from 0.
+    Short runs stall without it; the paper's long runs do not."""
+    label_smoothing: float = setting(0.0, BELOW_ONE)
+    """Label smoothing of the cross-entropies, in [0, 1)."""

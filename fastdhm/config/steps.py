@@ -1,0 +1,32 @@
+"""How long a run is, and what a step of it is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastdhm.config.rules import AT_LEAST_ONE, SEED, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Epochs and steps."""
+
+    __slots__ = ()
+
+    preset: Literal["paper", "fast"] = "paper"
+    """Recipe for all that is not given: paper or fast.
+    fast reaches a given error in less time: one short cycle of the learning rate, larger batches with lr scaled to
+    them, small images first, no decay of norms and biases, and side branches that take part in some steps only. It was
+    measured on fashion-mnist alone."""
+    epochs: int = setting(100, AT_LEAST_ONE)
+    """Passes over the training images."""
+    max_steps: int | None = setting(None, AT_LEAST_ONE)
+    """End the run, in order, after this many steps.
+    Null: no limit."""
+    batch_size: int = setting(128, AT_LEAST_ONE)
+    """Images in an optimizer step."""
+    accumulate: int = setting(1, AT_LEAST_ONE)
+    """Cut each batch into this many parts, to save memory.
+    The parts are computed one after the other; the batch stays the same size. Batch norm takes the statistics of each
+    part, and moves the running ones once for each part."""
+    seed: int = setting(0, SEED)
+    """Seed of weights, order of images and augmentation."""
