@@ -1,6 +1,6 @@
 """The command line: finds a command's file, calls it, and says in a sentence why it ended.
 
-A command is a line in :data:`COMMANDS` and a file here of its first word's name (dashes are underscores), which has
+A command is a line in :data:`GROUPS` and a file here of its first word's name (dashes are underscores), which has
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 """
@@ -17,46 +17,49 @@ from fastdhm.system.paths import check_current, place_caches
 from fastdhm.system.signals import end_at_once, noted
 from fastdhm.system.streams import answer, ready_streams, settle_streams, tell
 
-COMMANDS = {
-    "train": "train a network; without flags, DHM on Fashion-MNIST",
-    "compare": "train several methods with several seeds, or a table of the paper; tables and curves",
-    "eval": "measure the error of a run, a checkpoint or a network; on people, mAP and ranks",
-    "embed": "write a vector of features for each image in a folder, for a search index",
-    "models": "list networks: parameters, multiply-adds, and what a step with branches costs",
-    "diagnose": "compare runs: what mimicking does to kernels and gradients",
-    "doctor": "check this machine, what is installed and every op; add what it prints to a report",
-    "import-official": "turn a checkpoint of the authors' released code into a run directory",
-    "data build": "write a data set as .beton files, and check every image",
-    "data verify": "check .beton files against their manifests",
-    "data info": "print what .beton files hold",
-    "bench loss": "time the mimicking loss against its peers, checked first",
-    "bench mask": "the same for the branch mask",
-    "bench conv": "the same for convolutions",
-    "bench norm": "the same for batch norm with what follows it",
-    "bench reid": "the same for the ranking of a gallery",
-    "bench epoch": "time whole epochs, data included, against the eager reference",
-    "bench loader": "time every loader against a torchvision DataLoader",
-    "bench accuracy": "time training to a test error against the eager reference",
-    "bench startup": "time a run from the command to its first step and to full speed",
-    "bench step": "time a training step against the eager reference, checked first",
+GROUPS = {
+    "Train and use a network": {
+        "train": "train a network; without flags, DHM on Fashion-MNIST",
+        "eval": "measure the error of a run or a network; on people, mAP and ranks",
+        "embed": "write a vector of features for each image in a folder",
+    },
+    "Compare and understand": {
+        "compare": "train several methods with several seeds, or a table of the paper",
+        "diagnose": "compare runs: what mimicking does to kernels and gradients",
+        "models": "list networks: parameters, multiply-adds, what a step costs",
+    },
+    "Data and files": {
+        "data build": "write a data set as .beton files, and check every image",
+        "data verify": "check .beton files against their manifests",
+        "data info": "print what .beton files hold",
+        "import-official": "make a run directory of a checkpoint of the authors' code",
+    },
+    "This machine": {
+        "doctor": "check this machine, what is installed and every op",
+        "bench loss": "time the mimicking loss against its peers",
+        "bench mask": "time the branch mask against its peers",
+        "bench conv": "time convolutions against torch's",
+        "bench norm": "time batch norm with what follows it against its peers",
+        "bench reid": "time the ranking of a gallery of people against its peers",
+        "bench step": "time a training step against the eager reference",
+        "bench epoch": "time whole epochs, data included, against the eager reference",
+        "bench accuracy": "time training to a test error against the eager reference",
+        "bench loader": "time every loader against a torchvision DataLoader",
+        "bench startup": "time a run from the command to its first step and to full speed",
+    },
 }
+COMMANDS = {name: does for commands in GROUPS.values() for name, does in commands.items()}
 
 
 def usage(group: str = "") -> str:
     """The commands and what each does; those of one ``group`` alone, such as ``data``."""
-    shown = {name: does for name, does in COMMANDS.items() if not group or name.split()[0] == group}
-    width = max(map(len, shown))
-    lines = [f"  fastdhm {name:{width}}   {does}" for name, does in shown.items()]
-    return "\n".join(
-        [
-            f"fastdhm {__version__}: train convolutional networks with Dynamic Hierarchical Mimicking",
-            "",
-            *lines,
-            "",
-            "`fastdhm COMMAND --help` lists a command's flags; `fastdhm train --print-config` shows a run without "
-            "starting it.",
-        ]
-    )
+    width = max(map(len, COMMANDS))
+    lines = [f"fastdhm {__version__}: train convolutional networks with Dynamic Hierarchical Mimicking"]
+    for title, commands in GROUPS.items():
+        shown = {name: does for name, does in commands.items() if group in ("", name.split()[0])}
+        if shown:
+            lines += ["", f"{title}:", *(f"  fastdhm {name:{width}}  {does}" for name, does in shown.items())]
+    return "\n".join([*lines, "", "`fastdhm COMMAND --help` lists the flags of a command."])
 
 
 def _asks_for_help(argv: list[str]) -> bool:

@@ -1,134 +1,103 @@
 """``fastdhm bench NAME``: what is fast here against its peers."""
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 from fastdhm.cli.parser import Parser
 
+CHECKED = "Each is checked first."
 BENCHES = {
-    "loss": "Time the mimicking loss, forward and backward, against its peers; each is checked first.",
-    "mask": "Time the branch mask against its peers; each is checked first.",
-    "conv": "Time convolutions, forward and backward, on the CPU, against torch's; each is checked first.",
-    "norm": "Time batch norm with residual and relu, forward and backward, on the CPU, against its peers.",
-    "reid": "Time the ranking of a gallery of Market-1501's size, on the CPU, against its peers; each is checked.",
-    "epoch": "Whole epochs, data included, of the engine and of the eager reference, in turns; and how long each waits "
-    "for data. --agreement N also holds the losses of N steps from the same weights and batches together.",
-    "loader": "Images a second of every loader against a torchvision DataLoader; their samples are checked first.",
-    "startup": "Time from the command to the first optimizer step and to full speed, with empty caches and with warm "
-    "ones, and of the eager reference; each in a process of its own.",
-    "accuracy": "Seconds of training until a test error is reached, of the engine and of the eager reference, by the "
-    "same recipe; evaluation does not count.",
+    "loss": f"Time the mimicking loss, forward and backward, against its peers. {CHECKED}",
+    "mask": f"Time the branch mask against its peers. {CHECKED}",
+    "conv": f"Time convolutions, forward and backward, on the CPU, against torch's. {CHECKED}",
+    "norm": f"Time batch norm with residual and relu, forward and backward, on the CPU, against its peers. {CHECKED}",
+    "reid": f"Time the ranking of a gallery of Market-1501's size, on the CPU, against its peers. {CHECKED}",
+    "epoch": "Time whole epochs, data included, of the engine and of the eager reference, in turns; and how long each "
+    "waits for data.",
+    "loader": "Time every loader against a torchvision DataLoader, in images a second. Samples are checked first.",
+    "startup": "Time a run from the command to its first step and to full speed, with empty caches and with full ones, "
+    "and the eager reference. Each run is a process of its own.",
+    "accuracy": "Time training to a test error, of the engine and of the eager reference, by the same recipe. "
+    "Evaluation does not count.",
     "step": "Time a training step against the eager reference: float32, NCHW, a loss of loops, a wait for each logged "
-    "number. Both are checked against float64 first; then memory, energy and where the time goes.",
+    "number. Both are checked against float64 first. Memory, energy and where the time goes are measured too.",
 }
-# What a benchmark's flags are beside the shared ones: name -> what add_argument takes, and under ``quick`` its default
-# in a smoke run. A flag that is repeated is the benchmark's list of that name: --arch its archs.
-NETWORK = {
-    "--method": {"type": str, "default": "dhm", "help": "dhm, dsl or baseline"},
-    "--precision": {"type": str, "default": "auto", "help": "of the engine: auto, float32, bfloat16, float16"},
-}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of a benchmark. One that ``repeats`` gives the benchmark's list of that name: --arch its archs."""
+
+    help: str
+    kind: Any = str
+    default: Any = None
+    quick: Any = None
+    """Its default in a smoke run, where that is another."""
+    repeats: bool = False
+
+
+DATASET, ARCH = "Images, as in `fastdhm train`.", "Network, as in `fastdhm train`."
+PRECISION = "Precision of the engine: float32, bfloat16, float16 or auto."
+METHOD = {"--method": Flag("Method: baseline, dsl or dhm.", default="dhm")}
+NETWORK = METHOD | {"--precision": Flag(PRECISION, default="auto")}
 DATA = {
-    "--dataset": {"type": str, "default": "fashion-mnist", "help": "as in `fastdhm train`"},
-    "--arch": {"type": str | None, "default": None, "help": "network (default: the data set's usual one)"},
-    "--data_dir": {"type": str | None, "default": None, "help": "folder of the data sets"},
+    "--arch": Flag(f"{ARCH} (default: the data set's usual one)"),
+    "--data_dir": Flag("Folder of the data sets. (default: ~/.cache/fastdhm)"),
     **NETWORK,
 }
-FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+# What a benchmark's flags are beside the shared ones.
+FLAGS: dict[str, dict[str, Flag]] = {
     "loss": {
-        "--shape": {"action": "append", "help": "branches x batch x classes, as 3x256x1000; repeatable"},
-        "--dtype": {"type": str, "default": "float32", "help": "float32, bfloat16, float16 or float64"},
-        "--compiled": {
-            "type": str,
-            "default": "auto",
-            "help": "torch.compile of the loops: on, off, auto (two shapes)",
-        },
-        "--sweep": {"action": "store_true", "help": "also over branches and classes, with plots"},
+        "--shape": Flag("Branches x batch x classes, as 3x256x1000; may be repeated.", repeats=True),
+        "--dtype": Flag("Type: float32, bfloat16, float16 or float64.", default="float32"),
+        "--compiled": Flag("torch.compile the loops: on, off or auto (two shapes).", default="auto"),
+        "--sweep": Flag("Time it over branches and over classes too, and plot.", bool, False),
     },
-    "conv": {"--dtype": {"type": str, "default": "bfloat16", "help": "bfloat16 or float32"}},
+    "conv": {"--dtype": Flag("Type: bfloat16 or float32.", default="bfloat16")},
     "norm": {
-        "--dtype": {"type": str, "default": "bfloat16", "help": "bfloat16 or float32"},
-        "--compiled": {"type": str, "default": "auto", "help": "time torch.compile too: on, off, auto"},
+        "--dtype": Flag("Type: bfloat16 or float32.", default="bfloat16"),
+        "--compiled": Flag("Time torch.compile too: on, off or auto.", default="auto"),
     },
     "step": {
-        "--arch": {
-            "action": "append",
-            "default": ["resnet32"],
-            "quick": ["resnet8"],
-            "help": "network, as in `fastdhm train`; repeatable (default: resnet32)",
-        },
-        "--image_size": {
-            "type": int | None,
-            "default": None,
-            "quick": 16,
-            "help": "side in pixels (default: the paper's)",
-        },
-        "--batch_size": {
-            "type": int | None,
-            "default": None,
-            "quick": 8,
-            "help": "images a step (default: 128 small, 32 large ones)",
-        },
+        "--arch": Flag(
+            "Network; may be repeated. (default: resnet32)", default=["resnet32"], quick=["resnet8"], repeats=True
+        ),
+        "--image_size": Flag("Side of the images, in pixels. (default: the paper's)", int, quick=16),
+        "--batch_size": Flag("Images in a step. (default: 128 small or 32 large ones)", int, quick=8),
         **NETWORK,
-        "--compile": {
-            "type": str,
-            "default": "off",
-            "help": "compile the engine's step: off, on, auto (as a long run)",
-        },
-        "--smoothing": {
-            "type": float,
-            "default": 0.0,
-            "help": "of the reference's mimicking; the released code has 1e-8",
-        },
-        "--peers": {"type": str | None, "default": None, "help": "those to hold against, such as reference,baseline"},
+        "--compile": Flag("torch.compile the engine's step: on, off or auto.", default="off"),
+        "--smoothing": Flag("Of the reference's mimicking; 1e-8 in the released code.", float, 0.0),
+        "--peers": Flag("Peers to time, such as reference,baseline. (default: all)"),
     },
     "epoch": {
+        "--dataset": Flag(DATASET, default="fashion-mnist", quick="synthetic:64"),
         **DATA,
-        "--dataset": DATA["--dataset"] | {"quick": "synthetic:64"},
-        "--batch_size": {
-            "type": int | None,
-            "default": None,
-            "quick": 16,
-            "help": "images a step (default: the recipe's)",
-        },
-        "--workers": {"type": int | None, "default": None, "help": "of both loaders (default: as in training)"},
-        "--max_steps": {"type": int | None, "default": None, "help": "steps of an epoch (default: all)"},
-        "--agreement": {"type": int | None, "default": None, "help": "hold the losses of so many steps together"},
+        "--batch_size": Flag("Images in a step. (default: the recipe's)", int, quick=16),
+        "--workers": Flag("Workers of both loaders. (default: as in training)", int),
+        "--max_steps": Flag("Steps of an epoch. (default: all)", int),
+        "--agreement": Flag("Compare the losses of this many equal steps too.", int),
     },
     "startup": {
-        "--dataset": {
-            "type": str,
-            "default": "synthetic",
-            "quick": "synthetic:512",
-            "help": "as in `fastdhm train`",
-        },
-        "--arch": {
-            "type": str,
-            "default": "resnet32",
-            "quick": "resnet8",
-            "help": "network, as in `fastdhm train`",
-        },
-        "--method": NETWORK["--method"],
-        "--steps": {"type": int, "default": 60, "quick": 8, "help": "steps of each run, half of them at full speed"},
-        "--compile": {"type": str, "default": "auto", "help": "of the runs, as in `fastdhm train`"},
+        "--dataset": Flag(DATASET, default="synthetic", quick="synthetic:512"),
+        "--arch": Flag(ARCH, default="resnet32", quick="resnet8"),
+        **METHOD,
+        "--steps": Flag("Steps of each run, half of them at full speed.", int, 60, quick=8),
+        "--compile": Flag("torch.compile the step: on, off or auto.", default="auto"),
     },
     "accuracy": {
+        "--dataset": Flag(DATASET, default="fashion-mnist", quick="synthetic:256"),
         **DATA,
-        "--dataset": DATA["--dataset"] | {"quick": "synthetic:256"},
-        "--target": {"type": float, "default": 12.0, "quick": 90.0, "help": "error of B0 on the test set, in percent"},
-        "--epochs": {
-            "type": int | None,
-            "default": None,
-            "quick": 2,
-            "help": "of both schedules (default: the recipe's)",
-        },
-        "--eval_steps": {"type": int, "default": 50, "quick": 4, "help": "steps between evaluations"},
-        "--seeds": {"type": int, "default": 3, "quick": 1, "help": "trainings of each"},
-        "--preset": {"type": bool, "default": True, "help": "whether the data set's fast preset takes part"},
+        "--target": Flag("Error of B0 on the test set to reach, in percent.", float, 12.0, quick=90.0),
+        "--epochs": Flag("Epochs of both. (default: the recipe's)", int, quick=2),
+        "--eval_steps": Flag("Steps between evaluations.", int, 50, quick=4),
+        "--seeds": Flag("Trainings of each.", int, 3, quick=1),
+        "--preset": Flag("Train with the data set's fast preset too: true or false.", bool, True),
     },
     "loader": {
-        "--images": {"type": int, "default": 600, "quick": 48, "help": "photographs an epoch"},
-        "--workers": {"type": int, "default": 2, "help": "threads or processes of each loader"},
-        "--batch_size": {"type": int, "default": 64, "help": "images a batch"},
+        "--images": Flag("Photographs in an epoch.", int, 600, quick=48),
+        "--workers": Flag("Threads or processes of each loader.", int, 2),
+        "--batch_size": Flag("Images in a batch.", int, 64),
     },
 }
 # samples of each peer; 50 elsewhere
@@ -142,15 +111,10 @@ def run(argv: list[str]) -> int:
     name, argv = argv[0], argv[1:]
     flags = dict(FLAGS.get(name, {}))
     if name not in ON_THE_CPU:
-        flags["--device"] = {"type": str, "default": "auto", "help": "auto, cpu, cuda, cuda:N"}
-    flags["--threads"] = {"type": int | None, "default": None, "help": "threads of torch (default: torch's own)"}
+        flags["--device"] = Flag("Device: cpu, cuda, cuda:1 or auto.", default="auto")
+    flags["--threads"] = Flag("Threads of torch. (default: torch's own)", int)
     if name != "accuracy":  # its samples are its seeds
-        rounds = ROUNDS.get(name, 50)
-        told = f"samples of each peer (default: {rounds}; 1 in a smoke run)"
-        flags["--rounds"] = {"type": int, "default": rounds, "quick": 1, "help": told}
-    flags["--quick"] = {"action": "store_true", "help": "a smoke run: small, one round, no compiling"}
-    flags["--out"] = {"type": str, "default": "bench", "help": "folder for JSON, CSV and plots"}
-    flags["--json"] = {"action": "store_true", "help": "print one JSON object on stdout"}
+        flags["--rounds"] = Flag("Samples of each peer; 1 in a smoke run.", int, ROUNDS.get(name, 50), quick=1)
     values = _parse(Parser(f"bench {name}", BENCHES[name]), flags, argv)
     from fastdhm.engine.device import use_processors
 
@@ -160,17 +124,21 @@ def run(argv: list[str]) -> int:
     return module.bench(frame.Frame(name, **shared), **values)
 
 
-def _parse(parser: Parser, flags: dict[str, dict[str, Any]], argv: list[str]) -> dict[str, Any]:
-    """The values of ``flags``, those under ``quick`` by default where ``argv`` asks for a smoke run."""
+def _parse(parser: Parser, flags: dict[str, Flag], argv: list[str]) -> dict[str, Any]:
+    """The values of ``flags``, and of those that every benchmark has."""
     lists = {}
-    for flag, settings in flags.items():
-        settings = {**settings}
-        quick = settings.pop("quick", settings.get("default"))
-        if "--quick" in argv and "default" in settings:
-            settings["default"] = quick
-        if settings.get("action") == "append":
-            lists[flag.strip("-")] = settings.pop("default", [])
-        parser.add_argument(flag, **settings)
+    for name, flag in flags.items():
+        default = flag.quick if "--quick" in argv and flag.quick is not None else flag.default
+        if flag.repeats:
+            lists[name.strip("-")] = default or []
+            parser.add_argument(name, action="append", metavar="NAME", help=flag.help)
+        elif flag.default is False:
+            parser.switch(name, flag.help)
+        else:
+            parser.flag(name, flag.help, flag.kind, default)
+    parser.switch("--quick", "Only try it: small sizes, one round, no compiling.")
+    parser.flag("--out", "Folder of the JSON, CSV and plots.", default="bench", metavar="FOLDER")
+    parser.switch("--json", "Print one JSON object.")
     values = parser.parse(argv)
     for key, default in lists.items():
         values[f"{key}s"] = values.pop(key) or default

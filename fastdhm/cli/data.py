@@ -1,12 +1,15 @@
 """``fastdhm data build|verify|info``: the files that the fast loader reads."""
 
+import dataclasses
+
 from fastdhm.cli.parser import Parser
+from fastdhm.config.data import Data
 from fastdhm.system.paths import default_data_dir, expanded
 
 VERBS = {
-    "build": "Write a data set as .beton files.",
-    "verify": "Check .beton files.",
-    "info": "Describe .beton files.",
+    "build": "Write a data set as .beton files, and check every image. What is there and fits is kept.",
+    "verify": "Check .beton files against their manifests.",
+    "info": "Print what .beton files hold.",
 }
 
 
@@ -14,18 +17,12 @@ def run(argv: list[str]) -> int:
     """``fastdhm data build|verify|info``; returns the exit status."""
     verb, argv = argv[0], argv[1:]
     parser = Parser(f"data {verb}", VERBS[verb])
-    parser.add_argument("--dataset", type=str, default="fashion-mnist", help="as in `fastdhm train`")
-    parser.add_argument(
-        "--data_dir", type=str | None, default=None, help="folder of the data sets (default: ~/.cache/fastdhm)"
-    )
-    parser.add_argument("--store", type=str | None, default=None, help="raw, jpg or smart, as in `fastdhm train`")
-    parser.add_argument("--store_size", type=int | None, default=None, help="longer side in pixels, as in train")
-    parser.add_argument("--store_quality", type=int | None, default=None, help="JPEG quality, as in train")
-    parser.add_argument("--grey_range", type=tuple[float, float] | None, default=None, help="as in train")
+    of_run = ("dataset", "data_dir", "store", "store_size", "store_quality", "grey_range")
+    parser.add_class_arguments(Data, skip={field.name for field in dataclasses.fields(Data)} - set(of_run))
     if verb == "build":
-        parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per processor)")
-        parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out and record them")
-        parser.add_argument("--force", action="store_true", help="build anew what is there")
+        parser.flag("--workers", "Processes. (default: one for each processor)", int)
+        parser.switch("--skip_bad", "Leave unreadable images out, and list them.")
+        parser.switch("--force", "Build what is there again.")
     values = parser.parse(argv)
     from fastdhm.commands import data as commands
     from fastdhm.data.beton.settings import ImageSettings

@@ -8,14 +8,14 @@ def run(argv: list[str]) -> int:
     """``fastdhm diagnose``; returns the exit status."""
     parser = Parser(
         "diagnose",
-        "Compare runs of one architecture, such as dsl and dhm: how B0's 3x3 kernels correlate with a side branch's "
-        "(Figure 4), and the cosines between the branches' loss gradients at the forks (Eq. 11), which runs with "
-        "--grad-cosine have logged. Pictures and their numbers.",
+        "Compare runs of one network, such as dsl and dhm. How do B0's 3x3 kernels correlate with a side branch's "
+        "(Figure 4)? How far do the branches' gradients agree at the forks (Eq. 11; runs with --grad-cosine have "
+        "logged it)? It draws pictures, and writes their numbers.",
     )
-    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="run directories or checkpoints (.pt)")
-    parser.add_argument("--branch", type=str, default="B2", help="whose kernels are compared with B0's")
-    parser.add_argument("--what", type=str, default="all", help="all, kernels or gradients")
-    parser.add_argument("--out", type=str, default="diagnosis", metavar="FOLDER", help="where the files go")
+    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="Run directories or checkpoints (.pt).")
+    parser.flag("--branch", "Branch whose kernels are compared with B0's.", default="B2")
+    parser.flag("--what", "What to compare: all, kernels or gradients.", default="all")
+    parser.flag("--out", "Folder that it writes.", default="diagnosis", metavar="FOLDER")
     values = parser.parse(argv)
     from fastdhm.commands.diagnose import diagnose
 

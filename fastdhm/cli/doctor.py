@@ -7,12 +7,12 @@ def run(argv: list[str]) -> int:
     """``fastdhm doctor``; returns the exit status."""
     parser = Parser(
         "doctor",
-        "One page about this machine, to read or to paste into a report: processors, memory, GPU, versions, what is "
-        "missing and why, where data and caches lie, and a test of every op against its reference. Exit status 1: an "
-        "op is wrong here.",
+        "Print a page about this machine, to read or to add to a report: processors, memory, GPU, versions, what is "
+        "missing and why, where data and caches are, and a test of every op against its reference. The exit status is "
+        "1 if an op is wrong here.",
     )
-    parser.add_argument("--data_dir", type=str | None, default=None, help="folder of the data sets, to look at")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.flag("--data_dir", "Folder of the data sets. (default: ~/.cache/fastdhm)")
+    parser.switch("--json", "Print one JSON object instead.")
     values = parser.parse(argv)
     from fastdhm.commands.doctor.report import doctor
     from fastdhm.system.paths import default_data_dir, expanded

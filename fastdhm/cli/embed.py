@@ -7,20 +7,21 @@ from fastdhm.system.paths import expanded
 def run(argv: list[str]) -> int:
     """``fastdhm embed``; returns the exit status."""
     parser = Parser(
-        "embed", "Write what a run's network makes of each image in a folder before its classifier, with file names."
+        "embed",
+        "Write a vector of features for each image in a folder, with its file name: the input of the classifier.",
     )
-    parser.add_argument("path", type=str, help="a run directory, a checkpoint (.pt) or a network (.safetensors)")
-    parser.add_argument("folder", type=str, help="folder of images; those in folders below are taken too")
+    parser.add_argument("path", type=str, help="Run directory, checkpoint (.pt) or network (.safetensors).")
+    parser.add_argument("folder", type=str, help="Folder of images; it may hold folders of more.")
     parser.add_argument(
         "--out", type=str, required=True, metavar="FILE",
-        help=".safetensors (names in its metadata) or .npy (names in a .json beside it)",
+        help="File to write: .safetensors, or .npy and a .json of the names.",
     )  # fmt: skip
-    parser.add_argument("--normalize", action="store_true", help="scale each embedding to length 1")
-    parser.add_argument("--flip_average", action="store_true", help="average with the mirror image's")
-    parser.add_argument("--batch_size", type=int | None, default=None, help="images at a time (default: the run's)")
-    parser.add_argument("--workers", type=int | None, default=None, help="loader processes")
-    parser.add_argument("--skip_bad", action="store_true", help="leave unreadable images out")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.switch("--normalize", "Scale each vector to length 1.")
+    parser.switch("--flip_average", "Average with the vector of the mirror image.")
+    parser.flag("--batch_size", "Images at a time. (default: the run's)", int)
+    parser.flag("--workers", "Processes that load images. (default: the run's)", int)
+    parser.switch("--skip_bad", "Leave unreadable images out.")
+    parser.flag("--device", "Device: cpu, cuda, cuda:1 or auto.", default="auto")
     values = parser.parse(argv)
     from fastdhm.commands.embed import embed as run_embedding
     from fastdhm.engine.device import use_processors

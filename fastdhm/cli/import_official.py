@@ -10,21 +10,17 @@ def run(argv: list[str]) -> int:
     """``fastdhm import-official``; returns the exit status."""
     parser = Parser(
         "import-official",
-        "Read a checkpoint of the code that the paper's authors released, and write it as a run directory: what eval "
-        "and embed take, with the plain network in it. Nothing in the file is executed.",
+        "Read a checkpoint of the code that the paper's authors released, and write it as a run directory for eval and "
+        "embed, with the plain network in it. Nothing in the file is executed.",
     )
-    parser.add_argument("file", type=str, help="what their scripts saved, such as model_best.pth.tar")
+    parser.add_argument("file", type=str, help="File that their scripts saved, such as model_best.pth.tar.")
     parser.add_argument(
         "--arch", type=str, required=True,
-        help="its architecture by our name, such as resnet18, resnet32, wrn-28-10, densenet-bc-100-12",
+        help="Its network, such as resnet18, wrn-28-10 or densenet-bc-100-12.",
     )  # fmt: skip
-    parser.add_argument(
-        "--dataset", type=str | None, default=None,
-        help="what it was trained on, as in `fastdhm train`: sets image size, normalisation and what eval judges it on "
-        "(default: imagenet, or cifar100 for the networks of small images)",
-    )  # fmt: skip
-    parser.add_argument("--data_dir", type=str | None, default=None, help="folder of the data sets, for eval")
-    parser.add_argument("--out", type=str | None, default=None, help="folder to write (default: a new one under runs/)")
+    parser.flag("--dataset", "Images that it learnt from. (default: imagenet; cifar100 for networks of small images)")
+    parser.flag("--data_dir", "Folder of the data sets, for eval. (default: ~/.cache/fastdhm)")
+    parser.flag("--out", "Folder that it writes. (default: a new one under runs/)")
     values = parser.parse(argv)
     config = TrainConfig(
         **official(values["dataset"], values["arch"]), data_dir=values["data_dir"], run_dir=values["out"]

@@ -7,21 +7,18 @@ def run(argv: list[str]) -> int:
     """``fastdhm models``; returns the exit status."""
     parser = Parser(
         "models",
-        "Parameters and multiply-adds of networks and their branches, and what a DHM step costs. Nothing is trained or "
-        "downloaded.",
+        "Print the parameters and multiply-adds of networks and their branches, and what a DHM step costs. Nothing is "
+        "trained or downloaded.",
     )
     parser.add_argument(
-        "names", type=str, nargs="*", help="such as resnet56 or torchvision:convnext_tiny (default: the paper's)"
+        "names", type=str, nargs="*", help="Networks, such as resnet56 or timm:NAME. (default: the paper's)"
     )
-    parser.add_argument(
-        "--image_size", type=int | tuple[int, int] | None, default=None,
-        help="pixels: a number for squares, or [HEIGHT,WIDTH] (default: the paper's)",
-    )  # fmt: skip
-    parser.add_argument("--num_classes", type=int | None, default=None, help="default: of the paper's data set")
-    parser.add_argument(
-        "--branches", type=tuple[str, ...] | None, default=None, help="such as [B1,B2,B3] (default: [B1,B2])"
+    parser.flag(
+        "--image_size", "Pixels that it sees: a side, or [HEIGHT,WIDTH]. (default: the paper's)", int | tuple[int, int]
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.flag("--num_classes", "Classes. (default: those of the paper's data set)", int)
+    parser.flag("--branches", "Side branches. (default: B1,B2)", tuple[str, ...])
+    parser.switch("--json", "Print one JSON object instead of tables.")
     values = parser.parse(argv)
     from fastdhm.commands.models import list_models
 
