@@ -26,7 +26,7 @@ from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.benchmarks.harness.frame import Frame, check_counts
 from fastdhm.benchmarks.harness.machine import wait_for
 from fastdhm.benchmarks.harness.timing import Comparison
-from fastdhm.benchmarks.reference.contender import Engine, recipe_config, schedule
+from fastdhm.benchmarks.reference.contender import Engine, recipe_config
 from fastdhm.benchmarks.reference.data import training_loader, training_transform
 from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.benchmarks.reference.same_step import Yard
@@ -38,7 +38,8 @@ from fastdhm.data.sources.load import load_sources
 from fastdhm.engine.build import build_model, open_data
 from fastdhm.engine.device import pick_workers
 from fastdhm.engine.evaluate import evaluate
-from fastdhm.engine.optim.schedule import image_side, learning_rate, mimic_scale
+from fastdhm.engine.optim.schedule import mimic_scale
+from fastdhm.engine.run import learning_rate_of
 from fastdhm.engine.timer import Timer
 from fastdhm.errors import UserError
 from fastdhm.recipes import FAST
@@ -160,9 +161,9 @@ def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iter
             with Timer(run.at.step).feed(data.train, run.at.epoch, 0, run.device) as batches:
                 for number, batch in enumerate(batches):
                     now = run.at.epoch + number / len(data.train)
-                    run.set_learning_rate(learning_rate(now, **schedule(config)))
-                    side = image_side(now / config.epochs, run.side, config.progressive)
-                    engine.train(batch, mimic_scale(now, config.mimic_warmup), side)
+                    lr, scale, side = run.scheduled(now)
+                    run.set_learning_rate(lr)
+                    engine.train(batch, scale, side)
                     yield
 
     return run.judged, steps()
@@ -178,7 +179,7 @@ def start_reference(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, I
         for epoch in range(config.epochs):
             for number, batch in enumerate(loader):
                 now = epoch + number / len(loader)
-                reference.set_learning_rate(learning_rate(now, **schedule(config)))
+                reference.set_learning_rate(learning_rate_of(config, now))
                 reference.step(*batch, mimic_scale(now, config.mimic_warmup))
                 yield
 

@@ -16,12 +16,11 @@ import torch
 
 from fastdhm.benchmarks.harness import report
 from fastdhm.benchmarks.harness.timing import Comparison, Result
-from fastdhm.benchmarks.reference.contender import Engine, schedule
+from fastdhm.benchmarks.reference.contender import Engine
 from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.engine.build import build_model
-from fastdhm.engine.optim.schedule import learning_rate, mimic_scale
 from fastdhm.engine.saved.record import to_host
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv
@@ -92,9 +91,8 @@ def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console)
     losses: dict[str, list] = {name: [] for name in (*references, *engines)}
     for number, batch in zip(range(steps), _batches(data, steps), strict=False):
         now = number / len(data.train)
-        lr = learning_rate(now, **schedule(config))
-        scale = mimic_scale(now, config.mimic_warmup)
         run = engines["fastdhm"].run
+        lr, scale, _ = run.scheduled(now)
         for engine in engines.values():
             engine.run.at.epoch = run.at.epoch = number // len(data.train)
         image_BCHW, target_B = run.to_device(batch, run.at.epoch, run.side)

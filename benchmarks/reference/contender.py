@@ -23,10 +23,8 @@ from fastdhm.engine.device import pick_compile
 from fastdhm.engine.fast.graphs import GraphedStep
 from fastdhm.engine.run import Run
 from fastdhm.engine.settle import settle
-from fastdhm.engine.step import make_step
-from fastdhm.engine.train import SCHEDULE
+from fastdhm.engine.step import make_step, take_step
 from fastdhm.errors import UserError
-from fastdhm.methods import scale_mimicking
 from fastdhm.recipes import recipe
 
 T = TypeVar("T")
@@ -73,11 +71,6 @@ def _settled(values: dict[str, object]) -> TrainConfig:
         raise UserError(str(error)) from error
 
 
-def schedule(config: TrainConfig) -> dict[str, object]:
-    """What the learning rate's schedule takes, of a run."""
-    return {name: getattr(config, name) for name in SCHEDULE} | {"lr": config.peak_lr}
-
-
 class Engine:
     """A run without its data: what the loop does with a batch, from host memory to the updated weights.
 
@@ -114,12 +107,7 @@ class Engine:
 
         ``side`` is that of the images that the network sees; ``None``: they are as the batch has them.
         """
-        image_BCHW, target_B = self.run.to_device(batch, self.run.at.epoch, side or self.run.side)
-        active, weights_AA = self.run.sample()
-        values = self.step(image_BCHW, target_B, scale_mimicking(weights_AA, mimic_scale), active)
-        self.run.at.step += 1
-        self.run.sums.add(self.run.at.step, len(target_B), *values, weights_AA, active)
-        return values[0]
+        return take_step(self.run, self.step, batch, mimic_scale, side or self.run.side)
 
 
 class Waited:

@@ -10,7 +10,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.load import unknown_dataset
 from fastdhm.data.sources.source import DATASETS
-from fastdhm.engine.display import print_plan
+from fastdhm.engine.plan import print_plan
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import LAST, NETWORK
 from fastdhm.engine.settle import run_folder, settle

@@ -32,11 +32,13 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.engine.device import autocast, computing_on
 from fastdhm.engine.fast.blocks import compile_blocks, forwards, goes_by_block
+from fastdhm.engine.fast.graphs import check_recomputed
 from fastdhm.engine.optim.schedule import image_side, image_sides
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.record import Log
 from fastdhm.engine.step import NUM_SIDES, make_compute
+from fastdhm.errors import UserError
 from fastdhm.system import processors
 
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
@@ -111,6 +113,18 @@ class SwitchingCompute:
     def __exit__(self, *_: object) -> None:
         if self.child is not None:
             self.child.close()
+
+
+def check_compiled(run: Run, compiled: bool) -> None:
+    """``ValueError`` if a step that is ``compiled``, or captured in a graph, cannot compute activations again."""
+    config = run.config
+    if compiled and config.activation_checkpointing and goes_by_block(run.model):
+        raise UserError(
+            f"compile is on and activation_checkpointing is true: {config.arch} is so deep that it is compiled block "
+            "by block, and these do not go together; set one of them off"
+        )
+    if config.cuda_graphs and config.activation_checkpointing:
+        check_recomputed(run.model)
 
 
 def when_compiled(run: Run) -> str:

@@ -1,20 +1,11 @@
-"""What a person watching a run sees: a live bar (plain lines without a terminal), at the end a table and curves.
-
-Legend: M branches.
-"""
+"""What a person sees while a run trains: a live bar, or plain lines where there is no terminal."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from fastdhm.config import TrainConfig
-from fastdhm.engine.saved.judged import FLATTERS, best_of, judged_images, judged_on, validations
 from fastdhm.system.console import PLAIN_LINE_SECONDS, Console, every, words
-from fastdhm.system.plotting import save_figure
 
 WIDE = 100  # columns
 WAIT_SHOWN = 0.03  # of the time
@@ -99,83 +90,3 @@ class TrainingDisplay:
     def print(self, text: str | Text) -> None:
         """Print above the bar."""
         self.progress.console.print(text)
-
-
-def print_plan(console: Console, lines: dict[str, str]) -> None:
-    """Say what is about to happen."""
-    for name, text in lines.items():
-        console.print(Text.assemble((f"{name:<9}", "bold"), text))
-
-
-def print_report(
-    console: Console,
-    rows: list[dict[str, Any]],
-    config: TrainConfig,
-    names: tuple[str, ...],
-    measured: str,
-    averaged: bool = False,
-) -> None:
-    """The table of errors of a run's end, and of its best epoch, on the images that it is judged on, by its weights or
-    their moving average; below it what has to be known of them, and the most memory that training took, of what
-    ``measured`` says."""
-    validated = validations(rows)
-    if not validated:
-        return
-    last, best = validated[-1], best_of(validated, names[0])
-    title = f"{judged_on(config)} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
-    title += f", on {judged_images(config)}"
-    console.print(title, style="italic")
-    table = Table()
-    for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
-        table.add_column(column, justify="left" if column == "branch" else "right")
-    for name in names:
-        cells = [last.get(f"val_error/{name}"), last.get(f"val_top5_error/{name}"), best.get(f"val_error/{name}")]
-        style = "bold" if name == names[0] else ""
-        table.add_row(name, *("-" if cell is None else f"{cell:.2f}" for cell in cells), style=style)
-    console.print(table)
-    kept = "; the network kept is of it" * (config.keep == "best")
-    console.print(f"the best epoch is {FLATTERS}{kept}")
-    peaks = [row["peak_mib"] for row in rows if "peak_mib" in row]
-    if peaks:
-        console.print(f"peak memory {max(peaks):,.0f} MiB ({measured})")
-
-
-def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: str) -> None:
-    """Draw loss and error over the epochs from the rows of a log, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [row for row in rows if row["kind"] == "epoch"]
-    steps = [row for row in rows if row["kind"] == "step"]
-    steps = steps or [row for row in epochs if "loss" in row]  # a short run has no log points
-    figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2))
-    figure.subplots_adjust(
-        left=0.055, right=0.985, bottom=0.115, top=0.905, wspace=0.15
-    )  # a layout that fits itself draws twice
-    loss_axis.plot(
-        [row["epoch"] for row in steps], [row.get("loss") for row in steps], color="0.4", label="loss (weighted sum)"
-    )
-    for name in sorted({key for row in steps for key in row if key.startswith("ce/")}):
-        loss_axis.plot([row["epoch"] for row in steps], [row.get(name) for row in steps], lw=1, label=name)
-    loss_axis.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    for m, name in enumerate(sorted({key for row in epochs for key in row if key.startswith("val_error/")})):
-        branch, colour = name.split("/")[1], f"C{m}"
-        train = [row.get(f"train_error/{branch}") for row in steps]
-        error_axis.plot(
-            [row["epoch"] for row in steps], train, lw=0.8, alpha=0.5, color=colour, label=f"{branch} train"
-        )
-        test = [row.get(name) for row in epochs]
-        error_axis.plot([row["epoch"] for row in epochs], test, "o-", ms=4, color=colour, label=f"{branch} {judged_on}")
-    error_axis.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
-    for axis in (loss_axis, error_axis):
-        axis.grid(alpha=0.3)
-        axis.set_xlim(0, None)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axis.lines:
-            axis.legend(fontsize=8)
-    figure.suptitle(title)
-    save_figure(figure, path, dpi=120)
-    plt.close(figure)

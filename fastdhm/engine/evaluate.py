@@ -18,13 +18,14 @@ from fastdhm.engine.device import autocast
 from fastdhm.engine.saved.record import to_host
 
 T = TypeVar("T")
+ShouldStop = Callable[[], int | None]  # the signal that asks to end, if one has come
 
 
 class Interrupted(Exception):
     """Validation, or the ranking of people, was asked to stop; it has changed nothing."""
 
 
-def until(should_stop: Callable[[], int | None], batches: Iterable[T]) -> Iterator[T]:
+def until(should_stop: ShouldStop, batches: Iterable[T]) -> Iterator[T]:
     """``batches``, before each of which ``should_stop`` is asked; :class:`Interrupted` if it came true."""
     for batch in batches:
         if should_stop():
@@ -69,7 +70,7 @@ def evaluate(
     device: torch.device,
     precision: torch.dtype,
     side: int,
-    should_stop: Callable[[], int | None] = lambda: None,
+    should_stop: ShouldStop = lambda: None,
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
 

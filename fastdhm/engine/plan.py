@@ -1,4 +1,6 @@
-"""What a run is going to do, in words."""
+"""What a person is told before a run: what it is going to do."""
+
+from rich.text import Text
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
@@ -9,16 +11,17 @@ from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.optim.schedule import describe_falls, describe_images
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved.judged import TEST_SETS, judged_images
+from fastdhm.system.console import Console
 
 
-def plan(run: Run, data: LoadedData, total_steps: int, why_not_compiled: str) -> dict[str, str]:
+def plan(run: Run, data: LoadedData, why_not_compiled: str) -> dict[str, str]:
     """What the run is going to do, for a person to read before it starts."""
     config, at = run.config, run.at
     branches = dict(zip(run.model.branch_names, (run.model.trunk, *run.model.branches.values()), strict=True))
     sizes = ", ".join(f"{name} {sum(p.numel() for p in branch.parameters()):,}" for name, branch in branches.items())
     train, val = f"{data.train.num_samples:,} training", f"{data.val.num_samples:,} validation images"
     val += f" ({judged_images(config)})" * (config.dataset in TEST_SETS)
-    steps = f"{config.epochs} epochs, {total_steps:,} steps of {config.batch_size} images"
+    steps = f"{config.epochs} epochs, {run.total_steps:,} steps of {config.batch_size} images"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
     machine = [config.device, describe_threads(), config.precision]
@@ -69,3 +72,9 @@ def method_name(config: TrainConfig) -> str:
         prob = f" {config.keep_prob:g}" if config.sampler == "bernoulli" else ""
         words.append(f"{config.sampler}{prob} every {config.sample_every or methods.SAMPLERS[config.sampler]}")
     return ", ".join(words)
+
+
+def print_plan(console: Console, lines: dict[str, str]) -> None:
+    """A line for each, its name in bold."""
+    for name, text in lines.items():
+        console.print(Text.assemble((f"{name:<9}", "bold"), text))

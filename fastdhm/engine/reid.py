@@ -18,11 +18,14 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedSplit
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.crops import height_width
-from fastdhm.data.sources.people import check_rankable, sightings
+from fastdhm.data.sources.identity import Identity
+from fastdhm.data.sources.people import CannotRank, check_rankable, sightings
+from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.build import open_to_judge
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision
-from fastdhm.engine.evaluate import until
-from fastdhm.engine.saved.record import to_host
+from fastdhm.engine.evaluate import Interrupted, ShouldStop, until
+from fastdhm.engine.run import Run
+from fastdhm.engine.saved.record import Log, to_host
 from fastdhm.errors import UserError, unknown
 from fastdhm.reid import Ranking, rank, rank_distances, rerank
 from fastdhm.reid.features import extract_features
@@ -31,6 +34,7 @@ from fastdhm.reid.ranking import METRICS
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv
 
+JUDGED = ("query", "gallery")  # the splits
 RANKS = (1, 5, 10, 20)  # of the table
 MAX_RANK, SHOWN_QUERIES, SHOWN_NEAREST = 50, 8, 10
 
@@ -104,7 +108,7 @@ def rank_people(
     config: TrainConfig,
     how: HowToRank,
     console: Console,
-    should_stop: Callable[[], int | None] = lambda: None,
+    should_stop: ShouldStop = lambda: None,
 ) -> PeopleRanked:
     """Rank the gallery of a re-identification set for each of its queries, by a plain network's features.
 
@@ -115,7 +119,7 @@ def rank_people(
         Interrupted: ``should_stop`` came true between two batches.
     """
     device = pick_device(config.device)
-    splits = open_to_judge(config, console, "query", "gallery")
+    splits = open_to_judge(config, console, *JUDGED)
     try:
         seen = [sightings(split.classes, split.source.target_N) for split in splits]
         check_rankable(config.dataset, *seen)  # of .beton files whose images are gone, nobody else has
@@ -140,6 +144,37 @@ def rank_people(
     return PeopleRanked(query, gallery, ranking, how)
 
 
+def read_ranked(config: TrainConfig, console: Console) -> Identity:
+    """Which people a run ranks at its end, none but on a re-identification set; they are read now, as a bad file among
+    them must not cost a whole training."""
+    if not is_reid(config.dataset):
+        return {}
+    found: Identity = {}
+    try:
+        for name, split in zip(JUDGED, open_to_judge(config, console, *JUDGED), strict=True):
+            found[name] = split.identity
+            split.close()
+    except CannotRank as error:  # no reason not to train
+        console.print(f"people will not be ranked at the end: {error}")
+    return found
+
+
+def rank_at_end(network: nn.Module, run: Run, log: Log, console: Console, should_stop: ShouldStop) -> bool:
+    """Rank people by a run's stripped network, into its log; whether that is done, as a signal stops it."""
+    config = run.config
+    try:
+        ranked = rank_people(network, config, HowToRank(), console, should_stop)
+    except Interrupted:
+        return False
+    except CannotRank as error:
+        log.write("reid", step=run.at.step, epoch=run.now)  # nothing more is owed
+        console.print(f"people are not ranked: {error}")
+        return True
+    log.write("reid", step=run.at.step, epoch=run.now, **ranked.percents())
+    print_result(ranked, f"re-identification on {config.dataset} by the stripped network", console.print)
+    return True
+
+
 def feature_layer(network: nn.Module, config: TrainConfig) -> str:
     """The name of the layer before which a plain network has its features; ``ValueError`` if it has none."""
     return models.classifier_of(network, (3, *height_width(config.image_size)))
@@ -154,7 +189,7 @@ def features(
     *,
     flip_average: bool = False,
     normalise: bool = False,
-    should_stop: Callable[[], int | None] = lambda: None,
+    should_stop: ShouldStop = lambda: None,
 ) -> Tensor:
     """What ``network`` makes of each image of ``split`` before its classifier, ``float32 [N, D]`` on the host.
 

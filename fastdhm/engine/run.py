@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
+from fastdhm.data import LoadedData
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
@@ -26,6 +27,7 @@ from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optim.average import WeightAverage
 from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
+from fastdhm.engine.optim.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import Position
 from fastdhm.engine.saved.names import LAST, NETWORK
@@ -33,6 +35,14 @@ from fastdhm.engine.saved.record import NonFiniteLoss, TrainingSums, to_host
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
+
+
+def learning_rate_of(config: TrainConfig, now: float) -> float:
+    """A run's learning rate at the time ``now``, in epochs."""
+    return learning_rate(
+        now, lr=config.peak_lr, epochs=config.epochs, schedule=config.schedule, milestones=config.milestones,
+        gamma=config.gamma, warmup_epochs=config.warmup_epochs, warmup_lr=config.warmup_lr, warmup=config.warmup,
+    )  # fmt: skip
 
 
 class Run:
@@ -61,6 +71,7 @@ class Run:
             for active in self.branch_sets
         }
         self.keep_S = torch.full((len(everything),), config.keep_prob, device=self.device)
+        self.epoch_steps = 1  # known once it has its data
         self.num_samples: int | None = None  # of the data set, where the draws of an epoch are made at its beginning
         self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
         self.changed_labels = 0
@@ -85,6 +96,13 @@ class Run:
         augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
         self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
         self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
+
+    def learn_from(self, data: LoadedData) -> None:
+        """Take note of the images to train on."""
+        self.data, self.epoch_steps = data.identity, len(data.train)
+        self.corrupt_labels(data.target_N)
+        if self.device.type == "cuda":
+            self.num_samples = len(data.target_N)
 
     def load_pretrained(self) -> None:
         """Start the trunk from the weights that the config names; ``ValueError`` as of ``models.load_pretrained``."""
@@ -125,6 +143,22 @@ class Run:
         if self.num_samples is not None:
             self.train_transform.draw_epoch(self.num_samples, self.at.epoch)
         self.peak_restarts = restart_peak(self.device)  # what a validation took is no step's
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run, up to ``max_steps``."""
+        return min(self.config.epochs * self.epoch_steps, self.config.max_steps or 1 << 62)
+
+    @property
+    def now(self) -> float:
+        """The time in epochs: whole ones done plus the fraction of this one."""
+        return self.at.epoch + self.at.batch / self.epoch_steps
+
+    def scheduled(self, now: float) -> tuple[float, float, int]:
+        """What a step at the time ``now`` takes: learning rate, factor of the mimicking weights, side of the images."""
+        config = self.config
+        side = image_side(now / config.epochs, self.side, config.progressive)
+        return learning_rate_of(config, now), mimic_scale(now, config.mimic_warmup), side
 
     def out_of_steps(self) -> bool:
         """Whether ``max_steps`` is reached."""

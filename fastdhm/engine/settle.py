@@ -51,6 +51,12 @@ def settle(config: TrainConfig) -> TrainConfig:
     )
 
 
+def check_weights(config: TrainConfig) -> None:
+    """``ValueError`` if a new run is to begin from a file that is not there."""
+    if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
+        raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
+
+
 @contextmanager
 def run_folder(path: Path, named: bool, console: Console) -> Iterator[Path]:
     """Hold the run directory ``path``; where nobody ``named`` it, another one if it is taken.

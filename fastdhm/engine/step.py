@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fastdhm.data.loaders.loader import Batch
 from fastdhm.engine.device import autocast
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.run import Run
+from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import mimic_loss
 
 NUM_SIDES = 3  # how many sizes of images a progressive run has
@@ -73,3 +75,22 @@ def make_step(run: Run, compute: Callable) -> Callable:
         return totals
 
     return step
+
+
+def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -> Tensor:
+    """A step on a batch from a loader, its numbers added to the run's sums; the loss, on the device.
+
+    Args:
+        step: as of :func:`make_step`.
+        scale: factor of the mimicking weights.
+        side: short side of the images that the network sees.
+    """
+    image_BCHW, target_B = run.to_device(batch, run.at.epoch, side)
+    active, weights_AA = run.sample()
+    run.measure_cosines(image_BCHW, target_B, active)
+    run.whole = False
+    values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
+    run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
+    run.sums.add(run.at.step, len(target_B), *values, weights_AA, active)
+    run.whole = True
+    return values[0]

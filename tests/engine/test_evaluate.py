@@ -7,8 +7,8 @@ import torch
 
 from fastdhm.commands.evaluate import _print
 from fastdhm.config import TrainConfig
-from fastdhm.engine.display import print_report
 from fastdhm.engine.evaluate import Errors, count_correct
+from fastdhm.engine.report import print_report
 from fastdhm.engine.saved.judged import is_chosen, judged_images, judged_on
 from fastdhm.system.console import Console
 
