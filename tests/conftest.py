@@ -1,5 +1,6 @@
 """For every test: fresh memory is poisoned, threads are counted, and what needs a GPU says so where there is none."""
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,9 @@ from fastdhm.system import processors
 
 hypothesis.settings.register_profile("fastdhm", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastdhm")
+
+# numba reads it when it is imported. Half of what FFCV's loaders cost is the optimiser; the loaders' slow tests use it.
+os.environ.setdefault("NUMBA_OPT", "0")
 
 pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "helpers").glob("*.py")))
 

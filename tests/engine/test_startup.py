@@ -27,7 +27,13 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--optimizer", "amsgrad", "--nesterov", "false", "--clip-grad", "1", "--accumulate", "2"]], ids=str
+    "flags",
+    [
+        pytest.param("", id="as they are"),
+        pytest.param(
+            "--optimizer amsgrad --nesterov false --clip-grad 1 --accumulate 2", id="others", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_the_first_step_waits_for_no_needless_import(tmp_path, flags):
     base = (
@@ -35,7 +41,16 @@ def test_the_first_step_waits_for_no_needless_import(tmp_path, flags):
         "--log-every 1"
     )
     folders = ["--run-dir", str(tmp_path / "run"), "--data-dir", str(tmp_path / "data")]
-    command = [sys.executable, "-c", PROGRAM.format(slow=SLOW), *base.split(), "--max-steps", "2", *folders, *flags]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM.format(slow=SLOW),
+        *base.split(),
+        "--max-steps",
+        "2",
+        *folders,
+        *flags.split(),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert [line for line in ended.stdout.splitlines() if line.startswith("loaded:")] == ["loaded:"]

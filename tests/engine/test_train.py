@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from fastdhm.cli import main
 from fastdhm.data.loaders.build import pick_kind
 from fastdhm.engine.saved.checkpoint import load_checkpoint
-from fastdhm.engine.saved.record import read_log
+from fastdhm.engine.saved.record import TrainingSums, read_log
 from runs import assert_same_state, command, rows_without_times
 
 HAS_FFCV = pick_kind("auto")[0] == "ffcv"
@@ -43,6 +45,20 @@ def stopped(number: signal.Signals, at_step: int, arguments: list[str]) -> subpr
     """A run in a process of its own that gets the signal in its ``at_step``-th step: no race with a clock."""
     program = [sys.executable, "-c", STOPPED_FROM_INSIDE, str(int(number)), str(at_step)]
     return subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def stopped_here(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, at_step: int, arguments: list[str]) -> int:
+    """The same in this process, which saves importing torch; returns the exit status."""
+    add = TrainingSums.add
+
+    def add_and_signal(self, step, *values):
+        add(self, step, *values)
+        if step == at_step:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingSums, "add", add_and_signal)
+        return main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +122,17 @@ def test_eval_gives_the_runs_own_numbers_and_those_of_the_stripped_network(finis
     assert json.loads(capsys.readouterr().out) == {"network": results["B0"]}
 
 
-def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
     """SIGKILL in the middle of the second epoch; the log is a step ahead of the checkpoint."""
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
     flags = ["--epochs", "2", "--log-every", "1", "--save-minutes", "1e-9"]
     assert stopped(signal.SIGKILL, 14, command(run_dir, *flags)).returncode == -signal.SIGKILL
+    return run_dir
+
+
+def test_a_killed_run_resumes_bit_for_bit(finished, killed, tmp_path):
+    run_dir = Path(shutil.copytree(killed, tmp_path / "run"))
     assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == 13
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
@@ -129,21 +151,27 @@ def test_activations_computed_again_change_no_bit_and_can_be_chosen_at_a_resume(
     assert rows_without_times(run_dir) == rows_without_times(finished)
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, tmp_path):
-    run_dir = tmp_path / "run"
-    assert stopped(signal.SIGKILL, 1, command(run_dir, "--epochs", "2", "--log-every", "1")).returncode < 0
-    (run_dir / "last.pt").unlink()
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, killed, tmp_path):
+    run_dir = Path(shutil.copytree(killed, tmp_path / "run"))
+    for checkpoint in run_dir.glob("*.pt"):
+        checkpoint.unlink()
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(finished, tmp_path, number):
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(finished, tmp_path, monkeypatch, capsys, number):
+    """SIGINT in a process of its own, since Python has a handler for it from the start."""
     run_dir = tmp_path / "run"
-    process = stopped(number, 3, command(run_dir, "--epochs", "2", "--log-every", "1"))
-    assert process.returncode == 128 + number
-    assert f"fastdhm train --resume {run_dir}" in process.stdout
-    assert "Traceback" not in process.stdout + process.stderr
+    argv = command(run_dir, "--epochs", "2", "--log-every", "1")
+    if number == signal.SIGINT:
+        process = stopped(number, 3, argv)
+        status, out, err = process.returncode, process.stdout, process.stderr
+    else:
+        status, (out, err) = stopped_here(monkeypatch, number, 3, argv), capsys.readouterr()
+    assert status == 128 + number
+    assert f"fastdhm train --resume {run_dir}" in out
+    assert "Traceback" not in out + err
     assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == 3
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
@@ -167,12 +195,12 @@ def test_max_steps_ends_in_order_and_a_resume_goes_on(finished, tmp_path):
     ],
     ids=["bernoulli", "structural"],
 )
-def test_a_sampled_run_resumes_bit_for_bit(tmp_path, flags):
+def test_a_sampled_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
     """The draws depend on where the run stands, not on how it came there."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     flags = ["--dataset", "synthetic:80", "--batch-size", "8", "--epochs", "2", "--log-every", "1", *flags]
     assert main(command(whole, *flags)) == 0
-    assert stopped(signal.SIGTERM, 13, command(cut, *flags)).returncode == 128 + signal.SIGTERM
+    assert stopped_here(monkeypatch, signal.SIGTERM, 13, command(cut, *flags)) == 128 + signal.SIGTERM
     assert main(["train", "--resume", str(cut)]) == 0
     assert_same_state(cut / "last.pt", whole / "last.pt")
     assert rows_without_times(cut) == rows_without_times(whole)

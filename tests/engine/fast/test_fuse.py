@@ -42,7 +42,9 @@ def test_families(arch, side):
     assert len(fused(forward, NormAct)) == len(norms)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "regnet_y_400mf", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "regnet_y_400mf", pytest.param("densenet121", marks=pytest.mark.slow)]
+)
 def test_attached_networks(name):
     torch.manual_seed(0)
     model = attach(torchvision.models.get_model(name, num_classes=4), verbose=False).double()

@@ -48,7 +48,8 @@ def test_nothing_that_is_learnt_changes(arch, size, options):
     plain = models.build(arch, 10, **options)
     recomputed = copy.deepcopy(plain)
     checkpoint_activations(recomputed)
-    assert_same(trained(recomputed, size), trained(plain, size))
+    steps = 2 if size == 16 else 1  # the large ones take a second a step
+    assert_same(trained(recomputed, size, steps=steps), trained(plain, size, steps=steps))
     assert not recomputed._features
 
 

@@ -170,7 +170,7 @@ def test_a_seed_gives_the_same_trunk_whatever_grows_from_it(arch):
         return build(arch, 5, *given).trunk.state_dict()
 
     baseline = trunk(models.build, ())
-    sets = [("B1",), ("B2",), ("B1", "B2")]
+    sets = [("B2",)] if ":" in arch else [("B1",), ("B2",), ("B1", "B2")]  # looking for stages takes a second
     states = [trunk(models.build, names) for names in sets]
     alone = trunk(models.build_alone, "B1")
     states.append({n.removeprefix("trunk."): t for n, t in alone.items() if n.startswith("trunk.")})
