@@ -44,12 +44,28 @@ def test_cuda_code_was_built_where_it_can_be():
 @pytest.mark.parametrize(
     ("version", "header", "message"),
     [
-        (None, True, f"there is no {{home}}/bin/nvcc; install a CUDA {MAJOR} toolkit and name its folder in CUDA_HOME"),
-        ("9", True, f"{{home}}/bin/nvcc is of CUDA 9.0, torch of CUDA {torch.version.cuda}; install a CUDA {MAJOR}"),
-        (MAJOR, False, "{home} has no include/cuda_runtime.h"),
-        (MAJOR, True, "{home}/bin/nvcc fails: error: unsupported GNU version"),
+        pytest.param(
+            None,
+            True,
+            f"there is no {{home}}/bin/nvcc; install a CUDA {MAJOR} toolkit and name its folder in CUDA_HOME",
+            id="no-nvcc",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "9",
+            True,
+            f"{{home}}/bin/nvcc is of CUDA 9.0, torch of CUDA {torch.version.cuda}; install a CUDA {MAJOR}",
+            id="other-version",
+        ),
+        pytest.param(MAJOR, False, "{home} has no include/cuda_runtime.h", id="no-headers", marks=pytest.mark.slow),
+        pytest.param(
+            MAJOR,
+            True,
+            "{home}/bin/nvcc fails: error: unsupported GNU version",
+            id="nvcc-refuses",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["no-nvcc", "other-version", "no-headers", "nvcc-refuses"],
 )
 def test_a_toolkit_that_does_not_serve_is_named(tmp_path, version, header, message):
     (tmp_path / "bin").mkdir()

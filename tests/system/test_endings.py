@@ -99,6 +99,7 @@ def test_a_signal_before_there_is_anything_to_save_ends_in_a_line(number):
     program = (
         "import os, signal, sys, types\nfrom fastdhm import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # tests under nohup inherit that it is ignored
         "def run(argv):\n"
         f"  try: os.kill(os.getpid(), {int(number)})\n"
         "  except KeyboardInterrupt: raise ImportError('numpy._core failed')\n"

@@ -1,0 +1,142 @@
+"""tests/ mirrors the source: a folder for each folder, and for each file ``test_FILE.py`` or a place named here.
+
+``test_FILE_more.py`` stands for ``FILE.py`` too.
+"""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+# folders of tests that are of no folder of Python files -> what they are of
+OF_THEIR_OWN = {
+    "cuda": "csrc/*/cuda, and how setup.py builds them",
+    "docs": "docs/ and README.md",
+    "helpers": "what several test files share; no tests",
+    "tools": "tools/",
+    "world": "the machine around a run: drives, processes, memory",
+}
+# files of tests that are of no one file -> what they are of
+OF_SEVERAL = {
+    "test_house": "the rules of the whole package",
+    "test_mirror": "the rules of tests/",
+    "cli/test_cli": "every command, through main()",
+    "data/test_open_people": "open.py's people, through every loader",
+    "engine/test_ablations": "branches alone, corrupt labels: through whole runs",
+    "engine/test_failures": "whatever ends a run from outside",
+    "engine/test_host_waits": "where a whole run waits for the device",
+    "engine/test_resume": "what may differ at a resume",
+    "engine/test_startup": "what a run imports before its first step",
+    "kernels/test_interpreter": "the kernels without a GPU",
+    "models/families/test_families": "what holds of every family",
+    "models/families/test_resnets": "both families of ResNets, against the paper's tables",
+    "ops/test_raw_ops": "every op as torch.ops.fastdhm has it",
+}
+# source file -> the tests that are its tests, where they are not beside it under its name
+THROUGH = {
+    # faces and words without behaviour of their own
+    "__main__": "cli/test_cli",
+    "errors": "cli/test_cli",
+    "compare.words": "compare/test_report",
+    "data.options": "data/test_open",
+    "engine.plan": "engine/test_train",
+    "engine.saved.names": "engine/saved/test_record",
+    "system.loading": "models/weights/test_pretrained",
+    "system.progress": "system/test_console",
+    # a command is its flags here; what it does is tested beside commands/, compare/, engine/ and benchmarks/
+    **{
+        f"cli.{name}": "cli/test_cli"
+        for name in (
+            *("bench", "compare", "data", "diagnose", "doctor", "embed"),
+            *("eval", "import_official", "models", "parser", "train"),
+        )
+    },
+    "config": "cli/test_cli",
+    # parts of what one test sees whole
+    "commands.data": "data/test_open_people",
+    "commands.diagnose_plots": "commands/test_diagnose",
+    "commands.measured": "commands/test_diagnose",
+    "compare.paper": "compare/test_plan",
+    "compare.plots": "compare/test_report",
+    "compare.record": "compare/test_report",
+    "compare.results": "compare/test_report",
+    "data.beton.source": "data/beton/test_settings",
+    "data.images.signatures": "data/images/test_read",
+    "data.images.tiff": "data/images/test_read",
+    "data.sources.readable": "data/test_open",
+    "data.sources.source": "data/sources/test_folder",
+    "engine.build": "engine/test_train",
+    "engine.run": "engine/test_train",
+    "engine.saved.judged": "engine/saved/test_owed",
+    "models.attach.dead": "models/attach/test_fit",
+    "models.base.initialise": "models/families/test_families",
+    "models.base.trace": "models/attach/test_stages",
+    "models.weights.files": "models/weights/test_pretrained",
+    "ops._convolution": "ops/test_conv2d",
+    "reid._distances": "reid/test_metrics",
+    "reid._positions": "reid/test_metrics",
+    "reid._protocol": "reid/test_metrics",
+    "system.streams": "system/test_console",
+    "system.waiting": "data/images/test_pool",
+    # every family is a case of the same tests
+    **{
+        f"models.families.{name}": "models/families/test_families"
+        for name in ("cifar_resnet", "densenet", "family", "imagenet_resnet", "mobilenet", "wrn", "zoo")
+    },
+    # benchmarks of the benchmarks
+    "benchmarks.agreement": "benchmarks/test_epoch",
+    "benchmarks.harness.machine": "benchmarks/harness/test_timing",
+    "benchmarks.kernel_report": "kernels/test_interpreter",
+    "benchmarks.reference.contender": "benchmarks/reference/test_same_step",
+    "benchmarks.reference.loss_peers": "benchmarks/test_loss",
+    "benchmarks.reference.run": "benchmarks/test_startup",
+}
+
+
+def sources() -> list[str]:
+    """The dotted name of every source file but the packages' own."""
+    places = [(ROOT / "fastdhm", ROOT / "fastdhm"), (ROOT / "kernels", ROOT), (ROOT / "benchmarks", ROOT)]
+    return [
+        ".".join(path.relative_to(start).with_suffix("").parts)
+        for folder, start in places
+        for path in sorted(folder.rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+
+
+SOURCES = sources()
+FOLDERS = {name.rpartition(".")[0].replace(".", "/") for name in SOURCES} - {""}
+FILES = [path.relative_to(TESTS).with_suffix("").as_posix() for path in sorted(TESTS.rglob("test_*.py"))]
+
+
+def beside(source: str) -> list[str]:
+    """The test files that carry a source file's name, in the folder that mirrors its own."""
+    *folders, name = source.split(".")
+    place = "/".join([*folders, f"test_{name.lstrip('_')}"])
+    return [file for file in FILES if (file == place or file.startswith(f"{place}_")) and file not in OF_SEVERAL]
+
+
+def test_every_folder_mirrors_one_of_the_source():
+    folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py")} - {"."}
+    assert {folder for folder in folders if folder.partition("/")[0] not in OF_THEIR_OWN} == FOLDERS
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_file_has_its_tests(source):
+    listed = THROUGH.get(source)
+    assert listed is None or listed in FILES, f"{source}: there is no tests/{listed}.py"
+    assert bool(beside(source)) != bool(listed), (
+        f"{source}: is tested beside, and listed in THROUGH too" if listed else f"{source}: has no tests/.../test_ file"
+    )
+
+
+def test_every_test_file_is_of_a_source_file():
+    named = {file for source in SOURCES for file in beside(source)}
+    others = {file for file in FILES if file.partition("/")[0] not in OF_THEIR_OWN} - named
+    assert others == set(OF_SEVERAL)
+
+
+def test_nothing_is_listed_that_is_not_there():
+    assert THROUGH.keys() <= set(SOURCES)
+    assert all((TESTS / folder).is_dir() for folder in OF_THEIR_OWN)
