@@ -1,6 +1,6 @@
 """Re-identification: ranking metrics, rankings of any size, re-ranking, features, pictures.
 
-It stands alone: tensors or arrays in, plain objects out, nothing of training.
+Functions take tensors or arrays and return plain objects. Nothing here needs the rest of a training run.
 """
 
 from fastdhm.reid.metrics import RankingMetrics, ranking_metrics

@@ -1,12 +1,12 @@
-"""Where in its query's ranking each right answer stands, without keeping the ranking.
+"""The rank of each match in the ranking of its query, without keeping the ranking.
 
-Average precision and the CMC curve need nothing but these places. Three backends with the same results:
+Average precision and the CMC curve need nothing but these ranks. Three backends give the same results:
 
-- ``cpp`` for distances in host memory, an op that counts what is nearer than each match and sorts nothing;
-- ``numpy`` where the extension was not built: sorts the values of a row, not their indices, and looks each match up in
-  them (a row of 20,000 numbers takes numpy 39 us, its argsort 205, a stable one 1,120), a few rows in each of several
-  threads, so that a row is still in the cache at its second use;
-- ``torch`` for any device, all rows at once.
+- ``cpp``, for distances in host memory: an op that counts the entries nearer than each match, without a sort;
+- ``numpy``, if the extension was not built: sorts the values of a row, not their indices, and searches each match in
+  them (numpy sorts a row of 20,000 numbers in 39 us, its argsort takes 205, a stable argsort 1,120). Each of several
+  threads takes a few rows, so that a row is still in the cache at its second use;
+- ``torch``, for any device, all rows at once.
 
 Legend: Q queries of the block, G gallery, P matches, K entries kept, N candidates for them.
 """
@@ -25,12 +25,12 @@ from torch import Tensor
 from fastdhm.ops import match_ranks as op
 from fastdhm.reid._protocol import Pairs, SameIdentity
 
-BLOCK_BYTES = 2**20  # of distances for a thread at a time: it and its sorted copy stay in the second-level cache
+BLOCK_BYTES = 2**20  # distances for one thread at a time: they and their sorted copy fit into the second-level cache
 
 
 @dataclass(frozen=True)
 class Places:
-    """What a block of queries leaves behind. In host memory, queries counted from the first of the block."""
+    """The result for a block of queries, in host memory; queries are counted from the first of the block."""
 
     query_P: np.ndarray  # ascending
     rank_P: np.ndarray  # valid gallery entries that are nearer, or as near and earlier in the gallery
@@ -39,18 +39,18 @@ class Places:
 
 
 def tensor_of(values) -> Tensor:
-    """A tensor over the same memory as an array's, which may be read-only: nothing here writes to what is given."""
+    """A tensor that shares the memory of an array. The array may be read-only: no function here writes to its input."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if isinstance(values, np.ndarray) and any(stride < 0 for stride in values.strides):
-            values = values.copy()  # torch has no such strides
+            values = values.copy()  # torch has no negative strides
         return torch.as_tensor(values).detach()
 
 
 def place(
     distances_QG: Tensor, first: int, same_identity: SameIdentity, top_k: int, impl: str = "auto"
 ) -> list[Places]:
-    """The places of the matches of queries ``first``, ``first + 1``, ..., one for each row; in order, in parts.
+    """The ranks of the matches, in parts, in order of the queries; the rows are queries ``first``, ``first + 1``, ...
 
     ``distances_QG`` is float32 or float64.
 
@@ -108,14 +108,14 @@ def _place_block_numpy(block_QG: np.ndarray, first: int, pairs: Pairs, junk_G: n
     runs = zip(sorted_QG, start_Q[:-1], start_Q[1:], strict=True)
     rank_P = np.concatenate([row_G.searchsorted(wanted_P[start:end]) for row_G, start, end in runs])
     after_P = np.minimum(rank_P + 1, block_QG.shape[1] - 1)
-    # The one after is the match itself where nothing follows it; a false alarm there costs time and changes nothing.
+    # If nothing follows the match, the entry after it is the match itself: that costs some time and changes nothing.
     for p in np.flatnonzero(sorted_QG[query_P, after_P] == wanted_P):
         rank_P[p] += np.count_nonzero(block_QG[query_P[p], : gallery_P[p]] == wanted_P[p])
     return Places(query_P, rank_P, *_nearest_numpy(block_QG, sorted_QG, top_k))
 
 
 def _nearest_numpy(block_QG: np.ndarray, sorted_QG: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of each row, the earlier entry where two are as near."""
+    """The nearest entries of each row; of two equally near ones, the earlier comes first."""
     k = min(top_k, block_QG.shape[1])
     if k == 0:
         return np.zeros((len(block_QG), 0), dtype=np.int64), np.zeros((len(block_QG), 0), dtype=block_QG.dtype)
@@ -139,7 +139,7 @@ def _place_block_torch(block_QG: Tensor, first: int, pairs: Pairs, junk_G: np.nd
     if len(row_P):
         wanted_P = block_QG[row_P, column_P]
         sorted_QG = block_QG.sort(dim=1).values
-        # searchsorted wants a rectangle: the matches of a query side by side, the rest of its row padding
+        # searchsorted needs a rectangle: a row has the matches of one query, then padding
         count_Q = row_P.bincount(minlength=len(block_QG))
         slot_P = torch.arange(len(row_P), device=device) - (count_Q.cumsum(0) - count_Q)[row_P]
         wanted_QM = block_QG.new_zeros(len(block_QG), int(count_Q.max()))
@@ -155,14 +155,14 @@ def _place_block_torch(block_QG: Tensor, first: int, pairs: Pairs, junk_G: np.nd
 
 
 def nearest(block_QG: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The nearest of each row, the earlier entry where two are as near."""
+    """The nearest entries of each row; of two equally near ones, the earlier comes first."""
     k = min(top_k, block_QG.shape[1])
     if k == 0:
         return block_QG.new_zeros(len(block_QG), 0, dtype=torch.int64), block_QG.new_zeros(len(block_QG), 0)
-    bound_Q1 = block_QG.topk(k, largest=False).values[:, -1:]  # which of several as near topk returns is its own choice
+    bound_Q1 = block_QG.topk(k, largest=False).values[:, -1:]  # topk may return any of several equally near
     row_N, column_N = (block_QG <= bound_Q1).nonzero(as_tuple=True)
     distance_N = block_QG[row_N, column_N]
-    by_distance_N = distance_N.sort(stable=True).indices  # in gallery order within ties, as nonzero gave them
+    by_distance_N = distance_N.sort(stable=True).indices  # ties stay in gallery order, as from nonzero
     order_N = by_distance_N[row_N[by_distance_N].sort(stable=True).indices]
     count_Q = row_N.bincount(minlength=len(block_QG))
     place_QK = (count_Q.cumsum(0) - count_Q)[:, None] + torch.arange(k, device=block_QG.device)
@@ -175,6 +175,6 @@ def _refuse_not_finite(block_QG: np.ndarray, first: int) -> None:
     row, column = np.argwhere(wrong_QG)[0].tolist()
     raise ValueError(
         f"the distance in row {first + row}, column {column} is {block_QG[row, column]} "
-        f"({int(wrong_QG[row].sum()):,} such values in this row): distances have to be finite numbers. "
-        "Look for NaN in the features they were computed from"
+        f"(such values in this row: {int(wrong_QG[row].sum()):,}), but distances must be finite. "
+        "Look for NaN in their features"
     )

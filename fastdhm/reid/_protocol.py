@@ -1,4 +1,4 @@
-"""Who counts as a right answer to whom: the single-query protocol of Market-1501.
+"""Which gallery entries are matches of a query: the single-query protocol of Market-1501.
 
 Legend: Q queries, G gallery, P pairs of a query and a gallery entry of its identity.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-JUNK = -1  # the identity of a bad detection: neither right nor wrong, it is left out of every ranking
+JUNK = -1  # the identity of a bad detection: neither right nor wrong, so every ranking leaves it out
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Labels:
                 (name, values) for name, values in vars(labels).items() if name.startswith(side)
             ]
             if len(ids) != len(cams):
-                raise ValueError(f"{ids_name} has {len(ids)} entries, {cams_name} {len(cams)}: needs as many")
+                raise ValueError(
+                    f"{ids_name} has {len(ids)} entries, but {cams_name} has {len(cams)}: must have the same number"
+                )
             if not len(ids):
-                raise ValueError(f"{ids_name} is empty: needs at least one {side} image")
+                raise ValueError(f"{ids_name} is empty: must have at least one {side} image")
         return labels
 
     @property
@@ -57,7 +59,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The gallery entries of the same identity, for each of some queries, in order of query and then of gallery."""
+    """The gallery entries with a query's identity, for some queries; in order of query, then of gallery."""
 
     query_P: np.ndarray  # counted from the first of these queries
     gallery_P: np.ndarray
@@ -65,17 +67,17 @@ class Pairs:
 
     @property
     def matches(self) -> tuple[np.ndarray, np.ndarray]:
-        """Query and gallery index of the right answers: those from another camera."""
+        """Query and gallery index of the matches: same identity, another camera."""
         return self.query_P[~self.same_camera_P], self.gallery_P[~self.same_camera_P]
 
     @property
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Query and gallery index of what the query's ranking does not contain: the same camera saw it."""
+        """Query and gallery index of entries that the query's ranking leaves out: same identity, same camera."""
         return self.query_P[self.same_camera_P], self.gallery_P[self.same_camera_P]
 
 
 class SameIdentity:
-    """Finds the pairs of any run of queries, without a Q x G table."""
+    """Finds the pairs of any consecutive queries, without a Q x G table."""
 
     def __init__(self, labels: Labels):
         self.labels = labels
@@ -84,7 +86,7 @@ class SameIdentity:
         self.junk_G = np.flatnonzero(labels.gallery_ids_G == JUNK)  # no ranking contains these
 
     def pairs(self, first: int, last: int) -> Pairs:
-        """The pairs of the queries from ``first`` up to, not including, ``last``."""
+        """The pairs of queries ``first``, ..., ``last - 1``."""
         ids_Q = self.labels.query_ids_Q[first:last]
         start_Q = np.searchsorted(self._sorted_ids_G, ids_Q, side="left")
         end_Q = np.searchsorted(self._sorted_ids_G, ids_Q, side="right")
@@ -99,7 +101,7 @@ class SameIdentity:
 def _whole_numbers(name: str, values) -> np.ndarray:
     values = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
     if values.ndim != 1:
-        raise ValueError(f"{name} has shape {values.shape}: needs one dimension, a number for each image")
+        raise ValueError(f"{name} has shape {values.shape}: must have one dimension, a number for each image")
     if values.size and values.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {values.dtype}: needs whole numbers")
+        raise ValueError(f"{name} is {values.dtype}: must be whole numbers")
     return values.astype(np.int64)

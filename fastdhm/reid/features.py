@@ -1,4 +1,4 @@
-"""What a network makes of an image before its classifier, for ranking or for a search index.
+"""Features: the input of a network's classifier for each image, for ranking or for a search index.
 
 Legend: B batch, N images, D features, C channels, H height, W width.
 """
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fastdhm.errors import UserError
 from fastdhm.system.files import plain_name, replacing, write_text
+from fastdhm.system.paths import shown
 
 SUFFIXES = (".safetensors", ".npy")
-HEADER_BYTES = 99_000_000  # of names: safetensors reads no header of more than 100 MB
+HEADER_BYTES = 99_000_000  # for names: safetensors reads no header of more than 100 MB
 
 
 @torch.no_grad()
@@ -31,24 +32,24 @@ def extract_features(
     normalise: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The input of the network's classifier for each image, in order, averaged over its places where it is a map.
+    """The input of the network's classifier for each image, in order; a feature map is averaged over its positions.
 
-    The network runs in evaluation mode and is left as it was. Features stay on the device until the last batch, so that
-    nothing waits for it.
+    The network runs in evaluation mode; its mode is restored afterwards. Features stay on the device until the last
+    batch, so that the host does not wait for the device.
 
     Args:
-        network: images to logits; a branched model stripped of its branches, whose classifiers would come last.
-        batches: ``[B, C, H, W]`` each, made ready as in training.
+        network: images to logits. Strip a branched model first: the classifiers of its branches would run too.
+        batches: ``[B, C, H, W]`` each, preprocessed as in training.
         layer: the name of the classifier, a linear layer or a convolution.
         flip: average with the features of the mirrored image.
-        normalise: scale each to length 1, after averaging.
+        normalise: scale each feature vector to length 1, after averaging.
         device: where the network is; default: where its first parameter is.
 
     Returns:
         ``float32 [N, D]`` on the CPU.
 
     Raises:
-        ValueError: a layer that does not run just once on all images, or no batch at all.
+        ValueError: the layer does not run exactly once on all images, or there is no batch.
     """
     device = torch.device(device or next(network.parameters()).device)
     caught: list[Tensor] = []
@@ -68,7 +69,7 @@ def extract_features(
         hook.remove()
         network.train(was_training)
     if not features:
-        raise ValueError("no batch to extract features from: the data set is empty or its iterator is used up")
+        raise ValueError("no batch to extract features from: the data set is empty, or its iterator is exhausted")
     return torch.cat(features).cpu()
 
 
@@ -78,33 +79,33 @@ def _features(network: nn.Module, image_BCHW: Tensor, caught: list[Tensor]) -> T
     shapes = [tuple(feature.shape) for feature in caught]
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != len(image_BCHW):
         raise ValueError(
-            f"the classifier of {type(network).__name__} was given {shapes or 'nothing'} for {len(image_BCHW)} "
-            "images: features need it to be called once, with all of them"
+            f"the classifier of {type(network).__name__} got {shapes or 'nothing'} for a batch of {len(image_BCHW)}: "
+            "the network must call it exactly once, with all images"
         )
     return caught.pop().float()
 
 
 def _pooled(classifier: nn.Module, x: Tensor) -> Tensor:
-    """What a classifier takes in as ``[B, D]``: the mean over the places of a feature map or over tokens."""
+    """The input of a classifier as ``[B, D]``: the mean over the positions of a feature map, or over tokens."""
     features = 1 if isinstance(classifier, nn.Conv2d) else x.ndim - 1
     places = [dim for dim in range(1, x.ndim) if dim != features]
     return x.mean(places) if places else x
 
 
 def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
-    """Write embeddings and the names of their images: ``.safetensors`` (names in its metadata), or ``.npy``.
+    """Write embeddings and the names of their images, as ``.safetensors`` or ``.npy``.
 
-    Beside a ``.npy`` the names go to ``.json`` of the same name, a list in the order of the rows; beside a
-    ``.safetensors`` too where they are more than its header may hold, some two million. In a ``.safetensors`` the
-    tensor is ``features`` and the metadata's ``names`` is such a list. Each file is whole or not there.
+    In a ``.safetensors`` the tensor is ``features``, and ``names`` in the metadata is a JSON list in the order of the
+    rows. Beside a ``.npy``, that list is in a ``.json`` of the same name. So it is for a ``.safetensors`` with more
+    names than its header can hold, some two million. Each file is whole or absent.
 
     Raises:
-        ValueError: another suffix, or not a name for each row.
+        ValueError: another suffix, or the number of names is not the number of rows.
     """
     path = Path(path)
     check_suffix(path)
     if len(names) != len(feature_ND):
-        raise ValueError(f"{len(names)} names for {len(feature_ND)} embeddings: needs one for each")
+        raise ValueError(f"{len(names)} names for {len(feature_ND)} embeddings: must be one for each")
     listed, beside = _listed(names), names_beside(path, names)
     feature_ND = feature_ND.detach().cpu().contiguous()
     if beside:
@@ -121,12 +122,12 @@ def save_features(path: Path, feature_ND: Tensor, names: Sequence[str]) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names as JSON; a byte of a name that is no character becomes JSON's own escape."""
+    """Names as JSON; a byte of a name that is not a character becomes an escape of JSON."""
     return json.dumps(list(names), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def names_beside(path: Path, names: Sequence[str]) -> Path | None:
-    """The file that has these names if embeddings are saved to ``path``; None where that has them itself."""
+    """The file for these names if embeddings are saved to ``path``; None if ``path`` itself holds them."""
     header = json.dumps(_listed(names), ensure_ascii=False)
     if path.suffix == ".safetensors" and len(header.encode()) <= HEADER_BYTES:
         return None
@@ -134,13 +135,13 @@ def names_beside(path: Path, names: Sequence[str]) -> Path | None:
 
 
 def check_suffix(path: Path) -> None:
-    """``ValueError`` if embeddings cannot be written to a file of that name."""
+    """``ValueError`` if embeddings cannot be written to a file with the suffix of ``path``."""
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: embeddings are written as {' or '.join(SUFFIXES)}, not '{path.suffix}'")
+        raise UserError(f"{shown(path)}: embeddings are written as {' or '.join(SUFFIXES)}, not '{shown(path.suffix)}'")
 
 
 def load_features(path: Path) -> tuple[Tensor, list[str]]:
-    """What :func:`save_features` wrote: embeddings and names. Nothing in the files is executed."""
+    """Read embeddings and names that :func:`save_features` wrote. No code in the files is executed."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -153,5 +154,5 @@ def load_features(path: Path) -> tuple[Tensor, list[str]]:
         else:
             feature_ND = torch.from_numpy(np.load(path, allow_pickle=False))
         return feature_ND, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except Exception as error:  # each format has errors of its own for a file that is absent, cut short or another's
-        raise UserError(f"{path}: not embeddings that were written by fastdhm: {error}") from error
+    except Exception as error:  # each format has its own errors for an absent, damaged or foreign file
+        raise UserError(f"{shown(path)}: not embeddings written by fastdhm: {error}") from error

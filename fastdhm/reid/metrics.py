@@ -5,7 +5,6 @@ Legend: Q queries, G gallery, R ranks, P matches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,22 +26,23 @@ class RankingMetrics:
     mean_ap: float  # over the queries that have a match
     cmc_R: Tensor  # float64; cmc_R[r]: share of those queries with a match among the r + 1 nearest
     ap_Q: Tensor  # float64; NaN for a query without a match
-    first_rank_Q: Tensor  # int64; where the nearest match stands, 1 for the top; 0 for a query without a match
+    first_rank_Q: Tensor  # int64; rank of the nearest match, from 1; 0 for a query without a match
     num_without_match: int
 
     @property
     def num_queries(self) -> int:
-        """All queries, with those that have no match."""
+        """The number of queries, including those without a match."""
         return len(self.ap_Q)
 
     @property
     def note(self) -> str | None:
-        """What the user should hear: how many queries were left out."""
+        """A message for the user: how many queries were left out."""
         if not self.num_without_match:
             return None
+        have = "has" if self.num_without_match == 1 else "have"
         return (
-            f"{self.num_without_match:,} of {self.num_queries:,} queries have no image of their identity from another "
-            "camera in the gallery: left out of mAP and CMC"
+            f"{self.num_without_match:,} of {self.num_queries:,} queries {have} no match from another camera in the "
+            "gallery: left out of mAP and CMC"
         )
 
 
@@ -60,62 +60,73 @@ def ranking_metrics(
     """Average precision and CMC from a matrix of distances, smaller is nearer.
 
     Each query ranks the gallery without junk (identity -1) and without the entries of its own identity and camera. The
-    rest of its identity are its m matches, at ranks ``r_1 < ... < r_m`` counted from 1; everything else, distractors
-    among them, is a wrong answer::
+    other entries of its identity are its m matches, at ranks ``r_1 < ... < r_m`` counted from 1. All other entries,
+    including distractors, are wrong answers::
 
         AP      = 1/m sum_k k / r_k                      mean precision at each match
         mAP     = mean of AP                             over the queries with m > 0
         CMC(r)  = share of those queries with r_1 <= r
 
     This is the AP of the usual Python evaluators and of ``sklearn.metrics.average_precision_score``. Market-1501's
-    MATLAB code takes trapezoids instead, the mean of ``(k - 1) / (r_k - 1)`` and ``k / r_k`` for each match (1 for the
-    former at ``r_k = 1``), which is never higher: half as much for a single match that is not the first.
+    MATLAB code uses trapezoids instead: the mean of ``(k - 1) / (r_k - 1)`` and ``k / r_k`` for each match (at
+    ``r_k = 1``, the former is 1). This is never higher, and half as much for a single match that is not the first.
 
-    Two entries that are equally far keep the order they have in the gallery, so that equal input gives equal numbers.
+    Equally far entries keep their order in the gallery, so equal input gives equal numbers.
 
     Args:
-        distances_QG: finite; compared in float64 if that is what it is, or whole numbers, else in float32.
-        query_ids_Q: identities, whole numbers; as the other labels a tensor, an array or a list.
-        max_rank: length of ``cmc_R``. It may exceed the gallery: the curve stays where it is.
-        chunk_mib: of distances at a time; a few times that is used besides the matrix. Changes no bit of the result.
-        impl: ``"cpp"`` and ``"numpy"`` (host memory, threads), ``"torch"`` (any device), or ``"auto"``: for a CPU
-            tensor or an array the first, or the second where the C++ extension was not built; the third for a tensor on
-            another device. All give the same bits.
+        distances_QG: finite. float64 and whole numbers are compared in float64, other types in float32.
+        query_ids_Q: identities, whole numbers. All labels may be a tensor, an array or a list.
+        max_rank: length of ``cmc_R``. It may exceed the gallery: the curve is constant from there on.
+        chunk_mib: distances that are processed at a time; this takes a few times as much memory besides the matrix. It
+            changes no bit of the result.
+        impl: ``"cpp"`` and ``"numpy"`` (host memory, threads), ``"torch"`` (any device), or ``"auto"``. On the CPU,
+            auto is ``"cpp"``, or ``"numpy"`` if the C++ extension was not built; on other devices ``"torch"``. All give
+            the same bits.
 
     Raises:
         ValueError: shapes that do not fit, a distance that is NaN or infinite, a ``max_rank`` below 1, an ``impl`` that
-            is not available here, or not one query with a match.
+            is not available here, or no query with a match.
     """
     labels = Labels.checked(query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G)
+    return tally_of(tensor_of(distances_QG), labels, max_rank, chunk_mib=chunk_mib, impl=impl).metrics()
+
+
+def tally_of(
+    distances_QG: Tensor,
+    labels: Labels,
+    max_rank: int,
+    *,
+    top_k: int = 0,
+    chunk_mib: float = CHUNK_MIB,
+    impl: str = "auto",
+) -> Tally:
+    """The ranks of all matches, and the ``top_k`` nearest entries of each query, from a matrix of distances."""
     tally = Tally(labels.num_queries, max_rank)
-    for places in places_in(tensor_of(distances_QG), labels, top_k=0, chunk_mib=chunk_mib, impl=impl):
-        tally.add(places)
-    return tally.metrics()
-
-
-def places_in(
-    distances_QG: Tensor, labels: Labels, *, top_k: int, chunk_mib: float = CHUNK_MIB, impl: str = "auto"
-) -> Iterator[Places]:
-    """Where the matches of each query stand, and its ``top_k`` nearest; a chunk after the other, queries in order."""
     _validate(distances_QG, labels, impl)
     same_identity = SameIdentity(labels)
     for first, last in runs(labels.num_queries, labels.num_gallery * 4, chunk_mib):
-        yield from place(_floating(distances_QG[first:last]), first, same_identity, top_k=top_k, impl=impl)
+        for places in place(_floating(distances_QG[first:last]), first, same_identity, top_k=top_k, impl=impl):
+            tally.add(places)
+    return tally
 
 
 class Tally:
-    """Collects the ranks of matches, queries in order, and makes the metrics of them."""
+    """Collects the ranks of matches and the nearest entries, queries in order, and computes the metrics."""
 
     def __init__(self, num_queries: int, max_rank: int):
         if max_rank < 1:
-            raise ValueError(f"max_rank is {max_rank}: needs 1 or more")
+            raise ValueError(f"max_rank is {max_rank}: must be 1 or more")
         self.max_rank = max_rank
         self.ap_Q = np.full(num_queries, np.nan)
         self.first_rank_Q = np.zeros(num_queries, dtype=np.int64)
         self._filled = 0
+        self._index_QK: list[np.ndarray] = []  # parts, queries in order
+        self._distance_QK: list[np.ndarray] = []
 
     def add(self, places: Places) -> None:
-        """The places of the queries that follow those added before."""
+        """Add the queries that follow those added before."""
+        self._index_QK.append(places.index_QK)
+        self._distance_QK.append(places.distance_QK)
         query_P = places.query_P
         order_P = np.lexsort((places.rank_P, query_P))
         rank_P = places.rank_P[order_P] + 1
@@ -129,12 +140,17 @@ class Tally:
             self.first_rank_Q[matched] = rank_P[start_Q[has_Q]]
         self._filled += len(count_Q)
 
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """``index_QK`` and ``distance_QK`` of all queries, see :class:`Places`."""
+        index_QK, distance_QK = np.concatenate(self._index_QK), np.concatenate(self._distance_QK)
+        return torch.from_numpy(index_QK), torch.from_numpy(distance_QK)
+
     def metrics(self) -> RankingMetrics:
         matched_Q = self.first_rank_Q > 0
         if not matched_Q.any():
             raise UserError(
-                f"not one of {len(matched_Q):,} queries has an image of its identity from another camera in the "
-                "gallery, so nothing can be ranked: look whether identities and cameras belong to these images"
+                f"none of {len(matched_Q):,} queries has an image of its identity from another camera in the gallery, "
+                "so nothing can be ranked: check that identities and cameras belong to these images"
             )
         first_N = self.first_rank_Q[matched_Q]
         at_rank_R = np.bincount(np.minimum(first_N, self.max_rank + 1), minlength=self.max_rank + 2)[1:-1]
@@ -148,9 +164,9 @@ class Tally:
 
 
 def runs(num_queries: int, row_bytes: int, chunk_mib: float, multiple: int = 1) -> list[tuple[int, int]]:
-    """(first, last) of runs of queries whose rows fit into ``chunk_mib``: a multiple of ``multiple``, one at least."""
+    """(first, last) of runs of queries whose rows fit into ``chunk_mib``: as many multiples of ``multiple``, or one."""
     if chunk_mib <= 0:
-        raise ValueError(f"chunk_mib is {chunk_mib}: needs more than 0")
+        raise ValueError(f"chunk_mib is {chunk_mib}: must be above 0")
     rows = max(1, int(chunk_mib * 2**20 / row_bytes) // multiple) * multiple
     return [(first, min(first + rows, num_queries)) for first in range(0, num_queries, rows)]
 
@@ -165,15 +181,14 @@ def _validate(distances_QG: Tensor, labels: Labels, impl: str) -> None:
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
     if impl in ("cpp", "numpy") and distances_QG.device.type != "cpu":
-        raise ValueError(f"impl {impl!r} needs distances in host memory, not on {distances_QG.device}: use 'torch'")
+        raise ValueError(f"impl is {impl!r}, but the distances are on {distances_QG.device}: use 'torch'")
     if distances_QG.is_complex():
-        raise ValueError(f"distances_QG is {distances_QG.dtype}: needs real numbers")
+        raise ValueError(f"distances_QG is {distances_QG.dtype}: must be real numbers")
     wanted = (labels.num_queries, labels.num_gallery)
     if distances_QG.shape == wanted:
         return
     transposed = distances_QG.shape == wanted[::-1]
     raise ValueError(
-        f"distances_QG is {tuple(distances_QG.shape)}: needs {wanted}, a row for each of the {wanted[0]} queries and a "
-        f"column for each of the {wanted[1]} gallery entries"
-        + (". It would fit transposed: are query and gallery swapped?" if transposed else "")
+        f"distances_QG is {tuple(distances_QG.shape)}: must be {wanted}, a row for each query and a column for each "
+        "gallery entry" + (". It would fit transposed: are query and gallery swapped?" if transposed else "")
     )

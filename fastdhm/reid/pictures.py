@@ -1,4 +1,4 @@
-"""Pictures for people: the head of some rankings, and the CMC curve.
+"""Pictures of results: the first entries of some rankings, and the CMC curve.
 
 Legend: Q queries, K entries of a ranking, R ranks, N images.
 """
@@ -24,7 +24,7 @@ FRAME, GAP, LABEL, MARGIN, HEADER = 5, 8, 18, 16, 34
 
 
 class Seen(NamedTuple):
-    """One image with what is known of it."""
+    """One image with its identity and camera."""
 
     image: Image
     identity: int
@@ -39,23 +39,25 @@ def ranking_picture(
     queries: Sequence[int],
     ap_Q: Tensor | None = None,
 ) -> None:
-    """Write a PNG with a row for each of ``queries``: the query, then its nearest, right ones green, wrong ones red.
+    """Write a PNG with a row for each of ``queries``: the query, then its nearest entries, framed green or red.
+
+    Green frames mark the query's identity, red frames all others.
 
     Args:
         index_QK: gallery indices, nearest first, -1 for none (``Ranking.index_QK``).
-        query: the ``q``-th query with its identity and camera.
-        gallery: likewise.
+        query: gives the ``q``-th query with its identity and camera.
+        gallery: likewise for the gallery.
         queries: which queries to show, in this order.
-        ap_Q: their average precision is written beside them if it is given.
+        ap_Q: if given, the average precision of each query is written below it.
 
     Raises:
-        ValueError: no query to show, or one that is not there.
+        ValueError: no query to show, or a number that is not a query.
     """
     from PIL import Image, ImageDraw
 
     wrong = [q for q in queries if not 0 <= q < len(index_QK)]
     if wrong or not len(queries):
-        raise ValueError(f"queries to show are {list(queries)}: needs at least one, each in [0, {len(index_QK)})")
+        raise ValueError(f"queries to show are {list(queries)}: must be at least one, each in [0, {len(index_QK)})")
     K = index_QK.shape[1]
     step_x, step_y = CELL_HW[1] + 2 * FRAME + GAP, CELL_HW[0] + 2 * FRAME + LABEL + GAP
     size = 2 * MARGIN + (K + 1) * step_x + GAP, HEADER + MARGIN + len(queries) * step_y
@@ -99,7 +101,7 @@ def _font(size: int):
 def cmc_plot(
     path: Path, cmc_R_by_name: Mapping[str, Tensor], title: str = "", mean_ap: Mapping[str, float] | None = None
 ):
-    """Write a PNG with the CMC curve of each named result, and its rank-1 (and mAP if given) in the legend."""
+    """Write a PNG with the CMC curve of each named result; the legend has its rank-1, and its mAP if given."""
     import matplotlib
 
     matplotlib.use("Agg")

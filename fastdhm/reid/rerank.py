@@ -30,23 +30,23 @@ def rerank(
     metric: str = "euclidean",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Distances that also ask whether two images have the same neighbours: ``(1 - lambda) d_J + lambda d`` (Eq. 12).
+    """Distances that also compare the neighbours of two images: ``(1 - lambda) d_J + lambda d`` (Eq. 12).
 
-    Each image is encoded by its k-reciprocal neighbours ``R*(p, k1)`` (Eq. 3, 5) with weights ``exp(-d)`` (Eq. 7), the
-    encoding is averaged over the ``k2`` nearest (Eq. 11), and ``d_J`` is the Jaccard distance of two encodings (Eq.
-    10). As in the authors' code, ``d`` is the squared Euclidean distance divided by the largest in its row, queries and
-    gallery together, the encodings are scaled to sum 1, and an image is the first of its own neighbours.
+    Each image is encoded by its k-reciprocal neighbours ``R*(p, k1)`` (Eq. 3, 5) with weights ``exp(-d)`` (Eq. 7). The
+    encoding is averaged over the ``k2`` nearest images (Eq. 11), and ``d_J`` is the Jaccard distance of two encodings
+    (Eq. 10). Three details are as in the authors' code: ``d`` is the squared Euclidean distance divided by the largest
+    in its row, over queries and gallery together; encodings are scaled to sum 1; an image is its own first neighbour.
 
-    The encodings are sparse and the N x N distances are made and dropped ``CHUNK_MIB`` at a time. At Market-1501's size
-    it takes about 0.4 GB besides a copy of the features, 266 MB of it the result (Q x G float32), where the full
-    matrices take 2 GB each; how much exactly depends on how many neighbours are reciprocal.
+    The encodings are sparse, and only ``CHUNK_MIB`` of the N x N distances are held at a time. At Market-1501's size,
+    this takes about 0.4 GB besides a copy of the features; 266 MB of it are the result (Q x G float32). The full
+    matrices would take 2 GB each. The exact amount depends on how many neighbours are reciprocal.
 
     Args:
         query_QD: features, finite.
-        gallery_GD: likewise, as wide.
-        k1: neighbours of an image; in a smaller set, all of it. ``k2`` likewise.
+        gallery_GD: likewise, with the same D.
+        k1: neighbours of an image; all images if there are fewer. ``k2`` likewise.
         metric: ``"euclidean"``, or ``"cosine"``: the features are scaled to length 1 first.
-        device: where distances are computed; default: the gallery's. The encodings are made on the host.
+        device: where distances are computed; default: the gallery's. The encodings are computed on the host.
 
     Returns:
         ``float32 [Q, G]`` on the CPU, for :func:`ranking_metrics`.
@@ -67,7 +67,7 @@ def rerank(
 
 @dataclass(frozen=True)
 class _Encoding:
-    """A sparse N x N matrix: row p holds the weights of the images that p is encoded by; sorted by row and column."""
+    """A sparse N x N matrix, sorted by row and column; row p holds the weights of the images that encode p."""
 
     row_P: np.ndarray
     column_P: np.ndarray
@@ -76,12 +76,12 @@ class _Encoding:
 
     @classmethod
     def summed(cls, key_P: np.ndarray, weight_P: np.ndarray, size: int) -> _Encoding:
-        """From keys ``row * size + column``; weights of the same key are added."""
+        """Make it from keys ``row * size + column``; weights with the same key are added."""
         key_P, place_P = np.unique(key_P, return_inverse=True)
         return cls(key_P // size, key_P % size, np.bincount(place_P, weight_P, len(key_P)), size)
 
     def starts(self) -> np.ndarray:
-        """Where each row begins, and the end of the last."""
+        """The start of each row, and the end of the last."""
         return np.searchsorted(self.row_P, np.arange(self.size + 1))
 
     def averaged(self, neighbour_NK: np.ndarray) -> _Encoding:
@@ -93,7 +93,7 @@ class _Encoding:
 
 
 def _neighbours(space: Space, feature_ND: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` nearest of each image, itself first, then by distance and index; and its largest squared distance."""
+    """The ``k`` nearest images of each, itself first, then by distance and index; and its largest squared distance."""
     N = len(feature_ND)
     neighbours, farthest = [], []
     for first, last in runs(N, N * 4, CHUNK_MIB):
@@ -101,7 +101,7 @@ def _neighbours(space: Space, feature_ND: Tensor, k: int) -> tuple[np.ndarray, n
         space.fill(distance_SN, feature_ND[first:last], feature_ND)
         farthest.append(space.squared(distance_SN.amax(1)).clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy())
         own_S = torch.arange(last - first, device=feature_ND.device)
-        distance_SN[own_S, first + own_S] = -torch.inf  # first, before those that are the same
+        distance_SN[own_S, first + own_S] = -torch.inf  # the image itself comes before equal ones
         neighbours.append(nearest(distance_SN, k)[0].cpu().numpy())
     return np.concatenate(neighbours), np.concatenate(farthest)
 
@@ -139,7 +139,7 @@ def _reciprocal(neighbour_NK: np.ndarray) -> np.ndarray:
 
 
 def _pair_distances(space: Space, feature_ND: Tensor, row_P: np.ndarray, column_P: np.ndarray) -> np.ndarray:
-    """Squared distances of single pairs."""
+    """Squared distances of the pairs of images ``row_P`` and ``column_P``."""
     parts = []
     for first, last in runs(len(row_P), 16 * feature_ND.shape[1], CHUNK_MIB):
         row_S, column_S = (torch.as_tensor(index[first:last], device=feature_ND.device) for index in (row_P, column_P))
@@ -148,7 +148,7 @@ def _pair_distances(space: Space, feature_ND: Tensor, row_P: np.ndarray, column_
 
 
 def _expand(start_N: np.ndarray, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All entries of each of the rows ``row_R``: which of ``row_R`` they belong to, and their place in the matrix."""
+    """All entries of the rows ``row_R``: the index into ``row_R`` of each entry, and its place in the matrix."""
     count_R = start_N[row_R + 1] - start_N[row_R]
     of_E = np.repeat(np.arange(len(row_R)), count_R)
     return of_E, np.arange(len(of_E)) - (np.cumsum(count_R) - count_R - start_N[row_R])[of_E]
@@ -157,14 +157,14 @@ def _expand(start_N: np.ndarray, row_R: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _combine(
     space: Space, feature_ND: Tensor, farthest_N: np.ndarray, encoding: _Encoding, Q: int, lambda_value: float
 ) -> Tensor:
-    """``(1 - lambda) d_J + lambda d`` (Eq. 10, 12); only entries that two encodings share add to their minimum."""
+    """``(1 - lambda) d_J + lambda d`` (Eq. 10, 12); only entries in both encodings add to the sum of minima."""
     G = encoding.size - Q
     start_N = encoding.starts()
     by_column_P = np.lexsort((encoding.row_P, encoding.column_P))
-    by_column_P = by_column_P[encoding.row_P[by_column_P] >= Q]  # who in the gallery is encoded by an image
+    by_column_P = by_column_P[encoding.row_P[by_column_P] >= Q]  # the gallery images that each image encodes
     column_start_N = np.searchsorted(encoding.column_P[by_column_P], np.arange(encoding.size + 1))
     result_QG = torch.empty(Q, G)
-    # An image shares entries with a part of the gallery only, but each shared entry takes several numbers on the way.
+    # An image shares entries with only a part of the gallery, but each shared entry needs memory for several numbers.
     for first, last in runs(Q, 64 * G, CHUNK_MIB):
         own_E = np.arange(start_N[first], start_N[last])
         of_E, place_E = _expand(column_start_N, encoding.column_P[own_E])
@@ -185,9 +185,9 @@ def _validate(query_QD: Tensor, gallery_GD: Tensor, k1: int, k2: int, lambda_val
         raise unknown("metric", metric, METRICS)
     shapes = tuple(query_QD.shape), tuple(gallery_GD.shape)
     if query_QD.ndim != 2 or gallery_GD.ndim != 2 or shapes[0][1] != shapes[1][1] or not all(shapes[0] + shapes[1]):
-        raise ValueError(f"query_QD is {shapes[0]}, gallery_GD {shapes[1]}: needs [Q, D] and [G, D], none zero")
+        raise ValueError(f"query_QD is {shapes[0]}, gallery_GD {shapes[1]}: must be [Q, D] and [G, D], none of them 0")
     for name, k in (("k1", k1), ("k2", k2)):
         if k < 1:
-            raise UserError(f"{name} is {k}: needs 1 or more")
+            raise UserError(f"{name} is {k}: must be 1 or more")
     if not 0 <= lambda_value <= 1:
-        raise ValueError(f"lambda_value is {lambda_value}: needs a number in [0, 1]")
+        raise ValueError(f"lambda_value is {lambda_value}: must be in [0, 1]")

@@ -54,7 +54,7 @@ def test_a_convolution_as_classifier_has_its_pooled_input_as_features():
     ("model", "images", "message"),
     [
         (nn.Sequential(nn.Flatten(1, 2), nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)] * 0, "no batch"),
-        (nn.Sequential(nn.Flatten(0, 1), nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)], r"was given \[\(6, 5\)\] for 2"),
+        (nn.Sequential(nn.Flatten(0, 1), nn.Linear(5, 4)), [torch.ones(2, 3, 8, 5)], r"got \[\(6, 5\)\] for a batch"),
     ],
     ids=["no-batch", "not-all-images"],
 )

@@ -159,11 +159,11 @@ def test_value_that_is_not_finite_is_named(impl, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"distances": np.zeros((3, 2))}, "needs (2, 3).*transposed"),
-        ({"distances": np.zeros((2, 4))}, r"needs \(2, 3\)"),
+        ({"distances": np.zeros((3, 2))}, "must be (2, 3).*transposed"),
+        ({"distances": np.zeros((2, 4))}, r"must be \(2, 3\)"),
         ({"query_ids": [1.5, 2]}, "query_ids_Q is float64"),
         ({"query_ids": [[1, 2]]}, "one dimension"),
-        ({"query_cams": [1]}, "query_cams_Q 1"),
+        ({"query_cams": [1]}, "query_cams_Q has 1"),
         ({"gallery_ids": [], "gallery_cams": []}, "gallery_ids_G is empty"),
         ({"max_rank": 0}, "max_rank is 0"),
         ({"chunk_mib": 0}, "chunk_mib is 0"),
@@ -182,5 +182,5 @@ def test_wrong_input_is_refused(change, message):
 
 
 def test_no_match_at_all_is_refused():
-    with pytest.raises(UserError, match="not one of 2 queries"):
+    with pytest.raises(UserError, match="none of 2 queries"):
         ranking_metrics(np.ones((2, 2)), [1, 2], [3, 4], [1, 1], [2, 2])

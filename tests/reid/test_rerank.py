@@ -89,7 +89,7 @@ def test_identical_images_are_no_distance_apart():
         (torch.ones(2, 3), {"k1": 0}, "k1 is 0"),
         (torch.ones(2, 3), {"k2": 0}, "k2 is 0"),
         (torch.ones(2, 3), {"lambda_value": 1.5}, "lambda_value is 1.5"),
-        (torch.ones(2, 4), {}, r"needs \[Q, D\]"),
+        (torch.ones(2, 4), {}, r"must be \[Q, D\]"),
         (torch.ones(2, 3), {"metric": "l1"}, "unknown metric"),
         (torch.full((2, 3), torch.nan), {}, "query_QD: row 0"),
     ],
