@@ -56,30 +56,30 @@ Compiled ahead of time for {names} ({cards}), by ptxas {ptxas}.
 **Nothing here was run on a GPU.** The kernels were run through Triton's interpreter on a CPU, which shows that their
 results are right (`tests/kernels`) and nothing about their speed. This page is what the compiler says.
 
-*Registers* and *spilled* (bytes) are for a thread, *shared* (bytes) is for a program, each for {names}.
-*Loads* and *stores* say how many global instructions of which width in bytes stand in the machine code for the first of
-these: wide ones carry logits, gradients and sums, narrow ones labels, weights, and rows whose length is not a multiple
-of the wider width. Batch {batch}, contiguous tensors.
+*Registers* and *spilled* (bytes) are per thread, *shared* (bytes) is per program, each for {names}.
+*Loads* and *stores* count the global instructions of each width (bytes) in the machine code for the first target. Wide
+ones carry logits, gradients and sums. Narrow ones carry labels, weights, and rows whose length is not a multiple of the
+wider width. Batch {batch}, contiguous tensors.
 
 ## Forward, first launch: `mimic_loss_fwd_kernel`
 
-*Tile* is classes x warps of a program; where it is shorter than K, a row is read twice. *Bytes* are moved for each
-logit; in brackets the floor: one read and, with a gradient, one write. A second read can come from L2 instead of memory
-where the rows that are worked on fit into it. Up to 4 branches the registers are held to what lets 12 warps or more on
-a multiprocessor, which makes some variants spill a few bytes, read again once a row; beyond this table some variants
-in float64 spill too.
+*Tile* is classes x warps of a program. If it is shorter than K, a row is read twice. *Bytes* are moved per logit; in
+brackets the floor: one read and, with a gradient, one write. A second read can come from L2 instead of memory, if the
+rows in work fit into it. Up to 4 branches, registers are limited so that 12 warps or more fit on a multiprocessor. So
+some variants spill a few bytes, which are read again once per row. Beyond this table, some variants in float64 spill
+too.
 
 {rows}
 
 ## Forward, second launch: `mimic_loss_sum_kernel`
 
-One program, whatever the batch.
+One program for any batch.
 
 {sums}
 
 ## Backward, the only launch: `scale_kernel`
 
-Where the incoming gradient is 1 it reads that number and nothing else; *bytes* are moved for each logit otherwise.
+If the incoming gradient is 1, it reads only that number. Otherwise *bytes* are moved per logit.
 
 {scales}
 """

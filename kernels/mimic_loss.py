@@ -1,42 +1,32 @@
-"""The mimicking loss on a GPU: loss, terms and gradient of rows that are read once.
+"""The mimicking loss on a GPU: plans and launches the kernels of mimic_loss_kernels.py.
 
 Legend: M branches, B batch, K classes; P teacher, Q student, both of M. BM: M rounded up to a power of two, BK: classes
-of a tile. ``m`` and ``k`` are indices of a branch and a class, ``p`` and ``q`` of a teacher and a student.
+of a tile.
 
-The meaning is ``mimic_loss_eager`` in fastdhm/ops/mimic_loss.py. How the kernels get there:
+Block sizes follow from shapes alone: no autotuning, no host sync, no allocation that depends on a value.
 
-- A program takes whole rows, one sample of all branches: a tile [BM, BK] whose branches lie in the registers of one
-  thread, so that comparing branches costs no communication. A row too long for that is read twice, tile by tile: for
-  its softmax sums (online), then for terms and gradient.
-- Exponentials and memory are linear in M; only the subtractions and multiply-adds in registers are quadratic.
-- What bounds M = 3 is not memory but instructions, so up to 4 branches are compared pair by pair, once for both
-  directions, and threads add their own part of every term until the last row: they meet for a row's maximum and its sum
-  of exponentials only.
-- Every program adds its own rows' terms and stores M x M sums. A second launch, of one program, adds those in a fixed
-  order: equal inputs give equal bits, on one kind of GPU.
-- Block sizes follow from shapes alone: no autotuning, no host sync, no allocation that depends on a value.
-
-Launches: 2 forward, 1 backward (``scale_``), eager or captured. One forward would do if the program that finishes last
-added the sums, but it can only know that it is the last from a counter that was zero at the start. To clear it is a
-launch too; to leave it clear for the next call takes memory that outlives the call, for each stream and each captured
-graph its own, which the CUDA graphs of torch.compile refuse (``slow_path_cudagraph_asserts``).
+Launches: 2 forward, 1 backward (``scale_``), eager or captured. One forward launch would do if the last program to
+finish added the sums. But it only knows that it is the last from a counter that was zero at the start. Clearing the
+counter takes a launch too. Leaving it clear for the next call takes memory that outlives the call, one for each stream
+and each captured graph, which the CUDA graphs of torch.compile refuse (``slow_path_cudagraph_asserts``).
 """
 
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-# Programs take several rows each beyond this, so that the second launch has no more sums than these to add.
+from fastdhm.kernels.mimic_loss_kernels import (
+    IN_THREAD,
+    mimic_loss_fwd_kernel,
+    mimic_loss_sum_kernel,
+    scale_kernel,
+)
+
+# With more rows than this, each program takes several, so that the second launch adds no more sums than this.
 MAX_PROGRAMS = 1024
-H100_PROCESSORS = 132  # for what is compiled without a GPU
-# Up to so many branches lie in the registers of each thread, and the loop over students of half as many is unrolled;
-# more are divided among the warps, or registers would spill.
-IN_THREAD = 8
-IN_THREAD_ = tl.constexpr(IN_THREAD)
-UNROLL = tl.constexpr(IN_THREAD // 2)
+H100_PROCESSORS = 132  # assumed when kernels are compiled without a GPU
 
 
 def mimic_loss(
@@ -52,17 +42,17 @@ def mimic_loss(
 
     Args:
         logits_MBK: float32, bfloat16, float16 or float64, any strides; M and K at least 1.
-        target_B: int64, in [0, K) or ``ignore_index``. Any other is found on the device only: the loss becomes NaN.
+        target_B: int64, in [0, K) or ``ignore_index``. Only the device sees another value: the loss becomes NaN.
         weights_MM: any floating dtype, any strides. Read on the device, so its values can change without a recompile.
-        temperature: T > 0, for the mimicking terms; each new value compiles a kernel, as each new M and K does.
-        label_smoothing: in [0, 1], for the cross-entropies; likewise.
+        temperature: T > 0, for the mimicking terms. Each new value compiles a kernel, and so does each new M and K.
+        label_smoothing: in [0, 1], for the cross-entropies. Each new value compiles a kernel.
         ignore_index: the target that means "no label".
         need_grad: whether to write the gradient.
 
     Returns:
         ``(loss [], terms_MM, grad_MBK)``: the first two float32, or float64 for float64 logits. The gradient is
-        contiguous, in the logits' dtype (float32 for float16), for an incoming gradient of 1; where not needed, it
-        has shape (0,).
+        contiguous, in the logits' dtype (float32 for float16), for an incoming gradient of 1; without
+        ``need_grad`` it has shape (0,).
     """
     launches, results = plan(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad)
     run(launches, logits_MBK)
@@ -70,22 +60,22 @@ def mimic_loss(
 
 
 def scale_(grad_MBK: Tensor, factor: Tensor) -> None:
-    """Multiply a contiguous gradient in place by a 0-d tensor on its device; where that is 1, nothing else is read."""
+    """Multiply a contiguous gradient in place by a 0-d tensor on its device; if that is 1, nothing else is read."""
     run([plan_scale(grad_MBK, factor)], grad_MBK)
 
 
 class Launch(NamedTuple):
-    """A kernel and all that its launch, or its compilation ahead of time, takes."""
+    """A kernel and everything that its launch, or its compilation ahead of time, needs."""
 
     kernel: triton.JITFunction
     grid: tuple[int]
     arguments: tuple
     num_warps: int
-    registers: int | None = None  # at most so many a thread, so that 12 warps or more fit on a multiprocessor
+    registers: int | None = None  # limit per thread, so that 12 warps or more fit on a multiprocessor
 
     @property
     def options(self) -> dict:
-        # fusion is said because triton's default changes with its version 3.10
+        # fusion is set because its default changes in triton 3.10
         options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
@@ -106,18 +96,18 @@ def plan(
     ignore_index: int,
     need_grad: bool,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """The launches, and the tensors they will fill: (loss, terms_MM, grad_MBK)."""
+    """The launches, and the tensors that they fill: (loss, terms_MM, grad_MBK)."""
     M, B, K = logits_MBK.shape
     wide = torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32
     align = row_alignment(logits_MBK)
     BM, BK, num_warps = tile(M, K, wide, temperature, align)
     if BM <= IN_THREAD:
-        align = min(align, max(1, BK // (32 * num_warps)))  # wider loads would divide the branches among threads
+        align = min(align, max(1, BK // (32 * num_warps)))  # wider loads would divide branches among threads
     registers = (168 if num_warps <= 4 else 128) if BM <= IN_THREAD // 2 and wide == torch.float32 else None
     programs = min(B, MAX_PROGRAMS, resident(logits_MBK.device, num_warps, registers or 256))
     sums_NPQ = logits_MBK.new_empty((programs, BM, BM), dtype=wide)
     loss, terms_MM = logits_MBK.new_empty((), dtype=wide), logits_MBK.new_empty((M, M), dtype=wide)
-    # too narrow for a gradient before the loss scaling
+    # float16 is too narrow for a gradient before loss scaling
     grad_dtype = torch.float32 if logits_MBK.dtype == torch.float16 else logits_MBK.dtype
     grad_MBK = logits_MBK.new_empty((M, B, K) if need_grad else (0,), dtype=grad_dtype)
     stride_m, stride_b, stride_k = logits_MBK.stride()
@@ -135,9 +125,9 @@ def plan(
 
 
 def resident(device: torch.device, num_warps: int, registers: int) -> int:
-    """How many programs a GPU has room for at once: with more, the last of them would run on a GPU that is half empty.
+    """How many programs run on a GPU at once: with more, the last ones would run on a GPU that is half empty.
 
-    Of the limits it is the registers' that binds here, 65,536 on a multiprocessor.
+    The limit here is registers: a multiprocessor has 65,536.
     """
     on_gpu = device.type == "cuda"
     processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else H100_PROCESSORS
@@ -145,20 +135,20 @@ def resident(device: torch.device, num_warps: int, registers: int) -> int:
 
 
 def plan_scale(grad_MBK: Tensor, factor: Tensor) -> Launch:
-    """The launch of ``scale_``: 16 elements a thread at a time."""
+    """The launch of ``scale_``: a thread takes 16 elements at a time."""
     programs = max(1, min(MAX_PROGRAMS, triton.cdiv(grad_MBK.numel(), 2048)))
     return Launch(scale_kernel, (programs,), (grad_MBK, factor, grad_MBK.numel(), 2048), 4)
 
 
 def tile(M: int, K: int, dtype: torch.dtype, temperature: float, align: int) -> tuple[int, int, int]:
-    """BM, BK and the warps of a program: the whole row where 8 warps can hold it, else a tile of the two-pass form.
+    """BM, BK and the warps of a program: the whole row if 8 warps can hold it, else a tile of the two-pass form.
 
-    A thread has registers for 64 values, or for 32 where it needs others, as for many branches or a second softmax. A
-    tile of two passes is half as wide where a thread does not read 8 classes at once: more warps then fit on a
-    multiprocessor. The numbers come from the compiled kernels: with larger ones registers spill (docs/kernels.md).
+    A thread has registers for 64 values, or for 32 if it needs others, as with many branches or a second softmax. A
+    tile of the two-pass form is half as wide if a thread does not read 8 classes at once: more warps then fit on a
+    multiprocessor. The numbers come from the compiled kernels: with larger numbers registers spill (docs/kernels.md).
     """
     BM = triton.next_power_of_2(M)
-    values = BM * (2 if temperature == 1 else 3)  # of one class: logarithms and probabilities, at both temperatures
+    values = BM * (2 if temperature == 1 else 3)  # per class: logarithms and probabilities, for both temperatures
     per_thread = 64 if temperature == 1 and BM <= IN_THREAD else 32
     if dtype == torch.float64:
         values, per_thread = values * 8, 64  # two registers each, and more for an exponential
@@ -171,268 +161,13 @@ def tile(M: int, K: int, dtype: torch.dtype, temperature: float, align: int) -> 
 
 
 def row_alignment(logits_MBK: Tensor) -> int:
-    """The largest power of two, up to 16 bytes, of which all rows' offsets are multiples, in elements.
+    """The alignment of all rows in elements: a power of two, at most 16 bytes.
 
-    Triton looks at a stride only for a factor of 16 elements, which rows of 1000 classes do not have; told of the
-    factor they do have, it makes 16-byte loads of them.
+    Triton only tests whether a stride is a multiple of 16 elements, which rows of 1000 classes are not. If it is told
+    the smaller factor, it makes 16-byte loads.
     """
     stride_m, stride_b, stride_k = logits_MBK.stride()
     align = 16 // logits_MBK.element_size() if stride_k == 1 else 1
     while stride_m % align or stride_b % align:
         align //= 2
     return align
-
-
-@triton.jit
-def mimic_loss_fwd_kernel(
-    logits, stride_m, stride_b, stride_k, target, stride_t, ignore_index, weights, stride_p, stride_q, sums, grad,
-    stride_g, B,
-    TEMPERATURE: tl.constexpr, SMOOTHING: tl.constexpr, ALIGN: tl.constexpr, NEED_GRAD: tl.constexpr,
-    M: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
-    """Rows program_id, program_id + num_programs, ... ``stride_m`` and ``stride_b`` count ALIGN elements."""
-    WIDE: tl.constexpr = sums.dtype.element_ty
-    GRAD_ALIGN: tl.constexpr = ALIGN if K % ALIGN == 0 else 1  # of its rows, which are written as logits are read
-    m = tl.arange(0, BM)
-    used_M = is_used(m, weights, stride_p, stride_q, M)
-    if NEED_GRAD:
-        ce_scale = 1 / tl.cast(count_labelled(target, stride_t, ignore_index, B, max(512, 16 * T)), WIDE)
-        mimic_scale = TEMPERATURE / tl.cast(B, WIDE)
-        ce_M = tl.load(weights + m * (stride_p + stride_q), mask=m < M, other=0).to(WIDE) * ce_scale
-    sums_PQ = tl.zeros([BM, BM], WIDE)
-    lanes_PQT = tl.zeros([BM, BM, T], WIDE)  # of the sums, each thread's own part
-
-    for row in range(tl.program_id(0), B, tl.num_programs(0)):
-        row = tl.cast(row, tl.int64)
-        y = tl.load(target + row * stride_t)
-        labelled = tl.where((y >= 0) & (y < K), 1.0, float("nan"))  # a target out of range must show
-        labelled = tl.where(y == ignore_index, 0.0, labelled)
-        rows_M = logits + row * stride_b * ALIGN + m.to(tl.int64) * stride_m * ALIGN
-
-        z = load_tile(rows_M, used_M, stride_k, 0, K, BK).to(WIDE)  # [BM, BK], the whole row where it fits
-        if BK < K and BM <= IN_THREAD_:
-            max_M, sum_M, soft_sum_M = lane_softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE, ALIGN, K, BK, T)
-        else:
-            max_M, sum_M, soft_sum_M = softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE, K, BK)
-        smooth_M = tl.zeros([BM], WIDE)
-        for k0 in range(0, K, BK):
-            if BK < K:
-                z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(WIDE)
-            k = k0 + tl.arange(0, BK)
-            x = z - max_M[:, None]
-            # probabilities of the cross-entropies, then those of the mimicking terms; one exponential where T = 1
-            prob = exp(x) * (1 / sum_M)[:, None]
-            soft = exp(x * (1 / TEMPERATURE)) * (1 / soft_sum_M)[:, None] if TEMPERATURE != 1 else prob
-            log_soft = x * (1 / TEMPERATURE) - tl.log(soft_sum_M)[:, None]
-            if SMOOTHING > 0:
-                smooth_M += tl.sum(tl.where(k[None, :] < K, tl.log(sum_M)[:, None] - x, 0.0), 1)
-
-            # In a gradient a term without weight adds nothing, even where it is NaN.
-            label_K = tl.where(k == y, tl.full([], 1 - SMOOTHING + SMOOTHING / K, WIDE), SMOOTHING / K)
-            if M <= UNROLL:  # pair by pair, of which both directions share the differences
-                if NEED_GRAD:
-                    row_ce_M = (ce_M * labelled)[:, None]
-                    grad_MK = row_ce_M * tl.where(row_ce_M != 0, prob - label_K[None, :], 0.0)
-                for p in tl.static_range(M):
-                    for q in tl.static_range(p + 1, M):
-                        soft_P, soft_Q = branch_of(soft, p, BM), branch_of(soft, q, BM)
-                        log_P, log_Q = branch_of(log_soft, p, BM), branch_of(log_soft, q, BM)
-                        gap = log_P - log_Q
-                        # a class that the teacher excludes adds 0; one that only the student excludes is infinitely far
-                        is_in_P, is_in_Q = log_P > float("-inf"), log_Q > float("-inf")
-                        far_P = tl.where(is_in_Q, soft_P, 1.0) * tl.where(is_in_P, gap, 0.0)  # not 0 * inf
-                        far_Q = tl.where(is_in_P, soft_Q, 1.0) * tl.where(is_in_Q, gap, 0.0)
-                        lanes_PQT += at(lane_sums(far_P, ALIGN, T), p, q, BM)
-                        lanes_PQT += at(-lane_sums(far_Q, ALIGN, T), q, p, BM)
-                        if NEED_GRAD:
-                            gap_P = soft_P - soft_Q
-                            weight = tl.load(weights + p * stride_p + q * stride_q).to(WIDE) * mimic_scale
-                            add = -weight * tl.where(weight != 0, gap_P, 0.0)
-                            grad_MK += tl.where((m == q)[:, None], add[None, :], -0.0)
-                            weight = tl.load(weights + q * stride_p + p * stride_q).to(WIDE) * mimic_scale
-                            add = weight * tl.where(weight != 0, gap_P, 0.0)
-                            grad_MK += tl.where((m == p)[:, None], add[None, :], -0.0)
-                if NEED_GRAD:
-                    out = grad + (m.to(tl.int64) * B + row)[:, None] * stride_g * GRAD_ALIGN + k[None, :]
-                    tl.store(out, grad_MK.to(grad.dtype.element_ty), mask=(m < M)[:, None] & (k < K)[None, :])
-            else:
-                for q in tl.range(0, M, loop_unroll_factor=1):
-                    soft_K, log_soft_K = branch_of(soft, q, BM), branch_of(log_soft, q, BM)
-                    gap = tl.where(log_soft > float("-inf"), log_soft - log_soft_K[None, :], 0.0)
-                    summand = tl.where(gap == float("inf"), gap, soft * gap)  # as above
-                    summand = tl.where((m != q)[:, None], summand, 0.0)  # a branch does not mimic itself
-                    sums_PQ += tl.where(m[None, :] == q, tl.sum(summand, 1)[:, None], 0.0)
-                    if NEED_GRAD:
-                        weight_P = tl.load(weights + m * stride_p + q * stride_q, mask=m < M, other=0).to(WIDE)
-                        weight_P = weight_P * mimic_scale
-                        mimic = weight_P[:, None] * (soft_K[None, :] - soft)
-                        grad_K = tl.sum(tl.where(((m != q) & (weight_P != 0))[:, None], mimic, -0.0), 0)
-                        ce_weight = tl.load(weights + q * (stride_p + stride_q)).to(WIDE) * ce_scale * labelled
-                        ce_K = branch_of(prob, q, BM) - label_K
-                        grad_K += ce_weight * tl.where(ce_weight != 0, ce_K, 0.0)
-                        out = grad + (tl.cast(q, tl.int64) * B + row) * stride_g * GRAD_ALIGN + k0
-                        tl.store(out + tl.arange(0, BK), grad_K.to(grad.dtype.element_ty), mask=k < K)
-
-        nearest = tl.minimum(tl.maximum(y, 0), K - 1)
-        x_y_M = tl.load(rows_M + nearest * stride_k, mask=used_M, other=0).to(WIDE) - max_M
-        term_M = (1 - SMOOTHING) * (tl.log(sum_M) - x_y_M) + SMOOTHING / K * smooth_M
-        term_M = tl.where(labelled == 0, 0.0, labelled * term_M)
-        sums_PQ += tl.where(m[:, None] == m[None, :], term_M[:, None], 0.0)
-
-    if M <= UNROLL:
-        sums_PQ += tl.sum(lanes_PQT, 2)
-    tl.store(sums + tl.program_id(0) * BM * BM + m[:, None] * BM + m[None, :], sums_PQ)
-
-
-@triton.jit
-def exp(x):
-    """One instruction and a product in float32, and 0 for what float32 has no normal number for."""
-    return tl.exp(x) if x.dtype == tl.float64 else tl.exp2(x * 1.4426950408889634)
-
-
-@triton.jit
-def lanes(tile_K, ALIGN: tl.constexpr, T: tl.constexpr):
-    """[..., BK] as [..., rounds, T, ALIGN]: thread t of T has those of the same t, for it reads ALIGN at a time."""
-    BK: tl.constexpr = tile_K.shape[len(tile_K.shape) - 1]
-    if len(tile_K.shape) == 1:
-        return tl.reshape(tile_K, [BK // (T * ALIGN), T, ALIGN])
-    else:
-        return tl.reshape(tile_K, [tile_K.shape[0], BK // (T * ALIGN), T, ALIGN])
-
-
-@triton.jit
-def lane_sums(tile_K, ALIGN: tl.constexpr, T: tl.constexpr):
-    """What each thread can add of a row without the others, [T]."""
-    return tl.sum(tl.sum(lanes(tile_K, ALIGN, T), 2), 0)
-
-
-@triton.jit
-def at(lane_T, p: tl.constexpr, q: tl.constexpr, BM: tl.constexpr):
-    """[BM, BM, T] with ``lane_T`` at (p, q) and -0.0 elsewhere, to add which is no operation."""
-    m = tl.arange(0, BM)
-    here = (m == p)[:, None, None] & (m == q)[None, :, None]
-    return tl.where(here, lane_T[None, None, :], -0.0)
-
-
-@triton.jit
-def lane_softmax_sums(
-    z, rows_M, used_M, stride_k, TEMPERATURE: tl.constexpr, ALIGN: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
-    T: tl.constexpr,
-):  # fmt: skip
-    """:func:`softmax_sums` of a row of several tiles, in which threads meet once a row and not once a tile."""
-    LOWEST: tl.constexpr = -1.7976931348623157e308 if z.dtype == tl.float64 else -3.4028234663852886e38
-    max_MT = tl.zeros([rows_M.shape[0], T], z.dtype) + LOWEST
-    sum_MT = tl.zeros([rows_M.shape[0], T], z.dtype)
-    soft_sum_MT = tl.zeros([rows_M.shape[0], T], z.dtype)
-    for k0 in range(0, K, BK):
-        if k0 > 0:
-            z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(z.dtype)
-        z_MRTA = lanes(z, ALIGN, T)
-        old_MT, max_MT = max_MT, tl.maximum(tl.max(tl.max(z_MRTA, 3), 1), max_MT)
-        x_MRTA = z_MRTA - max_MT[:, None, :, None]
-        sum_MT = sum_MT * exp(old_MT - max_MT) + tl.sum(tl.sum(exp(x_MRTA), 3), 1)
-        if TEMPERATURE != 1:
-            soft_sum_MT = soft_sum_MT * exp((old_MT - max_MT) * (1 / TEMPERATURE))
-            soft_sum_MT += tl.sum(tl.sum(exp(x_MRTA * (1 / TEMPERATURE)), 3), 1)
-    max_M = tl.max(max_MT, 1)
-    x_MT = max_MT - max_M[:, None]
-    sum_M = tl.sum(sum_MT * exp(x_MT), 1)
-    soft_sum_M = tl.sum(soft_sum_MT * exp(x_MT * (1 / TEMPERATURE)), 1) if TEMPERATURE != 1 else sum_M
-    return max_M, sum_M, soft_sum_M
-
-
-@triton.jit
-def load_tile(rows_M, used_M, stride_k, k0, K: tl.constexpr, BK: tl.constexpr):
-    """Classes k0, ... of a row, [BM, BK]. Unused branches are not read and are 0; classes past K are -inf."""
-    stride_k = tl.cast(stride_k, tl.int64)
-    k = tl.arange(0, BK)
-    return tl.load(
-        (rows_M + k0 * stride_k)[:, None] + k[None, :] * stride_k,
-        mask=used_M[:, None] & (k < K - k0)[None, :],
-        other=tl.where(k < K - k0, 0.0, float("-inf"))[None, :],
-    )
-
-
-@triton.jit
-def softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
-    """A row's maxima, sums of exp(z - max), and sums of exp((z - max) / T), [BM] each; ``z`` is its first tile."""
-    # finite, so that a tile of -inf is no NaN
-    LOWEST: tl.constexpr = -1.7976931348623157e308 if z.dtype == tl.float64 else -3.4028234663852886e38
-    max_M = tl.maximum(tl.max(z, 1), LOWEST)
-    x = z - max_M[:, None]
-    sum_M = tl.sum(exp(x), 1)
-    soft_sum_M = tl.sum(exp(x * (1 / TEMPERATURE)), 1) if TEMPERATURE != 1 else sum_M
-    for k0 in range(BK, K, BK):
-        z = load_tile(rows_M, used_M, stride_k, k0, K, BK).to(z.dtype)
-        old_M, max_M = max_M, tl.maximum(tl.max(z, 1), max_M)
-        x = z - max_M[:, None]
-        sum_M = sum_M * exp(old_M - max_M) + tl.sum(exp(x), 1)
-        if TEMPERATURE != 1:
-            soft_sum_M = soft_sum_M * exp((old_M - max_M) * (1 / TEMPERATURE))
-            soft_sum_M += tl.sum(exp(x * (1 / TEMPERATURE)), 1)
-        else:
-            soft_sum_M = sum_M
-    return max_M, sum_M, soft_sum_M
-
-
-@triton.jit
-def branch_of(tile, branch, BM: tl.constexpr):
-    """Row ``branch`` of a tile [BM, BK]: a choice of registers, as adding -0.0 (unlike 0.0) is no operation."""
-    return tl.sum(tl.where((tl.arange(0, BM) == branch)[:, None], tile, -0.0), 0)
-
-
-@triton.jit
-def is_used(branch, weights, stride_p, stride_q, M: tl.constexpr):
-    """Whether a branch has a weight, as teacher or as student; False for those past M."""
-    used = branch < 0
-    for other in tl.static_range(M):
-        used |= tl.load(weights + branch * stride_p + other * stride_q, mask=branch < M, other=0) != 0
-        used |= tl.load(weights + other * stride_p + branch * stride_q, mask=branch < M, other=0) != 0
-    return used
-
-
-@triton.jit
-def count_labelled(target, stride_t, ignore_index, B, BLOCK: tl.constexpr):
-    """The divisor of the cross-entropies: rows with a label, at least 1, except for a batch without rows."""
-    count = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, B, BLOCK):
-        b = first + tl.arange(0, BLOCK)
-        y = tl.load(target + b.to(tl.int64) * stride_t, mask=b < B, other=ignore_index)
-        count += (y != ignore_index).to(tl.int32)
-    return tl.minimum(tl.maximum(tl.sum(count, 0), 1), B)
-
-
-@triton.jit
-def mimic_loss_sum_kernel(
-    sums, programs, target, stride_t, ignore_index, weights, stride_p, stride_q, loss, terms, B,
-    TEMPERATURE: tl.constexpr, M: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    """Terms and loss from the sums of all programs, in a fixed order."""
-    WIDE: tl.constexpr = sums.dtype.element_ty
-    BLOCK: tl.constexpr = max(1, 2048 // (BM * BM))
-    entry = tl.arange(0, BM * BM)
-    p, q = entry // BM, entry % BM
-    parts = tl.zeros([BLOCK, BM * BM], WIDE)  # reduced once: loads do not wait for the reduction before
-    for first in range(0, programs, BLOCK):
-        program = first + tl.arange(0, BLOCK)[:, None]
-        parts += tl.load(sums + program * BM * BM + entry[None, :], mask=program < programs, other=0)
-    total = tl.sum(parts, 0)
-    num_labelled = count_labelled(target, stride_t, ignore_index, B, 2048)
-    mean = tl.where(p == q, total / num_labelled, TEMPERATURE * TEMPERATURE * total / B)
-    used = is_used(p, weights, stride_p, stride_q, M) & is_used(q, weights, stride_p, stride_q, M)
-    term = tl.where(used, mean, 0.0)
-    inside = (p < M) & (q < M)
-    weight = tl.load(weights + p * stride_p + q * stride_q, mask=inside, other=0).to(WIDE)
-    tl.store(terms + p * M + q, term, mask=inside)
-    # a weight of zero switches its term off, even one that is infinite
-    tl.store(loss, tl.sum(tl.where(weight != 0, weight * term, 0.0), 0))
-
-
-@triton.jit
-def scale_kernel(grad, factor, numel, BLOCK: tl.constexpr):
-    scale = tl.load(factor)
-    if scale != 1:
-        for first in range(tl.program_id(0).to(tl.int64) * BLOCK, numel, tl.num_programs(0) * BLOCK):
-            offset = first + tl.arange(0, BLOCK)
-            value = tl.load(grad + offset, mask=offset < numel)
-            tl.store(grad + offset, (value.to(scale.dtype) * scale).to(grad.dtype.element_ty), mask=offset < numel)

@@ -1,4 +1,4 @@
-"""The one place that loads ``fastdhm._C``; where it cannot be loaded, this keeps the reason."""
+"""Loads ``fastdhm._C``, in this one place; if that fails, keeps the reason."""
 
 import importlib
 
@@ -6,7 +6,7 @@ import torch
 
 from fastdhm.errors import UserError
 
-OPS = ("branch_mask", "batch_norm_act", "conv2d", "conv3x3", "match_ranks", "shortcut")  # beside the loss
+OPS = ("branch_mask", "batch_norm_act", "conv2d", "conv3x3", "match_ranks", "shortcut")  # besides the loss
 BUILD = "build it from a checkout with 'pip install --no-build-isolation .' (needs a C++ compiler, such as apt's g++)"
 
 
@@ -18,16 +18,19 @@ def _load():
         return None, f"the C++ extension was not built ({error}): {BUILD}"
     except (ImportError, OSError) as error:
         return None, (
-            f"the C++ extension does not load with torch {torch.__version__}, most likely because it was built for "
-            f"another ({error}): {BUILD}"
+            f"the C++ extension does not load with torch {torch.__version__}; it was probably built for another torch "
+            f"({error}): {BUILD}"
         )
-    # torch keeps its C++ ABI within a minor version only; another one may load and then corrupt memory.
+    # torch keeps its C++ ABI only within a minor version; an extension for another one may load and corrupt memory.
     built_for = module.build_info()["torch"]
     if _minor(built_for) != _minor(torch.__version__):
-        return None, f"the C++ extension was built for torch {built_for}, this is torch {torch.__version__}: {BUILD}"
+        return (
+            None,
+            f"the C++ extension was built for torch {built_for}, this is torch {torch.__version__}: {BUILD}",
+        )
     lacking = [op for op in OPS if not hasattr(torch.ops.fastdhm, op)]
     if lacking:
-        return None, f"the C++ extension was built from older sources, which had no {', '.join(lacking)}: {BUILD}"
+        return None, f"the C++ extension was built from older sources without {', '.join(lacking)}: {BUILD}"
     return module, None
 
 
@@ -35,7 +38,7 @@ def _minor(version):
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-# Python runs this once, when the first op is imported: ops can then ask without an import inside torch.compile.
+# This runs once, at the import of the first op: so ops need no import inside torch.compile to ask.
 _module, _reason = _load()
 
 
@@ -45,12 +48,12 @@ def available():
 
 
 def reason():
-    """Why the C++ ops cannot be used, and what to do; None where they can."""
+    """Why the C++ ops cannot be used, and what to do; None if they can."""
     return _reason
 
 
 def require(what):
-    """The module ``fastdhm._C``, or a ``ValueError``: that ``what`` needs it, why it is not there, what to do."""
+    """The module ``fastdhm._C``; ``ValueError`` if it is missing: ``what`` needs it, why it is missing, what to do."""
     if _module is None:
         raise UserError(f"{what} needs the C++ extension: {_reason}")
     return _module

@@ -1,4 +1,4 @@
-"""``fastdhm::mimic_loss`` as one op of torch: C++ on the CPU, Triton on CUDA, and what autograd makes of either.
+"""``fastdhm::mimic_loss`` as a torch op: C++ on the CPU, Triton on CUDA, with autograd for both.
 
 Legend: M branches, B batch, K classes.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdhm.ops import _extension
 
-# Looked for once: this is asked while torch.compile traces, which cannot follow it into Python's import system.
+# Looked up once: torch.compile asks this while it traces, and cannot trace Python's import system.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 torch.library.define(
@@ -23,7 +23,7 @@ torch.library.define("fastdhm::scale_", "(Tensor(a!) grad, Tensor factor) -> ()"
 
 
 def why_not(impl: str) -> str | None:
-    """Why ``impl`` cannot be used here and how to get it, or None where it can."""
+    """Why ``impl`` cannot be used here and how to get it, or None if it can."""
     if impl == "cpp":
         return _extension.reason()
     if impl == "triton" and not HAS_TRITON:
@@ -46,7 +46,7 @@ def _scale_cuda(grad, factor):
 
 
 def grad_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The op's gradient is in the logits' dtype, but float32 for float16, too narrow for it before the loss scaling."""
+    """The dtype of the gradient: the logits', but float32 for float16, which is too narrow before loss scaling."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -67,11 +67,11 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:3])
     ctx.settings, ctx.grad, ctx.dtype = inputs[3:], output[2], inputs[0].dtype
     ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)  # or backward is handed zeros the size of the logits
+    ctx.set_materialize_grads(False)  # else backward gets zeros as large as the logits
 
 
 def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
-    """The gradient that forward has made, scaled in place; a second backward through the same graph makes it anew."""
+    """The gradient from forward, scaled in place; a second backward through the same graph computes it again."""
     if grad_loss is None:
         return (None,) * 7
     grad, ctx.grad = ctx.grad, None
@@ -79,7 +79,7 @@ def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
         grad = torch.ops.fastdhm.mimic_loss(*ctx.saved_tensors, *ctx.settings)[2]
     if _is_plain(grad) and _is_plain(grad_loss):
         torch.ops.fastdhm.scale_(grad, grad_loss)
-    else:  # a pure product, which a compiler fuses with what comes next
+    else:  # a compiler can fuse this product with later operations
         grad = grad * grad_loss
     if torch.is_grad_enabled():  # create_graph=True
         grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[0])
@@ -87,7 +87,7 @@ def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds values, and is not one that a compiler traces or torch.func and batched gradients wrap."""
+    """Whether a tensor holds values: no compiler traces it, and neither torch.func nor batched gradients wrap it."""
     if torch.compiler.is_compiling():
         return False
     wrapped = (torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor)
@@ -95,7 +95,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """The gradient as a function of the logits, whose derivative is refused and not silently left out."""
+    """The gradient as a function of the logits; its derivative raises, so that it is not silently missing."""
 
     generate_vmap_rule = True
 
@@ -116,7 +116,7 @@ torch.library.register_autograd("fastdhm::mimic_loss", _backward, setup_context=
 
 
 class _MimicLoss(torch.autograd.Function):
-    """The same for torch.func, whose transforms do not see what is registered with an op."""
+    """The op for torch.func, whose transforms ignore the autograd that is registered with an op."""
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
@@ -127,7 +127,7 @@ class _MimicLoss(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        raise RuntimeError("the fused mimic_loss has no form for torch.vmap: use impl='eager' there")
+        raise RuntimeError("the fused mimic_loss has no form for torch.vmap: use impl='eager' for it")
 
 
 def mimic_loss(*args) -> tuple[Tensor, Tensor, Tensor]:

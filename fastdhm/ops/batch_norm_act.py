@@ -1,4 +1,4 @@
-"""Batch norm in training, the residual added to it and the activation after it, as one op.
+"""Batch norm in training, the addition of a residual and the activation, as one op.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 from fastdhm.ops import _extension
 
 IMPLS = ("auto", "eager", "cpp")
@@ -32,38 +32,39 @@ def batch_norm_act(
 ) -> Tensor:
     """``relu(weight * (x - mean) / sqrt(var + eps) + bias + residual)`` with the batch's own mean and variance.
 
-    The C++ form reads each activation twice forward and twice backward (a mean must be known before it is used) and
-    writes each result once; torch's own operations, one after the other, touch them about three times as often. It
-    computes channels-last, in float32 (float64 for float64), and gives the same bits on any number of threads.
-    Gradients of gradients: by ``eager`` alone, ``cpp`` raises.
+    The C++ form reads each activation twice in forward and twice in backward (a mean must be known before its use), and
+    writes each result once. torch's separate operations access memory about three times as often. The C++ form computes
+    channels-last, in float32 (float64 for float64), and gives the same bits on any number of threads. Only ``eager``
+    has second derivatives; ``cpp`` raises.
 
     Args:
         x_BCHW: float32, bfloat16 or float64 (any floating type with ``eager``), any strides; gets a gradient, as do
             ``weight_C``, ``bias_C`` and ``residual_BCHW``.
-        running_mean_C, running_var_C: moved in place by ``momentum`` towards the batch's mean and unbiased variance.
-        weight_C, bias_C: the scale and the shift of each channel. All four vectors: float32 (float64 for float64).
+        running_mean_C, running_var_C: updated in place: moved by ``momentum`` towards the batch's mean and unbiased
+            variance.
+        weight_C, bias_C: the scale and the shift of each channel. All four vectors are float32 (float64 for float64).
         residual_BCHW: added before the activation, like ``x_BCHW``; ``None`` for none.
         relu: whether there is an activation.
-        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run, else ``eager``.
+        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` if it can run, else ``eager``.
 
     Returns:
-        ``y_BCHW`` of the type of ``x_BCHW``; channels-last from ``cpp``.
+        ``y_BCHW`` in the type of ``x_BCHW``; channels-last from ``cpp``.
 
     Raises:
-        ValueError: an unknown impl, or ``cpp`` for what it cannot do; as torch, one value per channel.
+        ValueError: an unknown impl, ``cpp`` with inputs that it cannot take, or (as in torch) one value per channel.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
     if impl not in IMPLS:
-        raise UserError(f"impl is {impl!r}, must be one of {', '.join(IMPLS)}")
+        raise unknown("impl", impl, IMPLS)
     vectors = (running_mean_C, running_var_C, weight_C, bias_C)
     reason = None if impl == "eager" else why_not(x_BCHW, vectors, residual_BCHW)
     if impl == "cpp" and reason is not None:
-        raise UserError(f"batch_norm_act with impl='cpp' cannot take this: {reason}")
+        raise UserError(f"batch_norm_act with impl='cpp' cannot take these inputs: {reason}")
     if impl == "eager" or reason is not None:
         return batch_norm_act_eager(x_BCHW, *vectors, residual_BCHW, momentum, eps, relu)
     if x_BCHW.numel() == x_BCHW.shape[1]:
-        raise UserError(f"x is {tuple(x_BCHW.shape)}: batch norm needs more than one value per channel in training")
+        raise UserError(f"x is {tuple(x_BCHW.shape)}: must have more than one value per channel in training")
     x_BCHW = _channels_last(x_BCHW)
     residual_BCHW = None if residual_BCHW is None else _channels_last(residual_BCHW)
     return torch.ops.fastdhm.batch_norm_act(x_BCHW, *vectors, residual_BCHW, momentum, eps, relu)[0]
@@ -77,20 +78,20 @@ def batch_norm_act_eager(x, running_mean, running_var, weight, bias, residual, m
 
 
 def why_not(x_BCHW: Tensor, vectors: Sequence[Tensor | None], residual_BCHW: Tensor | None) -> str | None:
-    """Why the C++ form cannot take these, or None where it can."""
+    """Why the C++ form cannot take these tensors, or None if it can."""
     if not _extension.available():
         return _extension.reason()
     dtype = x_BCHW.dtype
     if x_BCHW.device.type != "cpu" or dtype not in DTYPES or x_BCHW.ndim != 4 or not x_BCHW.numel():
         what = f"x is {dtype} {tuple(x_BCHW.shape)} on {x_BCHW.device}"
-        return f"{what}, must be float32, bfloat16 or float64 [B, C, H, W] on cpu"
+        return f"{what}: must be float32, bfloat16 or float64 [B, C, H, W] on cpu"
     own = torch.float64 if dtype == torch.float64 else torch.float32
     for name, vector_C in zip(VECTORS, vectors, strict=True):
         if vector_C is None or vector_C.dtype != own or not vector_C.is_contiguous():
             what = "None" if vector_C is None else f"{vector_C.dtype} with strides {vector_C.stride()}"
-            return f"{name} is {what}, must be {own} for {dtype} activations, and contiguous"
+            return f"{name} is {what}: must be contiguous and {own} for {dtype} activations"
     if residual_BCHW is not None and (residual_BCHW.dtype != dtype or residual_BCHW.shape != x_BCHW.shape):
-        return f"residual is {residual_BCHW.dtype} {tuple(residual_BCHW.shape)}, must be like x"
+        return f"residual is {residual_BCHW.dtype} {tuple(residual_BCHW.shape)}: must be like x"
     return None
 
 

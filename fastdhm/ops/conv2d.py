@@ -1,4 +1,4 @@
-"""A convolution in training on a CPU: torch's own, but for the gradients that torch is slow at.
+"""A convolution in training on a CPU: torch's forward, with faster gradients where torch is slow.
 
 Legend: B batch, C channels in, K channels out, H height, W width, R x S kernel.
 """
@@ -20,47 +20,49 @@ def conv2d(
 ) -> Tensor:
     """``y[b, k, i, j] = sum_c,r,s weight[k, c, r, s] x[b, c, i stride + r - padding, j stride + s - padding]``.
 
-    x is 0 outside of the image. The C++ form has the weight's gradient, ``sum_b,i,j grad_y[b, k, i, j] x[b, c, ...]``
-    of the same places, as matrix products over pixels, which it packs a block at a time while the next is on its way
-    from memory. It is summed in float32 and not rounded to bfloat16, which torch's own is. With strides that are no
-    larger than the kernel, and no more than 1 MiB of weights, the gradient of x is its own too:
-    ``sum_k,r,s weight[k, c, r, s] grad_y[b, k, ...]`` of the same places, as products over the pixels of x that lie a
-    stride apart, which the same taps meet. Both have the same bits on any number of threads; y and the rest are
-    torch's. It computes channels-last. Gradients of gradients and the transforms of torch.func: by ``eager`` alone,
-    ``cpp`` raises.
+    x is 0 outside of the image. The C++ form computes the weight's gradient, ``sum_b,i,j grad_y[b, k, i, j]
+    x[b, c, ...]`` with the indices of y, as matrix products over pixels. It packs one block while the next one is
+    fetched from memory. The sum is in float32 and is not rounded to bfloat16, as torch's is. If the strides are no
+    larger than the kernel and the weights take at most 1 MiB, the C++ form also computes the gradient of x,
+    ``sum_k,r,s weight[k, c, r, s] grad_y[b, k, ...]`` with the indices of y, as products over pixels of x that lie a
+    stride apart: the same taps reach them. Both gradients have the same bits on any number of threads; y and the rest
+    come from torch. The C++ form computes channels-last. Only ``eager`` has second derivatives and the transforms of
+    torch.func; ``cpp`` raises.
 
     Args:
         x_BCHW: bfloat16, float32 or float64 (any floating type with ``eager``), any strides; gets a gradient. Under
-            autocast it is taken in autocast's type, float64 aside.
+            autocast it is converted to autocast's type, except float64.
         weight_KCRS: float32 (float64 for float64), any strides; gets a gradient.
-        stride: rows down and columns across, from 1.
-        padding: rows above and below, columns left and right, from 0.
-        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run and pays, else ``eager``.
+        stride: rows down and columns across, 1 or more.
+        padding: rows above and below, columns left and right, 0 or more.
+        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` if it can run and is faster, else
+        ``eager``.
 
     Returns:
-        ``y_BKHW`` of the type in which ``x_BCHW`` is taken; channels-last from ``cpp``.
+        ``y_BKHW`` in the (converted) type of ``x_BCHW``; channels-last from ``cpp``.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, an unknown impl, or ``cpp`` for what it cannot do.
+        ValueError: shapes, types or devices that do not fit, an unknown impl, or ``cpp`` with
+            inputs that it cannot take.
     """
     if x_BCHW.ndim != 4 or weight_KCRS.ndim != 4 or weight_KCRS.shape[1] != x_BCHW.shape[1]:
         shapes = f"x is {tuple(x_BCHW.shape)} and weight {tuple(weight_KCRS.shape)}"
-        raise UserError(f"{shapes}: they must be [B, C, H, W] and [K, C, R, S]")
+        raise UserError(f"{shapes}: must be [B, C, H, W] and [K, C, R, S]")
     pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (stride, padding))
     if not pairs or min(stride) < 1 or min(padding) < 0:
         raise UserError(
-            f"stride is {stride} and padding {padding}: they must be pairs of numbers, from 1 and from 0 on"
+            f"stride is {stride} and padding {padding}: must be pairs of whole numbers, from 1 and from 0 on"
         )
     if any(side + 2 * pad < k for side, k, pad in zip(x_BCHW.shape[2:], weight_KCRS.shape[2:], padding, strict=True)):
         shapes = f"images are {tuple(x_BCHW.shape[2:])} with padding {tuple(padding)}"
-        raise UserError(f"{shapes}: they must be no smaller than the kernel, {tuple(weight_KCRS.shape[2:])}")
+        raise UserError(f"{shapes}: must be no smaller than the kernel, {tuple(weight_KCRS.shape[2:])}")
     x_BCHW = _convolution.taken(x_BCHW, weight_KCRS, impl)
     if impl == "eager" or (impl == "auto" and not pays(x_BCHW, weight_KCRS, stride)):
         return conv2d_eager(x_BCHW, weight_KCRS, stride, padding)
     reason = why_not(x_BCHW, weight_KCRS, padding)
     if reason is not None:
         if impl == "cpp":
-            raise UserError(f"conv2d with impl='cpp' cannot take this: {reason}")
+            raise UserError(f"conv2d with impl='cpp' cannot take these inputs: {reason}")
         return conv2d_eager(x_BCHW, weight_KCRS, stride, padding)
     last = torch.channels_last
     x_BCHW, weight_KCRS = (tensor.contiguous(memory_format=last) for tensor in (x_BCHW, weight_KCRS))
@@ -73,18 +75,18 @@ def conv2d_eager(x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair = (1, 1), pad
 
 
 def why_not(x_BCHW: Tensor, weight_KCRS: Tensor, padding: Pair = (0, 0)) -> str | None:
-    """Why the C++ form cannot take these, or None where it can."""
+    """Why the C++ form cannot take these tensors, or None if it can."""
     if any(pad >= k for k, pad in zip(weight_KCRS.shape[2:], padding, strict=True)):
-        return f"padding is {tuple(padding)}, must be smaller than the kernel, {tuple(weight_KCRS.shape[2:])}"
+        return f"padding is {tuple(padding)}: must be smaller than the kernel, {tuple(weight_KCRS.shape[2:])}"
     return _convolution.why_not(x_BCHW, weight_KCRS)
 
 
 def pays(x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair) -> bool:
-    """Whether the C++ form is the faster one for these, where it can take them, as far as it was measured.
+    """Whether the C++ form is faster for these tensors, as far as it was measured.
 
-    In bfloat16, but where the processor has matrix units for it, and for one image, which has no other to be multiplied
-    in pairs with. In float32 for strides, by AVX-512; else torch is as fast, or faster. Not in float64, which is one
-    number at a time, to be exact.
+    It is faster in bfloat16, unless the processor has matrix units for it or there is only one image (the C++ form
+    multiplies images in pairs). In float32 it is faster for strides with AVX-512; otherwise torch is as fast or faster.
+    In float64 it is slower, as it computes one number at a time, to be exact.
     """
     if x_BCHW.dtype == torch.bfloat16:
         return x_BCHW.shape[0] > 1 and not _convolution.has_matrix_units()

@@ -1,6 +1,6 @@
-"""Where the right answers stand in rankings by distance, and the head of each ranking, without sorting. CPU only.
+"""The ranks of the right matches by distance, and the first entries of each ranking, without sorting. CPU only.
 
-Legend: Q queries, G gallery, P matches, N entries left out of one query's ranking, J junk, K nearest entries kept.
+Legend: Q queries, G gallery, P matches, N entries left out of one query's ranking, J junk, K nearest entries.
 """
 
 import torch
@@ -18,30 +18,31 @@ def match_ranks(
     junk_J: Tensor,
     top_k: int = 0,
 ) -> tuple[Tensor, Tensor, int]:
-    """How many entries are nearer than each match, and the nearest of each query, by counting in C++.
+    """The rank of each match, and the nearest entries of each query, by counting in C++.
 
     rank[p] = #{j < g: d[q, j] <= d[q, g]} + #{j > g: d[q, j] < d[q, g]},    q = query[p], g = gallery[p]
 
-    over the entries j that query q's ranking contains: equal distances keep the gallery's order. A row is copied once
-    into a thread's scratch and read there for every few matches; from some 256 matches a query on (128 in float64) they
-    are sorted instead and the row looked up among them. Distances are compared exactly, subnormal ones too.
+    over the entries j in query q's ranking: equal distances keep the gallery's order. A row is copied once into a
+    thread's scratch memory and read there once for every few matches. From about 256 matches per query on (128 in
+    float64), the matches are sorted instead, and the row's entries are looked up among them. Distances are compared
+    exactly, subnormal ones too.
 
     Args:
-        distances_QG: float32 or float64 in host memory, smaller is nearer; any strides, without a copy where a row's
-            entries lie side by side.
+        distances_QG: float32 or float64 in host memory, smaller is nearer; any strides, without a copy if the entries
+            of a row are contiguous.
         matches: ``query_P`` and ``gallery_P``, int64, in order of query and then of gallery.
-        left_out: ``query_N`` and ``gallery_N``, likewise: what one query's ranking does not contain.
-        junk_J: int64, gallery indices in any order: what no ranking contains.
+        left_out: ``query_N`` and ``gallery_N``, in the same order: entries that one query's ranking leaves out.
+        junk_J: int64, gallery indices in any order: entries that every ranking leaves out.
         top_k: how many of the nearest to return.
 
     Returns:
-        ``rank_P``, int64, 0 for the nearest; ``nearest_QK``, int64, gallery indices, nearest first, -1 where a ranking
-        has fewer, K the smaller of ``top_k`` and G; and the first row with a distance that is NaN or infinite, in
-        which case the other two mean nothing, or -1.
+        ``rank_P``, int64, 0 for the nearest; ``nearest_QK``, int64, gallery indices, nearest first, -1 if a ranking
+        has fewer, K the smaller of ``top_k`` and G; and the first row with a NaN or infinite distance, or -1. If there
+        is such a row, the other two results have no meaning.
 
     Raises:
-        ValueError: wrong shapes, dtypes, indices or order, or the C++ extension is not there. No tracing: the row is
-            known only once it was computed.
+        ValueError: wrong shapes, dtypes, indices or order, or no C++ extension. The op cannot be traced, as it
+            returns a number from the data.
     """
     _extension.require("match_ranks")
     return torch.ops.fastdhm.match_ranks(distances_QG, *matches, *left_out, junk_J, top_k)

@@ -1,15 +1,15 @@
-"""Philox 4x32-10, the counter-based generator behind every draw that must not depend on workers, ranks or resumes.
+"""Philox 4x32-10, a counter-based generator for all draws that must not depend on workers, ranks or resumes.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
-The functions are written in plain integer arithmetic, so the same text runs on Python ints, numpy ``int64`` arrays and
-``int64`` tensors on any device.
+The functions use plain integer arithmetic, so the same code runs on Python ints, numpy ``int64`` arrays and ``int64``
+tensors on any device.
 """
 
 MASK = 0xFFFFFFFF
 ROUNDS = 10
 
-# The last counter word says what a draw is for, so no two purposes ever share a draw.
+# The last counter word is the purpose of a draw, so two purposes never share a draw.
 STREAM_BRANCH_MASK = 0
 STREAM_AUGMENT = 1
 STREAM_ORDER = 2
@@ -24,8 +24,10 @@ def split_seed(seed):
 
 
 def _multiply(word, constant):
-    """High and low word of a product, by halves of the constant: nothing passes 63 bits, so nothing relies on wrapping,
-    which older versions of torch.compile get wrong."""
+    """High and low word of a product, computed with halves of the constant.
+
+    No value exceeds 63 bits, so nothing relies on wrapping, which older versions of torch.compile get wrong.
+    """
     low = word * (constant & 0xFFFF)
     high = word * (constant >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

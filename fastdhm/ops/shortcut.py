@@ -1,4 +1,4 @@
-"""The shortcut of a CIFAR ResNet's block that halves the image ("option A") as one op.
+"""The parameter-free shortcut ("option A") of a CIFAR ResNet block that halves the image, as one op.
 
 Legend: B batch, C channels in, K channels out, H height, W width, h and w half of them, rounded up.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 from fastdhm.ops import _extension
 
 IMPLS = ("auto", "eager", "cpp")
@@ -15,32 +15,32 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)  # of the C++ form
 
 
 def shortcut(x_BCHW: Tensor, channels: int, *, impl: str = "auto") -> Tensor:
-    """The mean of each tile of 2x2 pixels, of fewer at an odd border, and channels of zeros after those of x.
+    """The mean of each 2x2 tile of pixels (fewer at an odd border), followed by channels of zeros.
 
-    The C++ form reads and writes each number once, with the bits of torch's operations on any number of threads; those
-    fill what they write with zeros first, the gradient too, and pool one number at a time. Gradients of gradients: by
-    ``eager`` alone, ``cpp`` raises.
+    The C++ form reads and writes each number once and gives the bits of torch's operations on any number of threads.
+    torch's operations fill their outputs and gradients with zeros first, and pool one number at a time. Only ``eager``
+    has second derivatives; ``cpp`` raises.
 
     Args:
         x_BCHW: float32, bfloat16 or float64 (any floating type with ``eager``), any strides; gets a gradient.
         channels: K, at least C.
-        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` where it can run, else ``eager``.
+        impl: ``eager`` (the reference), ``cpp`` (CPU), or ``auto``: ``cpp`` if it can run, else ``eager``.
 
     Returns:
-        ``y_BKhw`` of the type of ``x_BCHW``; channels-last from ``cpp``.
+        ``y_BKhw`` in the type of ``x_BCHW``; channels-last from ``cpp``.
 
     Raises:
-        ValueError: fewer channels than x has, an unknown impl, or ``cpp`` for what it cannot do.
+        ValueError: fewer channels than x has, an unknown impl, or ``cpp`` with inputs that it cannot take.
 
     Source: He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2.
     """
     if impl not in IMPLS:
-        raise UserError(f"impl is {impl!r}, must be one of {', '.join(IMPLS)}")
+        raise unknown("impl", impl, IMPLS)
     if x_BCHW.ndim != 4 or channels < x_BCHW.shape[1]:
-        raise UserError(f"x is {tuple(x_BCHW.shape)} for {channels} channels: must be [B, C, H, W] with no more")
+        raise UserError(f"x is {tuple(x_BCHW.shape)}: must be [B, C, H, W] with C at most channels, {channels}")
     reason = None if impl == "eager" else why_not(x_BCHW)
     if impl == "cpp" and reason is not None:
-        raise UserError(f"shortcut with impl='cpp' cannot take this: {reason}")
+        raise UserError(f"shortcut with impl='cpp' cannot take this input: {reason}")
     if impl == "eager" or reason is not None:
         return shortcut_eager(x_BCHW, channels)
     return torch.ops.fastdhm.shortcut(x_BCHW.contiguous(memory_format=torch.channels_last), channels)
@@ -53,12 +53,12 @@ def shortcut_eager(x_BCHW: Tensor, channels: int) -> Tensor:
 
 
 def why_not(x_BCHW: Tensor) -> str | None:
-    """Why the C++ form cannot take this, or None where it can."""
+    """Why the C++ form cannot take this tensor, or None if it can."""
     if not _extension.available():
         return _extension.reason()
     if x_BCHW.device.type != "cpu" or x_BCHW.dtype not in DTYPES or not x_BCHW.numel():
         what = f"x is {x_BCHW.dtype} {tuple(x_BCHW.shape)} on {x_BCHW.device}"
-        return f"{what}, must be float32, bfloat16 or float64 on cpu, and not empty"
+        return f"{what}: must be float32, bfloat16 or float64 on cpu, and not empty"
     return None
 
 

@@ -125,7 +125,7 @@ def test_without_cuda_code_the_impl_says_why_and_what_to_do():
 
 @needs_cuda_code
 def test_a_tensor_on_the_cpu_is_refused():
-    with pytest.raises(ValueError, match="probs_S is on cpu, impl='cuda' runs on CUDA devices"):
+    with pytest.raises(ValueError, match="probs_S is on cpu: impl='cuda' runs on CUDA devices"):
         branch_mask(torch.full((3,), 0.5), 0, 0, impl="cuda")
 
 

@@ -263,18 +263,18 @@ BAD = {"x": torch.zeros(2, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3), "stri
     ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.float16)}, "x is torch.float16.*must be bfloat16, float32 or float64"),
     ({"x": torch.zeros(2, 16)}, r"x is \(2, 16\) and weight .*must be \[B, C, H, W\] and \[K, C, R, S\]"),
     ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.uint8)}, "x is torch.uint8 .*must be floating"),
-    ({"x": torch.zeros(0, 16, 4, 4)}, r"x is \(0, 16, 4, 4\).*nothing to compute"),
+    ({"x": torch.zeros(0, 16, 4, 4)}, r"x is \(0, 16, 4, 4\).*must not be empty"),
     ({"x": torch.zeros(2, 16, 4, 0)}, r"\(4, 0\) with padding \(1, 1\): .*no smaller than the kernel, \(3, 3\)"),
-    ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, "weight torch.float64: they must both be float64"),
+    ({"weight": torch.zeros(16, 16, 3, 3, dtype=torch.float64)}, "weight torch.float64: must both be float64"),
     ({"weight": torch.zeros(16, 8, 3, 3)}, r"must be \[B, C, H, W\] and \[K, C, R, S\]"),
-    ({"weight": torch.zeros(10, 16, 3, 3)}, "channels are 16 and 10, must be multiples of"),
+    ({"weight": torch.zeros(10, 16, 3, 3)}, "channels are 16 and 10: must be multiples of"),
     ({"weight": torch.zeros(16, 16, 3, 3, device="meta")}, "x is on cpu and weight on meta"),
-    ({"weight": torch.zeros(16, 16, 1, 1)}, r"padding is \(1, 1\), must be smaller than the kernel, \(1, 1\)"),
+    ({"weight": torch.zeros(16, 16, 1, 1)}, r"padding is \(1, 1\): must be smaller than the kernel, \(1, 1\)"),
     ({"weight": torch.zeros(16, 16, 7, 3)}, r"must be no smaller than the kernel, \(7, 3\)"),
-    ({"stride": (0, 1)}, r"stride is \(0, 1\) and padding \(1, 1\): they must be pairs of numbers, from 1 and from 0"),
+    ({"stride": (0, 1)}, r"stride is \(0, 1\) and padding \(1, 1\): must be pairs of whole numbers, from 1 and from 0"),
     ({"stride": (2,)}, r"stride is \(2,\) .*must be pairs"),
     ({"stride": 2}, "stride is 2 .*must be pairs"),
-    ({"padding": (1, -1)}, r"padding \(1, -1\): they must be pairs of numbers, from 1 and from 0"),
+    ({"padding": (1, -1)}, r"padding \(1, -1\): must be pairs of whole numbers, from 1 and from 0"),
 ])  # fmt: skip
 def test_what_cpp_cannot_take_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -285,7 +285,7 @@ def test_auto_does_the_rest_by_torch():
     values, how = case((2, 16, 10, 4, 4, (3, 3), (2, 2), (1, 1)), torch.float32)
     auto, eager = (run(*values, how, impl) for impl in ("auto", "eager"))
     assert all(torch.equal(auto[name], eager[name]) for name in eager)
-    with pytest.raises(ValueError, match="impl is 'triton', must be one of auto, eager, cpp"):
+    with pytest.raises(ValueError, match="unknown impl 'triton'.*known: auto, eager, cpp"):
         conv2d(*values[:2], impl="triton")
 
 
