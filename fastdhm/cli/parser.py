@@ -72,7 +72,7 @@ class Parser(jsonargparse.ArgumentParser):
         for topic in TOPICS:
             self.add_class_arguments(topic, skip=set(skip))
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         told = self._plain(" ".join(str(message).split()))
         raise UserError(f"{told}{'' if told.endswith('?') else ';'} `{self.prog} --help` lists the flags")
 
@@ -87,7 +87,7 @@ class Parser(jsonargparse.ArgumentParser):
         if needed:
             flags = {action.dest: (action.option_strings or [action.dest.upper()])[0] for action in self._actions}
             return f"give {' and '.join(flags.get(name, name) for name in needed[1].split(', '))}"
-        flag = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        flag = re.match(r"[Uu]nrecognized arguments: (--[\w-]+)", message)
         near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
         return f"{message}; did you mean {near[0]}?" if near else message
 
@@ -157,7 +157,7 @@ class Parser(jsonargparse.ArgumentParser):
                 action.help, action.metavar = "Show the values of this run, as YAML.", ""
             if action.option_strings and "_" in action.option_strings[0]:
                 dashed = action.option_strings[0].replace("_", "-")
-                action.option_strings[:] = [dashed]
+                action.option_strings = [dashed]
                 self._option_string_actions[dashed] = action
             if action.option_strings and hasattr(action, "_typehint") and (action.metavar or "{")[0] in "{[":
                 action.metavar = "FOLDER" if action.dest.endswith("_dir") else shape(action._typehint)
