@@ -31,7 +31,7 @@ def test_smoke_run(tmp_path, capsys):
 
 
 def test_a_run_that_does_not_get_there_has_no_time(tmp_path, capsys):
-    flags = ["--target", "0.01", "--epochs", "1", "--preset", "false"]
+    flags = ["--target", "0.01", "--epochs", "1", "--preset", "false", "--dataset", "synthetic:128"]
     assert main([*QUICK, *flags, "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "1 of 1 runs ended at" in record["comparisons"][0]["peers"]["fastdhm"]["failure"]

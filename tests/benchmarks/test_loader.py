@@ -18,6 +18,8 @@ from fastdhm.data.loaders import torch_loader
 from fastdhm.data.loaders.build import pick_kind
 from fastdhm.errors import UserError
 
+QUICK = ["bench", "loader", "--quick", "--rounds", "1", "--images", "16", "--workers", "1", "--json"]
+
 
 def has_ffcv():
     try:
@@ -27,7 +29,7 @@ def has_ffcv():
 
 
 def test_smoke_run(tmp_path, capsys):
-    assert main(["bench", "loader", "--quick", "--rounds", "1", "--json", "--out", str(tmp_path)]) == 0
+    assert main([*QUICK, "--out", str(tmp_path)]) == 0
     record = json.loads(capsys.readouterr().out)
     photographs, small = (list(comparison["peers"]) for comparison in record["comparisons"])
     ffcv = ["ffcv jpg 500", "ffcv jpg 256", "ffcv raw 256"] if has_ffcv() else []
@@ -73,7 +75,7 @@ def test_a_loader_that_mixes_up_labels_gets_no_time(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(torch_loader.TorchLoader, "_batch", mixed_up)
     monkeypatch.setattr(loader, "_has_ffcv", lambda frame: False)
-    assert main(["bench", "loader", "--quick", "--rounds", "1", "--json", "--out", str(tmp_path)]) == 1
+    assert main([*QUICK, "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
     assert "are not those of their labels" in record["comparisons"][0]["peers"]["torch"]["failure"]
     assert "median_ms" not in record["comparisons"][0]["peers"]["torch"]

@@ -30,9 +30,9 @@ def drawn_once():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run on 24 people that is long enough to tell 12 others apart."""
+    """A run on 16 people that is long enough to tell 8 others apart."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    assert main(command(run_dir, "--dataset", "reid-synthetic:24", "--epochs", "8", "--mimic-warmup", "3")) == 0
+    assert main(command(run_dir, "--dataset", "reid-synthetic:16", "--epochs", "8", "--mimic-warmup", "3")) == 0
     return run_dir
 
 
@@ -51,9 +51,9 @@ def test_training_ends_with_the_stripped_networks_ranking_and_it_has_learnt(fini
     """Against the same network without its training, which finds the camera and not the person: mAP 6%, rank-1 0%."""
     row = read_log(finished)[-1]
     assert (row["kind"], row["epoch"]) == ("reid", 8)
-    untrained, people = tmp_path / "run", ["--dataset", "reid-synthetic:24"]
+    untrained, people = tmp_path / "run", ["--dataset", "reid-synthetic:16"]
     assert main(command(untrained, *people, "--lr", "1e-12", "--epochs", "1", "--max-steps", "1")) == 0
-    assert "re-identification on reid-synthetic:24 by the stripped network" in capsys.readouterr().out
+    assert "re-identification on reid-synthetic:16 by the stripped network" in capsys.readouterr().out
     before = read_log(untrained)[-1]
     assert row["map_percent"] > before["map_percent"] + 20 and row["rank1_percent"] > before["rank1_percent"] + 25
 

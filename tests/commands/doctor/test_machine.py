@@ -9,8 +9,8 @@ from fastdhm.commands.doctor.machine import Fact
 def test_a_drive_that_does_not_answer_does_not_hold_the_report(monkeypatch):
     monkeypatch.setattr(machine, "PATIENCE_SECONDS", 0.2)
     started = time.monotonic()
-    fact = machine.asked("data", lambda: time.sleep(30) or "")
-    assert time.monotonic() - started < 10
+    fact = machine.asked("data", lambda: time.sleep(600) or "")
+    assert time.monotonic() - started < 120
     assert "no answer" in fact.text
     assert fact.advice
 

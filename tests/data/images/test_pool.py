@@ -98,7 +98,7 @@ def test_a_worker_that_dies_names_the_file_that_it_read(number, says):
     started = time.monotonic()
     with pytest.raises(UserError, match=f"worker process [0-9]+ {says}.* while reading /photos/5.jpg"):
         answers(read_then(die, at=5), range(40))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 120
 
 
 def test_a_worker_killed_in_the_middle_of_its_answer_is_told():

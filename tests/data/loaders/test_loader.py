@@ -153,7 +153,7 @@ def test_leaving_early_leaves_nothing_running(make, photo_root, kind):
         1 / 0  # noqa: B018
     with loader.epoch(5):
         pass
-    deadline = time.monotonic() + 20  # a queue's own thread ends a moment after its queue
+    deadline = time.monotonic() + 120  # a queue's own thread ends a moment after its queue
     while not set(threading.enumerate()) <= threads and time.monotonic() < deadline:
         time.sleep(0.02)
     assert set(threading.enumerate()) <= threads

@@ -19,9 +19,9 @@ def test_torch_read_that_does_not_return_names_the_file(photo_root, tmp_path, mo
     image, pipe = type(source).image, tmp_path / "pipe"
     os.mkfifo(pipe)
     monkeypatch.setattr(type(source), "image", lambda self, i: pipe.read_bytes() if i == 5 else image(self, i))
-    monkeypatch.setenv("FASTDHM_WAIT_SECONDS", "1")
+    monkeypatch.setenv("FASTDHM_WAIT_SECONDS", "2")
     loader = build_loader("torch", LoaderOptions(batch_size=4, image_size=32, workers=workers), source=source)
-    with pytest.raises(WaitedInVain, match=rf"data did not come in [12] s: .* is reading {source.label(5)}"):
+    with pytest.raises(WaitedInVain, match=rf"data did not come in [0-9]+ s: .* is reading {source.label(5)}"):
         read(loader, 0)
     os.close(os.open(pipe, os.O_RDWR))  # ends the read
 

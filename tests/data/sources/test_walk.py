@@ -288,6 +288,6 @@ def test_many_files_are_walked_quickly(tmp_path):
         (tmp_path / f"{k:02}").mkdir()
         for i in range(500):
             (tmp_path / f"{k:02}" / f"{i}.jpg").touch()
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(FolderSource(tmp_path, "folder", "train")) == 10_000
-    assert time.perf_counter() - started < 2  # a tenth of a second where nothing else runs
+    assert time.process_time() - started < 2  # a tenth of a second, and no wait for a busy machine
