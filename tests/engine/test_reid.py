@@ -32,7 +32,7 @@ def drawn_once():
 def finished(tmp_path_factory):
     """A run on 16 people that is long enough to tell 8 others apart."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    assert main(command(run_dir, "--dataset", "reid-synthetic:16", "--epochs", "8", "--mimic-warmup", "3")) == 0
+    assert main(command(run_dir, "--dataset", "reid-synthetic:16", "--epochs", "6", "--mimic-warmup", "3")) == 0
     return run_dir
 
 
@@ -48,9 +48,9 @@ def pretrained(tmp_path_factory):
 
 
 def test_training_ends_with_the_stripped_networks_ranking_and_it_has_learnt(finished, tmp_path, capsys):
-    """Against the same network without its training, which finds the camera and not the person: mAP 6%, rank-1 0%."""
+    """Against the same network without its training, which finds the camera and not the person: mAP 8%, rank-1 0%."""
     row = read_log(finished)[-1]
-    assert (row["kind"], row["epoch"]) == ("reid", 8)
+    assert (row["kind"], row["epoch"]) == ("reid", 6)
     untrained, people = tmp_path / "run", ["--dataset", "reid-synthetic:16"]
     assert main(command(untrained, *people, "--lr", "1e-12", "--epochs", "1", "--max-steps", "1")) == 0
     assert "re-identification on reid-synthetic:16 by the stripped network" in capsys.readouterr().out

@@ -64,7 +64,11 @@ def trunk_stages(trunk):
     return stages(module for name, module in trunk.named_children() if name.startswith("layer"))
 
 
-@pytest.mark.parametrize("arch", TABLES)
+# resnet1202 takes seconds to build; test_resnets counts its parameters
+DEEP = {"resnet1202": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=DEEP.get(arch, ())) for arch in TABLES])
 def test_blocks_are_those_of_the_tables(arch):
     trunk, b2, b1, features = TABLES[arch]
     model = on_meta(arch)

@@ -47,7 +47,11 @@ def test_imagenet_networks_at_the_released_codes_size(tmp_path):
         torch.testing.assert_close(models.load_official(path, "resnet18").eval()(x), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ALL)
+# resnet1202 takes seconds to build, twice, and is resnet110 with more blocks
+DEEP = {"resnet1202": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=DEEP.get(arch, ())) for arch in ALL])
 def test_every_released_network_is_ours_tensor_by_tensor(arch):
     """The same names and shapes, so the same parameters, in the trunk and in each branch."""
     with torch.device("meta"):
