@@ -191,7 +191,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
 
 
 def test_a_second_comparison_in_the_folder_is_refused(whole, capsys):
-    holding = "import sys; from pathlib import Path; from fastdhm.system.files import held\n"
+    holding = "import sys; from pathlib import Path; from fastdhm.system.folders import held\n"
     holding += "with held(Path(sys.argv[1]), 'something', print): print('held', flush=True); sys.stdin.read()"
     program = [sys.executable, "-c", holding, str(whole)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -14,7 +14,7 @@ from runs import command
 HOLD = """
 import sys
 from pathlib import Path
-from fastdhm.system.files import held
+from fastdhm.system.folders import held
 with held(Path(sys.argv[1]), "`fastdhm train`", print):
     print("held", flush=True)
     sys.stdin.read()
