@@ -95,7 +95,7 @@ def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console)
         lr, scale, _ = run.scheduled(now)
         for engine in engines.values():
             engine.run.at.epoch = run.at.epoch = number // len(data.train)
-        image_BCHW, target_B = run.to_device(batch, run.at.epoch, run.side)
+        image_BCHW, target_B = run.prepare(batch, run.at.epoch, run.side)
         for name, reference in references.items():
             reference.set_learning_rate(lr)
             layout = torch.contiguous_format if name == "reference" else torch.channels_last

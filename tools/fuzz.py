@@ -176,9 +176,9 @@ def _read_log(path: Path) -> object:
 
 
 def _read_network(path: Path) -> object:
-    from fastdhm.engine.build import load_networks
+    from fastdhm.engine.build import load_trained
 
-    return load_networks(path)
+    return load_trained(path)
 
 
 def _resume(path: Path) -> str:

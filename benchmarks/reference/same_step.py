@@ -64,7 +64,7 @@ class Yard:
         self.images = images_that_fit(self.model, config, self.device)
         batch = random_batch(dataclasses.replace(self.config, batch_size=self.images), num_classes)
         engine = self.engine(self.config)
-        self.image_BCHW, self.target_B = engine.run.to_device(batch, 0, engine.run.side)
+        self.image_BCHW, self.target_B = engine.run.prepare(batch, 0, engine.run.side)
         self.before = _state(self.model)
         self.yardsticks: dict[torch.dtype, Errors] = {}
         self.oracle = self._by_reference(torch.float64, torch.float64, torch.contiguous_format)

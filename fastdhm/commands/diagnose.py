@@ -15,7 +15,7 @@ from fastdhm.commands.diagnose_plots import plot_gradients, plot_kernels
 from fastdhm.commands.measured import Cosine, Layer
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
-from fastdhm.engine.build import load_networks
+from fastdhm.engine.build import load_trained
 from fastdhm.engine.plan import method_name
 from fastdhm.engine.saved.record import read_log, to_host
 from fastdhm.errors import UserError, unknown
@@ -50,8 +50,8 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
         raise UserError(f"--out {out} is a file: name a folder")
     check_writable(out, "--out")
     console = Console()
-    loaded = {path: load_networks(path) for path in dict.fromkeys(paths)}
-    configs = {path: config for path, (_, config, _) in loaded.items()}
+    loaded = {path: load_trained(path) for path in dict.fromkeys(paths)}
+    configs = {path: trained.config for path, trained in loaded.items()}
     (first, arch), *others = ((path, config.arch) for path, config in configs.items())
     for path, other in others:
         if other != arch:
@@ -59,9 +59,9 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
     names = _names(configs)
     written, kernels, cosines = [], None, None
     if what in ("all", "kernels"):
-        models = {names[path]: networks[0] for path, (networks, _, _) in loaded.items()}
-        for path, (networks, config, _) in loaded.items():
-            _refuse_without(networks[0], branch, path, config)
+        models = {names[path]: trained.networks[0] for path, trained in loaded.items()}
+        for path, trained in loaded.items():
+            _refuse_without(trained.networks[0], branch, path, trained.config)
         kernels = _kernels(models, branch, configs[first])
     if what in ("all", "gradients"):
         cosines = [cosine for path in configs for cosine in _cosines(path, names[path])]

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdhm.data import open_pictures
-from fastdhm.engine.build import data_options, load_networks, plain
+from fastdhm.engine.build import data_options, load_trained
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
@@ -47,8 +47,8 @@ def embed(
             finite.
     """
     _check_out(out)
-    networks, config, _ = load_networks(path)
-    config, console = dataclasses.replace(config, device=device), Console()
+    trained, console = load_trained(path), Console()
+    config = dataclasses.replace(trained.config, device=device)
     options = dataclasses.replace(
         data_options(config),
         eval_batch_size=config.eval_batch_size if batch_size is None else batch_size,
@@ -59,9 +59,8 @@ def embed(
     names = [pictures.source.label(i) for i in range(len(pictures.source))]
     beside = names_beside(out, names)
     try:
-        feature_ND = features(
-            plain(networks[0]), pictures, config, "images", console, flip_average=flip_average, normalise=normalize
-        )
+        how = {"flip_average": flip_average, "normalise": normalize}
+        feature_ND = features(trained.plain, pictures, config, "images", console, **how)
     finally:
         pictures.close()
     try:

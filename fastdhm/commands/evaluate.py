@@ -16,7 +16,7 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.identity import Identity, changes, identity
 from fastdhm.data.sources.source import REID_DATASETS, is_reid
-from fastdhm.engine.build import load_networks, open_to_judge, plain
+from fastdhm.engine.build import Trained, load_trained, open_to_judge
 from fastdhm.engine.device import pick_device, pick_own_precision
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
@@ -55,15 +55,15 @@ def evaluate_path(
     Raises:
         ValueError: nothing of fastdhm at ``path``, data that is not there, or a wish that the data set has no use for.
     """
-    networks, config, classes = load_networks(path)
+    trained = load_trained(path)
+    config = trained.config
     if dataset is not None and is_reid(dataset) != is_reid(config.dataset):
         raise UserError(f"--dataset {dataset}: {path} was trained on {config.dataset}, which is judged in another way")
     given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
     config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=as_json)
     if is_reid(config.dataset):
-        network = plain(networks[0])
-        return _rank_people(network, path, config, HowToRank(**ranking), per_query, console, as_json)
+        return _rank_people(trained, path, config, HowToRank(**ranking), per_query, console, as_json)
     wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
     if wishes:
         raise UserError(
@@ -72,12 +72,12 @@ def evaluate_path(
         )
     (val,) = open_to_judge(config, console, "val")
     try:
-        unnamed = classes == checkpoint.numbered_classes(len(val.classes))
-        if tuple(val.classes) != classes and not unnamed:
+        unnamed = trained.classes == checkpoint.numbered_classes(len(val.classes))
+        if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
-        _say_what_changed(path, {"val": val.identity}, config, console)
+        _say_what_changed(trained, path, {"val": val.identity}, config, console)
         results = {}
-        for network in networks:
+        for network in trained.networks:
             results |= _errors(network, config, val.loader)
     finally:
         val.close()
@@ -87,15 +87,15 @@ def evaluate_path(
     return results
 
 
-def _say_what_changed(path: Path, now: Identity, config: TrainConfig, console: Console) -> None:
+def _say_what_changed(trained: Trained, path: Path, now: Identity, config: TrainConfig, console: Console) -> None:
     """Name it where a network is judged on other images than in its run."""
-    changed = changes(checkpoint.learnt_from(path), now)
+    changed = changes(trained.data, now)
     if changed:
         console.print(f"{config.dataset} is not what {path} was validated on: {'; '.join(changed)}")
 
 
 def _rank_people(
-    network: nn.Module,
+    trained: Trained,
     path: Path,
     config: TrainConfig,
     how: HowToRank,
@@ -109,9 +109,9 @@ def _rank_people(
         raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
     if per_query:
         check_writable(per_query.parent, "the folder of --per-query")
-    ranked = rank_people(network, config, how, console)
+    ranked = rank_people(trained.plain, config, how, console)
     now = {name: identity(seen.images) for name, seen in (("query", ranked.query), ("gallery", ranked.gallery))}
-    _say_what_changed(path, now, config, console)
+    _say_what_changed(trained, path, now, config, console)
     if as_json:
         Console().result(json.dumps(ranked.record()))
     else:

@@ -1,5 +1,6 @@
 """From a config to opened images and a built network; from a file to the network in it."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -8,6 +9,7 @@ from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data import DataOptions, LoadedData, LoadedSplit, open_loaders, open_splits
 from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.sources.identity import Identity
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import NETWORK
@@ -62,27 +64,41 @@ def _alone(config: TrainConfig, num_classes: int, branch: str) -> models.Branche
     return models.build_alone(config.arch, num_classes, branch, dropout=config.dropout)
 
 
-def plain(network: nn.Module) -> nn.Module:
-    """A network without its branches, if it has any."""
-    return network.strip() if isinstance(network, models.BranchedModel) else network
+@dataclass(frozen=True)
+class Trained:
+    """The networks that lie at a path, branched, plain, or both; the config of their run; and what they learnt from."""
+
+    networks: list[nn.Module]
+    config: TrainConfig
+    classes: tuple[str, ...]
+    data: Identity
+    """Which images; empty where the file is of before that was kept."""
+
+    @property
+    def plain(self) -> nn.Module:
+        """The network without branches."""
+        network = self.networks[0]
+        return network.strip() if isinstance(network, models.BranchedModel) else network
 
 
-def load_networks(path: Path) -> tuple[list[nn.Module], TrainConfig, tuple[str, ...]]:
-    """The networks at ``path`` (branched, plain, or both), the config of their run and the class names."""
+def load_trained(path: Path) -> Trained:
+    """What lies at ``path``: a run directory, of which the checkpoint counts that its stripped network comes from, and
+    that network; a checkpoint; or a network."""
     if path.is_dir():
         config = checkpoint.run_config(path)
-        networks, _, classes = load_networks(checkpoint.kept_checkpoint(path, config))
+        found = load_trained(checkpoint.kept_checkpoint(path, config))
         stripped = path / NETWORK
-        return networks + (load_networks(stripped)[0] if stripped.exists() else []), config, classes
+        plain_too = load_trained(stripped).networks if stripped.exists() else []
+        return replace(found, networks=found.networks + plain_too, config=config)
     if not path.exists():
         raise UserError(f"{path} is not there: name a run directory, a checkpoint (.pt) or a network (.safetensors)")
     if path.suffix == ".safetensors":
-        state, config, classes, _ = checkpoint.load_network(path)
+        state, config, classes, data = checkpoint.load_network(path)
         network = build_plain(config, len(classes))
         checkpoint.load_weights(network, state, path, config.arch)
-        return [network], config, classes
+        return Trained([network], config, classes, data)
     saved = checkpoint.load_checkpoint(path)
     config, classes = checkpoint.config_from(saved["config"], path), tuple(saved["classes"])
     model = build_model(config, len(classes))
     checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
-    return [model], config, classes
+    return Trained([model], config, classes, saved.get("data", {}))

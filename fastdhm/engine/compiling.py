@@ -245,7 +245,7 @@ def compute_all(run: Run, epoch: int) -> None:
     for (epoch, side), active in itertools.product(stages, run.branch_sets):
         run.at.epoch = epoch
         run.begin_epoch()
-        image_BCHW, target_B = (part.chunk(config.accumulate)[0] for part in run.to_device(random_batch(run), 0, side))
+        image_BCHW, target_B = (part.chunk(config.accumulate)[0] for part in run.prepare(random_batch(run), 0, side))
         with autocast(run.device, run.precision):
             loss, *_ = compute(image_BCHW, target_B, run.weights[active], active)
         run.scaler.scale(loss / config.accumulate).backward()

@@ -17,6 +17,7 @@ from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedSplit
 from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.loaders.ahead import copied_ahead
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.identity import Identity
 from fastdhm.data.sources.people import CannotRank, check_rankable, sightings
@@ -206,8 +207,8 @@ def features(
     with split.loader.epoch(0) as batches, bar as advance, autocast(device, precision):
 
         def images() -> Iterator[Tensor]:
-            for batch in until(should_stop, batches):
-                yield transform(batch.image_BHWC.to(device), batch.index_B.to(device), 0)
+            for batch in until(should_stop, copied_ahead(batches, device)):
+                yield transform(batch.image_BHWC, batch.index_B, 0)
                 advance(1)
 
         how = {"layer": feature_layer(network, config), "flip": flip_average, "normalise": normalise, "device": device}

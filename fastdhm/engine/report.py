@@ -147,7 +147,7 @@ def _save_late(run: Run, last: Path) -> None:
 
 
 def _saved_step(last: Path) -> int:
-    return checkpoint.load_checkpoint(last)["position"]["step"]
+    return checkpoint.load_checkpoint(last, mmap=True)["position"]["step"]
 
 
 def say_how_to_go_on(run: Run, why: str, console: Console) -> None:

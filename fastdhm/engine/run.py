@@ -45,6 +45,14 @@ def learning_rate_of(config: TrainConfig, now: float) -> float:
     )  # fmt: skip
 
 
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that a config asks for, over all parameters."""
+    decay = (config.weight_decay, config.decay_norm_bias)
+    if config.optimizer == "amsgrad":
+        return make_amsgrad(model, config.lr, config.betas, *decay)
+    return make_sgd(model, config.lr, config.momentum, config.nesterov, *decay)
+
+
 class Run:
     """Everything that a run is made of and that a checkpoint restores."""
 
@@ -62,15 +70,16 @@ class Run:
         if self.device.type == "cpu" and config.impl != "eager":
             keep_freed_memory()
             self.forward = FusedForward(model)
-        everything = model.branch_names[1:]
-        structural = config.sampler == "structural"
-        self.branch_sets = methods.branch_sets(config.branch_sets, everything) if structural else {everything: 1.0}
+        side_branches = model.branch_names[1:]
+        self.branch_sets = {side_branches: 1.0}  # and how likely a step computes each
+        if config.sampler == "structural":
+            self.branch_sets = methods.branch_sets(config.branch_sets, side_branches)
         strengths = (config.direction, config.ce_weight, config.mimic_weight)
         self.weights = {  # fewer branches have the same weights among each other: a smaller matrix of the same method
             active: methods.weight_matrix(config.method, 1 + len(active), *strengths).to(self.device)
             for active in self.branch_sets
         }
-        self.keep_S = torch.full((len(everything),), config.keep_prob, device=self.device)
+        self.keep_S = torch.full((len(side_branches),), config.keep_prob, device=self.device)
         self.epoch_steps = 1  # known once it has its data
         self.num_samples: int | None = None  # of the data set, where the draws of an epoch are made at its beginning
         self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
@@ -78,12 +87,7 @@ class Run:
         self.data: Identity = {}  # which images it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         self.begun: tuple[str, ...] = ()  # where in a file they lay, and what was converted
-        decay = (config.weight_decay, config.decay_norm_bias)
-        self.optimizer = (
-            make_amsgrad(model, config.lr, config.betas, *decay)
-            if config.optimizer == "amsgrad"
-            else make_sgd(model, config.lr, config.momentum, config.nesterov, *decay)
-        )
+        self.optimizer = make_optimizer(model, config)
         place_learning_rate(self.optimizer, self.device, config.cuda_graphs)
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
@@ -198,12 +202,11 @@ class Run:
             options = {"precision": self.precision, "label_smoothing": config.label_smoothing, "scaler": self.scaler}
             self.sums.measure(gradient_cosines(self.model, *part, active, **options))
 
-    def to_device(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
+    def prepare(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
         """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""
-        index_B = batch.index_B.to(self.device, non_blocking=True)
-        image_BCHW = self.train_transform(batch.image_BHWC.to(self.device, non_blocking=True), index_B, epoch)
-        given = self.label_N is None
-        target_B = batch.target_B.to(self.device, non_blocking=True) if given else self.label_N[index_B]
+        batch = batch.to(self.device)  # where it is already, but for a batch that comes from no loader
+        image_BCHW = self.train_transform(batch.image_BHWC, batch.index_B, epoch)
+        target_B = batch.target_B if self.label_N is None else self.label_N[batch.index_B]
         return shrink(image_BCHW, side), target_B
 
     def state(self) -> dict[str, Any]:

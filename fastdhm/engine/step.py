@@ -85,12 +85,12 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
         scale: factor of the mimicking weights.
         side: short side of the images that the network sees.
     """
-    image_BCHW, target_B = run.to_device(batch, run.at.epoch, side)
+    image_BCHW, target_B = run.prepare(batch, run.at.epoch, side)
     active, weights_AA = run.sample()
     run.measure_cosines(image_BCHW, target_B, active)
     run.whole = False
     values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
-    run.sums.add(run.at.step, len(target_B), *values, weights_AA, active)
+    run.sums.add(run.at.step, len(target_B), *values, weights_AA, active)  # a term of scale 0 is one all the same
     run.whole = True
     return values[0]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fastdhm import models
 from fastdhm.cli import main
-from fastdhm.engine.build import load_networks
+from fastdhm.engine.build import load_trained
 from fastdhm.engine.saved.checkpoint import read_config
 
 
@@ -29,7 +29,8 @@ def test_the_same_images_give_the_same_three_outputs_through_the_command(arch, t
     assert main(["import-official", str(tmp_path / "model_best.pth.tar"), "--arch", arch, "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "layer3_head1" in told and "fc_head2" in told and "numbered 0 to 99" in told
-    (branched, plain), config, classes = load_networks(out)
+    trained = load_trained(out)
+    (branched, plain), config, classes = trained.networks, trained.config, trained.classes
     assert (config.dataset, config.method, config.branches, config.image_size) == ("cifar100", "dhm", ("B1", "B2"), 32)
     assert config.mean == (0.4914, 0.4822, 0.4465), "the released script normalises CIFAR-100 as CIFAR-10"
     assert (len(classes), classes[99]) == (100, "class 99")
@@ -97,7 +98,7 @@ def test_without_heads_it_is_a_baseline(tmp_path):
     out = tmp_path / "run"
     assert main(["import-official", str(tmp_path / "plain.pth"), "--arch", "resnet8", "--out", str(out)]) == 0
     assert (read_config(out).method, read_config(out).branches) == ("baseline", None)
-    assert load_networks(out)[0][0].branch_names == ("B0",)
+    assert load_trained(out).networks[0].branch_names == ("B0",)
 
 
 @pytest.mark.parametrize(

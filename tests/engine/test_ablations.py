@@ -162,7 +162,7 @@ def test_a_run_learns_from_corrupt_labels_whoever_loads(tmp_path):
     index_B = torch.tensor([3, 39, 0])
     batch = Batch(torch.zeros(3, 32, 32, 3, dtype=torch.uint8), torch.from_numpy(target_N)[index_B], index_B)
     corrupt_N = corrupt_targets(target_N, 5, 0.5, 9)
-    assert run.to_device(batch, 0, 32)[1].tolist() == corrupt_N[index_B].tolist()
+    assert run.prepare(batch, 0, 32)[1].tolist() == corrupt_N[index_B].tolist()
     assert run.changed_labels == (corrupt_N != target_N).sum() > 0
     part = Run(dataclasses.replace(config, subset=10), tmp_path, tuple("abcde"))
     part.corrupt_labels(target_N)

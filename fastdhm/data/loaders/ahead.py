@@ -31,7 +31,7 @@ def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             yield batch
             continue
         with torch.cuda.stream(stream):
-            copy = Batch(*(tensor.to(device, non_blocking=True) for tensor in _tensors(batch)))
+            copy = batch.to(device)
         copied = stream.record_event()
         if ahead is not None:
             yield _arrived(*ahead)
@@ -49,10 +49,6 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     computing = torch.cuda.current_stream(batch.image_BHWC.device)
     computing.wait_event(copied)
-    for tensor in _tensors(batch):
+    for tensor in batch.tensors():
         tensor.record_stream(computing)  # its memory is not the copying stream's to reuse before the step is through
     return batch
-
-
-def _tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return batch.image_BHWC, batch.target_B, batch.index_B

@@ -31,6 +31,14 @@ class Batch:
     target_B: torch.Tensor  # int64
     index_B: torch.Tensor  # int64, the sample's index in the data set
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``; the host does not wait for a copy from page-locked memory."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images, targets and indices."""
+        return self.image_BHWC, self.target_B, self.index_B
+
 
 class Loader(Protocol):
     """Batches of one split, an epoch at a time."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import Identity
-from fastdhm.engine.saved.names import BEST, CONFIG, LAST, NETWORK
+from fastdhm.engine.saved.names import BEST, CONFIG, LAST
 from fastdhm.errors import UserError, first_line
 from fastdhm.system.files import plain_name, replacing
 from fastdhm.system.folders import contents
@@ -145,18 +145,13 @@ def _whole_safetensors(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} is no whole safetensors file: {first_line(error)}") from error
 
 
-def learnt_from(path: Path) -> Identity:
-    """Which images a run, checkpoint or network learnt from and was judged on, see ``data.sources.identity``.
+def learnt_from(network: Path) -> Identity:
+    """Which images a stripped network learnt from and was judged on, see ``data.sources.identity``.
 
-    Empty if it does not say, being of before that was kept.
+    Empty if its file does not say, being of before that was kept.
     """
-    if path.is_dir():
-        files = (path / LAST, path / NETWORK)
-        return next((learnt_from(file) for file in files if file.exists()), {})
-    if path.suffix == ".safetensors":
-        with _whole_safetensors(path) as file:
-            return json.loads((file.metadata() or {}).get("data", "{}"))
-    return load_checkpoint(path, mmap=True).get("data", {})
+    with _whole_safetensors(network) as file:
+        return json.loads((file.metadata() or {}).get("data", "{}"))
 
 
 def numbered_classes(num_classes: int) -> tuple[str, ...]:
