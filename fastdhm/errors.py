@@ -32,3 +32,8 @@ def few(names: Sequence[str], shown: int = 5) -> str:
     """The first ``shown`` names, and how many more there are."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more or "none"
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """``1 file``, ``2 files``; ``several`` is the plural where it needs more than an s."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

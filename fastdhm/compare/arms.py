@@ -1,4 +1,4 @@
-"""What is compared: arms, each a config that is trained once for every seed; and how methods are written in a line."""
+"""The arms of a comparison (each a config that is trained once per seed), and how the command line writes methods."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ Published = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Place:
-    """A cell of a table as the paper lays it out: a row, a column, and the branch whose score stands there."""
+    """A cell of a table of the paper: row, column, and the branch whose score is in it."""
 
     row: str
     column: str
@@ -33,23 +33,23 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One thing that is compared, trained once for each seed."""
+    """One of the things that are compared; it is trained once for each seed."""
 
     name: str
-    """Of its runs' folders, before the seed."""
+    """The name of its runs' folders, before the seed."""
     label: str
-    """For a person."""
+    """The name that users read."""
     group: str = ""
-    """Arms of one group share data set and network: differences are taken within it."""
+    """Arms of one group share data set and network: only arms of the same group are compared."""
     config: TrainConfig
-    """Of every run, but for its seed and folder."""
+    """The config of all its runs, without seed and folder."""
     places: tuple[Place, ...] = ()
     paper: dict[str, tuple[Published, ...]] = dataclasses.field(default_factory=dict)
-    """Branch -> what the paper has, a value for each metric of the comparison."""
+    """Branch -> the paper's numbers, one for each metric of the comparison."""
 
     def __post_init__(self) -> None:
         if folder_name(self.name) != self.name:
-            raise UserError(f"name is {self.name!r}: must be one of a folder, such as {folder_name(self.name)!r}")
+            raise UserError(f"name is {self.name!r}: must be a valid folder name, such as {folder_name(self.name)!r}")
 
     def run_name(self, seed: int) -> str:
         """The folder of a run."""
@@ -58,7 +58,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method as the user wrote it: its name, and the values it sets beside the method."""
+    """A method as the user wrote it: its name, and the other values that it sets."""
 
     name: str
     method: str
@@ -66,13 +66,13 @@ class Variant:
 
 
 def split_methods(text: str) -> list[Variant]:
-    """``baseline,dsl,dhm:direction=top-down,branches=B1+B2,mine=dhm:lr=0.05`` taken apart; the values stay text.
+    """Split ``baseline,dsl,dhm:direction=top-down,branches=B1+B2,mine=dhm:lr=0.05`` into variants; values stay text.
 
-    Variants are separated by commas: ``METHOD``, ``METHOD:FIELD=VALUE,...`` or ``NAME=METHOD...``. What begins with the
-    name of a field belongs to the variant before it.
+    Commas separate the variants: ``METHOD``, ``METHOD:FIELD=VALUE,...`` or ``NAME=METHOD...``. A part that begins with
+    the name of a field belongs to the variant before it.
 
     Raises:
-        ValueError: nothing, an unknown method or field, or two variants of one name.
+        ValueError: no variant, an unknown method or field, or two variants with the same name.
     """
     variants: list[Variant] = []
     for part in (part.strip() for part in text.strip().removeprefix("[").removesuffix("]").split(",")):
@@ -91,7 +91,7 @@ def split_methods(text: str) -> list[Variant]:
 
 
 def _field(key: str) -> str:
-    """A field as a flag is written, ``mimic-weight``, or as it is called, ``mimic_weight``."""
+    """The name of a field that is written as it is, ``mimic_weight``, or as its flag, ``mimic-weight``."""
     return key.strip().replace("-", "_")
 
 
@@ -99,7 +99,7 @@ def _set_field(variant: Variant, key: str, value: str, part: str) -> None:
     key = _field(key)
     if key not in FIELDS or key in OWN_FIELDS or not value:
         raise UserError(
-            f"methods has {part!r}: write METHOD:FIELD=VALUE,FIELD=VALUE with values of `fastdhm train`, such as "
+            f"methods has {part!r}: write METHOD:FIELD=VALUE,FIELD=VALUE with settings of `fastdhm train`, such as "
             "dhm:direction=top-down,branches=B1"
         )
     variant.changes[key] = value
@@ -111,21 +111,21 @@ def _own_name(variant: Variant) -> str:
 
 
 def check_variants(variants: list[Variant]) -> None:
-    """``ValueError`` if there is none, if one's method is not known, or if two have the same name."""
+    """``ValueError`` if there is none, if a method is unknown, or if two have the same name."""
     from fastdhm.errors import unknown
 
     if not variants:
-        raise UserError("methods is empty: name at least one, such as baseline,dsl,dhm")
+        raise UserError("methods is empty: give at least one, such as baseline,dsl,dhm")
     for variant in variants:
         if variant.method not in METHODS:
             raise unknown("method", variant.method, METHODS)
     twice = [name for name, count in Counter(folder_name(variant.name) for variant in variants).items() if count > 1]
     if twice:
-        raise UserError(f"methods has {twice[0]!r} twice: give each a name of its own, as in NAME=METHOD:FIELD=VALUE")
+        raise UserError(f"methods has {twice[0]!r} twice: give each its own name, as in NAME=METHOD:FIELD=VALUE")
 
 
 def folder_name(text: str) -> str:
-    """``text`` with what is awkward in a file name replaced."""
+    """``text`` as a file name: other characters are replaced."""
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-.") or "arm"
 
 
@@ -138,19 +138,19 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     inside = text.strip().removeprefix("[").removesuffix("]").strip()
     parts = SEED_PARTS.split(inside) if inside else []
     if not parts or not all(part.isdecimal() for part in parts):
-        raise UserError(f"seeds is {text}: must be how many, such as 3 (seeds 0, 1, 2), or a list, such as 0,4,7")
+        raise UserError(f"seeds is {text}: must be a count, such as 3 (seeds 0, 1, 2), or a list, such as 0,4,7")
     numbers = tuple(int(part) for part in parts)
     if len(numbers) == 1 and "[" not in text:
         if not 1 <= numbers[0] <= 1000:
-            raise UserError(f"seeds is {text}: must be 1 to 1000 of them; [{text}] is the one seed {text}")
+            raise UserError(f"seeds is {text}: a count must be 1 to 1000; for the one seed {text}, write [{text}]")
         return tuple(range(numbers[0]))
     if len(set(numbers)) < len(numbers):
-        raise UserError(f"seeds is {text}: each seed once")
+        raise UserError(f"seeds is {text}: must have each seed only once")
     return numbers
 
 
 def make_config(values: dict[str, Any]) -> TrainConfig:
-    """A config of ``values``; ``ValueError`` if they make none."""
+    """A config of ``values``; ``ValueError`` if they are not valid."""
     try:
         return TrainConfig(**values)
     except ValueError as error:
@@ -158,19 +158,21 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
 
 
 def changed(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """In which values that decide what is learnt two configs differ, ``epochs: 164 -> 16``; seed and folder aside."""
+    """The values that decide what is learnt and that differ, ``epochs: 164 -> 16``; without seed and folder."""
     return unlike(old, new, free=("seed", *HOW_IT_RUNS))
 
 
 def unlike(old: TrainConfig, new: TrainConfig, free: tuple[str, ...]) -> list[str]:
-    """The values in which two runs differ, as ``name: old -> new``, without those in ``free`` and what changes nothing:
-    the folder, the name of the preset that values came from, and a scale of the learning rate that is not used.
+    """The values in which two runs differ, as ``name: old -> new``, without those in ``free``.
+
+    Values without any effect do not count: the folder, the name of the preset, and ``lr_batch_size`` if the learning
+    rate is not scaled.
     """
     unused = () if old.scale_lr or new.scale_lr else ("lr_batch_size",)
     return differing(old, new, free=("run_dir", "preset", *unused, *free))
 
 
 def fitting(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Of what is given for all runs that which ``method`` can have: the rest is about mimicking, or about branches."""
+    """The values in ``given``, meant for all runs, that ``method`` can use: some are only for mimicking or branches."""
     foreign = {"baseline": (*OF_MIMICKING, *OF_BRANCHES), "dsl": OF_MIMICKING, "dhm": ()}[method]
     return {name: value for name, value in given.items() if name not in foreign}

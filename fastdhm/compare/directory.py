@@ -1,4 +1,4 @@
-"""The folder of a comparison: its settings, which a later call must agree with, and where its runs lie."""
+"""The folder of a comparison: its settings, which later calls must repeat, and the folders of its runs."""
 
 import dataclasses
 from pathlib import Path
@@ -13,6 +13,7 @@ from fastdhm.errors import UserError
 from fastdhm.system.console import paste
 from fastdhm.system.files import replacing
 from fastdhm.system.folders import contents
+from fastdhm.system.paths import shown
 from fastdhm.system.typed_yaml import build, read_yaml
 
 FORMAT = 1
@@ -20,7 +21,7 @@ SETTINGS, RUNS = "compare.yaml", "runs"
 
 
 def run_folder(folder: Path, arm: Arm, seed: int) -> Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return folder / RUNS / arm.run_name(seed)
 
 
@@ -32,49 +33,51 @@ def write_settings(folder: Path, comparison: Comparison) -> None:
 
 
 def read_settings(folder: Path) -> Comparison:
-    """The comparison in ``folder``; ``ValueError`` if there is none, or one that this version does not read."""
+    """The comparison in ``folder``; ``ValueError`` if there is none, or this version cannot read it."""
     path = folder / SETTINGS
     if not path.exists():
-        raise UserError(f"{folder} is not a comparison of fastdhm: it holds no {SETTINGS}")
+        raise UserError(f"{shown(folder)} is not a comparison of fastdhm: it has no {SETTINGS}")
     values = read_yaml(path)
     if values.pop("format", None) != str(FORMAT):
-        raise UserError(f"{path} has another format than this fastdhm reads ({FORMAT})")
-    return build(Comparison, values, f"{path} does not hold the settings of a comparison")
+        raise UserError(f"{shown(path)} has another format than this fastdhm reads ({FORMAT})")
+    return build(Comparison, values, f"{shown(path)} does not hold the settings of a comparison")
 
 
 def check_settings(folder: Path, new: Comparison) -> None:
-    """Refuse a folder that holds anything else; a comparison there may be given more methods and seeds.
+    """Refuse a folder that holds anything but this comparison; ``new`` may add methods and seeds to it.
 
     Raises:
-        ValueError: a folder of something else, or a comparison whose settings differ; each difference is named.
+        ValueError: the folder holds something else, or a comparison with other settings; the message names each
+            difference.
     """
     if not (folder / SETTINGS).exists():
         if folder.exists() and not (folder.is_dir() and contents(folder) <= {RUNS}):
-            raise UserError(f"{folder} is there and is not a comparison of fastdhm: choose another --out")
+            raise UserError(f"{shown(folder)} exists and is not a comparison of fastdhm: choose another --out")
         return
     differences = settings_differences(read_settings(folder), new)
     if differences:
         raise UserError(
-            f"{folder} holds a comparison with other settings ({'; '.join(differences)}): go on with that one by "
+            f"{shown(folder)} holds a comparison with other settings ({'; '.join(differences)}): continue it with "
             f"`{paste('fastdhm', 'compare', '--resume', folder)}`, or choose another --out"
         )
 
 
 def settings_differences(old: Comparison, new: Comparison) -> list[str]:
-    """What ``new`` changes or leaves out of ``old``; more arms and seeds are no difference."""
+    """What ``new`` changes in ``old`` or leaves out; more arms and seeds are no difference."""
     differences = [] if old.table == new.table else [f"table: {old.table} -> {new.table}"]
     arms = {arm.name: arm for arm in new.arms}
     gone = [arm.name for arm in old.arms if arm.name not in arms]
     if gone:
-        differences.append(f"methods without {', '.join(gone)}, which is in there")
+        differences.append(f"methods without {', '.join(gone)}, which {'is' if len(gone) == 1 else 'are'} in it")
     lost = [str(seed) for seed in old.seeds if seed not in new.seeds]
     if lost:
         every = ",".join(map(str, dict.fromkeys([*old.seeds, *new.seeds])))
-        differences.append(f"seeds without {', '.join(lost)}, which are in there: --seeds {every} adds to them")
+        which = "which is" if len(lost) == 1 else "which are"
+        differences.append(f"seeds without {', '.join(lost)}, {which} in it: --seeds {every} keeps all")
     found: dict[str, list[str]] = {}
     for arm in old.arms:
         if arm.name in arms:
-            now = arms[arm.name].config  # images that were moved are told by their identity, in each run
+            now = arms[arm.name].config  # moved images are recognised by their identity, in each run
             now = dataclasses.replace(now, **{name: getattr(arm.config, name) for name in moved(arm.config, now)})
             for difference in changed(arm.config, now):
                 found.setdefault(difference, []).append(arm.name)

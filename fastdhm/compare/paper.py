@@ -1,7 +1,7 @@
-"""The paper's tables as data: for every cell the run it needs and the number that the authors had.
+"""The paper's tables as data: for every cell, the run it needs and the number of the authors.
 
 Sources: Tables 1 to 5 and sections 4.3.1, App. D (sampling), E (corrupt labels), F (dropout) of Li and Chen, CVPR 2020.
-A run is what it sets beside the recipe of its data set, network and method (``fastdhm.recipes``).
+An entry lists only what its run changes in the recipe of its data set, network and method (``fastdhm.recipes``).
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ class Entry:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Which run it is."""
+        """The values that identify the run."""
         return {"dataset": self.dataset, "arch": self.arch, "method": self.method, **self.changes}
 
     @property
     def config(self) -> TrainConfig:
-        """The paper's run, with its recipe."""
+        """The config of the paper's run: its recipe with the changes."""
         return make_config(recipe(self.dataset, self.arch, self.method) | self.changes)
 
 
@@ -49,7 +49,7 @@ class Table:
     title: str
     metrics: tuple[str, ...]
     seeds: int
-    """How many runs the paper means; 1 where it gives no spread."""
+    """How many runs the paper averages; 1 if it gives no spread."""
     entries: tuple[Entry, ...]
 
 
@@ -62,7 +62,7 @@ def _values(*values: float) -> tuple[Published, ...]:
 
 
 def _by_method(dataset: str, arch: str, papers: tuple, row: str | None = None, **changes: Any) -> list[Entry]:
-    """An entry for each of baseline, DSL and DHM that ``papers`` has something of."""
+    """An entry for each of baseline, DSL and DHM that has numbers in ``papers``."""
     return [
         Entry(
             name=method, label=column, dataset=dataset, arch=arch, method=method, changes=changes,
@@ -215,7 +215,7 @@ TABLES = {
 
 
 def identity(values: dict[str, Any]) -> tuple:
-    """What says which of the paper's runs these config values stand for, whatever its recipe."""
+    """A key of these config values: equal for two runs that are the same run of the paper, with any recipe."""
     usual = {"direction": "both", "sampler": "binary", "keep_prob": 0.5, "dropout": 0.0, "corrupt_labels": 0.0}
     branches = () if values["method"] == "baseline" else tuple(values.get("branches") or DEFAULT_BRANCHES)
     names = (values["dataset"], values["arch"], values["method"], branches, values.get("only_branch"))
@@ -223,7 +223,7 @@ def identity(values: dict[str, Any]) -> tuple:
 
 
 def known(config: TrainConfig, metrics: tuple[str, ...]) -> Entry | None:
-    """The paper's run that ``config`` stands for, whatever its recipe; only of a table with these ``metrics``."""
+    """The paper's run that ``config`` corresponds to, with any recipe; only from tables with these ``metrics``."""
     entries = [entry for table in TABLES.values() if table.metrics == metrics for entry in table.entries]
     own = identity(dataclasses.asdict(config))
     return next((entry for entry in entries if identity(entry.values) == own), None)

@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of: from the user's methods, or from a table of the paper, shrunk as asked."""
+"""Plans the runs of a comparison: the user's methods, or a table of the paper, which may be shrunk."""
 
 import dataclasses
 import itertools
@@ -13,42 +13,43 @@ from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, k
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.optim.schedule import describe_falls
-from fastdhm.errors import UserError, unknown
+from fastdhm.errors import UserError, counted, unknown
 from fastdhm.recipes import recipe, warm_up
+from fastdhm.system.paths import shown
 
-# What follows the images when a table is made on another data set; the rest of the recipe stays the paper's.
+# What changes with the data set when a table is made on another one; the rest of the recipe stays the paper's.
 OF_THE_DATA = ("image_size", "mean", "std", "crop", "crop_ratio", "pad", "flip")
-RAMP = 0.1  # of a shrunk run's epochs: short runs were seen to stall without, and to go well with about that
+RAMP = 0.1  # share of a shrunk run's epochs: without a ramp some short runs stalled, with about this they went well
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is trained, and how it is laid out."""
+    """What is trained, and how the results are shown."""
 
     title: str
     table: str | None
     metrics: tuple[str, ...]
-    """The first is the one that is compared; B0 has them all."""
+    """The first one is compared; B0 is shown in all of them."""
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     reference: str | None
     """Name of the arm that the others of its group are compared with; ``None``: the baseline, else the first."""
     notes: tuple[str, ...]
-    """What has to be said wherever the result is shown: in what it is not the paper's setting."""
+    """What must be shown with every result: how the setting differs from the paper's."""
     command: str = ""
-    """What was typed."""
+    """The command that the user typed."""
     made_by: tuple[str, ...] = ()
-    """The versions of fastdhm and torch that trained any of its runs."""
+    """The versions of fastdhm and torch that trained its runs."""
 
     def __post_init__(self) -> None:
         if not self.arms or not self.metrics:
-            raise UserError("arms and metrics must name at least one each")
+            raise UserError("arms and metrics must each have at least one entry")
         if not self.seeds or not all(0 <= seed < 2**63 for seed in self.seeds):
             raise UserError(f"seeds is {list(self.seeds)}: must be a list of numbers in [0, 2**63), such as [0, 1, 2]")
         for what, values in (("seeds", self.seeds), ("arms", [arm.name for arm in self.arms])):
             twice = [value for value, count in Counter(values).items() if count > 1]
             if twice:
-                raise UserError(f"{what} has {twice[0]} twice: must be each once")
+                raise UserError(f"{what} has {twice[0]} twice: must have each only once")
 
     @property
     def groups(self) -> list[str]:
@@ -59,7 +60,7 @@ class Comparison:
         return [arm for arm in self.arms if arm.group == group]
 
     def reference_of(self, group: str, branch: str = "B0") -> Arm:
-        """The arm that others of ``group`` are compared with; in a side branch that of this branch alone, if any."""
+        """The arm that others of ``group`` are compared with; for a side branch, one that trains it alone, if any."""
         arms = self.members(group)
         alone = [arm for arm in arms if branch != "B0" and arm.config.only_branch == branch]
         if alone and self.reference is None:
@@ -75,7 +76,7 @@ class Comparison:
 def compare_methods(
     variants: list[Variant], seeds: tuple[int, ...], given: dict[str, Any], reference: str | None = None
 ) -> Comparison:
-    """A comparison of ``variants`` on one data set and network; ``given`` are the values set for all runs."""
+    """A comparison of ``variants`` on one data set and network; ``given`` are the values for all runs."""
     arms, set_by_name = [], {}
     for variant in variants:
         values = fitting(variant.method, given) | {"method": variant.method} | variant.changes
@@ -88,7 +89,7 @@ def compare_methods(
     metrics = PEOPLE if is_reid(first.dataset) else ERRORS if first.dataset == "imagenet" else ERROR
     arms, notes = _beside_the_paper(arms, metrics)
     size = f", {first.subset:,} training images" if first.subset else ""
-    title = f"{dataset_name(first.dataset)}, {first.arch}, {first.epochs} epochs{size}"
+    title = f"{dataset_name(first.dataset)}, {first.arch}, {counted(first.epochs, 'epoch')}{size}"
     papers = {arm.name: entry for arm in arms if (entry := known(arm.config, metrics))}
     notes += beside_the_method(arms, set_by_name, papers)
     return Comparison(
@@ -98,7 +99,7 @@ def compare_methods(
 
 
 def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that ``values`` of a run ask for, as ``fastdhm train`` takes it."""
+    """The recipe for a run with ``values``, as ``fastdhm train`` uses it."""
     base = recipe_alone(values)
     return base | scaled_rate(base | values)
 
@@ -111,12 +112,12 @@ def recipe_alone(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def scaled_rate(values: dict[str, Any]) -> dict[str, Any]:
-    """What a run of ``values`` needs where its learning rate is scaled: a warm-up, for as long as the run is."""
+    """The warm-up that a run with ``values`` needs if its learning rate is scaled, for its number of epochs."""
     return warm_up(values, values["epochs"]) if values.get("scale_lr") else {}
 
 
 def _beside_the_paper(arms: list[Arm], metrics: tuple[str, ...]) -> tuple[list[Arm], list[str]]:
-    """The arms with the paper's numbers where it has a run like them, and what is different about that run."""
+    """The arms, with the paper's numbers if it has such a run; and notes on how they differ from that run."""
     entries = {arm.name: known(arm.config, metrics) for arm in arms}
     arms = [dataclasses.replace(arm, paper=e.paper) if (e := entries[arm.name]) else arm for arm in arms]
     notes = _differences((arm, entry) for arm in arms if (entry := entries[arm.name]))
@@ -124,7 +125,7 @@ def _beside_the_paper(arms: list[Arm], metrics: tuple[str, ...]) -> tuple[list[A
 
 
 def _differences(pairs: Iterable[tuple[Arm, Entry]]) -> list[str]:
-    """In what runs are not the paper's, each difference once, with the arms if not all have it."""
+    """How runs differ from the paper's: each difference once, with its arms if not all have it."""
     pairs = list(pairs)
     found: dict[str, list[str]] = {}
     for arm, entry in pairs:
@@ -134,11 +135,11 @@ def _differences(pairs: Iterable[tuple[Arm, Entry]]) -> list[str]:
         return []
     arms = [arm for arm, _ in pairs]
     lines = [text if len(names) == len(arms) else f"{text} ({_who(names, arms)})" for text, names in found.items()]
-    return ["not the paper's setting, so its numbers are no target for these: " + "; ".join(lines)]
+    return ["not the paper's setting, so its numbers are no target for these runs: " + "; ".join(lines)]
 
 
 def _who(names: list[str], arms: list[Arm]) -> str:
-    """Arms by name, a whole group by its own."""
+    """The names of arms; a whole group by the name of the group."""
     members: dict[str, list[str]] = {}
     for arm in arms:
         members.setdefault(arm.group or arm.name, []).append(arm.name)
@@ -148,11 +149,12 @@ def _who(names: list[str], arms: list[Arm]) -> str:
 
 
 def beside_the_method(arms: list[Arm], set_by_name: dict[str, dict], papers: dict[str, Entry]) -> list[str]:
-    """In what arms of a group differ beside the method, with the values: a difference between them is then of both.
+    """Notes on values other than the method in which arms of a group differ: results then differ for both reasons.
 
-    What a variant sets by its own name (``set_by_name``) is what it is there for, against one of the same method. What
-    only mimicking has, and branches against a network without any, is the method; sets of branches drawn anew each step
-    are not, against a method that computes all of them.
+    Three differences are not noted. Values that a variant sets by its own name (``set_by_name``), against a variant of
+    the same method: they are the purpose of the variant. Values that only mimicking has: they are part of the method.
+    Branches, against a network without any. But a sampler that draws sets of branches anew each step is noted, against
+    a method that computes all branches.
     """
     notes = []
     for group in dict.fromkeys(arm.group for arm in arms):
@@ -171,14 +173,14 @@ def beside_the_method(arms: list[Arm], set_by_name: dict[str, dict], papers: dic
             )
             where = f" of {group}" * bool(group)
             notes.append(
-                f"the methods{where} differ in more than the method, and so do their results: {name} is {text}"
+                f"the runs{where} differ in more than the method, which also changes their results: {name} is {text}"
                 + ", as in the paper" * same
             )
     return notes
 
 
 def _confounds(one: Arm, other: Arm, set_by_name: dict[str, dict]) -> list[str]:
-    """The values in which two arms differ, beside the method and what each sets by its own name."""
+    """The values in which two arms differ, without the method and what each sets by its own name."""
     free, methods = ["method", "only_branch", *OF_MIMICKING], {one.config.method, other.config.method}
     if len(methods) == 1:
         free += [*set_by_name.get(one.name, ()), *set_by_name.get(other.name, ())]
@@ -190,7 +192,7 @@ def _confounds(one: Arm, other: Arm, set_by_name: dict[str, dict]) -> list[str]:
 
 
 def _warnings(arms: list[Arm]) -> list[str]:
-    """What makes any result doubtful."""
+    """Notes on settings that make every result doubtful."""
     said = {arm.name: describe_falls(arm.config.schedule, arm.config.milestones, arm.config.epochs) for arm in arms}
     texts = dict.fromkeys(text for text in said.values() if text)
     return [
@@ -203,29 +205,29 @@ def _warnings(arms: list[Arm]) -> list[str]:
 def reproduce_table(
     name: str, given: dict[str, Any], seeds: tuple[int, ...] | None = None, rows: tuple[str, ...] = ()
 ) -> Comparison:
-    """A table of the paper, or its ``rows``; ``given`` shrinks or changes its runs, see :func:`shrink`.
+    """A table of the paper, or some ``rows`` of it; ``given`` shrinks or changes its runs, see :func:`shrink`.
 
     Raises:
-        ValueError: an unknown table or row, or a given value that the table itself sets for each run.
+        ValueError: an unknown table or row, or a given value that the table itself sets.
     """
     if name not in TABLES:
         raise unknown("table", name, TABLES)
     table = TABLES[name]
     own = {field for entry in table.entries for field in entry.changes} & given.keys()
     if own:
-        raise UserError(f"{sorted(own)[0]} is given, and table {name} itself sets it for its runs: leave it out")
+        raise UserError(f"{sorted(own)[0]} is given, but table {name} sets it for its runs: leave it out")
     arms: list[Arm] = []
     origins: list[Entry] = []
     for entry in _picked(table, name, rows):
         arm = _arm(table, entry, given)
-        if arm.name not in {other.name for other in arms}:  # as with --arch, which makes several rows one
+        if arm.name not in {other.name for other in arms}:  # --arch, for example, makes several rows the same
             arms, origins = [*arms, arm], [*origins, entry]
     _check_branches(name, arms)
     people = PEOPLE[0] in table.metrics
     for arm in arms:
         if is_reid(arm.config.dataset) != people:
-            wanted = "a re-identification set" if people else "a set of classes"
-            raise UserError(f"dataset is {arm.config.dataset}: table {name} is scored on {wanted}, choose one of those")
+            wanted = "a re-identification set" if people else "a classification set"
+            raise UserError(f"dataset is {shown(arm.config.dataset)}: table {name} needs {wanted}")
     arms, notes = _table_notes(arms, origins)
     what = " and ".join(dict.fromkeys(f"{arm.config.arch} on {dataset_name(arm.config.dataset)}" for arm in arms))
     title = table.title + (f"; here {what}, shrunk or changed, see notes" if notes else "")
@@ -235,7 +237,7 @@ def reproduce_table(
     seeds = seeds or tuple(range(table.seeds))
     if len(seeds) != table.seeds:
         paper = f"the paper has {table.seeds}" if table.seeds > 1 else "the paper does not say how many it has"
-        notes.append(f"{len(seeds)} runs of each; {paper}")
+        notes.append(f"{counted(len(seeds), 'run')} of each; {paper}")
     return Comparison(
         title=title, table=name, metrics=table.metrics, arms=tuple(arms), seeds=seeds, reference=None,
         notes=(*notes, *_warnings(arms)),
@@ -243,7 +245,7 @@ def reproduce_table(
 
 
 def _check_branches(table: str, arms: list[Arm]) -> None:
-    """``ValueError`` if the network of a run does not have the branches that the table gives it."""
+    """``ValueError`` if the network of a run lacks a branch that the table trains."""
     for arm in arms:
         arch, named = arm.config.arch, arm.config.branches or (arm.config.only_branch,)
         wanted = [branch for branch in named if branch not in (None, "B0")]
@@ -252,7 +254,7 @@ def _check_branches(table: str, arms: list[Arm]) -> None:
         if missing:
             raise UserError(
                 f"table {table} trains {arm.label} with branch {missing[0]}, which {arch} does not have (it has "
-                f"{', '.join(known_branches)}): leave that row out by --rows, or take another --arch, such as resnet18"
+                f"{', '.join(known_branches)}): choose other --rows, or another --arch, such as resnet18"
             )
 
 
@@ -289,11 +291,11 @@ def _arm(table: Table, entry: Entry, given: dict[str, Any]) -> Arm:
 
 
 def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
-    """The values of a table's run with what the user gave for all.
+    """The values of a table's run, with the values ``given`` by the user for all runs; these always win.
 
-    Another data set brings its own image size, normalisation and augmentation, the rest of the recipe stays. Other
-    epochs scale the recipe's milestones, warm-up, frozen epochs and mimicking ramp in proportion; a run made shorter
-    that has no such ramp gets one of a tenth of its epochs, without which short runs stall. What is given stands.
+    Another data set has its own image size, normalisation and augmentation; the rest of the recipe stays. Other epochs
+    scale the recipe's milestones, warm-up, frozen epochs and mimicking ramp in proportion. A shortened run without such
+    a ramp gets one of a tenth of its epochs; without it, short runs stall.
     """
     given = fitting(entry.method, given)
     dataset, arch = given.get("dataset", entry.dataset), given.get("arch", entry.arch)
@@ -316,7 +318,7 @@ def shrink(entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table_notes(arms: list[Arm], origins: list[Entry]) -> tuple[list[Arm], list[str]]:
-    """The arms with the paper's numbers, where data set and network are the paper's, and what is different."""
+    """The arms, with the paper's numbers if data set and network are the paper's; and notes on the differences."""
     same = [(arm.config.dataset, arm.config.arch) == (e.dataset, e.arch) for arm, e in zip(arms, origins, strict=True)]
     arms = [
         dataclasses.replace(arm, paper=entry.paper) if fits else arm
@@ -324,11 +326,11 @@ def _table_notes(arms: list[Arm], origins: list[Entry]) -> tuple[list[Arm], list
     ]
     notes = _differences(zip(arms, origins, strict=True))
     if not all(same):
-        notes.append("the paper's numbers are left out where data set or network are not the paper's")
+        notes.append("the paper's numbers are left out where data set or network are not those of the paper")
     return arms, notes
 
 
 def dataset_name(dataset: str) -> str:
-    """A data set in short: the last folder of a path."""
+    """A short name of a data set: for a path, its last folder."""
     kind, _, path = dataset.partition(":")
     return path.rstrip("/").rpartition("/")[2] or kind if kind.endswith("folder") else dataset.replace(":", "-")

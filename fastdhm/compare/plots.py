@@ -1,6 +1,6 @@
-"""Pictures of a comparison: training and validation curves as in Figures 2 and 3 of the paper, and error over time.
+"""Plots of a comparison: training and validation curves as in Figures 2 and 3 of the paper, and error over time.
 
-A line is the mean over the finished seeds, the band around it their range, as in the paper's Figure 3.
+A line is the mean over the finished seeds, and the band around it is their range, as in the paper's Figure 3.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ Curve = list[tuple[float, float, float, float]]  # x, mean, lowest, highest
 
 
 def plot_results(folder: Path, results: Results) -> None:
-    """Write ``curves.png``, and ``wallclock.png`` where the logs have times; nothing before a run is finished."""
+    """Write ``curves.png``, and ``wallclock.png`` if the logs have times; nothing until a run is finished."""
     if not any(state.status == "finished" for state in results.states):
         return
     plot_curves(folder / "curves.png", results)
@@ -28,7 +28,7 @@ def plot_results(folder: Path, results: Results) -> None:
 
 
 def plot_curves(path: Path, results: Results) -> None:
-    """Training error (of each epoch's augmented images, while they are learnt) and that of what is judged on."""
+    """Training error (on each epoch's augmented images, during training) and error on the evaluation images."""
     groups = results.comparison.groups
     figure, axes = _figure(results, rows=len(groups), columns=2)
     for group, (train, val) in zip(groups, axes, strict=True):
@@ -45,7 +45,7 @@ def plot_curves(path: Path, results: Results) -> None:
 
 
 def plot_wallclock(path: Path, results: Results) -> None:
-    """Validation error over the time spent training: seconds of steps, without validation and stops."""
+    """Validation error over training time: the time of the steps, without validation and interruptions."""
     groups = results.comparison.groups
     columns = min(2, len(groups))
     figure, axes = _figure(results, rows=-(-len(groups) // columns), columns=columns)
@@ -73,7 +73,7 @@ def curve(
     key: str,
     x_of: Callable[[Row], float] = lambda row: row["epoch"],
 ) -> Curve:
-    """Mean and range over the runs at every epoch that all of them have; ``x_of`` too is a mean."""
+    """Mean and range over the runs, at every epoch that all runs have; x is the mean of ``x_of``."""
     by_epoch: dict[float, list[Row]] = {}
     for run in runs:
         for row in rows_of(run):
@@ -102,17 +102,17 @@ def machine(results: Results, group: str) -> str:
 
 
 def judged(results: Results, group: str) -> str:
-    """What kind of images the group's runs are judged on after an epoch."""
+    """The kind of images that the group's runs are evaluated on after an epoch."""
     return " or ".join(dict.fromkeys(judged_on(arm.config) for arm in results.comparison.members(group)))
 
 
 def main_branches(results: Results, group: str) -> str:
-    """Whose error is drawn: B0's, or that of a branch trained alone."""
+    """The branches whose error is drawn: B0, or a branch that is trained alone."""
     return " or ".join(dict.fromkeys(arm.config.only_branch or "B0" for arm in results.comparison.members(group)))
 
 
 def _coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
-    """The arms with something to draw; an arm's colour is its own, whether the others have finished or not."""
+    """The arms with finished runs, each with its colour, which does not depend on the other arms."""
     arms = results.comparison.members(group)
     return [(f"C{i % 10}", arm) for i, arm in enumerate(arms) if results.of(arm, "finished")]
 
@@ -139,7 +139,7 @@ def _draw(axis, points: Curve, colour: str, label: str) -> None:
     if not points:
         return
     x, mean, low, high = zip(*points, strict=True)
-    label = label if label[:1] != "_" else f" {label}"  # what begins so is left out of the legend
+    label = label if label[:1] != "_" else f" {label}"  # matplotlib leaves labels that begin with _ out of the legend
     axis.plot(x, mean, color=colour, lw=1.5, marker="o" if len(x) < 4 else None, ms=3, label=label)
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 

@@ -28,7 +28,7 @@ def csv_rows(results: Results) -> Iterable[dict[str, Any]]:
 
 
 def _no_formula(value: Any) -> Any:
-    """Text that a spreadsheet would compute, ``=2+3``, as text."""
+    """Text with a quote in front if a spreadsheet would take it as a formula, such as ``=2+3``."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
@@ -80,7 +80,7 @@ def record(results: Results) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with null for what JSON has no number for: the cross-entropy of a network that diverged."""
+    """``value`` with null for NaN and infinity, which JSON lacks, such as the cross-entropy of a diverged network."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

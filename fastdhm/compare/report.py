@@ -1,4 +1,4 @@
-"""The results of a comparison on paper and screen: tables, JSON, CSV, and a README that says how they came about."""
+"""The results of a comparison in files and on screen: tables, JSON, CSV, plots, and a README with the settings."""
 
 import dataclasses
 import json
@@ -28,20 +28,20 @@ from fastdhm.system.files import write_csv, write_text
 NOTHING = "-"
 CURVES = """![Training and {judged} error over the epochs](curves.png)
 
-Lines are means over the finished seeds, bands their range. Training error is that of an epoch's own, augmented images
-while they are learnt{seen}. An epoch is of whole batches: the images that fill none are left out, others each time,
-where the authors' released code makes a smaller batch of them (on CIFAR 390 steps, and 391)."""
-SEEN = "; the seen-image error is of some of the same images, whole: it says how well they are learnt, and no more"
+Lines are means over the finished seeds, bands are their range. Training error is measured during training, on the
+augmented images of the epoch{seen}. An epoch has only whole batches: the images that fill no batch are left out, other
+ones each time. The authors' released code makes a smaller batch of them (on CIFAR: 390 steps here, 391 there)."""
+SEEN = "; seen-image error, on some of the training images without augmentation: it only says how well they are learnt"
 WALLCLOCK = """![Error over training time](wallclock.png)
 
-Training time is that of the steps, over all processes that worked on a run, compiling and loading included, validation
-and the time between processes not."""
+Training time is the time of the steps in all processes that worked on a run. It includes compiling and loading, but
+not validation and the time between processes."""
 
 Grid = list[list[str]]  # rows of text, the header first
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Write all that is said of the runs so far: tables, JSON, pictures, and a README of them."""
+    """Write the results of the runs so far: tables, JSON, plots, and a README with all of them."""
     plot_results(folder, results)
     text = json.dumps(record(results), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "results.json", f"{text}\n")
@@ -51,7 +51,7 @@ def write_results(folder: Path, results: Results) -> None:
 
 
 def print_results(console: Console, results: Results) -> None:
-    """The tables for a person at a terminal."""
+    """Print the tables and the remarks to a terminal."""
     for heading, grid in tables(results):
         console.print(heading, style="italic")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -66,7 +66,7 @@ def print_results(console: Console, results: Results) -> None:
 
 def tables(results: Results) -> list[tuple[str, Grid]]:
     """Every table with its heading."""
-    laid_out = [("As the paper lays it out", paper_table(results))] if results.comparison.table else []
+    laid_out = [("In the paper's layout", paper_table(results))] if results.comparison.table else []
     found = [*laid_out, (results.comparison.title, main_table(results))]
     differences = difference_table(results)
     if len(differences) > 1:
@@ -77,7 +77,7 @@ def tables(results: Results) -> list[tuple[str, Grid]]:
 
 
 def main_table(results: Results) -> Grid:
-    """A row for each arm: how many runs, mean ± std of each branch, and beside it the paper's where it has one."""
+    """A row for each arm: number of runs, mean ± std of each branch, and the paper's number if there is one."""
     every = [(branch, metric) for branch in results.branches for metric in results.shown_metrics(branch)]
     arms = results.comparison.arms
     columns = [c for c in every if c[0] == "B0" or any(results.summary(arm, *c) for arm in arms)]
@@ -97,7 +97,7 @@ def main_table(results: Results) -> Grid:
 
 
 def paper_table(results: Results) -> Grid:
-    """The table as the paper lays it out: each cell ours, and in brackets the paper's."""
+    """The table in the paper's layout: each cell has the result, and the paper's number in brackets."""
     places = {(p.row, p.column): (arm, p.branch) for arm in results.comparison.arms for p in arm.places}
     rows, columns = (list(dict.fromkeys(place[axis] for place in places)) for axis in (0, 1))
     grid = [["", *columns]]
@@ -118,7 +118,7 @@ def _paper_cell(results: Results, arm: Arm, branch: str) -> str:
 
 
 def difference_table(results: Results) -> Grid:
-    """A row for each arm, what it is compared with, branch and metric that both have."""
+    """A row for each arm, other arm, branch and metric that can be compared."""
     interval = f"{100 * results.confidence:.10g}% interval"
     several = len(results.comparison.metrics) > 1
     head = ["method", "from", "branch", *(["metric"] * several), "pairs", "difference", interval, "p"]
@@ -144,7 +144,7 @@ def _short(metric: str) -> str:
 
 
 def time_table(results: Results) -> Grid:
-    """Minutes of training, over the reference's, and of validation."""
+    """Minutes of training, their ratio to the reference's, and minutes of validation."""
     grid = [[*_group_head(results), "method", "n", "training, min", "over the reference's", "validation, min", "on"]]
     for arm in results.comparison.arms:
         ours = results.train_seconds(arm)
@@ -175,7 +175,7 @@ def _group(results: Results, arm: Arm) -> list[str]:
 
 
 def _count(results: Results, arm: Arm) -> str:
-    """How many of the arm's runs the numbers are of: ``3``, ``2 of 3``, ``2 of 3, 1 failed``."""
+    """How many of the arm's runs are in the numbers: ``3``, ``2 of 3``, ``2 of 3, 1 failed``."""
     done, every, failed = len(results.of(arm, "finished")), len(results.of(arm)), len(results.of(arm, "failed"))
     text = str(done) if done == every else f"{done} of {every}"
     return f"{text}, {failed} failed" if failed else text
@@ -189,7 +189,7 @@ def spread(summary: Summary | None) -> str:
 
 
 def published(number: Published | None, metric: str) -> str:
-    """The paper's number as it printed it: errors to three places, people to one."""
+    """The paper's number with its decimals: three for errors, one for re-identification."""
     if number is None:
         return NOTHING
     mean, std = number
@@ -208,14 +208,14 @@ def _interval(difference: Difference) -> list[str]:
 
 
 def tables_markdown(results: Results) -> str:
-    """The tables and what must not be left out when they are copied."""
+    """The tables, and the remarks that must be copied with them."""
     parts = [f"## {escaped(heading)}\n\n{markdown(grid)}" for heading, grid in tables(results)]
     words = "\n\n".join(map(escaped, [what_is_counted(results), *remarks(results)]))
     return "\n\n".join(parts) + f"\n\n{words}\n"
 
 
 def readme(results: Results) -> str:
-    """How the numbers came about: title, tables, pictures, and the settings of the runs."""
+    """The README: title, command, tables, plots, and the settings of the runs."""
     comparison = results.comparison
     common, own = settings(comparison.arms)
     seeds = ", ".join(map(str, comparison.seeds))
@@ -230,16 +230,16 @@ def readme(results: Results) -> str:
     if any(results.train_seconds(arm) for arm in comparison.arms):
         parts.append(WALLCLOCK)
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")
-    parts += ["Beside that:\n\n" + "\n".join(f"- {name}: {_code(_flow(values))}" for name, values in own.items())]
+    parts += ["In addition:\n\n" + "\n".join(f"- {name}: {_code(_flow(values))}" for name, values in own.items())]
     parts.append(
-        "Each run's own folder under `runs/` has its whole config, its log and its network; `results.json` has every "
-        "number here and those of each run, `table.csv` the tables."
+        "Each run has a folder in `runs/` with its whole config, its log and its network. `results.json` has all "
+        "numbers here and those of each run. `table.csv` has the tables."
     )
     return "\n\n".join(parts) + "\n"
 
 
 def settings(arms: Sequence[Arm]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the configs of all arms have in common, and what each has of its own."""
+    """The values that the configs of all arms share, and the other values of each."""
     configs = {arm.name: _learnt(arm) for arm in arms}
     first = next(iter(configs.values()))
     common = {name: value for name, value in first.items() if all(c[name] == value for c in configs.values())}
@@ -257,7 +257,7 @@ def _learnt(arm: Arm) -> dict[str, Any]:
 
 
 def _code(text: str) -> str:
-    """Text as code in Markdown, whatever backticks it has."""
+    """Text as code in Markdown, with enough backticks around it."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
@@ -271,12 +271,12 @@ def _flow(values: dict[str, Any]) -> str:
 
 
 def markdown(grid: Grid) -> str:
-    """A grid as a table; the first column to the left, numbers to the right."""
+    """A grid as a Markdown table; the first column is aligned left, the others right."""
     lines = [[escaped(cell) for cell in row] for row in grid]
     rule = [":--", *["--:"] * (len(grid[0]) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; an underscore inside a word means nothing to it."""
+    """Text that Markdown shows as it is, on one line; underscores inside a word need no escape."""
     return re.sub(r"[\\`*|<\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))

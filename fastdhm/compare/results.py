@@ -1,4 +1,4 @@
-"""What the runs of a comparison say together: values by arm, branch and seed, their spread, their differences."""
+"""The results of a comparison: values by arm, branch and seed, with means, spread and differences."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ Scores = dict[str, dict[str, float]]  # branch -> score -> value
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of a comparison so far. Only finished runs count, and a failed one is told."""
+    """The runs of a comparison so far. Only finished runs count; failed runs are reported."""
 
     comparison: Comparison
     states: tuple[RunState, ...]
     score: Literal["auto", "last", "best"]
-    """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own); auto: as
-    its ``keep``."""
+    """Which epoch of each run counts: the last, or the best, with B0's lowest validation error (a branch that is
+    trained alone: its own); auto: as the run's ``keep``."""
     confidence: float
 
     def of(self, arm: Arm, *statuses: str) -> list[RunState]:
-        """An arm's runs, those in one of ``statuses`` if any are named."""
+        """The runs of an arm; if ``statuses`` are given, only those with one of them."""
         return [s for s in self.states if s.arm == arm.name and (not statuses or s.status in statuses)]
 
     @property
@@ -50,11 +50,11 @@ class Results:
 
     @property
     def branches(self) -> list[str]:
-        """Every branch that a finished run has a score of."""
+        """All branches that have a score in a finished run."""
         return sorted({branch for scores in self._scores.values() for branch in scores}) or ["B0"]
 
     def values(self, arm: Arm, branch: str, metric: str) -> dict[int, float]:
-        """Seed -> value of each finished run that has it."""
+        """Seed -> value, for each finished run that has it."""
         found = {
             seed: scores.get(branch, {}).get(metric) for (n, seed), scores in self._scores.items() if n == arm.name
         }
@@ -65,21 +65,21 @@ class Results:
         return summarize(list(self.values(arm, branch, metric).values()))
 
     def difference(self, arm: Arm, reference: Arm, branch: str, metric: str) -> Difference | None:
-        """An arm minus another, paired by seed; ``None`` without a seed that both have."""
+        """An arm minus another, paired by seed; ``None`` if they share no seed."""
         if arm.name == reference.name:
             return None
         ours, theirs = (self.values(one, branch, metric) for one in (arm, reference))
         return paired_difference(ours, theirs, self.confidence)
 
     def pairs(self, arm: Arm, branch: str) -> list[Arm]:
-        """What an arm is compared with: the reference of its group, and mimicking with labels alone (dsl)."""
+        """The arms that an arm is compared with: the reference of its group, and for dhm also dsl (labels alone)."""
         arms = [self.comparison.reference_of(arm.group, branch)]
         if arm.config.method == "dhm":
             arms += [other for other in self.comparison.members(arm.group) if other.config.method == "dsl"][:1]
         return [other for n, other in enumerate(arms) if other.name != arm.name and other not in arms[:n]]
 
     def differences(self) -> Iterator[tuple[Arm, Arm, str, str, Difference]]:
-        """Arm, what it is compared with, branch, metric and their difference, of all that have one."""
+        """All differences: arm, other arm, branch, metric and the difference."""
         for arm, branch in itertools.product(self.comparison.arms, self.branches):
             for other, metric in itertools.product(self.pairs(arm, branch), self.shown_metrics(branch)):
                 found = self.difference(arm, other, branch, metric)
@@ -87,7 +87,7 @@ class Results:
                     yield arm, other, branch, metric, found
 
     def published(self, arm: Arm, branch: str, metric: str) -> Published | None:
-        """What the paper has."""
+        """The paper's number; ``None`` if it has none."""
         numbers = arm.paper.get(branch, ())
         place = self.comparison.metrics.index(metric)
         return numbers[place] if place < len(numbers) else None
@@ -101,6 +101,6 @@ class Results:
         return summarize([state.val_seconds for state in self.of(arm, "finished")])
 
     def shown_metrics(self, branch: str) -> tuple[str, ...]:
-        """B0, and a branch that is trained alone, are shown in all metrics, another side branch in the first."""
+        """All metrics for B0 and for a branch that is trained alone; only the first for other side branches."""
         alone = {arm.config.only_branch for arm in self.comparison.arms}
         return self.comparison.metrics if branch in {"B0", *alone} else self.comparison.metrics[:1]

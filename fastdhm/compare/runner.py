@@ -1,4 +1,4 @@
-"""Making the runs of a comparison one after the other, and its results after each; may be killed and called again."""
+"""Trains the runs of a comparison one by one, and writes the results after each; can be killed and called again."""
 
 import dataclasses
 import gc
@@ -29,18 +29,17 @@ from fastdhm.engine.saved.names import CONFIG
 from fastdhm.engine.saved.record import NonFiniteLoss
 from fastdhm.engine.settle import settle
 from fastdhm.engine.train import train
-from fastdhm.errors import UserError, unknown
+from fastdhm.errors import UserError, counted, unknown
 from fastdhm.system.console import Console, paste
 from fastdhm.system.folders import held
 
 
 @dataclass(frozen=True, kw_only=True)
 class HowToReport:
-    """What of the runs is reported."""
+    """How results are reported."""
 
     score: Literal["auto", "last", "best"] = "auto"
-    """Of each run the last epoch, or that with the lowest validation error of B0 (a branch alone: its own); auto: as
-    the run's ``keep``."""
+    """Which epoch of each run counts, see ``Results.score``."""
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
@@ -52,7 +51,7 @@ class HowToReport:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be made, or one that is there."""
+    """A run of a comparison, trained or not."""
 
     arm: Arm
     seed: int
@@ -62,12 +61,14 @@ class Job:
 
 
 def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
-    """Make every run of ``comparison`` that is not finished, in ``folder``; the exit status, 128 + N if stopped by
-    signal N, 1 if a run failed.
+    """Train every run of ``comparison`` that is not finished, in ``folder``.
+
+    Returns:
+        The exit status: 128 + N if signal N stopped it, 1 if a run failed, else 0.
 
     Raises:
-        ValueError: anything the user can mend: a folder of something else or with other settings, or what
-            ``fastdhm train`` refuses, before anything is trained.
+        ValueError: a mistake of the user, found before training: the folder holds something else or has other settings,
+            or ``fastdhm train`` would refuse a run.
     """
     comparison = settled(comparison)
     check_settings(folder, comparison)
@@ -85,23 +86,23 @@ def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Con
         except KeyboardInterrupt as stopped:  # between two runs
             number = getattr(stopped, "number", signal.SIGINT)
     if number:
-        console.print(f"stopped; go on with: {paste('fastdhm', 'compare', '--resume', folder)}")
+        console.print(f"stopped; continue with: {paste('fastdhm', 'compare', '--resume', folder)}")
         return 128 + number
     results = collect(comparison, folder, how)
     print_results(console, results)
-    console.print(f"all of it is in {folder}, in words in README.md")
+    console.print(f"the results are in {folder}: see README.md there")
     return 1 if results.failed else 0
 
 
 def _made_by(folder: Path, to_train: bool) -> tuple[str, ...]:
-    """The versions that trained the runs in ``folder``, and this one if it is about to."""
+    """The versions that trained the runs in ``folder``, and this version if it will train, too."""
     before = read_settings(folder).made_by if (folder / SETTINGS).exists() else ()
     this = f"fastdhm {__version__} with torch {torch.__version__}"
     return tuple(dict.fromkeys([*before, *([this] * to_train)]))
 
 
 def settled(comparison: Comparison) -> Comparison:
-    """The comparison with names checked and paths absolute; what a machine decides (device, loader) stays open."""
+    """The comparison with names checked and paths absolute; choices of the machine (device, loader) stay open."""
     arms = []
     for arm in comparison.arms:
         config = settle(arm.config)
@@ -111,8 +112,10 @@ def settled(comparison: Comparison) -> Comparison:
 
 
 def find_jobs(comparison: Comparison, folder: Path) -> list[Job]:
-    """Every run, one seed after the other, so that a comparison cut short has pairs; ``ValueError`` if one that is
-    there has other settings.
+    """All runs, seed by seed, so that an interrupted comparison has pairs.
+
+    Raises:
+        ValueError: the folder of a run holds one with other settings.
     """
     jobs = []
     for seed in comparison.seeds:
@@ -124,29 +127,29 @@ def find_jobs(comparison: Comparison, folder: Path) -> list[Job]:
 
 
 def collect(comparison: Comparison, folder: Path, how: HowToReport) -> Results:
-    """What the runs have come to so far."""
+    """The results of the runs so far."""
     states = tuple(job.state for job in find_jobs(comparison, folder))
     return Results(comparison, states, how.score, how.confidence)
 
 
 def report(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
-    """Write and print the results of what is there, training nothing."""
+    """Write and print the results so far, without training."""
     read_settings(folder)  # refuses a folder without a comparison
     results = collect(settled(comparison), folder, how)
     print_results(console, results)
     try:
         write_results(folder, results)
-    except (OSError, UserError) as error:  # somebody else's folder, or one on a disk that is read only
-        console.print(f"printed and not written: {error}")
+    except (OSError, UserError) as error:  # another user's folder, or a read-only disk
+        console.print(f"printed but not written: {error}")
     return 1 if results.failed else 0
 
 
 def dry_run(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Print the runs that would be made, and how far each is; writes nothing."""
+    """Print the runs that would be trained, and the state of each; writes nothing."""
     comparison = settled(comparison)
     check_settings(folder, comparison)
     jobs = find_jobs(comparison, folder)
-    console.print(f"{comparison.title}: {len(jobs)} runs in {folder}")
+    console.print(f"{comparison.title}: {counted(len(jobs), 'run')} in {folder}")
     for note in comparison.notes:
         console.print(f"note: {note}")
     width = max(len(job.folder.name) for job in jobs)
@@ -154,16 +157,16 @@ def dry_run(comparison: Comparison, folder: Path, console: Console) -> None:
         config, state = job.config, job.state
         status = {"missing": "to do", "failed": f"failed: {state.failure}"}.get(state.status, state.status)
         if state.status == "begun":
-            status = f"begun, {state.epochs:g} of {config.epochs} epochs"
-        what = f"{config.dataset}, {config.arch}, {config.method}, {config.epochs} epochs"
+            status = f"begun, {state.epochs:g} of {counted(config.epochs, 'epoch')}"
+        what = f"{config.dataset}, {config.arch}, {config.method}, {counted(config.epochs, 'epoch')}"
         console.print(f"  {job.folder.name:{width}}  {status}  ({what})")
     done = sum(job.state.status in ("finished", "failed") for job in jobs)
     left = time_left(jobs)
-    console.print(f"{done} of {len(jobs)} are done{f', {left} left' if left else ''}")
+    console.print(f"done: {done} of {len(jobs)}{f', {left} left' if left else ''}")
 
 
 def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int | None:
-    """Train what is not done, the results written after each run; the number of the signal that stopped it."""
+    """Train all runs that are not done, and write the results after each; the number of a signal that stops it."""
     jobs = find_jobs(comparison, folder)
     write_results(folder, collect(comparison, folder, how))
     for index, job in enumerate(jobs):
@@ -184,14 +187,18 @@ def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: 
 
 
 def _make_run(job: Job, console: Console) -> int | None:
-    """Begin a run or go on with it; the number of the signal that stopped it. A loss that breaks is noted as the
-    run's failure."""
-    gc.collect()  # or what the run before has left counts as memory of this one
+    """Begin or resume a run; returns the number of a signal that stops it.
+
+    A loss or features that are not finite are recorded as the failure of the run.
+    """
+    gc.collect()  # or garbage of the run before would count as memory of this one
     give_back_freed_memory()
     resume = (job.folder / CONFIG).exists()
     config = _as_before(job.config, read_config(job.folder)) if resume else job.config
     try:
-        return train(config, resume=resume, console=console).signal  # one that came at its very end stops the rest
+        return train(
+            config, resume=resume, console=console
+        ).signal  # a signal at the very end of a run stops the others
     except (NonFiniteLoss, NonFiniteFeatures) as error:
         record_failure(job.folder, str(error))
         console.print(f"failed: {error}", style="red")
@@ -199,7 +206,7 @@ def _make_run(job: Job, console: Console) -> int | None:
 
 
 def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
-    """``config`` with what was settled by the machine when the run began, where nothing else is asked for now."""
+    """``config`` with the machine's choices from when the run began, unless the user chooses otherwise now."""
     usual = TrainConfig()
     kept: dict[str, Any] = {
         name: getattr(before, name) for name in HOW_IT_RUNS if getattr(config, name) == getattr(usual, name)
@@ -208,7 +215,7 @@ def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
 
 
 def _check_data(comparison: Comparison, console: Console) -> None:
-    """Open each arm's images once, before anything is written: a wrong path or batch size is told now."""
+    """Open each arm's images before anything is written, to report a wrong path or batch size at once."""
     seen = set()
     for arm in comparison.arms:
         config = settle(dataclasses.replace(arm.config, run_dir=None))
@@ -219,15 +226,15 @@ def _check_data(comparison: Comparison, console: Console) -> None:
 
 
 def share_done(job: Job) -> float:
-    """How much of a run's work is done: its later epochs may be of larger images."""
+    """The share of a run's work that is done; later epochs may have larger images."""
     config, side = job.config, min(height_width(job.config.image_size))
-    per_epoch = 1000  # steps to reckon with: how many there are does not matter
+    per_epoch = 1000  # any number of steps gives the same share
     work = partial(full_size_steps, run_steps=config.epochs * per_epoch, side=side, progressive=config.progressive)
     return min(1.0, work(int(job.state.epochs * per_epoch)) / work(config.epochs * per_epoch))
 
 
 def time_left(jobs: list[Job]) -> str | None:
-    """How long the runs that are not done take, from those that are: each as its arm's, else as the slowest known."""
+    """An estimate of the time for the other runs: each takes as long as a finished run of its arm, or the slowest."""
     seconds: dict[str, float] = {}
     for job in jobs:
         if job.state.status == "finished" and job.state.train_seconds is not None:

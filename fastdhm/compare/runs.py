@@ -1,4 +1,4 @@
-"""What a run of a comparison has come to, read from its folder; nothing here computes on a device."""
+"""The state of a run of a comparison, read from its folder. Nothing here computes on a device."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from fastdhm.engine.saved.owed import owed
 from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
+from fastdhm.system.paths import shown
 
 FAILURE = "failed.json"
 Status = Literal["missing", "begun", "finished", "failed"]
@@ -30,23 +31,23 @@ PEOPLE = ("map_percent", "rank1_percent", "rank5_percent")  # of the stripped ne
 
 @dataclass(frozen=True)
 class RunState:
-    """A run: where it stands, and its log."""
+    """A run: its status, and its log."""
 
     arm: str
     seed: int
     status: Status
     rows: tuple[dict[str, Any], ...] = ()
     epochs: float = 0.0
-    """Epochs that are whole and logged."""
+    """Complete epochs in the log."""
     failure: str | None = None
     machine: str = ""
-    """What it was trained on last: device and precision."""
+    """Device and precision of its last training."""
     data: Identity = field(default_factory=dict)
-    """Which images it learnt from and was judged on, see ``data.sources.identity``; known of a finished run."""
+    """The images that it was trained and evaluated on, see ``data.sources.identity``; only for a finished run."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.arm}-seed{self.seed}"
 
     @property
@@ -55,12 +56,12 @@ class RunState:
 
     @property
     def validations(self) -> list[dict[str, Any]]:
-        """The epochs that were validated, on images of the final size: a progressive run begins with smaller ones."""
+        """The epochs with validation, at the final image size: a progressive run begins with smaller images."""
         return validations(self.rows)
 
     @property
     def main_branch(self) -> str:
-        """B0; the branch itself where one was trained alone."""
+        """B0, or the branch that was trained alone."""
         names = {key.partition("/")[2] for row in self.validations[-1:] for key in row if key.startswith("val_error/")}
         return min(names, default="B0")
 
@@ -71,7 +72,7 @@ class RunState:
 
     @property
     def train_seconds(self) -> float | None:
-        """Time in training; ``None`` for a log of before it was kept."""
+        """Time in training; ``None`` for an old log without it."""
         return next((row.get("train_seconds") for row in reversed(self.epoch_rows)), None)
 
     @property
@@ -80,7 +81,7 @@ class RunState:
         return sum(row.get("val_seconds", 0.0) for row in self.epoch_rows)
 
     def scores(self, which: Literal["last", "best"]) -> dict[str, dict[str, float]]:
-        """Branch -> score -> value, of the last validated epoch or of that with B0's lowest error."""
+        """Branch -> score -> value, from the last validated epoch or from the one with B0's lowest error."""
         if not self.validations:
             return {}
         row = self.validations[-1] if which == "last" else self.best
@@ -97,7 +98,7 @@ class RunState:
         return scores
 
     def best_epoch(self) -> float | None:
-        """When B0's error was lowest."""
+        """The epoch with B0's lowest error."""
         return self.best["epoch"] if self.validations else None
 
 
@@ -105,7 +106,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     """The state of the run in ``folder``.
 
     Raises:
-        ValueError: it holds a run of another config than ``expected`` in what decides what is learnt.
+        ValueError: it holds a run whose config differs from ``expected`` in a value that decides what is learnt.
     """
     if not (folder / CONFIG).exists():
         return RunState(arm.name, seed, "missing")
@@ -113,7 +114,8 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
     other = unlike(config, expected, free=(*RESUMABLE, *moved(config, expected)))
     if other:
         raise UserError(
-            f"{folder} holds a run with other settings ({', '.join(other)}): move it away, or compare in another folder"
+            f"{shown(folder)} holds a run with other settings ({', '.join(other)}): move it away, or choose another "
+            "folder for the comparison"
         )
     rows = tuple(read_log(folder))
     epochs = [row for row in rows if row["kind"] == "epoch"]
@@ -125,7 +127,9 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
             failure = f"its {FAILURE} cannot be read"
         return RunState(arm.name, seed, "failed", rows, at["epoch"], failure)
     if at["step"] > (expected.max_steps or 1 << 62):
-        raise UserError(f"{folder} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})")
+        raise UserError(
+            f"{shown(folder)} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})"
+        )
     machine = f"{config.device}, {config.precision}"
     data = None if owed(folder, expected, rows) else _learnt_from(folder / NETWORK)
     status: Status = "begun" if data is None else "finished"
@@ -133,7 +137,7 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
 
 
 def _learnt_from(network: Path) -> Identity | None:
-    """Which images a network learnt from; ``None`` if it is damaged, which makes it owed as one that is not there."""
+    """The images that a network was trained on; ``None`` if its file is damaged: it must then be written again."""
     try:
         return learnt_from(network)
     except UserError:
@@ -141,5 +145,5 @@ def _learnt_from(network: Path) -> Identity | None:
 
 
 def record_failure(folder: Path, message: str) -> None:
-    """Note in a run's folder that it cannot be finished, and why."""
+    """Record in a run's folder that it cannot be finished, and why."""
     write_text(folder / FAILURE, json.dumps({"message": message}) + "\n")

@@ -1,12 +1,12 @@
-"""What several seeds say: mean and spread, and differences paired by seed with a confidence interval."""
+"""Statistics over several seeds: mean and spread, and differences paired by seed with a confidence interval."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-# Percents of up to 100 that differ by less are the same: an error in percent is a count of images divided, multiplied
-# and subtracted in float64, which rounds it by some 1e-14, and one image of as many as a billion is 1e-7 percent.
+# Percentages that differ by less are equal. An error in percent is computed from a count of images in float64, with a
+# rounding error of some 1e-14. One image is more than that: even in a billion images it is 1e-7 percent.
 ROUNDING = 1e-9
 
 
@@ -21,11 +21,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of ``n`` paired differences with its confidence interval and two-sided p-value; these are ``None`` for
-    one pair, and where all differences are equal but for the rounding of float64: from no spread nothing follows.
+    """The mean of ``n`` paired differences with its confidence interval and two-sided p-value.
 
-    Student's t with n - 1 degrees of freedom: ``mean -+ t * std / sqrt(n)``. It takes the differences to be independent
-    and about normal; with few pairs the interval is wide, as it should be.
+    Both are ``None`` for one pair, and if all differences are equal up to float64 rounding: without spread, the t-test
+    says nothing. Student's t with n - 1 degrees of freedom: ``mean -+ t * std / sqrt(n)``. It assumes that the
+    differences are independent and about normal; with few pairs the interval is rightly wide.
     """
 
     n: int
@@ -36,7 +36,7 @@ class Difference:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """Mean and spread; ``None`` of nothing."""
+    """Mean and spread; ``None`` without values."""
     if not values:
         return None
     return Summary(len(values), fmean(values), stdev(values) if len(values) > 1 else None)

@@ -1,4 +1,4 @@
-"""What has to be said beside the numbers of a comparison: what they are, what they do not show, what is missing."""
+"""Remarks for the numbers of a comparison: what they are, what they do not show, and what is missing."""
 
 import itertools
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ METRICS = {
 
 
 def what_is_counted(results: Results) -> str:
-    """What the numbers are, and what the intervals are about."""
+    """What the numbers and the intervals mean."""
     arms = results.comparison.arms
     metrics = " and ".join(METRICS[metric] for metric in results.comparison.metrics)
     if "map_percent" in results.comparison.metrics:
@@ -30,18 +30,18 @@ def what_is_counted(results: Results) -> str:
         on = " or ".join(dict.fromkeys(judged_images(arm.config) for arm in arms))
         what = f"{metrics}, on {on}, {_epochs(results)}"
     return (
-        f"{what}; mean ± sample standard deviation over the n seeds that are finished. Intervals and p-values: "
-        "Student's t on the differences by seed, each on its own, not corrected for their number. They are about the "
-        f"luck of the training seed alone: {_shared([arm.config for arm in arms])}; other images may say otherwise."
+        f"{what}; mean ± sample standard deviation over the n finished seeds. Intervals and p-values: Student's t on "
+        "the differences by seed, each by itself, not corrected for their number. They cover only the luck of the "
+        f"training seed: {_shared([arm.config for arm in arms])}. Other images may give other results."
     )
 
 
 def _epochs(results: Results) -> str:
-    """Which epoch of a run counts, by arm where they are not alike."""
+    """Which epoch of a run counts; by arm, if that differs."""
     said = {
         "last": "of each run's last epoch",
-        "best": f"of each run's epoch with the lowest {_judged(results)}, which flatters it, as the epoch is chosen by "
-        "the images that it is judged on",
+        "best": f"of each run's epoch with the lowest {_judged(results)} (this flatters the result: the same images "
+        "choose the epoch and judge it)",
     }
     arms = {which: [a for a in results.comparison.arms if results.score_of(a) == which] for which in said}
     used = [which for which in said if arms[which]]
@@ -50,7 +50,7 @@ def _epochs(results: Results) -> str:
 
 
 def _judged(results: Results) -> str:
-    """Whose error picks the best epoch: B0's, but where a branch is trained alone that one's."""
+    """Whose error chooses the best epoch: B0's, or that of a branch that is trained alone."""
     arms = results.comparison.arms
     kind = f"{judged_on(arms[0].config)} error of "
     alone = [arm.config.only_branch or "B0" for arm in arms]
@@ -61,7 +61,7 @@ def _judged(results: Results) -> str:
 
 
 def _shared(configs: list[TrainConfig]) -> str:
-    """What all runs have in common, whatever their seed."""
+    """What runs of all seeds have in common."""
     images = "the same part of the training images" if any(c.subset for c in configs) else "the same training images"
     labels = ", with the same random labels," if any(c.corrupt_labels for c in configs) else ""
     judged = "ranks the same people" if is_reid(configs[0].dataset) else "is judged on the same images"
@@ -69,30 +69,30 @@ def _shared(configs: list[TrainConfig]) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What has to be known beside the tables: what is not the paper's, what is missing, what failed."""
+    """What the reader of the tables must know: what differs from the paper, what is missing, what failed."""
     lines = [f"Note: {note}." for note in results.comparison.notes]
     lines += [*_other_data(results), *_other_machines(results), *_one_seed(results), *_without_reference(results)]
     if len(results.comparison.made_by) > 1:
         versions = " and by ".join(results.comparison.made_by)
-        lines.append(f"Made by {versions}: runs of one seed need not begin from the same weights in both.")
+        lines.append(f"Made by {versions}: runs with one seed may begin with different weights in them.")
     left = sum(state.status in ("missing", "begun") for state in results.states)
     if left:
-        lines.append(f"Not complete: {left} of {len(results.states)} runs are not finished.")
+        lines.append(f"Not complete: {left} of {len(results.states)} runs {'is' if left == 1 else 'are'} not finished.")
     arms = {arm.name: arm for arm in results.comparison.arms}
     lines += [
-        f"Failed, and in no mean or pair: {_name(results, arms[state.arm])}, seed {state.seed}: {state.failure}."
+        f"Failed, so not in any mean or pair: {_name(results, arms[state.arm])}, seed {state.seed}: {state.failure}."
         for state in results.failed
     ]
     return lines
 
 
 def _name(results: Results, arm: Arm) -> str:
-    """An arm for a person: its label, which several groups may have alike."""
+    """The name of an arm for users: its label, or its full name if there are several groups."""
     return arm.label if len(results.comparison.groups) == 1 else arm.name
 
 
 def _other_data(results: Results) -> Iterable[str]:
-    """Runs of other images than the first of their group: numbers of both are no sample of one thing."""
+    """Runs on other images than the first run of their group: their numbers must not be averaged."""
     for group in results.comparison.groups:
         names = {arm.name for arm in results.comparison.members(group)}
         runs = [state for state in results.states if state.arm in names and state.data]
@@ -103,29 +103,29 @@ def _other_data(results: Results) -> Iterable[str]:
                 found.setdefault(difference, []).append(state.name)
         for difference, others in found.items():
             yield (
-                f"Not the same images: {', '.join(others)} learnt from or was judged on others than {runs[0].name} "
-                f"({difference}), so means and intervals over both say nothing: compare in another folder."
+                f"Not the same images: {', '.join(others)} and {runs[0].name} were trained or evaluated on different "
+                f"images ({difference}), so means and intervals over them are not valid: compare in another folder."
             )
 
 
 def _other_machines(results: Results) -> Iterable[str]:
-    """Arms of a group that were trained on several kinds of machine."""
+    """Groups whose runs were trained on several kinds of machine."""
     for group in results.comparison.groups:
         arms = {arm.name for arm in results.comparison.members(group)}
         machines = sorted({s.machine for s in results.states if s.arm in arms and s.status == "finished"})
         if len(machines) > 1:
             of = f" of {group}" * bool(group)
-            yield f"Runs{of} were made on {' and on '.join(machines)}: see the table of times."
+            yield f"Runs{of} were trained on {' and on '.join(machines)}: see the table of times."
 
 
 def _one_seed(results: Results) -> Iterable[str]:
-    """A single run of each is no sample."""
+    """With one seed there is no spread."""
     if len(results.comparison.seeds) == 1:
-        yield "One run of each: there is no spread, and a difference cannot be told from the luck of the seed."
+        yield "One run of each: there is no spread, so a difference may be only the luck of the seed."
 
 
 def _without_reference(results: Results) -> Iterable[str]:
-    """Which side branches stand in the table and have no difference, as what they would be compared with lacks them."""
+    """Side branches that are in the table but have no difference, because the reference does not have them."""
     comparison = results.comparison
     shown = {(arm.group, branch) for arm, _, branch, _, _ in results.differences()}
     unmatched: dict[tuple[str, str], list[str]] = {}

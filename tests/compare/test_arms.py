@@ -46,7 +46,7 @@ def test_methods_that_say_nothing_are_refused(text, message):
 
 
 def test_no_variant_is_refused():
-    with pytest.raises(UserError, match="name at least one"):
+    with pytest.raises(UserError, match="give at least one"):
         check_variants([])
 
 

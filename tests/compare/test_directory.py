@@ -21,9 +21,9 @@ def folder(tmp_path):
         ("seeds:\n- 0\n- 1\n", "seeds: []\n", "seeds is ..: must be"),
         ("seeds:\n- 0\n", "seeds:\n- 1\n", "seeds has 1 twice"),
         ("name: dhm\n", "name: baseline\n", "arms has baseline twice"),
-        ("name: dhm\n", "name: ../../dhm\n", "name is '../../dhm': must be one of a folder"),
-        ("name: dhm\n", "name: ''\n", "name is '': must be one of a folder"),
-        ("metrics:\n- top1_error\n", "metrics: []\n", "arms and metrics must name at least one"),
+        ("name: dhm\n", "name: ../../dhm\n", "name is '../../dhm': must be a valid folder name"),
+        ("name: dhm\n", "name: ''\n", "name is '': must be a valid folder name"),
+        ("metrics:\n- top1_error\n", "metrics: []\n", "arms and metrics must each have at least one"),
     ],
 )
 def test_edited_settings_that_make_no_comparison_are_named(folder, before, after, message):

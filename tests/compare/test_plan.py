@@ -44,7 +44,7 @@ def test_table_1_is_seven_networks_by_three_methods_and_five_seeds():
 def test_every_table_expands(name, arms, seeds, metrics):
     table = reproduce_table(name, {})
     assert (len(table.arms), len(table.seeds), table.metrics) == (arms, seeds, metrics)
-    said = [note for note in table.notes if not note.startswith("the methods")]
+    said = [note for note in table.notes if not note.startswith("the runs")]
     assert not said, "the paper's own runs are said not to be the paper's"
     for arm in table.arms:
         assert all(len(numbers) == len(metrics) for numbers in arm.paper.values())
@@ -109,7 +109,7 @@ def test_another_data_set_brings_its_images_and_loses_the_papers_numbers():
     [
         ("9", {}, (), "unknown table '9'"),
         ("1", {}, ("resnet33",), "unknown row of table 1 'resnet33'; did you mean 'resnet32'"),
-        ("4", {"branches": ("B1",)}, (), "branches is given, and table 4 itself sets it"),
+        ("4", {"branches": ("B1",)}, (), "branches is given, but table 4 sets it"),
         ("1", {"epochs": 0}, (), "epochs is 0"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_data_set_in_short(dataset, name):
 
 @pytest.mark.parametrize(("table", "dataset"), [("3", "synthetic"), ("1", "reid-synthetic")])
 def test_a_table_is_scored_on_a_set_of_its_kind(table, dataset):
-    with pytest.raises(ValueError, match=f"dataset is {dataset}: table {table} is scored on"):
+    with pytest.raises(ValueError, match=f"dataset is {dataset}: table {table} needs"):
         reproduce_table(table, {"dataset": dataset, "arch": "resnet8", "epochs": 1})
 
 
@@ -218,8 +218,8 @@ def test_a_shrunk_table_scales_its_warm_up_once():
 def test_what_methods_differ_in_beside_the_method_is_said():
     shallow = compare_methods(METHODS, (0,), {"dataset": "imagenet", "arch": "resnet18"})
     assert shallow.notes == (
-        "the methods differ in more than the method, and so do their results: crop is scale for baseline, dsl and "
-        "shift for dhm, as in the paper",
+        "the runs differ in more than the method, which also changes their results: crop is scale for baseline, dsl "
+        "and shift for dhm, as in the paper",
     )
     fast = compare_methods(METHODS, (0,), {"dataset": "synthetic", "preset": "fast"})
     assert "sampler is binary for baseline, dsl and structural for dhm" in " ".join(fast.notes)
@@ -233,7 +233,7 @@ def test_a_variant_against_its_own_method_is_what_it_says_it_is():
     assert not compare_methods(rates, (0,), {"dataset": "synthetic"}).notes
     deeper = [METHODS[2], Variant("wide", "dhm", {"arch": "wrn-16-8"})]
     said = " ".join(compare_methods(deeper, (0,), {"dataset": "cifar100", "arch": "resnet32"}).notes)
-    assert "weight_decay is 0.0001 for dhm and 0.0005 for wide" in said and "arch is" not in said.split("methods")[1]
+    assert "weight_decay is 0.0001 for dhm and 0.0005 for wide" in said and "arch is" not in said.split("the runs")[1]
 
 
 def test_weights_of_what_the_baseline_lacks_are_given_to_the_others():

@@ -127,7 +127,7 @@ def test_more_seeds_and_methods_go_into_the_same_folder(whole, tmp_path, capsys)
     more = ["--methods", "baseline,dhm,dsl", "--seeds", "0,1,5", "--dry-run"]
     assert main(flags(folder, *more)) == 0
     text = capsys.readouterr().out
-    assert "4 of 9 are done" in text and "dsl-seed5" in text and "to do" in text
+    assert "done: 4 of 9" in text and "dsl-seed5" in text and "to do" in text
     assert read_settings(folder) == read_settings(whole), "a dry run wrote"
 
 
@@ -136,7 +136,7 @@ def test_more_seeds_and_methods_go_into_the_same_folder(whole, tmp_path, capsys)
     [
         (["--lr", "0.3"], "other settings (lr: 0.1 -> 0.3)"),
         (["--methods", "dhm"], "methods without baseline"),
-        (["--seeds", "0,7"], "seeds without 1, which are in there: --seeds 0,1,7 adds to them"),
+        (["--seeds", "0,7"], "seeds without 1, which is in it: --seeds 0,1,7 keeps all"),
         (["--methods", "baseline,dhm,x=dhm:lr=0.3", "--epochs", "3"], "epochs: 2 -> 3"),
         (["--subset", "20"], "subset: None -> 20"),
     ],
@@ -211,7 +211,7 @@ def test_a_run_whose_loss_breaks_is_told_and_the_rest_goes_on(tmp_path, monkeypa
     table = (folder / "table.md").read_text()
     assert (
         "| broken | 0 of 1, 1 failed |" in table
-        and "Failed, and in no mean or pair: broken, seed 0: the loss is not finite" in table
+        and "Failed, so not in any mean or pair: broken, seed 0: the loss is not finite" in table
     )
     train_no_more(monkeypatch)
     assert main(flags(folder, *methods)) == 1, "a failed run was tried again"

@@ -23,14 +23,13 @@ from fastdhm.data.sources.walk import (
     IMAGE_SUFFIXES,
     ImagesGone,
     Walk,
-    counted,
     holds_anything,
     is_system,
     is_there,
     suffixes,
     walk,
 )
-from fastdhm.errors import UserError, few
+from fastdhm.errors import UserError, counted, few
 from fastdhm.system.paths import printable, shown
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import numpy as np
 from fastdhm.data.sources.folder import FolderSource, require_folders
 from fastdhm.data.sources.readable import SubsetSource
 from fastdhm.data.sources.source import REID_DATASETS, Source, number_classes
-from fastdhm.data.sources.walk import ImagesGone, counted, is_there, walk
-from fastdhm.errors import UserError, few, unknown
+from fastdhm.data.sources.walk import ImagesGone, is_there, walk
+from fastdhm.errors import UserError, counted, few, unknown
 from fastdhm.system.paths import expanded, shown
 
 if TYPE_CHECKING:

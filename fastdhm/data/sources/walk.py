@@ -8,7 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, counted
 from fastdhm.system.paths import shown
 
 # torchvision's list, and other suffixes in use for the same formats.
@@ -163,11 +163,6 @@ def suffixes(names: list[str], most: int = 3) -> str:
     """The suffixes of some names, the most frequent first."""
     counts = Counter(_suffix(name) or "no suffix" for name in names).most_common()
     return ", ".join(shown(suffix) for suffix, _ in counts[:most]) + (", ..." if len(counts) > most else "")
-
-
-def counted(count: int, one: str, several: str | None = None) -> str:
-    """``1 file``, ``2 files``; ``several`` is the plural where it needs more than an s."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _example(names: list[str], what: str, detail: str = "") -> str | None:
