@@ -1,6 +1,7 @@
 """For every test: fresh memory is poisoned, threads are counted, and what needs a GPU says so where there is none."""
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -42,6 +43,14 @@ def same_threads():
     yield
     left = torch.get_num_threads()
     assert left == THREADS, f"the test left torch with {left} threads instead of {THREADS}"
+
+
+@pytest.fixture
+def compiler():
+    """For what torch.compile generates and compiles: skipped, with the reason, where there is no C++ compiler."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        pytest.skip(f"needs a C++ compiler; there is no {name}")
 
 
 def pytest_addoption(parser):

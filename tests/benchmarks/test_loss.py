@@ -38,6 +38,7 @@ def test_every_peer_gives_the_oracles_result(shape, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiled_peer_gives_the_oracles_result():
     (compiled,) = [peer for peer in Case((2, 5, 7), "float32", CPU).peers(compiled=True) if peer.name == "compiled"]
     assert compiled.check(compiled.run()) is None

@@ -46,6 +46,7 @@ class ReadyAt:
 @pytest.fixture
 def quick_compiler(monkeypatch):
     """torch.compile without code generation: it traces and decomposes, which rounds otherwise than eager does."""
+    monkeypatch.setenv("CXX", "sh")  # looked for, and not called
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
     monkeypatch.setattr(ReadyAt, "started", 0)
     monkeypatch.setattr(compiling, "Child", ReadyAt)
@@ -126,6 +127,7 @@ FAILING = [sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit('no
 
 
 def test_a_run_whose_compiler_fails_says_so_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "sh")  # looked for, and not called
     monkeypatch.setattr(compiling.Child, "COMMAND", FAILING)
     add, popen, children = TrainingSums.add, subprocess.Popen, []
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
@@ -262,6 +264,7 @@ COMPILER = f"{TINY}\nimport runpy\nrunpy.run_module('fastdhm.engine.compiling', 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_run_compiled_beside_itself_finds_its_code_in_the_cache(tmp_path):
     """The whole way, from an empty cache: the child's work is the run's, which compiles nothing again."""
     program = f"""{TINY}

@@ -119,6 +119,7 @@ def test_a_compiler_that_cannot_start_dies_or_hangs_costs_the_run_nothing(
             pass
 
     says = {"no process": "cannot be started (Resource", "killed": "was killed", "stuck": "was not done in 0 minutes"}
+    monkeypatch.setenv("CXX", "sh")  # looked for, and not called
     monkeypatch.setattr(compiling, "Child", Child)
     monkeypatch.setattr(compiling, "LIMIT_S", 0)
     pictures, whole = undisturbed

@@ -132,6 +132,7 @@ def test_the_frozen_phase_with_sgd_resumes_bit_for_bit(pretrained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_run_thaws_as_the_eager_one(pretrained, tmp_path):
     losses = {}
     for compiled in ("off", "on"):

@@ -138,6 +138,7 @@ def test_a_branch_that_is_out_is_neither_computed_nor_changed(optimizer):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_every_set_of_branches_compiles_and_computes_as_eager():
     """Twelve pairs of a size and a set in one run: more than torch.compile takes of a function by default."""
     torch.manual_seed(0)

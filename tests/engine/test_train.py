@@ -275,6 +275,7 @@ def test_accumulation_gives_the_same_gradient(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_step_trains_as_the_eager_one(tmp_path):
     for name in ("off", "on"):
         flags = ["--compile", name, "--deterministic", "true", "--branches", "B2"]  # compiled from the first step on

@@ -129,8 +129,10 @@ def test_no_global_generator_is_touched(impl):
 @pytest.mark.parametrize(
     ("as_step", "backend"), [(torch.tensor, "inductor"), (int, "aot_eager")], ids=["tensor", "int"]
 )
-def test_compiles_without_breaks(impl, as_step, backend):
+def test_compiles_without_breaks(impl, as_step, backend, request):
     """And not again for every step: a tensor compiles once; an int may first be taken for a constant."""
+    if backend == "inductor":
+        request.getfixturevalue("compiler")
     probs_S, seed = torch.tensor([0.2, 0.5, 0.8]), 2**64 - 5
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(lambda step: branch_mask(probs_S, seed, step, impl=impl), backend=counter, fullgraph=True)

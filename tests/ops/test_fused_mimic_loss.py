@@ -188,6 +188,7 @@ def test_opcheck(dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiles_into_one_graph_forward_and_backward():
     logits_MBK, target_B = case(3, 8, 10)
     weights_MM = torch.ones(3, 3)
