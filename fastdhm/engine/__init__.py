@@ -1,5 +1,16 @@
-"""A run: train (the loop), run (what it holds), step, evaluate, and what a step is computed with (device, compiling).
+"""A run, from its config to ``network.safetensors``. To follow ``fastdhm train``, read in this order:
 
-optim: what moves the weights. saved: what a run's folder holds. fast: the same network, faster. settle: a config made
-definite. reid: ranking people. gradients: how far branches agree. plan, display: what people are told. timer: time.
+1. ``cli/train.py``: the recipe, a file and the flags become a config.
+2. ``train.py``, ``train()``: the order of all that follows.
+3. ``settle.py``: the config is made definite, and the run's folder is held.
+4. ``build.py``: the images are opened (``data/open.py``), and the network is built (``models/``).
+5. ``run.py``: what the run is made of, and what a checkpoint restores.
+6. ``plan.py``: a person is told what comes.
+7. ``train.py``, ``fit()``: the loop. ``timer.py`` feeds it from the loader.
+8. ``step.py``: a batch is prepared, the branches are drawn, the loss is differentiated, and the optimizer steps.
+9. ``saved/record.py``: numbers leave the device. ``evaluate.py``: the errors after an epoch.
+10. ``saved/checkpoint.py``: checkpoints, and at the end the stripped network. ``report.py``: a person is told the end.
+
+Beside it: device and compiling (what a step is computed with), fast (the same network, faster), optim (what moves the
+weights), display (the bar), reid (ranking people), gradients (how far branches agree).
 """

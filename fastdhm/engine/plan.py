@@ -16,50 +16,69 @@ from fastdhm.system.console import Console
 
 def plan(run: Run, data: LoadedData, why_not_compiled: str) -> dict[str, str]:
     """What the run is going to do, for a person to read before it starts."""
-    config, at = run.config, run.at
-    branches = dict(zip(run.model.branch_names, (run.model.trunk, *run.model.branches.values()), strict=True))
-    sizes = ", ".join(f"{name} {sum(p.numel() for p in branch.parameters()):,}" for name, branch in branches.items())
+    config = run.config
+    images = describe_images(config.epochs, run.side, config.progressive)
+    falls = describe_falls(config.schedule, config.milestones, config.epochs)
+    grown = str(run.model.summary) if isinstance(run.model, models.AttachedModel) else ""
+    lines = {
+        "data": _data(run, data),
+        "network": _network(run),
+        "branches": grown,
+        "images": images,
+        "schedule": falls + "; --milestones sets others" * bool(falls),
+        "method": _method(run),
+        "machine": _machine(run, why_not_compiled),
+        "run": str(run.dir),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _data(run: Run, data: LoadedData) -> str:
+    config = run.config
     train, val = f"{data.train.num_samples:,} training", f"{data.val.num_samples:,} validation images"
+    left_out = data.train.num_samples % config.batch_size
+    train += f" (each epoch leaves {left_out:,} out, which fill no batch, others each time)" * bool(left_out)
     val += f" ({judged_images(config)})" * (config.dataset in TEST_SETS)
-    steps = f"{config.epochs} epochs, {run.total_steps:,} steps of {config.batch_size} images"
-    start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
-    machine = [config.device, describe_threads(), config.precision]
-    compiled = when_compiled(run)
-    machine.append(f"compile {config.compile}{compiled or why_not_compiled}")
-    if isinstance(run.forward, FusedForward) and not compiled:
-        machine.append(run.forward.describe(run.model.branch_names[1:]))
-    machine += ["deterministic"] if config.deterministic else []
-    machine += ["activations computed again"] if config.activation_checkpointing else []
+    said = f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
+    return said + corrupt * (config.corrupt_labels > 0)
+
+
+def _network(run: Run) -> str:
+    config = run.config
+    parts = zip(run.model.branch_names, (run.model.trunk, *run.model.branches.values()), strict=True)
+    sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in parts)
+    begun = f"; from {config.weights} weights" if config.weights else ""
+    begun += f" ({', '.join(run.begun)})" if run.begun else ""
+    if config.freeze_epochs:
+        begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
+    return f"{config.arch}, parameters: {sizes}{begun}"
+
+
+def _method(run: Run) -> str:
+    config, at = run.config, run.at
     rate = f", lr {config.peak_lr:g}"
     rate += f" ({config.lr:g} for {config.lr_batch_size} images)" if config.scale_lr else ""
     if config.warmup_epochs > config.epochs:
         rate += f", whose warm-up of {config.warmup_epochs:g} epochs the run ends before"
     rate += f", moving average of the weights {config.ema:g}" if config.ema else ""
-    begun = f"; from {config.weights} weights" if config.weights else ""
-    begun += f" ({', '.join(run.begun)})" if run.begun else ""
-    if config.freeze_epochs:
-        begun += f", in the first {config.freeze_epochs} epochs only the new layers train"
-    images = describe_images(config.epochs, run.side, config.progressive)
-    falls = describe_falls(config.schedule, config.milestones, config.epochs)
-    falls += "; --milestones sets others" * bool(falls)
-    left_out = data.train.num_samples % config.batch_size
-    whole = f" (each epoch leaves {left_out:,} out, which fill no batch, others each time)" * bool(left_out)
     if config.accumulate > 1:
         rate += f", in {config.accumulate} parts of {config.batch_size // config.accumulate} images, each with batch "
         rate += "statistics of its own, which move the running ones"
-    grown = {"branches": str(run.model.summary)} if isinstance(run.model, models.AttachedModel) else {}
-    return {
-        "data": f"{config.dataset}: {train}{whole} and {val}, {len(data.classes)} classes, {config.loader} loader"
-        + corrupt * (config.corrupt_labels > 0),
-        "network": f"{config.arch}, parameters: {sizes}{begun}",
-        **grown,
-        **({"images": images} if images else {}),
-        **({"schedule": falls} if falls else {}),
-        "method": f"{method_name(config)}, {steps}{rate}{start}",
-        "machine": ", ".join(machine),
-        "run": str(run.dir),
-    }
+    start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
+    steps = f"{config.epochs} epochs, {run.total_steps:,} steps of {config.batch_size} images"
+    return f"{method_name(config)}, {steps}{rate}{start}"
+
+
+def _machine(run: Run, why_not_compiled: str) -> str:
+    config, compiled = run.config, when_compiled(run)
+    words = [config.device, describe_threads(), config.precision, f"compile {config.compile}"]
+    words[-1] += compiled or why_not_compiled
+    if isinstance(run.forward, FusedForward) and not compiled:
+        words.append(run.forward.describe(run.model.branch_names[1:]))
+    words += ["deterministic"] * config.deterministic
+    words += ["activations computed again"] * config.activation_checkpointing
+    return ", ".join(words)
 
 
 def method_name(config: TrainConfig) -> str:

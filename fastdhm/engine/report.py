@@ -113,10 +113,10 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
 
 @contextmanager
 def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
-    """Whatever ends what is inside, a person learns how to go on; not with weights that are of no use.
+    """Whatever ends what is inside, a person learns how to go on; but not with weights that are of no use.
 
-    What is not the run's own fault (its data, a disk, a worker process) costs nothing that was learnt, unless it comes
-    within a step, where the state is not whole.
+    What is not the run's own fault (its data, a disk, a worker process) costs no step: a checkpoint is written now. It
+    cannot be where the error comes within a step, as the state is not whole there.
     """
     last = run.dir / LAST
     try:

@@ -102,7 +102,7 @@ def test_the_main_branch_alone_is_the_baseline(tmp_path):
         (["--corrupt-labels", "0.1", "--corrupt-seed", "-3"], "corrupt_seed is -3: must be in [0, 2**63)"),
         (["--mimic-weight", "-1"], "mimic_weight is -1.0: must be a finite number, 0 or more"),
         (["--mimic-weight", "2", "--method", "dsl"], "mimic_weight is 2.0: dsl has no mimicking"),
-        (["--ce-weight", "2", "--method", "baseline"], "ce_weight is 2.0: the baseline has no side branches"),
+        (["--ce-weight", "2", "--method", "baseline"], "ce_weight is 2.0: baseline has no side branches"),
         (["--branches", "B1,B7"], "unknown branch of resnet8 'B7'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
