@@ -37,13 +37,8 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=26)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        sentence, _, more = (action.help or "").partition("\n")
-        if action.default is None:
-            default = re.search(r"Null: (.+?)\.(\s|$)", more, re.DOTALL)
-            return f"{sentence} (default: {' '.join(default[1].split())})" if default else sentence
-        if not action.option_strings or action.nargs == 0 or action.default == argparse.SUPPRESS:
-            return sentence
-        return f"{sentence} (default: {_spelt(action.default)})".replace("%", "%%")
+        sentence, default = (action.help or "").partition("\n")[0], default_of(action)
+        return f"{sentence} (default: {default})".replace("%", "%%") if default else sentence
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -167,6 +162,15 @@ def asked(argv: list[str]) -> tuple[list[str], list[str]]:
     """The flags in ``argv`` that ask what a run would be, ``--help`` or ``--print-config``, and all the others."""
     asks = [word for word in argv if word.partition("=")[0] in ASKING]
     return asks, [word for word in argv if word not in asks]
+
+
+def default_of(action: argparse.Action) -> str:
+    """The default of a flag as the help shows it; for null what the help text says that null means."""
+    if action.default is None:
+        means = re.search(r"\sNull: (.+?)\.(\s|$)", action.help or "", re.DOTALL)
+        return " ".join(means[1].split()) if means else ""
+    takes_one = action.option_strings and action.nargs != 0 and action.default != argparse.SUPPRESS
+    return _spelt(action.default) if takes_one else ""
 
 
 def _hint(action: argparse.Action) -> Any:

@@ -13,7 +13,7 @@ from fastdhm.system.paths import expanded
 ORDER = (
     "A flag goes before a file of --config, and both go before the recipe. The defaults below are those of the recipe "
     "for the data set, network, method and preset that stand beside --help. N is a whole number, X a number, BOOL true "
-    "or false; null means that nothing is given."
+    "or false; null means that nothing is given. docs/settings.md says more of each."
 )
 EXAMPLES = """\
 Examples:
