@@ -1,4 +1,4 @@
-// What every op on images asks of them.
+// The checks that every op on images makes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,7 @@ inline void check_images(const at::Tensor& x, const char* name) {
                     x.strides());
 }
 
-// Whether sums of a few of these, such as of a padded side, cannot overflow.
+// Whether sums of a few of these, such as a padded side, cannot overflow.
 inline bool fits_int(at::IntArrayRef values) {
   return std::all_of(values.begin(), values.end(), [](int64_t value) { return value <= (int64_t{1} << 31); });
 }

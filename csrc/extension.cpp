@@ -38,7 +38,7 @@ TORCH_LIBRARY(fastdhm, m) {
   m.def("conv_weight_grad(Tensor grad_y, Tensor x, int[2] kernel, int[2] stride, int[2] padding) -> Tensor");
 }
 
-// A gradient of these gradients: an error, not a warning and 0.
+// The gradient of these gradients is an error, not a warning and 0.
 TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
   for (const char* op : {"batch_norm_act_backward", "shortcut_backward", "conv3x3_input_grad", "conv3x3_weight_grad",
                          "conv2d_input_grad", "conv_weight_grad"}) {
@@ -48,7 +48,7 @@ TORCH_LIBRARY_IMPL(fastdhm, Autograd, m) {
 
 namespace {
 
-// What this machine's processor offers, among what code here may choose from at run time.
+// The features of this processor among those that the code may choose at run time.
 std::vector<std::string> cpu_features() {
   std::vector<std::string> names;
 #ifdef FASTDHM_X86

@@ -1,4 +1,4 @@
-// An op by its name, for C++ that calls it through the dispatcher. To find it takes longer than to call it: keep it.
+// Finds an op by its name, for C++ that calls it through the dispatcher. Keep it: finding takes longer than a call.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>

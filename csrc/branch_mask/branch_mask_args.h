@@ -1,4 +1,4 @@
-// What every form of fastdhm::branch_mask asks of its arguments. S: side branches.
+// The checks of arguments that every form of fastdhm::branch_mask makes. S: side branches.
 #pragma once
 
 #include <ATen/core/Tensor.h>

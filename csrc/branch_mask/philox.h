@@ -12,7 +12,7 @@
 
 namespace fastdhm {
 
-// The last counter word says what a draw is for; the values are those of fastdhm/ops/philox.py.
+// The last counter word is the purpose of a draw; the values are those of fastdhm/ops/philox.py.
 constexpr uint32_t kStreamBranchMask = 0;
 
 struct PhiloxWords {

@@ -12,7 +12,7 @@
 namespace fastdhm {
 namespace {
 
-// As `contiguous` and `to`, which return what needs no change, and so are not for code that tools follow op by op.
+// Like `contiguous` and `to`. Those may return their input itself, which tools that trace op by op do not allow.
 at::Tensor in_order(const at::Tensor& x) {
   return x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x : x.contiguous(at::MemoryFormat::ChannelsLast);
 }
@@ -28,7 +28,7 @@ at::Tensor conv2d_cpu(const at::Tensor& x, const at::Tensor& weight, at::IntArra
 using Tensor = at::Tensor;
 using Pair = at::IntArrayRef;
 
-// The weight, in a type of its own, gets a gradient of that type, that was never rounded to that of x.
+// The weight has its own type. Its gradient has that type too and is never rounded to the type of x.
 struct Conv2dAutograd : torch::autograd::Function<Conv2dAutograd> {
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& weight,
                         std::vector<int64_t> stride, std::vector<int64_t> padding) {

@@ -18,15 +18,15 @@
 namespace fastdhm {
 namespace {
 
-constexpr int64_t kNear = 1 << 19;       // bytes of transformed numbers that stay in the near cache of a core
-constexpr int64_t kShared = 1 << 22;     // and in that which the cores share
-constexpr int64_t kSmallSums = 32 * 32;  // weights so few that their sums stay near too
-constexpr int64_t kSets = 8;             // of such sums: so many threads can work on one gradient
-constexpr int64_t kLeastTiles = 256;     // make products long enough to pay for their sums' way to memory and back
+constexpr int64_t kNear = 1 << 19;       // bytes of transformed numbers that fit in a core's near cache
+constexpr int64_t kShared = 1 << 22;     // and in the cache that the cores share
+constexpr int64_t kSmallSums = 32 * 32;  // so few weights that their sums stay in the near cache
+constexpr int64_t kSets = 8;             // of such sums: this many threads can work on one gradient
+constexpr int64_t kLeastTiles = 256;     // enough for products to outweigh moving their sums to memory and back
 
 enum class Use { weights, blocks, transforms, sums, count };
 
-// The convolution of x with the weight, or (turned) what makes its input's gradient of its output's.
+// The convolution of x with the weight, or (turned) the input's gradient from the output's.
 template <class S>
 at::Tensor convolve(const Conv3x3Code<S>& code, const at::Tensor& x, const at::Tensor& weight, bool turned) {
   const int64_t rows = weight.size(0), columns = weight.size(1), outputs = turned ? columns : rows;
@@ -46,8 +46,8 @@ at::Tensor convolve(const Conv3x3Code<S>& code, const at::Tensor& x, const at::T
   return y;
 }
 
-// The products of all images in sets of sums [sets, point, K, C], whose number depends on nothing but the shape, so
-// that any number of threads gives the same bits: each set is one thread's, in memory of its own.
+// The products of all images in sets of sums [sets, point, K, C]. The number of sets depends only on the shape, so any
+// number of threads gives the same bits. One thread computes a set, in its own memory.
 template <class S>
 void sums_by_images(const Conv3x3Code<S>& code, const void* grad_y, const void* x, const Conv3x3Shape& shape,
                     int64_t sets, S* sums) {
@@ -68,7 +68,7 @@ void sums_by_images(const Conv3x3Code<S>& code, const void* grad_y, const void* 
   });
 }
 
-// The same in one set, too large for that: parts of the images are transformed by all threads, then each thread has
+// The same in one set, if sums are too large: all threads transform a part of the images, then each thread computes
 // some of the points. At most 36 threads work on the products.
 template <class S>
 void sums_by_points(const Conv3x3Code<S>& code, const void* grad_y, const void* x, const Conv3x3Shape& shape, S* sums) {

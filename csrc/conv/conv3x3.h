@@ -10,7 +10,7 @@
 
 namespace fastdhm {
 
-constexpr int kOutputs = 4, kInputs = 6;  // of a tile, a side
+constexpr int kOutputs = 4, kInputs = 6;  // along a side of a tile
 constexpr int kPoints = kInputs * kInputs;
 
 struct Conv3x3Shape {
@@ -44,8 +44,8 @@ struct Conv3x3Code {
   void (*weight_grad)(const Real* sums, int64_t sets, int64_t K, int64_t C, int64_t begin, int64_t end, Real* grad);
 };
 
-// What the channels of activations of this type (float64, float32 or bfloat16) must be multiples of; 0 where this
-// processor has no instructions for them.
+// Channels of activations of this type (float64, float32 or bfloat16) must be multiples of this; 0 if this processor
+// has no instructions for the type.
 int64_t conv3x3_width(const std::string& dtype);
 
 }  // namespace fastdhm

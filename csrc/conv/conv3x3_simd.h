@@ -1,6 +1,6 @@
 // Winograd convolutions in vectors, for products P of an instruction set (Singles shows what P gives) and
-// activations of type T. No include that holds inline functions may stand here or after here: they would be compiled
-// for P's instructions and called by all.
+// activations of type T. Include no header with inline functions here or below: they would be compiled for P's
+// instructions but called by all code.
 
 #include "conv/conv3x3_transforms.h"
 #include "simd/products.h"

@@ -1,7 +1,7 @@
 // Winograd's transforms, in vectors of channels, for products P of an instruction set and activations of type T. The
 // points of a tile are numbered row by row. Source: Lavin and Gray, CVPR 2016, whose matrices for one dimension Tile
-// holds. No include that holds inline functions may stand here or after here: they would be compiled for P's
-// instructions and called by all.
+// holds. Include no header with inline functions here or below: they would be compiled for P's instructions but
+// called by all code.
 
 namespace fastdhm {
 namespace {

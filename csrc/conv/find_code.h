@@ -1,4 +1,4 @@
-// Which code of the convolutions there is on this processor, and what it asks of them.
+// Finds the convolution code for this processor, and what it requires.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -9,7 +9,7 @@
 
 namespace fastdhm {
 
-// The vector code for activations of this type, or null where this processor has none.
+// The vector code for activations of this type, or null if this processor has none.
 const ConvCode<float>* find_conv_code(at::ScalarType dtype);
 // The same, or an error.
 const ConvCode<float>& conv_code_for(at::ScalarType dtype);

@@ -1,4 +1,4 @@
-// The CPU form of fastdhm::conv2d_input_grad: products of our own where they are the faster way, else torch's. Legend:
+// The CPU form of fastdhm::conv2d_input_grad: our own products if they are faster, else torch's. Legend:
 // conv/shape.h.
 #include "conv/input_grad.h"
 
@@ -21,11 +21,11 @@
 namespace fastdhm {
 namespace {
 
-constexpr int64_t kNearWeights = 1 << 20;  // bytes of weights that stay near while all images meet them
+constexpr int64_t kNearWeights = 1 << 20;  // bytes of weights that stay in the near cache for all images
 
-// The code that is the faster one for these, as far as it was measured, or null where that is torch's: it is as fast
-// without strides, for a kernel of one pixel, which makes matrix products, and for many weights. Nor are strides taken
-// that step over pixels. Double is exact by both.
+// The code that is faster for these, as far as it was measured, or null for torch's. torch is as fast without strides,
+// for a kernel of one pixel (matrix products), and for many weights. Strides that skip pixels are not supported. Both
+// are exact for double.
 const ConvInputGradCode* find_code(const ConvShape& shape, at::ScalarType dtype) {
   if (shape.row_stride == 1 && shape.column_stride == 1) return nullptr;
   if (shape.row_stride > shape.R || shape.column_stride > shape.S) return nullptr;
@@ -133,7 +133,7 @@ void check(const at::Tensor& grad_y, const at::Tensor& x, const at::Tensor& weig
 
 bool takes(const ConvInputGradCode& code, const at::Tensor& grad_y, const at::Tensor& weight, const ConvShape& shape) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int64_t rows = shape.H + 2 * shape.row_padding + shape.R;  // no fewer than there are with the border
+  const int64_t rows = shape.H + 2 * shape.row_padding + shape.R;  // at least as many as with the border
   const int64_t columns = shape.W + 2 * shape.column_padding + shape.S;
   return grad_y.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_contiguous(at::MemoryFormat::ChannelsLast) &&
          grad_y.numel() > 0 && shape.B * shape.C * shape.H * shape.W > 0 && shape.C % code.width == 0 &&

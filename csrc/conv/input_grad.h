@@ -1,8 +1,8 @@
 // What the CPU forms of fastdhm::conv2d_input_grad share. Legend: conv/shape.h.
 //
-// A phase is the pixels of x that lie a stride apart: the same taps meet all of them, every stride-th one of a kernel,
-// down and across. Their gradient is the sum over those taps of matrix products of pixels of grad_y, [pixels, K], and
-// the tap's weights, [K, C]. An image of grad_y is copied into a border of zeros first, for taps that reach beyond it.
+// A phase is the pixels of x that lie a stride apart. The same taps reach all of them: every stride-th one of a kernel,
+// down and across. Their gradient is the sum over these taps of matrix products of pixels of grad_y, [pixels, K], and
+// the tap's weights, [K, C]. An image of grad_y is first copied into a border of zeros, for taps that reach beyond it.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace fastdhm {
 
-constexpr int kPhasePixels = 8;  // that are computed together
+constexpr int kPhasePixels = 8;  // computed together
 
 // Where the pixels of grad_y, in its border, lie that the first tap meets, and where those of x: in numbers from the
 // beginning of the image. The last pixel of a phase is repeated where there are fewer.

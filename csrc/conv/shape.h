@@ -6,7 +6,7 @@
 
 namespace fastdhm {
 
-// So many parts are in a whole, the last of which may be smaller.
+// The number of parts of a whole; the last part may be smaller.
 constexpr int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 struct ConvShape {

@@ -15,8 +15,8 @@
 namespace fastdhm {
 namespace {
 
-constexpr int64_t kSmallSums = 1 << 16;  // weights so few that their sums stay near
-constexpr int64_t kSets = 8;             // of such sums: so many threads can work on one gradient
+constexpr int64_t kSmallSums = 1 << 16;  // so few weights that their sums stay in the near cache
+constexpr int64_t kSets = 8;             // of such sums: this many threads can work on one gradient
 
 enum class Use { packed, rows, sums, count };
 
@@ -27,8 +27,8 @@ struct Task {
   const void *grad_y, *x;
 };
 
-// The products of all images in sets of sums [sets, R, S, K, C], whose number depends on nothing but the shape, so that
-// any number of threads gives the same bits: each set is one thread's, and so are the blocks that it packs for it.
+// The products of all images in sets of sums [sets, R, S, K, C]. The number of sets depends only on the shape, so any
+// number of threads gives the same bits. One thread computes a set and packs the blocks for it.
 template <class S>
 void sums_by_images(const Task<S>& task, int64_t sets, S* sums) {
   const ConvShape& shape = task.blocks.shape;
@@ -51,7 +51,7 @@ void sums_by_images(const Task<S>& task, int64_t sets, S* sums) {
   });
 }
 
-// The same in one set, too large for that: each block is packed by all threads, then each thread has some of the sums.
+// The same in one set, if sums are too large: all threads pack each block, then each thread computes some of the sums.
 template <class S>
 void sums_by_weights(const Task<S>& task, S* sums) {
   const ConvShape& shape = task.blocks.shape;

@@ -1,6 +1,6 @@
 // The gradient of a convolution's weights in vectors, for products P of an instruction set (Singles shows what P
-// gives). No include that holds inline functions may stand here or after here: they would be compiled for P's
-// instructions and called by all.
+// gives). Include no header with inline functions here or below: they would be compiled for P's instructions but
+// called by all code.
 
 #include "simd/ahead.h"
 #include "simd/products.h"

@@ -29,16 +29,16 @@
 namespace fastdhm {
 namespace {
 
-// So many matches in a row, and it costs as much to sort them and to look each entry of the gallery up among them: with
-// AVX2 and AVX-512 200 to 300 in float32 and 110 to 150 in float64, for 20,000 entries.
+// With more matches in a row, sorting them and looking each gallery entry up among them is faster: the limit was 200 to
+// 300 in float32 and 110 to 150 in float64, with AVX2 and AVX-512, for 20,000 entries.
 template <typename Key>
 constexpr int64_t kFew = 1024 / sizeof(Key);
-constexpr int64_t kGrain = 1 << 16;  // distances that are worth another thread
+constexpr int64_t kGrain = 1 << 16;  // distances for which another thread is worth it
 
 template <typename scalar_t>
 using KeyOf = std::conditional_t<std::is_same_v<scalar_t, float>, int32_t, int64_t>;
 
-// Where the exponent of infinity stands: the key of an entry that no ranking contains, above all finite ones.
+// The key of infinity, above all finite keys: for entries that no ranking contains.
 template <typename Key>
 constexpr Key kOut = sizeof(Key) == 4 ? Key(0x7f800000) : Key(0x7ff0000000000000);
 
@@ -85,14 +85,14 @@ FASTDHM_INLINE void count_below(const Key* __restrict__ key, int64_t num_keys, c
 template <typename Key>
 FASTDHM_INLINE void look_up_each(const Key* __restrict__ key, int64_t num_keys, const Key* __restrict__ value, Key N,
                                  Key* __restrict__ first) {
-  constexpr int64_t kAbreast = 16;  // searches that do not wait for each other
+  constexpr int64_t kAbreast = 16;  // searches that run side by side
   for (int64_t g = 0; g < num_keys; g += kAbreast) {
     const int64_t some = std::min(kAbreast, num_keys - g);
     Key at[kAbreast] = {}, wanted[kAbreast] = {};
     std::copy_n(key + g, some, wanted);
     for (Key left = N; left > 1; left -= left / 2) {
       const Key half = left / 2;
-      // without branches: which half it is cannot be foreseen
+      // without branches, which could not be predicted
       for (int64_t i = 0; i < kAbreast; ++i) at[i] += -Key{value[at[i] + half - 1] < wanted[i]} & half;
     }
     std::copy_n(at, some, first + g);
@@ -123,7 +123,7 @@ FASTDHM_FOR_EACH_PROCESSOR void look_up(const int64_t* key, int64_t num_keys, co
   look_up_each(key, num_keys, value, N, first);
 }
 
-// What a thread needs for one row after the other.
+// The memory of a thread, used again for every row.
 template <typename Key>
 struct Scratch {
   std::vector<Key> key, threshold, below, first;
@@ -131,8 +131,8 @@ struct Scratch {
   std::vector<std::pair<Key, int64_t>> nearest;
 };
 
-// Few matches: the row in stretches from one match to the next. In a stretch, the matches after it count what is not
-// farther, those before it only what is nearer: so equal distances keep the gallery's order.
+// Few matches: the row is split into stretches from one match to the next. In a stretch, the matches after it count
+// entries that are as near or nearer, those before it only nearer ones: so equal distances keep the gallery's order.
 template <typename Key>
 void ranks_by_counting(Scratch<Key>& at, int64_t G, const int64_t* gallery, int64_t M, int64_t* rank) {
   at.threshold.resize(M);
@@ -147,7 +147,7 @@ void ranks_by_counting(Scratch<Key>& at, int64_t G, const int64_t* gallery, int6
   std::copy(at.below.begin(), at.below.end(), rank);
 }
 
-// Many matches: each entry of the row is looked up among their keys, sorted, and counted at the first that is not
+// Many matches: each entry of the row is looked up among their sorted keys and counted at the first key that is not
 // nearer.
 template <typename Key>
 void ranks_by_lookup(Scratch<Key>& at, int64_t G, const int64_t* gallery, int64_t M, int64_t* rank) {
@@ -160,7 +160,7 @@ void ranks_by_lookup(Scratch<Key>& at, int64_t G, const int64_t* gallery, int64_
   matches.push_back(std::numeric_limits<Key>::max());
   at.first.resize(G);
   look_up(at.key.data(), G, matches.data(), N + 1, at.first.data());
-  at.nearer.assign(N + 1, 0);  // [N], and what is farther than all matches
+  at.nearer.assign(N + 1, 0);  // [N], and the entries farther than all matches
   at.as_near.assign(N + 1, 0);
   for (int64_t g = 0, m = 0; g < G; ++g) {
     const Key n = at.first[g];
@@ -171,10 +171,10 @@ void ranks_by_lookup(Scratch<Key>& at, int64_t G, const int64_t* gallery, int64_
   for (int64_t m = 0; m < M; ++m) rank[m] += at.nearer[at.first[gallery[m]]];
 }
 
-// The K nearest, nearest first, the earlier where two are as near; -1 where fewer are left.
+// The K nearest, nearest first; of equal distances the earlier entry first; -1 if fewer are left.
 template <typename Key>
 void nearest_of_row(Scratch<Key>& at, int64_t G, int64_t K, int64_t* index) {
-  auto& heap = at.nearest;  // the farthest of them in front
+  auto& heap = at.nearest;  // the farthest one is in front
   heap.assign(K, {kOut<Key>, -1});
   for (int64_t g = 0; g < G; ++g) {
     if (at.key[g] >= heap.front().first) continue;
@@ -192,7 +192,7 @@ struct Pairs {
   at::Tensor gallery;          // [P]
 };
 
-// Refuses what is out of bounds or of order.
+// Refuses pairs that are out of bounds or out of order.
 Pairs checked_pairs(const char* name, const at::Tensor& query_P, const at::Tensor& gallery_P, int64_t Q, int64_t G) {
   TORCH_CHECK_VALUE(query_P.dim() == 1 && query_P.sizes() == gallery_P.sizes() && query_P.scalar_type() == at::kLong &&
                         gallery_P.scalar_type() == at::kLong,
@@ -212,7 +212,7 @@ Pairs checked_pairs(const char* name, const at::Tensor& query_P, const at::Tenso
   return {std::move(start), gallery};
 }
 
-// [G]: what the key of an entry is at least, so that junk is farther than all else.
+// [G]: the lowest key of each entry; that of junk is above all others, so junk is farthest.
 template <typename Key>
 std::vector<Key> floors(const at::Tensor& junk_J, int64_t G) {
   TORCH_CHECK_VALUE(junk_J.dim() == 1 && junk_J.scalar_type() == at::kLong,
@@ -240,7 +240,7 @@ int64_t rank_rows(const at::Tensor& distances_QG, const Pairs& matches, const Pa
   int64_t* rank = rank_P.mutable_data_ptr<int64_t>();
   int64_t* nearest = nearest_QK.mutable_data_ptr<int64_t>();
   const std::vector<Key> floor = floors<Key>(junk_J, G);
-  // Row by row to whichever thread is free: a processor that others use too then delays no half of them.
+  // Each row goes to the next free thread: a processor that is also used by others then does not delay half the rows.
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), Q * G / kGrain + 1);
   std::atomic<int64_t> next{0}, first_wrong{Q};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {

@@ -38,7 +38,7 @@ MimicLossRows exact_rows(at::ScalarType dtype) {
   return rows;
 }
 
-// How many targets are classes; refuses one that is neither a class nor ignored, which would be read out of bounds.
+// The number of targets that are classes. Refuses one that is neither a class nor ignored: it would be out of bounds.
 int64_t count_labelled(const int64_t* target, int64_t batch, int64_t classes, int64_t ignore_index) {
   int64_t labelled = 0;
   for (int64_t b = 0; b < batch; ++b) {
@@ -50,7 +50,7 @@ int64_t count_labelled(const int64_t* target, int64_t batch, int64_t classes, in
   return labelled;
 }
 
-// What the weights say: which branches are used, and how the gradient depends on them.
+// Read from the weights: which branches are used, and how the gradient depends on them.
 struct Weights {
   std::vector<int64_t> branch;
   std::vector<double> value, factor, teacher, student;  // [A, A], [A, A], [A], [A]
@@ -128,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
                      W.student.data(),
                      need_grad ? grad.mutable_data_ptr() : nullptr};
 
-  // The sums of a group of rows do not depend on which thread makes them: any number of threads gives the same bits.
+  // The sums of a group of rows do not depend on the thread, so any number of threads gives the same bits.
   const int64_t group = std::max<int64_t>(4, 2048 / K), groups = (B + group - 1) / group;
   std::vector<double> sums(groups * A * A);
   const MimicLossSimd* code = FASTDHM_CODE_IN_USE(kMimicLoss);
@@ -166,7 +166,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
     for (int64_t q = 0; q < A; ++q) {
       double value = 0;
       for (int64_t g = 0; g < groups; ++g) value += sums[(g * A + p) * A + q];
-      // as the mean of nothing in torch, an empty batch has no mean
+      // as in torch, the mean of an empty batch is NaN
       value *= p != q  ? temperature * temperature * per_row
                : B > 0 ? per_label
                        : std::numeric_limits<double>::quiet_NaN();

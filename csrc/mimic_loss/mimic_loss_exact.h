@@ -1,4 +1,4 @@
-// The mimicking loss row by row in double: for float64, for logits that are not finite, and where no vector code fits.
+// The mimicking loss row by row in double: for float64, for logits that are not finite, and if no vector code fits.
 #pragma once
 
 #include <cmath>
@@ -41,9 +41,9 @@ void mimic_loss_rows_exact(const MimicLossWork& work, int64_t begin, int64_t end
         if (labelled && target > 0) sum[m * A + m] -= target * (x - lse[m]);
       }
       for (int64_t t = 0; t < A; ++t) {
-        if (log_p[t] == -std::numeric_limits<double>::infinity()) continue;  // what P_p excludes costs nothing
+        if (log_p[t] == -std::numeric_limits<double>::infinity()) continue;  // a class that P_p excludes adds 0
         for (int64_t q = 0; q < A; ++q) {
-          const double gap = log_p[t] - log_p[q];  // infinite where only the student excludes it, however small p is
+          const double gap = log_p[t] - log_p[q];  // infinite if only the student excludes it, however small p is
           if (t != q) sum[t * A + q] += gap == std::numeric_limits<double>::infinity() ? gap : p[t] * gap;
         }
       }

@@ -1,11 +1,11 @@
-// The mimicking loss row by row in vectors of floats, for an instruction set V (simd/avx512.h shows what V gives). No
-// include that holds inline functions may stand here or after here: they would be compiled for V and called by all.
+// The mimicking loss row by row in vectors of floats, for an instruction set V (simd/avx512.h shows what V gives).
+// Include no header with inline functions here or below: they would be compiled for V but called by all code.
 //
-// A row of all used branches goes through in blocks of classes that stay in the first-level cache:
+// A row of all used branches is computed in blocks of classes that fit in the first-level cache:
 //   1. x = (z - max z) / T, e = exp(x), s = sum e, and for each pair the sums of e_p (x_p - x_q) and e_q (x_q - x_p):
 //      KL(P_p || P_q) = sum_k e_p (x_p - x_q) / s_p + log s_q - log s_p
 //   2. the gradient, a linear combination of the e's.
-// So each logit is read once from memory and has one exponential (two where T is not 1), and only the sums of pairs are
+// So each logit is read once from memory and has one exponential (two if T is not 1). Only the sums of pairs are
 // quadratic in A.
 
 namespace fastdhm {
@@ -100,7 +100,7 @@ void exp_block(const T* z, int64_t n, float top, float coldness, float* x, float
   constexpr int64_t W = V::kWidth;
   const F shift = V::all(top), scale = V::all(coldness);
   F sum_e = V::all(0), sum_sharp = V::all(0),
-    sum_x = V::all(0);  // of the block alone: short chains of additions lose less
+    sum_x = V::all(0);  // of this block only: short chains of additions lose less
   for (int64_t k = 0; k < n; k += W) {
     const int64_t lanes = n - k;
     F x_k = (lanes < W ? V::load_first(z + k, lanes, top) : V::load(z + k)) - shift;
@@ -174,8 +174,8 @@ void mix_teachers(const float* e, int64_t pitch, int64_t n, int64_t A, const flo
 
 // The gradient of `n` classes of all branches from class k0 on, where `e` and `sharp` begin:
 //   grad_q = own_q e_q + own_sharp_q sharp_q - even_q - sum_p w_pq P_p, and at the label less W_qq (1 - smoothing)
-// Where T is 1, sharp is e and own_q holds both. Where the weights are separable one sum over teachers serves all
-// students.
+// If T is 1, sharp is e and own_q holds both. If the weights are separable, all students use one sum over the
+// teachers.
 template <class V, bool kTempered, class T>
 void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, const float* e, const float* sharp,
                 const Scratch<V>& scratch) {
@@ -257,7 +257,7 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
       if (p != m) sum[m * A + p] -= log_s, sum[p * A + m] += log_s;
     }
     if (label == work.ignore_index) {
-      sum[m * A + m] += 0 * log_s_sharp;  // a sum that is not finite must show all the same
+      sum[m * A + m] += 0 * log_s_sharp;  // keeps a sum that is not finite visible
       continue;
     }
     double log_p = (1 - work.smoothing) * (static_cast<double>(static_cast<float>(z(m)[label])) - scratch.top[m]);

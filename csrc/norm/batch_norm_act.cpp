@@ -63,8 +63,8 @@ const void* data(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
-// Rows split into groups whose number depends on nothing but the shape, so that any number of threads gives the same
-// bits; body(first row, last row, sums of the group [2, C]) is called for each. Returns the total, [2, C].
+// Splits rows into groups and calls body(first row, last row, sums of the group [2, C]) for each. The number of groups
+// depends only on the shape, so any number of threads gives the same bits. Returns the total, [2, C].
 template <class Body>
 std::vector<double> sums_over_rows(int64_t R, int64_t C, const Body& body) {
   const int64_t groups = std::clamp<int64_t>(std::min(R * C / 65536, R / 128), 1, 256);
@@ -82,8 +82,8 @@ void for_rows(int64_t R, int64_t C, const Body& body) {
   at::parallel_for(0, R, std::max<int64_t>(1, 32768 / C), body);
 }
 
-// y before the residual and the relu is x * scale + shift. Made of what is kept for the backward pass, which needs the
-// same bits.
+// y before the residual and the relu is x * scale + shift. Both come from values that are kept for the backward pass,
+// which needs the same bits.
 template <class S>
 struct Affine {
   std::vector<S> scale, shift;
@@ -98,15 +98,15 @@ struct Affine {
   }
 };
 
-// Move a running statistic towards what this batch has.
+// Move a running statistic towards that of this batch.
 template <class S>
 void move(const at::Tensor& running, int64_t c, double found, double momentum) {
   S& value = running.mutable_data_ptr<S>()[c];
   value = static_cast<S>(value + momentum * (found - value));
 }
 
-// A number of each channel that is near enough to its mean for squares of differences from it to lose nothing: the
-// median of some rows, which is none of a few outliers.
+// A pivot per channel, near enough to its mean that squares of differences from it lose no precision: the median of
+// some rows, so that a few outliers do not matter.
 template <class S, class T>
 std::vector<S> middles(const void* x, int64_t R, int64_t C) {
   constexpr int64_t kRows = 9;
@@ -174,7 +174,7 @@ Grads backward(const BatchNormActCode<S>& code, const at::Tensor& grad_y, const 
                double eps, Mask mask, bool need_residual) {
   const int64_t C = x.size(1), R = x.numel() / C;
   at::Tensor grad_x = at::empty_like(x), grad_weight = at::empty_like(weight), grad_bias = at::empty_like(weight);
-  // Where the gradient is masked, what the residual gets is written once and read in place of grad_y and y.
+  // If the gradient is masked, the residual's gradient is written once and then read instead of grad_y and y.
   at::Tensor masked = need_residual ? at::empty_like(x) : at::empty({0}, x.options());
   void* keep = need_residual ? masked.mutable_data_ptr() : nullptr;
   const Affine<S> affine(weight, bias, mean, variance, eps);
@@ -219,7 +219,7 @@ Grads batch_norm_act_backward_cpu(const at::Tensor& grad_y, const at::Tensor& x,
 
 // In C++, because in Python a call and its gradient cost as much as a small norm.
 struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
-  // Tensors first: their places are those of the gradients.
+  // Tensors first: gradients are returned in the same places.
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
                                                 const at::Tensor& weight, const at::Tensor& bias,
                                                 const std::optional<at::Tensor>& residual,
@@ -229,7 +229,7 @@ struct BatchNormActAutograd : torch::autograd::Function<BatchNormActAutograd> {
     static const auto op = find_op<decltype(batch_norm_act_cpu)>("fastdhm::batch_norm_act");
     const auto [y, mean, variance] = op.call(x, running_mean, running_var, weight, bias, residual, momentum, eps, relu);
     for (const at::Tensor& written : {running_mean, running_var}) written.unsafeGetTensorImpl()->bump_version();
-    // What the relu cut off shows in y, but in x too if nothing else was added: then y need not be kept nor read.
+    // y shows what the relu cut off. Without a residual x shows it too, so y is neither kept nor read.
     context->save_for_backward({x, weight, bias, mean, variance, relu && residual ? y : at::Tensor()});
     context->saved_data["residual"] = residual.has_value();
     context->saved_data["eps"] = eps;

@@ -7,11 +7,11 @@
 
 namespace fastdhm {
 
-// Which gradients go on through the relu: all where there is none; else those whose y is above 0, as y says, or, where
-// no residual was added, as x says, from which y is computed once more to the bit.
+// Which gradients pass the relu: all without a relu; else those with y above 0. y is read, or (without a residual)
+// computed again from x with the same bits.
 enum class Mask { none, by_y, by_x };
 
-// What both passes of the gradient read. `y` is there only for Mask::by_y.
+// The inputs of both passes of the gradient. `y` is only set for Mask::by_y.
 template <class S>
 struct BatchNormActGradInputs {
   const void *grad_y, *y, *x;
@@ -27,8 +27,8 @@ struct BatchNormActCode {
   // y = x * scale + shift (+ residual) (then relu)
   void (*forward)(const void* x, const void* residual, void* y, const S* scale, const S* shift, bool relu,
                   int64_t begin, int64_t end, int64_t C);
-  // With g = grad_y where the mask lets it through, else 0, add to sums the sums of g and of g * (x - mean), and write
-  // g to `masked` unless that is null.
+  // Let g be grad_y where the mask is on, else 0. Add to sums the sums of g and of g * (x - mean), and write g to
+  // `masked` unless that is null.
   void (*backward_sums)(const BatchNormActGradInputs<S>& inputs, void* masked, int64_t begin, int64_t end, int64_t C,
                         double* sums);
   // grad_x = a * g + b * (x - mean) + c

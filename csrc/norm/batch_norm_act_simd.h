@@ -1,12 +1,12 @@
-// Batch norm, residual and relu in vectors, for an instruction set V (simd/avx512.h shows what V gives). No include
-// that holds inline functions may stand here or after here: they would be compiled for V and called by all.
+// Batch norm, residual and relu in vectors, for an instruction set V (simd/avx512.h shows what V gives). Include no
+// header with inline functions here or below: they would be compiled for V but called by all code.
 
 #include "simd/lanes.h"
 
 namespace fastdhm {
 namespace {
 
-constexpr int64_t kCachedElements = 8192;  // of an activation: what several passes over its channels share
+constexpr int64_t kCachedElements = 8192;  // of an activation, for several passes over its channels
 
 // Call body(offset, lanes, vectors as a constant) for the channels from first to last, in runs of whole vectors.
 template <class V, class Body>
@@ -19,7 +19,7 @@ inline void for_channels(int64_t C, const Body& body) {
 }
 
 // Sums over rows stay in registers: four rows of one vector, two of two or one of four at a time, so that no sum waits
-// for itself.
+// for its own previous addition.
 template <class V, class T>
 struct Moments {
   const T* x;
@@ -62,19 +62,19 @@ struct Moments {
   }
 };
 
-// y before the relu, by the one expression that forward and backward share.
+// y before the relu, by an expression that forward and backward share.
 template <class V, class T>
 inline typename V::F normalized(const T* x, int64_t lanes, typename V::F scale, typename V::F shift) {
   return V::fma(load_lanes<V>(x, lanes), scale, shift);
 }
 
-// What a number must exceed to be above 0 once it is rounded to T.
+// A number above this is above 0 after rounding to T.
 template <class T>
 constexpr float kRoundsTo0 = 0;
 template <>
 constexpr float kRoundsTo0<c10::BFloat16> = 0x1p-134f;
 
-// The gradient that goes on through the relu, for N vectors of channels from the first on.
+// The gradient that passes the relu, for N vectors of channels from the first on.
 template <class V, class T, Mask M, int N>
 struct Masked {
   const T *grad_y, *y, *x;
@@ -110,7 +110,7 @@ struct BackwardSums {
     constexpr int U = 4 / N;
     const Masked<V, T, M, N> gradient(from, offset, c, lanes);
     T* const to = Write ? masked + offset : nullptr;
-    const int64_t stride = C;  // here, where no store can be to it
+    const int64_t stride = C;  // local, so that no store can change it
     typename V::F at[N], sum[U][N], product[U][N];
     for (int n = 0; n < N; ++n) {
       at[n] = load_lanes<V>(from.mean + c + n * V::kWidth, lanes);
@@ -154,7 +154,7 @@ struct Forward {
         const int64_t i = row * C + c + n * V::kWidth;
         typename V::F value = normalized<V>(x + i, lanes, a[n], b[n]);
         if (Residual) value = value + load_lanes<V>(residual + i, lanes);
-        if (Relu) value = V::max(V::all(0), value);  // in this order a NaN stays one
+        if (Relu) value = V::max(V::all(0), value);  // in this order a NaN stays a NaN
         store_lanes<V>(y + i, value, lanes);
       }
     }

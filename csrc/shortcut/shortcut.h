@@ -1,6 +1,6 @@
 // What the CPU forms of fastdhm::shortcut share. Legend: B images of H x W pixels, C channels in, K >= C channels out.
 //
-// All tensors are [B, H, W, C], channels adjacent. Outputs are of tiles of 2 x 2 pixels, at an odd border of fewer; a
+// All tensors are [B, H, W, C], channels adjacent. An output is of a tile of 2 x 2 pixels (fewer at an odd border). A
 // row is one row of outputs of one image.
 #pragma once
 

@@ -1,5 +1,5 @@
-// The shortcut of a residual block in vectors, for an instruction set V (simd/avx512.h shows what V gives). No include
-// that holds inline functions may stand here or after here: they would be compiled for V and called by all.
+// The shortcut of a residual block in vectors, for an instruction set V (simd/avx512.h shows what V gives). Include no
+// header with inline functions here or below: they would be compiled for V but called by all code.
 
 #include "simd/lanes.h"
 

@@ -1,5 +1,5 @@
-// Memory that is asked for before it is needed, between the products of what is near. No include that holds inline
-// functions may stand here: they would be compiled for an instruction set and called by all.
+// Prefetches memory before it is needed, between the products of data in the near cache. Include no header with inline
+// functions here: they would be compiled for an instruction set but called by all code.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 namespace fastdhm {
 namespace {
 
-// Lines of the cache that are called near, a few at a time.
+// Cache lines to prefetch, a few at a time.
 struct Ahead {
   struct Range {
     const char* at;
@@ -17,7 +17,7 @@ struct Ahead {
 
   Range ranges[4];
   int count = 0;
-  int64_t share = 0;  // of bytes, at a time
+  int64_t share = 0;  // bytes at a time
 
   void add(const void* at, int64_t bytes, int64_t begin, int64_t end, int64_t parts) {
     const int64_t first = bytes * begin / parts, last = bytes * end / parts;

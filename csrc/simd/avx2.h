@@ -1,8 +1,8 @@
 // AVX2, 8 floats at a time: what vector code asks of an instruction set.
 //
-// Including this opens a region that is compiled for it, and vector_end.h closes it; what stands between may be called
-// only where the processor has it. No include that holds inline functions may stand in there: they would be compiled
-// for it and called by all.
+// Including this header opens a region that is compiled for this instruction set; vector_end.h closes it. Code in the
+// region may be called only if the processor has the instruction set. Include no header with inline functions in there:
+// they would be compiled for it but called by all code.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -86,7 +86,7 @@ struct Avx2 {
   }
 
   static F widen_bfloat16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
-  // To nearest, ties to even; a NaN with low bits set may come out as infinity: mimic_loss does such rows again.
+  // To nearest, ties to even. A NaN with only low bits set may become infinity: mimic_loss computes such rows again.
   static __m128i narrow_bfloat16(F x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

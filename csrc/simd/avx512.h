@@ -1,8 +1,8 @@
 // AVX-512, 16 floats at a time: what vector code asks of an instruction set.
 //
-// Including this opens a region that is compiled for it, and vector_end.h closes it; what stands between may be called
-// only where the processor has it. No include that holds inline functions may stand in there: they would be compiled
-// for it and called by all.
+// Including this header opens a region that is compiled for this instruction set; vector_end.h closes it. Code in the
+// region may be called only if the processor has the instruction set. Include no header with inline functions in there:
+// they would be compiled for it but called by all code.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -72,7 +72,7 @@ struct Avx512 {
   }
 
   static F widen_bfloat16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-  // To nearest, ties to even; a NaN with low bits set may come out as infinity: mimic_loss does such rows again.
+  // To nearest, ties to even. A NaN with only low bits set may become infinity: mimic_loss computes such rows again.
   static __m256i narrow_bfloat16(F x) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -1,5 +1,5 @@
-// Vectors of which the last may be cut, for an instruction set V. To be included inside the region of avx2.h or
-// avx512.h and, for one number at a time, outside of any.
+// Loops over vectors, of which the last may be partial, for an instruction set V. Include it inside the region of
+// avx2.h or avx512.h, or outside of both for one number at a time.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,5 @@
-// Products of small matrices in vectors, for products P of an instruction set (Singles shows what P gives). No include
-// that holds inline functions may stand here or after here: they would be compiled for P's instructions and called by
-// all.
+// Products of small matrices in vectors, for products P of an instruction set (Singles shows what P gives). Include
+// no header with inline functions here or below: they would be compiled for P's instructions but called by all code.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +7,7 @@
 namespace fastdhm {
 namespace {
 
-constexpr int64_t kMostRows = 8;  // of a product that are computed side by side
+constexpr int64_t kMostRows = 8;  // of a product, computed side by side
 
 // Call body.run<N>(v) for the vectors from 0 on, in blocks of N side by side.
 template <int kAtOnce, class Body>
@@ -37,15 +36,15 @@ struct Singles : V {
   static void store_both(Element* p, const Element* one, const Element*) { V::store(p, V::load(one)); }
 };
 
-// Rows of a product that share a load of N vectors: as many as there are registers for.
+// Rows of a product that share a load of N vectors: as many as fit in registers.
 template <class P>
 constexpr int kRows(int N) {
   return 4 * P::kVectors / N < kMostRows ? 4 * P::kVectors / N : kMostRows;
 }
 
 // to[r, n] (+)= sum over lines and their pairs of a(r, line, pair) * b(n, line, pair), for kRows<P>(N) rows of N
-// vectors that lie to_row apart; a and b say where a pair, and a vector of pairs, lies. The loops are unrolled early,
-// and the function stands alone, or the sums would not stay in registers.
+// vectors that lie to_row apart; a and b locate a pair and a vector of pairs. The loops are unrolled early, and
+// this is a function of its own; otherwise the sums would not stay in registers.
 template <class P, int N, bool kAccumulate, class A, class B>
 __attribute__((noinline)) void multiply(A a, B b, int64_t lines, int64_t pairs, typename P::S* to, int64_t to_row) {
   using F = typename P::F;

@@ -1,4 +1,4 @@
-// One number at a time: the exact form for double, and for the rest where no vector code fits. avx512.h shows the same
+// One number at a time: the exact form for double, and for other types if no vector code fits. avx512.h has the same
 // for vectors.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Memory that a thread takes up again in its next call, and that is near then.
+// Memory that a thread uses again in its next call, when it is still in the near cache.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,7 +9,7 @@
 
 namespace fastdhm {
 
-// At least so many bytes for a use, of an enum that each op has for itself and that ends with `count`.
+// At least this many bytes for a use. Each op has its own enum of uses, which ends with `count`.
 template <class Use>
 void* scratch(Use use, int64_t bytes) {
   thread_local std::array<at::Tensor, static_cast<size_t>(Use::count)> kept;

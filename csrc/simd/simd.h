@@ -2,7 +2,7 @@
 // chooses.
 #pragma once
 
-// What the compiler knows; what the processor has shows at run time.
+// The instruction sets that the compiler supports; those of the processor are found at run time.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FASTDHM_X86
 #if defined(__clang__) || __GNUC__ >= 11
@@ -19,9 +19,9 @@ enum class Simd { none, avx2, avx512 };
 
 Simd simd();                             // the one in use
 std::string simd_name();                 // its name
-std::vector<std::string> simd_names();   // those of this processor, none aside, the fastest last
+std::vector<std::string> simd_names();   // those of this processor, without none, the fastest last
 bool has_bfloat16_products();            // of pairs, by AVX-512: in use, compiled, and in this processor
-void set_simd(const std::string& name);  // have all ops use another one, to test it
+void set_simd(const std::string& name);  // make all ops use another one, for tests
 
 // Of an op's code nameAvx2 and nameAvx512, where that for the instruction set in use is; null where that is none.
 #ifdef FASTDHM_X86

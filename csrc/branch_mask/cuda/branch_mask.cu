@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// The step is read here and not by the host: a captured graph can advance it.
+// The kernel reads the step, not the host: so a captured graph can advance it.
 __global__ void branch_mask_kernel(const double* prob_S, uint64_t seed, const int64_t* step, int64_t S, bool* mask_S) {
   const int64_t s = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (s < S) mask_S[s] = branch_is_in(prob_S[s], static_cast<uint32_t>(s), static_cast<uint64_t>(*step), seed);

@@ -1,4 +1,4 @@
-// Draws the mask of S side branches on a CUDA device. Free of torch, so that nvcc has nothing else to read.
+// Draws the mask of S side branches on a CUDA device. Without torch headers, so that nvcc has little to read.
 #pragma once
 
 #include <cuda_runtime_api.h>
