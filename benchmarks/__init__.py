@@ -8,7 +8,7 @@ import os
 # Read when a BLAS library is loaded, so before torch and numpy are: a processor forced by the shell is not the one
 # that is measured.
 os.environ.pop("OPENBLAS_CORETYPE", None)
-# Read when torch is loaded: its profiler warns of every block that was there before it.
+# torch reads this when it is loaded: its profiler warns of every block that is older than itself.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-# Development versions of torch print a line whenever the profiler starts.
+# Development versions of torch print a line each time the profiler starts.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

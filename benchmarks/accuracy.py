@@ -1,11 +1,11 @@
 """``fastdhm bench accuracy``: seconds of training until a test error is reached, of the engine and of the reference.
 
-Both train the same network by the same recipe, the order of the images and their augmentation aside: the engine as it
-would, at lower resolution first where the recipe has that, the reference at full resolution throughout in float32. At
-fixed steps B0's error on the whole test set is taken at full resolution by the same code; the clock stands still for
-that. A run ends at the first such step at which the error is at the target or below. Medians are over seeds, taken in
-turns; a run that does not get there has no time, and the benchmark's status is 1. ``preset fast`` is the engine with
-that preset of the data set's recipe, where it has one: it need not learn the same, only reach the same error.
+Both train the same network by the same recipe, except for the order of the images and their augmentation. The engine
+trains as usual, at lower resolution first if the recipe says so. The reference trains at full resolution in float32. At
+fixed steps the same code measures B0's error on the whole test set at full resolution, while the clock is stopped. A
+run ends at the first of these steps with an error at or below the target. Medians are over seeds; the sides take turns.
+A run that does not reach the target has no time, and the benchmark's status is 1. ``preset fast`` is the engine with
+that preset of the data set's recipe, if it has one: it may learn differently, but must reach the same error.
 
 Legend: M branches.
 """
@@ -52,14 +52,14 @@ SETTINGS = ("dataset", "arch", "method", "epochs", "batch_size", "precision")
 
 @dataclass
 class Way:
-    """One training on its way to the target: seconds of training and error in percent at each evaluation."""
+    """The progress of one training: seconds of training and error in percent at each evaluation."""
 
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
     def reached(self, target: float) -> bool:
-        """Whether it has got there."""
+        """Whether it has reached the target."""
         return bool(self.errors) and self.errors[-1] <= target
 
 
@@ -79,7 +79,7 @@ def bench(
 ) -> int:
     """Time all of it; returns the exit status, 1 if a run did not reach the target.
 
-    What was measured is written after every seed, so that a benchmark that is cut short leaves the seeds that it has.
+    The results are written after every seed, so a benchmark that is stopped leaves the finished seeds.
 
     Args:
         dataset: as in training.
@@ -94,7 +94,7 @@ def bench(
         data_dir: folder of the data sets.
 
     Raises:
-        ValueError: a value that cannot be, data that is not there, or a folder that cannot be written to.
+        ValueError: a value out of range, data that is not there, or a folder that cannot be written to.
     """
     check_counts(seeds=seeds, eval_steps=eval_steps, epochs=epochs)
     if not 0 < target < 100:
@@ -117,9 +117,9 @@ def bench(
 
 
 def contenders(dataset: str, arch: str | None, method: str, preset: bool, **given) -> dict[str, TrainConfig]:
-    """Who trains, and its run: see :func:`recipe_config`."""
+    """Side -> its config; see :func:`recipe_config`."""
     usual = recipe_config(dataset, arch, method, **given)
-    training_transform(usual)  # refuses what the reference lacks: now, and not after the engine's run
+    training_transform(usual)  # refuse what the reference lacks before the engine runs
     has_fast = preset and dataset.partition(":")[0] in FAST
     fast = {PRESET: recipe_config(dataset, arch, method, "fast", **given)} if has_fast else {}
     return {"fastdhm": usual, **fast, "reference": usual}
@@ -135,7 +135,7 @@ def judge(config: TrainConfig) -> str | None:
 def measure(
     frame: Frame, configs: dict[str, TrainConfig], target: float, eval_steps: int, seeds: int
 ) -> Iterator[dict[str, list[Way]]]:
-    """A training of each for every seed: all of them so far, before the first seed and after each."""
+    """Train each side once per seed; yields all results so far, before the first seed and after each."""
     ways: dict[str, list[Way]] = {name: [] for name in configs}
     yield ways
     for seed in range(seeds):
@@ -151,7 +151,7 @@ def measure(
 
 
 def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iterator]:
-    """The engine's network, and its training: each item drawn from it is a step taken."""
+    """The engine's network, and an iterator that trains it: each item is one step."""
     engine = Engine(config, len(data.classes))
     run = engine.run
 
@@ -170,7 +170,7 @@ def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iter
 
 
 def start_reference(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iterator]:
-    """The same of the reference, from the same weights."""
+    """The same for the reference, from the same weights."""
     torch.manual_seed(config.seed)
     reference = Reference(build_model(config, len(data.classes)), config, torch.device(config.device))
     loader = training_loader(config, config.workers)
@@ -195,7 +195,7 @@ def to_target(
     eval_steps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Way:
-    """Train until the target is reached or the steps are over; only training counts."""
+    """Train until the target is reached or the steps are over; only training time counts."""
     way, device, trained = Way(), torch.device(config.device), 0.0
     transform, side = DeviceTransform(config.mean, config.std).to(device), min(height_width(config.image_size))
     for number in count(1):
@@ -217,7 +217,7 @@ def to_target(
 
 
 def _comparison(label: str, ways: dict[str, list[Way]], target: float, fault: str | None) -> Comparison:
-    """Times to the target as a comparison, a sample for each seed; runs that did not get there are failures."""
+    """Times to the target as a comparison, one sample per seed; runs that missed it are failures."""
     failures: dict[str, str | None] = {"fastdhm": fault}
     for name, found in ways.items():
         short = [way.errors[-1] for way in found if not way.reached(target)]
@@ -228,7 +228,7 @@ def _comparison(label: str, ways: dict[str, list[Way]], target: float, fault: st
 
 
 def _answer(comparison: Comparison, ways: dict[str, list[Way]]) -> dict[str, object]:
-    """Seconds to the target at the median, the speedups, and every run as it went."""
+    """Median seconds to the target, the speedups, and the progress of every run."""
     medians_ms = {name.replace(" ", "_"): comparison.median_ms(name) for name in ways}
     answer: dict[str, object] = {f"{name}_s": ms / 1e3 if ms else None for name, ms in medians_ms.items()}
     answer |= {"speedup": comparison.speedup("reference", "fastdhm")}
@@ -243,7 +243,7 @@ def _marks(comparison: Comparison) -> list[report.Mark]:
 
 
 def write(ways: dict[str, list[Way]], target: float, folder: Path, title: str) -> None:
-    """``accuracy_curves.csv``, a row for each evaluation, and ``accuracy.png``."""
+    """Write ``accuracy_curves.csv``, a row per evaluation, and ``accuracy.png``."""
     rows = [
         (name, seed, step, seconds, error)
         for name, found in ways.items()

@@ -1,9 +1,9 @@
-"""Whether training goes the same way on the fast path as in the eager float32 reference: losses, step by step.
+"""Whether the fast path trains like the eager float32 reference: compares the losses step by step.
 
-All start from the same weights and take the same batches: the reference, the engine as it trains, the engine in
-float32, and plain torch in the engine's number format and layout. Rounding sends any two trainings apart after some
-dozen steps, and the single losses with them; what must stay together are their moving means, as closely as plain
-torch's in that format stays with float32.
+All trainings start from the same weights and take the same batches: the reference, the engine as it trains, the engine
+in float32, and plain torch in the engine's number format and layout. Because of rounding, any two trainings and their
+single losses differ after a few dozen steps. Their moving means must stay together as closely as plain torch's in that
+format stays with float32.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -25,9 +25,9 @@ from fastdhm.engine.saved.record import to_host
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv
 
-WINDOWS = 20  # moving means are over so large a part of the steps
-SLACK = 3.0  # times what plain torch in that format is away from float32
-FLOOR = 0.02  # of the loss: so far apart are two seeds of the noise of single batches, whatever the format
+WINDOWS = 20  # a moving mean is over steps / WINDOWS steps
+SLACK = 3.0  # limit, in multiples of plain torch's distance from float32 in that format
+FLOOR = 0.02  # part of the loss by which batch noise alone separates two seeds, in any format
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Agreement:
     losses: dict[str, list[float]]
 
     def gap(self, name: str) -> float:
-        """Mean distance of a curve's moving mean from the reference's, of the reference's mean."""
+        """Mean distance of a curve's moving mean from the reference's, as a part of the reference's mean."""
         ours, theirs = (moving_mean(self.losses[which]) for which in (name, "reference"))
         return ((ours - theirs).abs().mean() / theirs.mean()).item()
 
@@ -49,12 +49,12 @@ class Agreement:
         """What is wrong with a curve, or None."""
         limit = max(SLACK * self.gap("plain"), FLOOR)
         gap = self.gap(name)
-        if gap <= limit:  # so written, NaN is wrong
+        if gap <= limit:  # written so that NaN is wrong
             return None
-        return f"its losses are {gap:.2%} away from the reference's, {limit:.2%} is explained by the number format"
+        return f"its losses are {gap:.2%} away from the reference's; the number format explains at most {limit:.2%}"
 
     def comparison(self) -> Comparison:
-        """The verdicts as a comparison without times, so that a wrong one counts."""
+        """The verdicts as a comparison without times, so that a failure counts."""
         names = [name for name in self.losses if name not in ("reference", "plain")]
         results = {f"losses of {name}": Result(failure=self.failure(name), peak_bytes=None) for name in names}
         return Comparison(label=f"losses over {len(self.losses['reference'])} steps", results=results)
@@ -63,7 +63,7 @@ class Agreement:
         """A table of the distances."""
         rows = [[name, f"{self.gap(name):.3%}", f"{self.last(name):.4g}"] for name in self.losses]
         steps = len(self.losses["reference"])
-        title = f"losses over {steps} steps on the same batches: moving mean's distance from the reference's"
+        title = f"losses over {steps} steps on the same batches: distance of the moving mean from the reference's"
         report.print_rows(console, title, ["run", "distance", "last loss"], rows)
 
     def summary(self) -> dict[str, object]:
@@ -74,7 +74,7 @@ class Agreement:
 
 
 def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console) -> Agreement:
-    """Train all of them for ``steps`` steps by the run's recipe."""
+    """Train every side for ``steps`` steps by the run's recipe."""
     console.print(f"\ntraining on the same {steps} batches")
     classes, device = len(data.classes), torch.device(config.device)
     torch.manual_seed(config.seed)
@@ -117,7 +117,7 @@ def _reference(
 
 
 def _batches(data: LoadedData, steps: int):
-    """The engine's own training batches, over as many epochs as it takes."""
+    """The engine's own training batches, over as many epochs as needed."""
     for epoch in range(-(-steps // len(data.train))):
         with data.train.epoch(epoch) as batches:
             yield from batches

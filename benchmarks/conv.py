@@ -2,15 +2,15 @@
 
 Legend: B batch, C channels in, K channels out, H height, W width, P pixels of the output.
 
-Peers of 3x3 convolutions, forward and backward: ``tiles`` (``impl="cpp"``, Winograd's), ``eager`` (torch's convolution,
-of oneDNN), and ``products``, the limit: the multiplications that tiles of 4x4 outputs cannot do without, 36 matrix
-products of [tiles, C] and [C, K] for y and as many for each gradient, by ``torch.bmm`` on numbers that lie ready. What
-the op keeps between calls is not in its memory here.
+Peers of 3x3 convolutions, forward and backward: ``tiles`` (``impl="cpp"``, Winograd's), ``eager`` (torch's oneDNN
+convolution), and ``products``, the limit: the multiplications that tiles of 4x4 outputs need, 36 matrix products of
+[tiles, C] and [C, K] for y and 36 for each gradient, by ``torch.bmm`` on prepared numbers. Memory that the op keeps
+between calls is not counted here.
 
-Peers of the gradient of the other convolutions' weights: ``pixels`` (``conv2d``'s own), ``eager``, and ``products``:
-the one matrix product, [K, P] and [P, taps and C], on numbers that lie ready. And of the gradient of their input, with
-strides: ``phases`` (``conv2d``'s own, or torch's where it takes that), ``eager``, and ``products``, [P, K] and [K, taps
-and C]. Each call has other images than the last, which are in no cache then, as in training.
+Peers of the weight gradient of the other convolutions: ``pixels`` (``conv2d``'s own), ``eager``, and ``products``: one
+matrix product, [K, P] and [P, taps and C], on prepared numbers. Peers of their input gradient, with strides: ``phases``
+(``conv2d``'s own, or torch's where ``conv2d`` uses that), ``eager``, and ``products``, [P, K] and [K, taps and C]. Each
+call takes other images than the one before, so they are in no cache, as in training.
 """
 
 import itertools
@@ -35,17 +35,17 @@ GRID = (
     (32, 64, 64, 56, 56), (32, 128, 128, 28, 28), (32, 256, 256, 14, 14), (32, 512, 512, 7, 7),
 )  # fmt: skip
 QUICK = ((2, 16, 16, 8, 8),)
-# The same, a side of the kernel and the stride: those networks' other convolutions, a few of each kind
+# The same with the kernel's side and the stride: the other convolutions of those networks, a few of each kind
 GRADIENTS = (
     (128, 16, 32, 32, 32, 3, 2), (128, 32, 64, 16, 16, 3, 2), (128, 32, 128, 16, 16, 3, 2),
     (32, 64, 256, 56, 56, 1, 1), (32, 512, 128, 28, 28, 1, 1), (32, 1024, 2048, 14, 14, 1, 2),
     (32, 512, 512, 14, 14, 3, 2),
 )  # fmt: skip
 QUICK_GRADIENTS = ((2, 16, 16, 8, 8, 3, 2),)
-COLD_BYTES = 1 << 26  # of images that calls take in turn: more than caches hold
+COLD_BYTES = 1 << 26  # of images that the calls take in turn: more than the caches hold
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-POINTS, SIDE = 36, 4  # of a tile, and its outputs a side
-TOLERANCE = 0.03  # bfloat16's tiles lose 1% on average, see conv3x3
+POINTS, SIDE = 36, 4  # of a tile, and the outputs along its side
+TOLERANCE = 0.03  # in bfloat16 the tiles lose 1% on average, see conv3x3
 MARKS = {
     "eager over tiles": ("eager", "tiles"),
     "tiles over the products": ("tiles", "products"),
@@ -63,15 +63,15 @@ def bench(frame: Frame, *, dtype: str) -> int:
         dtype: of the activations: bfloat16 or float32.
 
     Raises:
-        ValueError: a value that cannot be, no C++ extension or no vector code for ``dtype`` on this processor, or a
+        ValueError: a value out of range, no C++ extension or no vector code for ``dtype`` on this processor, or a
             folder that cannot be written to.
     """
     check_value("dtype", dtype, tuple(DTYPES))
     _extension.require("bench conv")
     reason = why_not(torch.zeros(1, 16, 4, 4, dtype=DTYPES[dtype]), torch.zeros(16, 16, 3, 3))
     if reason is not None:
-        raise UserError(f"--dtype is {dtype}: {reason}, take the other")
-    keep_freed_memory()  # as training does, or fresh pages take longer than the arithmetic
+        raise UserError(f"--dtype is {dtype}: {reason}. Use the other one")
+    keep_freed_memory()  # as in training; else fresh pages take longer than the arithmetic
     with frame.measuring():
         comparisons = [
             frame.compare("x".join(map(str, shape)), peers(shape, DTYPES[dtype]), max_seconds=20)
@@ -86,7 +86,7 @@ def bench(frame: Frame, *, dtype: str) -> int:
 
 
 def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
-    """The op and what it is held against, on the same numbers, both checked against float64."""
+    """The op and its peers on the same numbers, all checked against float64."""
     B, C, K, H, W = shape
     generator = torch.Generator().manual_seed(0)
     last = {"memory_format": torch.channels_last}
@@ -110,7 +110,7 @@ def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
 
 
 def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype, of: str) -> list[Peer]:
-    """The gradient of the weights, or of the input, of a convolution of any kind, and what it is held against."""
+    """The weight or input gradient of any convolution, and its peers."""
     B, C, K, H, W, side, step = shape
     generator = torch.Generator().manual_seed(0)
     last = {"memory_format": torch.channels_last}
@@ -157,7 +157,7 @@ def _once(rule, x_BCHW: Tensor, weight_KC33: Tensor, grad_BKHW: Tensor) -> dict[
 
 
 def _rows(results: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every result with a row an image or output, in the type whose rounding it bears."""
+    """Every result with a row per image or output, in the type that rounded it."""
     return {name: result.flatten(1).to(dtype) for name, result in results.items()}
 
 

@@ -1,9 +1,9 @@
-"""``fastdhm bench epoch``: images a second over whole epochs, data included, of the engine and of the eager reference.
+"""``fastdhm bench epoch``: images per second over whole epochs, data included, for the engine and the eager reference.
 
-Both train the same network by the same recipe at full resolution, the engine from its own loader, the reference from a
-``DataLoader`` of PIL images with as many workers. What a loop waits for its next batch is measured in both. With
-``--agreement`` both, and the engine in float32, also train from the same weights on the same batches, and the curves of
-their losses are drawn and held together.
+Both train the same network by the same recipe at full resolution: the engine with its own loader, the reference with a
+``DataLoader`` of PIL images and as many workers. The time that each loop waits for its next batch is measured. With
+``--agreement``, both and the engine in float32 also train from the same weights on the same batches, and their loss
+curves are drawn and compared.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -39,13 +39,13 @@ SETTINGS = ("dataset", "arch", "method", "batch_size", "loader", "precision", "w
 
 @dataclass
 class Epochs:
-    """Of each epoch of one side, the one that warms up first: seconds that the loop waited for data, and images."""
+    """Seconds that the loop waited for data, and images, in each epoch of one side; the first epoch warms up."""
 
     waited: list[float] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
 
     def add(self, waited: float, images: int) -> dict[str, Tensor]:
-        """Note an epoch; what is checked of it."""
+        """Record an epoch; returns what is checked."""
         self.waited.append(waited)
         self.images.append(images)
         return {"images": torch.tensor(images)}
@@ -74,17 +74,17 @@ def bench(
         precision: of the engine; the reference is float32.
         workers: of both loaders (None: what training takes).
         max_steps: of an epoch (None: all of it).
-        agreement: steps over which the losses of both are held together (None: not at all).
+        agreement: steps over which the losses of both are compared (None: not at all).
         data_dir: folder of the data sets.
 
     Raises:
-        ValueError: a value that cannot be, data that is not there, or a folder that cannot be written to.
+        ValueError: a value out of range, data that is not there, or a folder that cannot be written to.
     """
     check_counts(max_steps=max_steps, batch_size=batch_size, agreement=agreement)
     config = recipe_config(
         dataset, arch, method, batch_size=batch_size, data_dir=data_dir, precision=precision, progressive=0.0,
         workers=pick_workers(workers, frame.device), device=str(frame.device),
-        # as in a long run; done in the epoch that warms up
+        # as in a long run; compiled in the warm-up epoch
         compile="auto" if frame.device.type == "cuda" else "off",
     )  # fmt: skip
     with frame.measuring(), closing(open_data(config, frame.console)) as data:
@@ -93,7 +93,7 @@ def bench(
         marks = _marks(comparison, sides)
         settings = {name: getattr(config, name) for name in SETTINGS} | {"max_steps": max_steps}
         frame.plot_bars([comparison], "An epoch")
-        frame.write(comparisons, marks=marks, settings=settings, answer=answer)  # kept if what follows is stopped
+        frame.write(comparisons, marks=marks, settings=settings, answer=answer)  # kept if the rest is stopped
         if agreement:
             found = agree.compare(config, data, agreement, frame.console)
             agree.write(found, frame.out, f"{config.arch} {config.method}, {config.dataset}, {frame.where}")
@@ -106,7 +106,7 @@ def bench(
 def measure(
     frame: Frame, config: TrainConfig, data: LoadedData, max_steps: int | None
 ) -> tuple[Comparison, dict[str, Epochs]]:
-    """Epochs of the engine and of the reference in turns, once their steps were found right."""
+    """Epochs of the engine and of the reference in turns, after their steps are checked."""
     label = f"{config.arch} {config.method} {config.dataset} batch {config.batch_size}"
     frame.say(f"\n{label}: checking the steps against float64")
     yard, loader = Yard(config, len(data.classes)), training_loader(config, config.workers)
@@ -121,18 +121,18 @@ def measure(
     }
     expected = config.batch_size * min(len(data.train), max_steps or len(data.train))
     peers = [Peer(name=name, run=run, check=partial(_check, failures[name], expected)) for name, run in runs.items()]
-    # the check's epoch is the one that warms up
+    # the epoch of the check is the warm-up
     comparison = frame.compare(label, peers, max_seconds=math.inf, min_sample_seconds=0, memory=False)
     return comparison, sides
 
 
 def _check(failure: str | None, expected: int, result: dict[str, Tensor]) -> str | None:
     images = result["images"].item()
-    return failure or (None if images == expected else f"an epoch had {images} images, must have {expected}")
+    return failure or (None if images == expected else f"an epoch had {images} images: must be {expected}")
 
 
 def engine_epoch(engine: Engine, data: LoadedData, max_steps: int | None, side: Epochs) -> dict[str, Tensor]:
-    """An epoch of the engine, with what a log point reads at its end."""
+    """An epoch of the engine, with the reads of a log point at its end."""
     seen, at, timer = 0, engine.run.at, Timer(engine.run.at.step)
     with timer.feed(data.train, at.epoch, 0, engine.run.device) as batches:
         for batch in islice(batches, max_steps):
@@ -153,7 +153,7 @@ def reference_epoch(reference: Reference, loader: DataLoader, max_steps: int | N
 
 
 def _answer(comparison: Comparison, sides: dict[str, Epochs]) -> dict[str, object]:
-    """Of both: images a second and the share of an epoch that the loop waits for data; and the speedup."""
+    """For both: images per second and the share of an epoch that the loop waits for data; and the speedup."""
     answer: dict[str, object] = {}
     for name, side in sides.items():
         median_ms = comparison.median_ms(name)
@@ -163,7 +163,7 @@ def _answer(comparison: Comparison, sides: dict[str, Epochs]) -> dict[str, objec
 
 
 def _wait_percent(comparison: Comparison, name: str, side: Epochs) -> harness.Spread:
-    """Percent of an epoch that the loop waited for data, the first one left out."""
+    """Percent of an epoch that the loop waited for data, without the first epoch."""
     pairs = zip(side.waited[1:], comparison.results[name].samples_ms, strict=True)
     return spread([1e5 * waited / time_ms for waited, time_ms in pairs])
 

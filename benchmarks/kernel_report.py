@@ -1,6 +1,6 @@
-"""What the compiler makes of the Triton kernels, without a GPU.
+"""Reports what the compiler makes of the Triton kernels, without a GPU.
 
-``python benchmarks/kernel_report.py`` writes docs/kernels.md, in some two minutes on one core. Every variant is
+``python benchmarks/kernel_report.py`` writes docs/kernels.md in about two minutes on one core. Every variant is
 compiled for each target as a launch would compile it: the same plan, the same specialisation. Registers and spills are
 read with the cuobjdump that triton ships, the widths of loads and stores from the machine code.
 
@@ -86,7 +86,7 @@ If the incoming gradient is 1, it reads only that number. Otherwise *bytes* are 
 
 
 class AheadOfTime:
-    """The part of a triton driver that compiling asks: what to compile for, here without a device."""
+    """The part of a triton driver that the compiler needs: the target, here without a device."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -119,7 +119,7 @@ def loss_launches(
 def resources(kernel: CompiledKernel) -> dict[str, int]:
     """Registers and stack bytes of a thread and shared bytes of a program, as ptxas allotted them.
 
-    A stack is what spilled registers need, and nothing else in these kernels: so its size is the spills.
+    In these kernels only spilled registers need a stack, so its size is that of the spills.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])

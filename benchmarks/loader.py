@@ -1,11 +1,12 @@
-"""``fastdhm bench loader``: images a second, from files to batches, against torchvision's ``ImageFolder``.
+"""``fastdhm bench loader``: images per second, from files to batches, against torchvision's ``ImageFolder``.
 
-Photographs: noise of 500x375 pixels on a ground whose colour is the class, as JPEG files, cropped at random to 224
-pixels. ``ffcv jpg 500``, ``ffcv jpg 256`` and ``ffcv raw 256`` read them from ``.beton`` files of that longer side,
-``torch`` from the files; ``torchvision`` is the reference. Small images: 32 pixels, padded, cropped and flipped;
-``resident`` holds them in memory. The engine's photographs come as bytes, which the step flips and normalises on its
-device (``bench step`` and ``bench epoch`` count that), its small images are finished here; the reference's are
-normalised floats. Every loader is checked first: all samples, once each, and in each image the colour of its label.
+Photographs are JPEG files: noise of 500x375 pixels on a background whose colour is the class. They are cropped at
+random to 224 pixels. ``ffcv jpg 500``, ``ffcv jpg 256`` and ``ffcv raw 256`` read them from ``.beton`` files with that
+longer side, ``torch`` reads the JPEG files, and ``torchvision`` is the reference. Small images have 32 pixels and are
+padded, cropped and flipped; ``resident`` holds them in memory. The engine's photographs are bytes, which the step flips
+and normalises on its device (``bench step`` and ``bench epoch`` count that). Its small images are finished here. The
+reference's images are normalised floats. Every loader is checked first: each sample must appear once, and each image
+must have the colour of its label.
 
 Legend: N samples, B batch, H height, W width, C channels, K classes.
 """
@@ -39,7 +40,7 @@ from fastdhm.system import processors
 
 HEIGHT, WIDTH, SMALL = 375, 500, 32
 COLOURS = np.array(list(itertools.product((60, 190), repeat=3)), dtype=np.uint8)  # [K, C]
-FAR = 60.0  # levels of 255 by which the mean colour of a crop may miss its class's, half the distance of two classes
+FAR = 60.0  # levels of 255: how far a crop's mean colour may be from its class's, half the distance of two classes
 STORED = {"ffcv jpg 500": (500, "jpg"), "ffcv jpg 256": (256, "jpg"), "ffcv raw 256": (256, "raw")}
 SMALL_IMAGES, QUICK_SMALL_IMAGES = 20_000, 128
 
@@ -48,12 +49,12 @@ def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
     """Time all of it; returns the exit status, 1 if a loader gave other samples.
 
     Args:
-        images: photographs an epoch.
+        images: photographs per epoch.
         workers: threads or processes of every loader.
-        batch_size: images a batch.
+        batch_size: images per batch.
 
     Raises:
-        ValueError: a value that cannot be, or a folder that cannot be written to.
+        ValueError: a value out of range, or a folder that is not writable.
     """
     check_counts(images=images, workers=workers, batch_size=batch_size)
     if images < len(COLOURS):
@@ -80,7 +81,7 @@ def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
 
 
 def draw_photographs(folder: Path, count: int) -> FolderSource:
-    """JPEG files in a folder for each class: blocks of noise, about as large as photographs of that size are."""
+    """JPEG files, a folder per class: blocks of noise; the files are about as large as real photographs."""
     rng = np.random.default_rng(0)
     for k in range(len(COLOURS)):
         (folder / f"colour{k}").mkdir(parents=True)
@@ -92,7 +93,7 @@ def draw_photographs(folder: Path, count: int) -> FolderSource:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Blocks of 4 pixels and grain on them, grey."""
+    """Grey noise: blocks of 4 pixels with grain on them."""
     blocks_HW = rng.normal(0, 35, (-(-height // 4), -(-width // 4))).repeat(4, 0).repeat(4, 1)[:height, :width]
     return (blocks_HW + rng.normal(0, 6, (height, width)))[:, :, None]
 
@@ -107,7 +108,7 @@ def draw_small(count: int) -> ArraySource:
 
 
 def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
-    """The loaders of photographs; FFCV's where it is installed."""
+    """The loaders of photographs; FFCV's if it is installed."""
     config = TrainConfig(image_size=224, crop="scale", flip=True, batch_size=batch_size)
     options = LoaderOptions(batch_size=batch_size, image_size=224, crop="scale", shuffle=True, workers=workers)
     peers = []
@@ -119,7 +120,7 @@ def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int
 
 
 def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
-    """The loaders of small images, whose crops and flips are made on the device: here, as part of the time."""
+    """The loaders of small images; the time includes their crops and flips, which run on the device."""
     config = TrainConfig(image_size=SMALL, crop="pad", pad=2, flip=True, batch_size=batch_size)
     options = LoaderOptions(batch_size=batch_size, image_size=SMALL, crop="pad", shuffle=True, workers=workers)
     peers = [_ours("resident", "resident", options, source, None, config)]
@@ -146,7 +147,7 @@ def _has_ffcv(frame: Frame) -> bool:
 def _ours(
     name: str, kind: str, options: LoaderOptions, source: Source, beton: Path | None, config: TrainConfig | None = None
 ) -> Peer:
-    """A loader of the engine, with ``config`` its batches augmented and normalised as on the device."""
+    """A loader of the engine; with ``config``, its batches are augmented and normalised as on the device."""
     loader, epochs = build_loader(kind, options, source=source, beton=beton), itertools.count()
     transform = config and DeviceTransform(config.mean, config.std, pad=config.pad, flip=config.flip)
 
@@ -167,7 +168,7 @@ def _theirs(source: Source, config: TrainConfig, workers: int) -> Peer:
 
 
 def _peer(name: str, read: Callable, source: Source, config: TrainConfig | None) -> Peer:
-    """A loader whose epoch is read to its end; ``config`` where its batches are normalised."""
+    """A peer that reads an epoch to its end; ``config`` if its batches are normalised."""
 
     def check(result: dict[str, Tensor]) -> str | None:
         targets, wrong = [], 0
@@ -184,7 +185,7 @@ def _peer(name: str, read: Callable, source: Source, config: TrainConfig | None)
 
 
 def mean_colours(image: Tensor, config: TrainConfig | None) -> Tensor:
-    """The mean colour of each image of a batch, in levels of 255, ``[B, C]``: of bytes BHWC or normalised BCHW."""
+    """The mean colour of each image of a batch, in levels of 255, ``[B, C]``; takes bytes BHWC or normalised BCHW."""
     if config is None:
         return image.float().mean((1, 2))
     std_C, mean_C = torch.tensor(config.std), torch.tensor(config.mean)
@@ -194,14 +195,14 @@ def mean_colours(image: Tensor, config: TrainConfig | None) -> Tensor:
 def find_fault(target_N: Tensor, expected_N: Tensor, wrong: int) -> str | None:
     """What is wrong with the samples of an epoch, or None."""
     if len(target_N) != len(expected_N):
-        return f"an epoch has {len(target_N)} samples, must have {len(expected_N)}"
+        return f"an epoch has {len(target_N)} samples: must be {len(expected_N)}"
     if not torch.equal(target_N.sort().values, expected_N.sort().values):
         return "an epoch has other labels than the data set"
-    return f"{wrong} images are not those of their labels" if wrong else None
+    return f"images that do not match their labels: {wrong}" if wrong else None
 
 
 def _answer(comparison: Comparison, images: int) -> dict[str, float | None]:
-    """Images a second of the reference and of JPEG at 256 pixels, torch's loader where FFCV is not."""
+    """Images per second of the reference and of JPEG at 256 pixels (torch's loader without FFCV)."""
     ours = "ffcv jpg 256" if "ffcv jpg 256" in comparison.results else "torch"
     times_ms = {"reference": comparison.median_ms("torchvision"), "fastdhm": comparison.median_ms(ours)}
     rates = {f"{name}_images_per_s": 1e3 * images / ms if ms else None for name, ms in times_ms.items()}

@@ -1,4 +1,4 @@
-"""``fastdhm bench loss``: the mimicking loss against what else computes it, and against the least there is to do.
+"""``fastdhm bench loss``: the mimicking loss against other implementations, and against the lower limit.
 
 Legend: M branches, B batch, K classes. The peers are those of ``loss_peers``.
 """
@@ -17,20 +17,20 @@ from fastdhm.methods import weight_matrix
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss
 
 GRID = ((3, 128, 100), (3, 256, 1000), (8, 256, 1000), (2, 256, 1000), (3, 256, 21841))
-# On a GPU: rows enough to fill it and its cache several times over, but for the last, which is a batch as it comes.
+# On a GPU: enough rows to fill it and its cache several times; the last shape is a usual batch.
 GPU_GRID = (
     (3, 32768, 1000), (3, 8192, 4096), (3, 2048, 21841), (3, 512, 262144), (3, 262144, 100), (2, 32768, 1000),
     (8, 16384, 1000), (3, 256, 1000),
 )  # fmt: skip
 QUICK = ((3, 8, 100),)
-NARROW = (3, 256, 1000)  # in the float32 grid this one also comes in bfloat16
-# Compiling takes about a minute on two cores: enough on the two shapes that its marks are about.
+NARROW = (3, 256, 1000)  # the float32 grid also times this shape in bfloat16
+# Compiling takes about a minute on two cores, so only the two shapes of its marks are compiled.
 COMPILED = ((3, 256, 1000), (8, 256, 1000))
 SWEEP_BRANCHES = (1, 2, 3, 4, 5, 6, 7, 8)
 SWEEP_CLASSES = (10, 30, 100, 300, 1000, 3000, 10000, 32768)
 SWEEP_PEERS = ("fused", "loops", "softmax", "copy")
-CAPTURED = "captured"  # in a label: the peers are CUDA graphs, so that the host's time is not in theirs
-# mark -> the two peers whose times it is the ratio of
+CAPTURED = "captured"  # in a label: the peers are CUDA graphs, so their times are without the host's
+# mark -> the two peers whose times it divides
 MARKS = {
     "loops over fused": ("loops", "fused"),
     "compiled loops over fused": ("compiled", "fused"),
@@ -50,7 +50,7 @@ def bench(frame: Frame, *, shapes: Sequence[str], dtype: str, compiled: str, swe
         sweep: also time over the number of branches and of classes, plotted.
 
     Raises:
-        ValueError: a value that cannot be, a shape that does not fit into memory, a folder that cannot be written to.
+        ValueError: a value out of range, a shape that does not fit into memory, or a folder that is not writable.
     """
     on_gpu = frame.device.type == "cuda"
     usual = tuple(shape for shape in GPU_GRID if fits(shape, frame.device)) if on_gpu else GRID
@@ -83,7 +83,7 @@ def bench(frame: Frame, *, shapes: Sequence[str], dtype: str, compiled: str, swe
 
 
 def named_auto(dtype: torch.dtype, device: torch.device) -> str:
-    """The impl that ``auto`` takes for logits of such a dtype on such a device."""
+    """The impl that ``auto`` uses for logits of this dtype on this device."""
     logits_MBK = torch.randn(2, 4, 16, device=device, dtype=dtype, requires_grad=True)
     target_B = torch.zeros(4, dtype=torch.int64, device=device)
     weights_MM = weight_matrix("dhm", 2).to(device)
@@ -95,7 +95,7 @@ def named_auto(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def which_to_compile(compiled: str, grid: Sequence[Shape]) -> tuple[Sequence[Shape], str]:
-    """The shapes at which ``torch.compile`` takes part, and that in words."""
+    """The shapes at which ``torch.compile`` is timed, and a note that says so."""
     missing = missing_compiler(compiled)
     shapes = {"auto": COMPILED if grid is GRID else (), "on": grid, "off": ()}[compiled]
     if shapes and missing:
@@ -108,7 +108,7 @@ def which_to_compile(compiled: str, grid: Sequence[Shape]) -> tuple[Sequence[Sha
 def _compare(
     frame: Frame, shape: Shape, dtype: str, *, compiled: bool = False, only: Sequence[str] | None = None
 ) -> list[Comparison]:
-    """One shape, with all peers or ``only`` those of these names; on a GPU called one by one, and then captured."""
+    """Time one shape with all peers, or ``only`` these; on a GPU called one by one, and then captured."""
     peers = [peer for peer in Case(shape, dtype, frame.device).peers(compiled) if only is None or peer.name in only]
     comparisons = [frame.compare(f"{label(shape)} {dtype}", peers)]
     if frame.device.type == "cuda":
@@ -122,7 +122,7 @@ def _all_marks(comparisons: Sequence[Comparison]) -> list[report.Mark]:
 
 
 def _marks(comparison: Comparison) -> list[report.Mark]:
-    """What one shape answers; a mark whose peers have no time is left out."""
+    """The marks of one shape; a mark whose peers have no time is left out."""
     marks = report.ratio_marks([comparison], MARKS)
     time_ms = comparison.time_ms("fused")
     if time_ms:
@@ -144,7 +144,7 @@ def _marks(comparison: Comparison) -> list[report.Mark]:
 
 
 def _pairs(frame: Frame, B: int, K: int, dtype: str) -> Iterator[tuple[Comparison, list[report.Mark]]]:
-    """The fused op on two kinds of input, in turns, so that their ratio can be trusted; each with its mark."""
+    """The fused op on two kinds of input in turns, so that their ratio is reliable; each with its mark."""
     pairs = {"growth from M = 2 to M = 8": [((8, B, K), dtype), ((2, B, K), dtype)]}
     if dtype == "float32":
         pairs["bfloat16 over float32"] = [((3, B, K), "bfloat16"), ((3, B, K), "float32")]

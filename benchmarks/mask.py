@@ -3,7 +3,7 @@
 Legend: S side branches.
 
 Peers: ``auto``, and every impl of :func:`fastdhm.branch_mask` that is available on the device; ``bernoulli`` and
-``rand``, which draw from torch's global generator: other bits, and other ones each time.
+``rand``, which draw from torch's global generator: other bits, and different ones each time.
 """
 
 from functools import partial
@@ -20,14 +20,14 @@ from fastdhm.ops.branch_mask import IMPLS, branch_mask
 
 SIDE_BRANCHES = (2, 3, 8, 1000)
 SEED = 2**64 - 3
-# Beside them the timed one: either side of where a counter word or its high half begins.
+# Checked besides the timed step: both sides of the points where a counter word or its high half begins.
 CHECKED_STEPS = (0, 1, 2, 1000, 2**32 - 1, 2**32, 2**63 - 1)
 TIMED_STEP = 12345
 MARKS = {f"auto over {name}": ("auto", name) for name in ("bernoulli", "rand")}
 
 
 def bench(frame: Frame) -> int:
-    """Time all of it; returns the exit status, 1 if a backend gave other bits than the reference."""
+    """Time all of it; returns the exit status, 1 if a backend's bits differ from the reference's."""
     with frame.measuring():
         probs_S = torch.full((2,), 0.5, device=frame.device)
         auto_is = harness.name_auto(lambda impl: branch_mask(probs_S, SEED, TIMED_STEP, impl=impl), IMPLS)
@@ -50,7 +50,7 @@ def available(device: torch.device) -> list[str]:
 
 
 def peers(S: int, device: torch.device) -> list[Peer]:
-    """``auto`` and the other impls, which must all give the bits of the CPU's reference, and torch's generators."""
+    """``auto`` and the other impls, which must all give the bits of the CPU reference; and torch's generators."""
     probs_S = torch.linspace(0, 1, S)
     expected_S = branch_mask(probs_S, SEED, TIMED_STEP, impl="eager")
     more_S = [branch_mask(probs_S, SEED, step, impl="eager") for step in CHECKED_STEPS]
@@ -79,6 +79,6 @@ def peers(S: int, device: torch.device) -> list[Peer]:
 
 
 def _drawn(result: dict[str, Tensor]) -> str | None:
-    """What can be held against a random mask over probabilities from 0 to 1: never for 0, booleans."""
+    """What is wrong with a random mask for probabilities from 0 to 1: it must be bool, and never true for 0."""
     mask_S = result["mask"]
     return None if mask_S.dtype == torch.bool and not mask_S[0] else "not a mask of these probabilities"

@@ -2,10 +2,10 @@
 
 Legend: B batch, C channels, H height, W width.
 
-Peers: ``fused`` (``impl="cpp"``), ``eager`` (batch norm, sum and relu of torch, one after the other), ``compiled``
-(torch.compile of them), and ``copies``, the limit: a copy of one activation for every two times that an activation has
-to be read or written. That is eleven times: forward reads x for its mean, then x and the residual, and writes y;
-backward reads x, y and the gradient, writes the residual's, then reads x and that again and writes that of x.
+Peers: ``fused`` (``impl="cpp"``), ``eager`` (torch's batch norm, sum and relu one by one), ``compiled`` (torch.compile
+of these), and ``copies``, the limit: a copy of one activation for every two necessary reads or writes of an activation.
+There are eleven: forward reads x for its mean, then x and the residual, and writes y. Backward reads x, y and the
+gradient, writes the residual's gradient, then reads x and that gradient again and writes the gradient of x.
 """
 
 from collections.abc import Sequence
@@ -39,16 +39,16 @@ def bench(frame: Frame, *, dtype: str, compiled: str) -> int:
 
     Args:
         dtype: of the activations: bfloat16 or float32.
-        compiled: whether ``torch.compile`` takes part: on, off, or auto: where there is a compiler, not in a quick run.
+        compiled: whether ``torch.compile`` takes part: on, off, or auto: if there is a compiler, not in a quick run.
 
     Raises:
-        ValueError: a value that cannot be, no C++ extension, or a folder that cannot be written to.
+        ValueError: a value out of range, no C++ extension, or a folder that is not writable.
     """
     check_value("dtype", dtype, tuple(DTYPES))
     missing = missing_compiler(compiled)
     compiling = compiled == "on" or (compiled == "auto" and not frame.quick and not missing)
     _extension.require("bench norm")
-    keep_freed_memory()  # as training does, or fresh pages take longer than the arithmetic
+    keep_freed_memory()  # as in training; else fresh pages take longer than the arithmetic
     with frame.measuring():
         comparisons = [
             frame.compare("x".join(map(str, shape)), peers(shape, DTYPES[dtype], compiling), max_seconds=20)
@@ -60,12 +60,12 @@ def bench(frame: Frame, *, dtype: str, compiled: str) -> int:
 
 
 def peers(shape: Shape, dtype: torch.dtype, compiling: bool) -> list[Peer]:
-    """The fused op and what it is held against, on the same numbers, all checked against float64."""
+    """The fused op and its peers on the same numbers, all checked against float64."""
     generator = torch.Generator().manual_seed(0)
     x, residual, grad_y = (
         torch.randn(shape, generator=generator).to(dtype, memory_format=torch.channels_last) for _ in range(3)
     )
-    # Few sums near 0: which side of it they are on is what bfloat16 between torch's operations gets wrong.
+    # Few sums are near 0: there, bfloat16 between torch's operations can give them the wrong sign.
     vectors = [torch.rand(shape[1], generator=generator) + 0.5, torch.full(shape[1:2], 2.0)]
     grad_y = grad_y + 1
     expected = _once(
@@ -88,7 +88,7 @@ def peers(shape: Shape, dtype: torch.dtype, compiling: bool) -> list[Peer]:
 
 
 def _once(rule, x: Tensor, residual: Tensor, grad_y: Tensor, vectors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """A pass forward and backward; every result with a row an image, in the type whose rounding it bears."""
+    """A forward and backward pass; every result with a row per image, in the type that rounded it."""
     weight, bias = (vector.detach().requires_grad_() for vector in vectors)
     x, residual = x.detach().requires_grad_(), residual.detach().requires_grad_()
     y = rule(x, torch.zeros_like(weight), torch.ones_like(weight), weight, bias, residual, 0.1, 1e-5, True)
@@ -101,5 +101,5 @@ def _copies(x: Tensor) -> dict[str, Tensor]:
     to = torch.empty_like(x)
     for _ in range(TOUCHES // 2):
         to.copy_(x)
-    to[: len(x) // 2].copy_(x[: len(x) // 2])  # the half that is left of an odd number
+    to[: len(x) // 2].copy_(x[: len(x) // 2])  # the remaining half of an odd number
     return {"copy": to}

@@ -1,12 +1,12 @@
-"""Ranking a gallery at the size of Market-1501's, against the loop over queries that evaluators usually are.
+"""Ranking a gallery of Market-1501's size, against the usual evaluator, a loop over queries.
 
 Legend: Q queries, G gallery, D features, M the matches of a query.
 
-Of distances: the backends of :func:`fastdhm.reid.ranking_metrics` (``auto`` is ``cpp`` where the C++ extension was
-built); ``loop``, a plain NumPy loop with a stable argsort for each query, which ranks equal distances alike, too;
-``unstable loop``, the same with NumPy's faster default sort, which leaves their order to chance. Both loops compute
-average precision without a Python loop over the gallery. Of features: ``rank``, and ``product``, the matrix product
-alone that it contains.
+Peers from distances: the backends of :func:`fastdhm.reid.ranking_metrics` (``auto`` is ``cpp`` if the C++ extension is
+built); ``loop``, a plain NumPy loop with a stable argsort per query, which gives equal distances the same order; and
+``unstable loop``, the same with NumPy's faster default sort, which leaves that order to chance. Both loops compute
+average precision without a Python loop over the gallery. Peers from features: ``rank``, and ``product``, only the
+matrix product in it.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ MARKS = {
     "unstable loop over auto": ("unstable loop", "auto"),
     "rank over product": ("rank", "product"),
 }
-TOLERANCE = 1e-6  # of an average precision: equal distances in another order may move one a little
+TOLERANCE = 1e-6  # of an average precision: another order of equal distances may change it slightly
 
 
 def bench(frame: Frame) -> int:
@@ -45,7 +45,7 @@ def bench(frame: Frame) -> int:
 
 
 def random_labels(sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Identities of queries and gallery, with as much junk and as many distractors as asked for; then the cameras."""
+    """Identities of queries and gallery with the given shares of junk and distractors; then the cameras."""
     rng = np.random.default_rng(0)
     people = sizes["gallery"] - sizes["junk"] - sizes["distractors"]
     gallery_ids_G = np.concatenate(
@@ -94,7 +94,7 @@ def loop(distances_QG, query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G,
 
 
 def feature_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
-    """Ranking by features, the ten nearest kept, and the product in float64 without which no ranking can be."""
+    """Ranking by features with the ten nearest kept, and the float64 product that every ranking needs."""
     generator = torch.Generator().manual_seed(2)
     query_QD, gallery_GD = (
         torch.randn(sizes[side], sizes["features"], generator=generator) for side in ("queries", "gallery")

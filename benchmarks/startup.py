@@ -1,11 +1,11 @@
-"""``fastdhm bench startup``: from the command to the first optimizer step and to full speed, in processes of their own.
+"""``fastdhm bench startup``: from the command to the first optimizer step and to full speed, each in its own process.
 
-``cold`` runs ``fastdhm train`` with empty caches: of torch's compiler, of numba's, and of prepared data; ``warm`` runs
-it again with what the cold run has left there; ``reference`` is the eager reference as a program. Time begins with the
-process. On a CPU the first step's is the run's own ``startup_seconds``; on a GPU that is when the step was launched. So
-there, and for all other steps, it is when the step's row appears in the log, which is written at every step for that. A
-run is at full speed from the first step on from which five in a row take, at the median, no more than 1.2 times what
-those of the last half take.
+``cold`` runs ``fastdhm train`` with empty caches of torch's compiler, of numba and of prepared data. ``warm`` runs it
+again with the caches of the cold run. ``reference`` is the eager reference as a program. Time begins with the process.
+On a CPU the first step ends at the run's own ``startup_seconds``. On a GPU that is only the launch of the step, so
+there, and for all other steps, a step ends when its row appears in the log, which is written at every step for this. A
+run is at full speed from the first step of five in a row whose median time is at most 1.2 times that of the steps in
+the last half.
 """
 
 import json
@@ -37,7 +37,7 @@ FEWEST_STEPS = 4
 
 @dataclass(frozen=True)
 class Started:
-    """Seconds from the start of a process to the end of each of its steps, or why there are none."""
+    """Seconds from the start of a process to the end of each step, or why there are none."""
 
     step_seconds: list[float]
     failure: str | None = None
@@ -59,20 +59,20 @@ def bench(frame: Frame, *, dataset: str, arch: str, method: str, steps: int, com
         dataset: as in training.
         arch: the network.
         method: dhm, dsl or baseline.
-        steps: of each run; enough for the last half of them to be at full speed.
+        steps: of each run; the last half of them must be at full speed.
         compile: of the runs, as in training.
 
     Raises:
-        ValueError: a value that cannot be, or a folder that cannot be written to.
+        ValueError: a value out of range, or a folder that is not writable.
     """
     if steps < FEWEST_STEPS:
-        raise UserError(f"--steps is {steps}: must be at least {FEWEST_STEPS}, or there is no speed to tell")
+        raise UserError(f"--steps is {steps}: must be at least {FEWEST_STEPS} to show a speed")
     check_value("compile", compile, ("off", "on", "auto"))
-    recipe_config(dataset, arch, method, device=str(frame.device))  # finds what cannot be, before anything runs
+    recipe_config(dataset, arch, method, device=str(frame.device))  # refuse wrong values before anything runs
     if dataset.partition(":")[0] not in {name.partition(":")[0] for name in DATASETS}:
         raise unknown_dataset(dataset)
     if dataset == "imagenet":
-        raise UserError("--dataset is imagenet: a cold start has an empty data folder; write folder:PATH, its folder")
+        raise UserError("--dataset is imagenet: a cold start has an empty data folder. Give folder:PATH, its folder")
     run = {"dataset": dataset, "arch": arch, "method": method, "device": str(frame.device)}
     with frame.measuring():
         started = measure(frame, run, steps, compile)
@@ -93,7 +93,7 @@ def bench(frame: Frame, *, dataset: str, arch: str, method: str, steps: int, com
 
 
 def measure(frame: Frame, run: dict[str, str], steps: int, compile: str) -> dict[str, list[Started]]:
-    """A process of each kind in each round, with caches that the round's first one finds empty."""
+    """One process of each kind per round; the first one of a round finds empty caches."""
     started: dict[str, list[Started]] = {"cold": [], "warm": [], "reference": []}
     flags = [part for name, value in (run | {"compile": compile}).items() for part in (f"--{name}", value)]
     for number in range(frame.rounds):
@@ -111,7 +111,7 @@ def measure(frame: Frame, run: dict[str, str], steps: int, compile: str) -> dict
 def start_training(
     flags: Sequence[str], steps: int, run_dir: Path, caches: dict[str, str], threads: int | None, own_word: bool
 ) -> Started:
-    """Run ``fastdhm train`` for some steps and watch its log; the first step ends by its ``own_word``, or when seen."""
+    """Run ``fastdhm train`` for some steps and watch its log; ``own_word``: the log itself says when step 1 ended."""
     more = ["--max-steps", str(steps), "--log-every", "1", "--run-dir", str(run_dir)]
     command = [sys.executable, "-m", "fastdhm", "train", *flags, *more]
     return watch(command, run_dir / LOG, steps, caches, threads, own_word)
@@ -128,10 +128,10 @@ def start_reference(
 def watch(
     command: Sequence[str], log: Path, steps: int, caches: dict[str, str], threads: int | None, own_word: bool = True
 ) -> Started:
-    """Run a command to its end; when each row of a step appeared in its log, or of the first what the log says of it.
+    """Run a command to its end; returns when each step's row appeared in its log (or what the log says of step 1).
 
     Raises:
-        ValueError: the command calls what it was told a mistake.
+        ValueError: the command refuses its arguments.
     """
     environment = os.environ | caches | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with tempfile.TemporaryFile() as output:
@@ -148,23 +148,23 @@ def watch(
                 taken = sum(row["kind"] == "step" for row in rows)
                 step_seconds += [now] * (taken - len(step_seconds))
         finally:
-            process.kill()  # where the loop was left early; nothing to a process that has ended
+            process.kill()  # if the loop ended early; no effect on a process that has ended
             process.wait()
         output.seek(0)
         last = output.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    if process.returncode == 2:  # a mistake in what it was told, so in what this was told
+    if process.returncode == 2:  # it refused its arguments, which came from ours
         raise UserError(last[0].removeprefix("fastdhm: error: "))
     if process.returncode:
         return Started([], f"it ended with status {process.returncode}: {last[0][:200]}")
     if len(step_seconds) != steps:
         advice = "take fewer --steps, or more images"
-        return Started([], f"its log has {len(step_seconds)} steps, must have {steps}: {advice}")
+        return Started([], f"its log has {len(step_seconds)} steps: must be {steps}. {advice}")
     told = [row["startup_seconds"] for row in rows if own_word and "startup_seconds" in row]
     return Started([*(told or step_seconds)[:1], *step_seconds[1:]])
 
 
 def _rows(log: Path) -> list[dict]:
-    """The whole rows of a log that is being written."""
+    """The complete rows of a log that is being written."""
     text = log.read_text("utf-8") if log.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -176,7 +176,7 @@ def _comparison(label: str, started: dict[str, list[Started]], seconds: Callable
 
 
 def _answer(comparisons: Sequence[Comparison]) -> dict[str, float | None]:
-    """Seconds at the median, of both moments and every kind of run, and the speedup to the first step, warm."""
+    """Median seconds to both moments for every kind of run, and the speedup to the first step when warm."""
     answer: dict[str, float | None] = {}
     for moment, comparison in zip(("first_step", "full_speed"), comparisons, strict=True):
         for name in comparison.results:

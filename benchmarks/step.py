@@ -2,15 +2,15 @@
 
 Peers, each a whole step from a batch to the updated weights:
 
-- ``fastdhm``    what ``fastdhm train`` does with a batch of bytes, augmentation and the run's sums included;
-- ``reference``  the released code's way, on images that are floats already: float32, NCHW, 15 waits for logged numbers;
-- ``baseline``   the engine's step without branches or mimicking: what DHM costs within the same engine;
-- ``autocast``   the reference in the engine's number format and channels last, where that is not float32: what these
-                 two give alone;
-- ``eager``      the engine without torch.compile, where it compiles;
+- ``fastdhm``    what ``fastdhm train`` does with a batch of bytes, with augmentation and the run's sums;
+- ``reference``  what the released code does, on images that are already floats: float32, NCHW, 15 waits for logs;
+- ``baseline``   the engine's step without branches or mimicking: shows the cost of DHM in the same engine;
+- ``autocast``   the reference in the engine's number format (unless float32) and channels last: shows the effect of
+                 these two only;
+- ``eager``      the engine without torch.compile, if it compiles;
 - ``graphed``    the engine with its step as a CUDA graph, on a GPU.
 
-All run in one process, so what the engine sets for it (that the C library keeps freed memory) the reference has too.
+All run in one process. So the engine's setting for it (the C library keeps freed memory) helps the reference too.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -36,7 +36,7 @@ from fastdhm.data.loaders.loader import Batch
 from fastdhm.errors import UserError
 
 MAX_SECONDS = 240  # of the rounds of one comparison
-ENERGY_STEPS, ENERGY_SECONDS = 5, 2.0  # at least so many steps, on a GPU for so long: its counter moves slowly
+ENERGY_STEPS, ENERGY_SECONDS = 5, 2.0  # at least this many steps, and on a GPU this long: its counter moves slowly
 GPU_SAMPLE_SECONDS = 0.1  # several steps, as the host runs ahead of a GPU in training
 PEERS = ("fastdhm", "graphed", "reference", "baseline", "autocast", "eager")
 MARKS = {
@@ -65,16 +65,16 @@ def bench(
 
     Args:
         archs: networks, one comparison each.
-        image_size: side in pixels (None: what the paper runs the network at).
-        batch_size: images a step (None: 128 small ones or 32 large ones).
+        image_size: side in pixels (None: the paper's).
+        batch_size: images per step (None: 128 small ones or 32 large ones).
         method: dhm, dsl or baseline, of both.
         precision: of the engine; the reference is float32.
         compile: on, off, or auto: as in a long run. Compiling a network can take minutes.
         smoothing: of the reference's mimicking terms; the released code has 1e-8.
-        peers: which of them beside ``fastdhm``, with commas between (None: all).
+        peers: which to time besides ``fastdhm``, separated by commas (None: all).
 
     Raises:
-        ValueError: a value that cannot be, a network that does not fit into memory, a folder that cannot be written to.
+        ValueError: a value out of range, a network that does not fit into memory, or a folder that is not writable.
     """
     check_counts(image_size=image_size, batch_size=batch_size)
     if not 0 <= smoothing < 1:
@@ -105,7 +105,7 @@ def bench(
 def measure(
     frame: Frame, config: TrainConfig, smoothing: float, wanted: Sequence[str] = PEERS
 ) -> tuple[Comparison, dict]:
-    """The comparison for one network, and what else is known of its step: work, memory, energy, profile."""
+    """The comparison for one network, and other facts of its step: work, memory, energy, profile."""
     num_classes, (height, width) = models.family_of(config.arch).num_classes, height_width(config.image_size)
     label = f"{config.arch} {config.method} {height}x{width} batch {config.batch_size}"
     frame.say(f"\n{label}: checking the steps against float64")
@@ -146,13 +146,13 @@ def _energy_steps(comparison: Comparison, name: str, on_gpu: bool) -> int:
 def make_peers(
     frame: Frame, config: TrainConfig, num_classes: int, smoothing: float, wanted: Sequence[str]
 ) -> list[Peer]:
-    """Those ``wanted`` of all peers, ``fastdhm`` first; each has been judged by :class:`Yard` and is some steps on."""
+    """The ``wanted`` peers, ``fastdhm`` first; :class:`Yard` has checked each over some steps."""
     yard = Yard(config, num_classes)
     if yard.images < config.batch_size:
-        frame.say(f"checked on {yard.images} of {config.batch_size} images, which is what float64 has memory for")
+        frame.say(f"checked on {yard.images} of {config.batch_size} images, as float64 has memory for no more")
     batch = random_batch(config, num_classes)
     image_BCHW, target_B = _float_images(config, batch)
-    if frame.device.type == "cuda":  # where the loaders of a run have it when its step begins
+    if frame.device.type == "cuda":  # where a run's loaders put it before the step
         batch = Batch(*(part.to(frame.device) for part in (batch.image_BHWC, batch.target_B, batch.index_B)))
     engine = yard.engine(config)
     peers = [_engine_peer("fastdhm", engine, yard, batch)]
@@ -176,7 +176,7 @@ def make_peers(
 
 
 def _engine_peer(name: str, engine: Engine, yard: Yard, batch: Batch) -> Peer:
-    """An engine that ``yard`` made. Its float32 form is judged first: in a narrow type, rounding hides much."""
+    """An engine that ``yard`` made. Its float32 form is checked first: rounding in a narrow type hides errors."""
     config, failure = engine.run.config, None
     if config.precision != "float32":
         wide = yard.engine(dataclasses.replace(config, precision="float32", compile="off"))
@@ -197,19 +197,19 @@ def _reference_peer(name: str, reference: Reference, image_BCHW: Tensor, target_
 
 
 def _sound(failure: str | None) -> Callable[[dict[str, Tensor]], str | None]:
-    """A check that passes on what was found before, and that what is timed is no NaN."""
+    """A check that reports the earlier ``failure``, or a NaN in the timed result."""
     return lambda result: failure or (None if result["loss"].isfinite().all() else "the loss is not finite")
 
 
 def _float_images(config: TrainConfig, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The batch as a ``DataLoader`` would hand it out: floats of about unit size, NCHW, in host memory."""
+    """The batch as a ``DataLoader`` gives it: floats of about unit size, NCHW, in host memory."""
     image_BCHW = batch.image_BHWC.permute(0, 3, 1, 2).contiguous().float() / 255
     mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
     return (image_BCHW - mean_C11) / std_C11, batch.target_B
 
 
 def print_extra(frame: Frame, extra: dict, precision: str) -> None:
-    """What bounds the step: its arithmetic at the measured peak, energy, and where its time goes."""
+    """Print the limits of a step: its arithmetic at the measured peak, its energy, and where its time goes."""
     peaks = ", ".join(f"{name} {tflops:.3g}" for name, tflops in extra["matmul_tflops"].items())
     floor_ms = extra["gflop"] / extra["matmul_tflops"][precision]
     frame.say(
@@ -232,7 +232,7 @@ def _branches(config: TrainConfig) -> tuple[str, ...] | None:
 
 
 def _answer(comparison: Comparison) -> dict[str, float | None]:
-    """Both medians, and the median of their ratios in each round; None where one has no time."""
+    """Both medians, and the median of their ratios per round; None if one has no time."""
     medians = {f"{name}_ms": comparison.median_ms(name) for name in ("fastdhm", "reference")}
     return medians | {"speedup": comparison.speedup("reference", "fastdhm")}
 

@@ -1,4 +1,4 @@
-"""Say how the C++ extension was built, and for which GPUs; one line, for the log of a set-up."""
+"""Prints in one line how the C++ extension was built and for which GPUs, for the log of a set-up."""
 
 from fastdhm.ops import _extension
 

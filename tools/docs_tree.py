@@ -1,6 +1,6 @@
-"""Lays the site's pages out as they lie in the repository, so that one link is right in both (a hook of mkdocs).
+"""A hook of mkdocs: gives the site the layout of the repository, so that a link works in both.
 
-README.md is the front page, docs/ lies below it, and beside it the files outside docs/ that pages link to.
+README.md is the front page. docs/ is below it, and the files outside docs/ that pages link to are beside it.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ BESIDE = ("README.md", "CHANGELOG.md", "LICENSE", "benchmarks/results")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The files of the site: those that mkdocs found in docs/, and what stands beside them."""
+    """The files of the site: those that mkdocs found in docs/, and those beside them."""
     root = Path(config.config_file_path).parent
     docs = Path(config.docs_dir)
     found = [file for file in files if file.src_dir == config.docs_dir]

@@ -1,12 +1,12 @@
-"""Damage every kind of file that fastdhm reads, a thousand ways, and see that it says so.
+"""Damages every kind of file that fastdhm reads in a thousand ways, and checks how fastdhm reacts.
 
     python tools/fuzz.py                       1,000 mutations, shared among the kinds
     python tools/fuzz.py --kind config.yaml --count 200 --seed 5
     python tools/fuzz.py --kind last.pt --only 17    one mutation again, with its traceback
 
-A mutation is a pure function of (kind, number). The reader may refuse the file by a ``UserError``, or take it; it may
-not raise anything else, take longer than some seconds or gigabytes, run code that the file holds, or take what a
-checksum would have caught. Each kind runs in a process of its own: one that dies names the mutation it died of.
+A mutation is a pure function of (kind, number). The reader may refuse the file with a ``UserError`` or accept it. It
+must not raise another error, take more than some seconds or gigabytes, run code in the file, or accept data that a
+checksum would have refused. Each kind runs in its own process: if that dies, the mutation is named.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SECONDS_EACH = 10
 GIB_EACH = 12  # of address space, of which torch alone takes some
 TRAP = "fuzz-ran-code"  # a file that appears if a payload runs
 
-# Text that files of settings and logs have held, and that readers have choked on.
+# Text that was found in settings and logs and made readers fail.
 WORDS = (
     b"null", b"~", b"nan", b".nan", b"-.inf", b"1e999", b"-1", b"0", b"99999999999999999999", b"1e-3", b"true", b"on",
     b"[]", b"{}", b"[[[[[[[[", b'"', b"'", b"\\", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\t", b"---\n",
@@ -44,9 +44,9 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: how a good one is made in a folder and how it is read.
+    """A kind of file: how to make a good one in a folder, and how to read it.
 
-    ``sealed``: what ``read`` returns says all that was taken from the file, and may not differ from the good one's.
+    ``sealed``: ``read`` returns everything that it took from the file, and this must equal the good file's.
     """
 
     make: Callable[[Path], Path]
@@ -56,7 +56,7 @@ class Kind:
 
 
 def mutate(data: bytes, kind: str, number: int, text: bool) -> bytes:
-    """``data`` with one to three things wrong with it."""
+    """``data`` with one to three errors in it."""
     draw = random.Random(f"{kind} {number}")
     for _ in range(draw.choice((1, 1, 2, 3))):
         data = draw.choice(_ways(data, draw) + (2 * _text_ways(data, draw) if text else []))()
@@ -182,7 +182,7 @@ def _read_network(path: Path) -> object:
 
 
 def _resume(path: Path) -> str:
-    """All that a resumed run takes from it, as one digest."""
+    """Everything that a resumed run takes from the file, as one digest."""
     from fastdhm.engine.run import Run
     from fastdhm.engine.saved.checkpoint import config_from, load_checkpoint
 
@@ -196,7 +196,7 @@ def _resume(path: Path) -> str:
 
 
 def _tensors(state: object) -> Iterator[Any]:
-    """What a nested state is made of, in order."""
+    """The parts of a nested state, in order."""
     if isinstance(state, dict):
         state = [part for pair in state.items() for part in pair]
     if isinstance(state, (list, tuple)):
@@ -239,7 +239,7 @@ def _beton(folder: Path) -> Path:
 
 
 def _read_beton(path: Path) -> object:
-    """Everything that opening checks, and every image; deep, as the pixels are only sealed then."""
+    """Everything that opening checks, and every image; with the deep check, which also covers pixels."""
     from fastdhm.data.beton.files import verify
 
     return verify(path.with_suffix(".beton"), deep=True, workers=1, progress=False)
@@ -285,7 +285,7 @@ def _picture(form: str, mode: str = "RGB", **options: Any) -> Callable[[Path], P
 def _read_picture(path: Path) -> object:
     from fastdhm.data.images.read import read_image
 
-    image = read_image(path, (0, 255))  # a range that floats of any size are read by
+    image = read_image(path, (0, 255))  # a range for floats of any size
     assert image.mode == "RGB", image.mode
     return image
 
@@ -316,7 +316,7 @@ KINDS = {
 
 
 def run_kind(name: str, numbers: range) -> int:
-    """Read the mutations of a kind in this process; prints those that are read wrongly, returns how many."""
+    """Read the mutations of a kind in this process; prints those that are read wrongly and returns their number."""
     import torch
 
     torch.set_num_threads(1)
@@ -339,7 +339,7 @@ def run_kind(name: str, numbers: range) -> int:
 
 
 def run_apart(name: str, numbers: range) -> dict[int, str]:
-    """The same in a process of its own: number of a mutation -> what is wrong with how it is read."""
+    """The same in its own process: number of a mutation -> what is wrong."""
     command = [sys.executable, __file__, "--here", "--kind", name, "--seed", str(numbers.start)]
     limit = 120 + SECONDS_EACH * len(numbers)
     run = subprocess.run([*command, "--count", str(len(numbers))], capture_output=True, text=True, timeout=limit)

@@ -1,9 +1,9 @@
 """One prepared run on a GPU: builds, tests, times and trains, and writes what it saw to a page.
 
-Stages run in the order of their worth, each within a time of its own; what a stage has found is written the moment it
-has it, and a stage that fails stops none that follows. Time that one leaves over goes to those after it. Nothing is
-installed and nothing is fetched: the machine's own Python and torch are used as they are. The repository is linked into
-a folder of its own, build/gpu_check, where the extension is built and all runs.
+The most valuable stages run first, each with a time limit. Results are written as soon as a stage has them, and a
+stage that fails does not stop the next ones. Unused time goes to later stages. Nothing is installed or downloaded: the
+run uses the machine's own Python and torch. The repository is linked into the folder build/gpu_check, where the
+extension is built and everything runs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ The run itself begins by naming what is missing.
 
 @dataclass
 class Run:
-    """Where a run works, on what, and until when."""
+    """A run: its folders, its device and its end."""
 
     device: str
     out: Path
@@ -59,7 +59,7 @@ class Run:
     record: dict = field(default_factory=dict)
 
     def left(self) -> float:
-        """Seconds that are left of the run's time."""
+        """Seconds left of the run's time."""
         return 60 * self.minutes - (time.monotonic() - self.started)
 
     @property
@@ -69,11 +69,11 @@ class Run:
 
     @property
     def executable(self) -> str:
-        """The Python of all commands, the one that this runs in."""
+        """The Python of all commands: the one that runs this file."""
         return sys.executable
 
     def which(self, name: str) -> str | None:
-        """Where a program is, or None."""
+        """The path of a program, or None."""
         return shutil.which(name)
 
     def save(self) -> None:
@@ -83,9 +83,9 @@ class Run:
     def command(
         self, label: str, words: Sequence[str | Path], seconds: float, kill: Callable[[], bool] | None = None
     ) -> dict:
-        """Run a command for so long at most; how it ended, and the end of what it printed, all of which is logged.
+        """Run a command with a time limit; returns how it ended and the end of its output; all output is logged.
 
-        It is killed, as by a machine that breaks down, once ``kill`` says so.
+        It is killed, as if the machine failed, once ``kill`` returns true.
         """
         parts, began = [str(word) for word in words], time.monotonic()
         log = self.work / "logs" / f"{label}.log"
@@ -111,7 +111,7 @@ class Run:
 
 
 def watch(process: subprocess.Popen, seconds: float, kill: Callable[[], bool] | None) -> str:
-    """How a process ends: by itself (``done``), ``late`` or ``killed``; all that it started ends with it."""
+    """Wait for a process: it ends by itself (``done``), is ``late`` or ``killed``; its children end with it."""
     end, how = time.monotonic() + seconds, "done"
     while how == "done" and process.poll() is None:
         time.sleep(POLL_SECONDS)
@@ -128,7 +128,7 @@ def watch(process: subprocess.Popen, seconds: float, kill: Callable[[], bool] | 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run: ``does`` gets the run and its seconds, and fills what it found in as it finds it."""
+    """A part of the run: ``does`` gets the run and its seconds, and records results as it finds them."""
 
     name: str
     title: str
@@ -147,7 +147,7 @@ STAGES = (
 
 
 def take(run: Run, stages: Sequence[Stage], say: Callable[[str], None]) -> None:
-    """Every stage in its share of the time that is left; the page is written anew after each."""
+    """Run every stage in its share of the time left; the page is written again after each."""
     for number, stage in enumerate(stages):
         seconds = max(1.0, run.left()) * stage.weight / sum(later.weight for later in stages[number:])
         found = run.record["stages"][stage.name] = {
@@ -159,7 +159,7 @@ def take(run: Run, stages: Sequence[Stage], say: Callable[[str], None]) -> None:
         began = time.monotonic()
         try:
             stage.does(run, seconds, found)
-        except Exception as error:  # whatever it is, the next stage may still tell something
+        except Exception as error:  # whatever the error is, the next stage may still give results
             found["error"] = f"{type(error).__name__}: {error}"
         found["seconds"] = round(time.monotonic() - began, 1)
         found.setdefault("outcome", gpu_page.outcome(found))
@@ -168,7 +168,7 @@ def take(run: Run, stages: Sequence[Stage], say: Callable[[str], None]) -> None:
 
 
 def write(run: Run) -> None:
-    """``page.md``, ``page.json`` and, with everything else in one file, ``details.tar.gz``."""
+    """Write ``page.md``, ``page.json``, and ``details.tar.gz`` with everything else."""
     (run.out / "page.json").write_text(json.dumps(run.record, indent=1) + "\n")
     (run.out / "page.md").write_text(gpu_page.page(run.record))
     with tarfile.open(run.out / "details.tar.gz", "w:gz") as details:
@@ -200,7 +200,7 @@ def unpack(wheels: Path, site: Path) -> list[str]:
 
 
 def describe(run: Run) -> dict:
-    """Machine, versions and settings: what a figure means nothing without."""
+    """Machine, versions and settings, which every figure needs."""
     nvidia = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap"
     told = {
         "gpu": ["nvidia-smi", f"--query-gpu={nvidia}", "--format=csv"],
@@ -227,7 +227,7 @@ def describe(run: Run) -> dict:
 
 
 def output(words: Sequence[str], environment: dict[str, str]) -> str | None:
-    """What a command prints, or None where it is not there or fails."""
+    """The output of a command, or None if it is missing or fails."""
     try:
         result = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -236,25 +236,25 @@ def output(words: Sequence[str], environment: dict[str, str]) -> str | None:
 
 
 def missing(environment: dict[str, str]) -> list[str]:
-    """The modules that are needed and cannot be found."""
+    """The needed modules that are missing."""
     program = f"import importlib.util as u; print(*(name for name in {NEEDED!r} if u.find_spec(name) is None))"
     return (output([sys.executable, "-c", program], environment) or "").split()
 
 
 def why_not(device: str, environment: dict[str, str]) -> str | None:
-    """Why nothing can be run on such a device, or None."""
+    """Why nothing can run on this device, or None."""
     if device == "cpu":
         return None
     program = "import torch; print(torch.cuda.is_available(), torch.__version__)"
     seen = output([sys.executable, "-c", program], environment)
     if seen is None:
-        return f"{sys.executable} cannot import torch: name a Python that has it, PYTHON=/path/to/python3 {sys.argv[0]}"
+        return f"{sys.executable} cannot import torch: choose a Python that can, PYTHON=/path/to/python3 {sys.argv[0]}"
     available, version = seen.split()
     return None if available == "True" else f"torch {version} sees no CUDA device here: NOT RUN"
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(
         prog="tools/gpu_check.sh", description=__doc__, epilog=WHEELS, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -272,12 +272,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--stages has {', '.join(sorted(unknown))}" if unknown else "--minutes must be above 0")
     for folder in (given.wheels, given.prebuilt):
         if folder is not None and not folder.exists():
-            parser.error(f"{folder} is not there")
+            parser.error(f"{folder} does not exist")
     return given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Take the stages; 0 if all did what they should, 1 if some did not, 2 if nothing could be run."""
+    """Run the stages; returns 0 if all passed, 1 if some failed, 2 if nothing could run."""
     given = arguments(argv)
     work = ROOT / "build" / "gpu_check"
     for name in ("logs", "results", "wheels"):
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "PYTHONDONTWRITEBYTECODE": "1",
-        # what one command has compiled the next finds
+        # shared compiler caches: later commands reuse the results of earlier ones
         "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), "TRITON_CACHE_DIR": str(work / "triton"),
         "FASTDHM_DATA": str(work / "data"),
     }  # fmt: skip
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run(given.device, given.out.resolve(), work, given.minutes, environment=environment, prebuilt=given.prebuilt)
     absent = missing(environment)
     if absent:
-        print(f"gpu_check: {', '.join(absent)} cannot be found, so that most stages fail: see --help", file=sys.stderr)
+        print(f"gpu_check: {', '.join(absent)} cannot be found, so most stages will fail: see --help", file=sys.stderr)
     run.record = {"machine": describe(run), "wheels": wheels, "missing": absent, "stages": {}}
     stages = [stage for stage in STAGES if stage.name in given.stages]
     take(run, stages, lambda text: print(f"gpu_check: {text}", flush=True))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 FINE = ("passed", "skipped")
-# mark -> the benchmark's label, its own mark, where (what that holds), and the most or the least that it may be
+# mark -> the benchmark's label, its own mark, where (a part of that text), and the bound
 COPY, BF16, F32, COMPILED = "fused over copy", "bfloat16 captured", "float32 captured", "step-resnet50-compiled"
 MARKS = (
     ("loss over a device copy, K = 1,000", "loss-bfloat16", COPY, f"3x32768x1000 {BF16}", "<=", 1.4),
@@ -28,7 +28,7 @@ def outcome(found: dict) -> str:
 
 
 def marks(record: dict) -> Iterator[tuple[str, float | None, str]]:
-    """Each mark: its name with its bound, what was measured, and whether it holds."""
+    """Each mark: its name with its bound, the measured value, and whether the bound holds."""
     results: dict[str, Any] = {}
     for found in record["stages"].values():
         results |= found.get("results", {})
@@ -41,7 +41,7 @@ def marks(record: dict) -> Iterator[tuple[str, float | None, str]]:
 
 
 def page(record: dict) -> str:
-    """All of it; as long as the run is under way, what there is."""
+    """The whole page; while the run goes on, the part that exists."""
     machine, lines = record["machine"], ["# fastdhm on a GPU: one prepared run", ""]
     if machine["device"] == "cpu":
         lines += ["**A rehearsal on the CPU, on tiny sizes: nothing here tells of a GPU.**", ""]
@@ -67,7 +67,7 @@ def page(record: dict) -> str:
 
 
 def stage_lines(found: dict) -> Iterator[str]:
-    """What a stage found, and the end of what its failed commands printed."""
+    """The results of a stage, and the end of the output of its failed commands."""
     if "error" in found:
         yield f"Broke: {flat(found['error'])}"
     yield from (f"- {flat(note)}" for note in found.get("notes", []))
@@ -110,7 +110,7 @@ def profile(step: dict) -> list[str]:
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A table, a line each."""
+    """The lines of a table."""
     return ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]]
 
 
@@ -122,12 +122,12 @@ def time_of(peer: dict) -> str:
 
 
 def cell(value: float | None) -> str:
-    """A number as people read it."""
+    """A number as text."""
     return "" if value is None else f"{value:.4g}"
 
 
 def flat(value: object) -> str:
-    """In one cell of a table."""
+    """Text for one cell of a table."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {cell(item) if isinstance(item, float) else item}" for name, item in value.items())
     value = ", ".join(map(str, value)) if isinstance(value, list) else value

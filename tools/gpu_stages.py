@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-# First what only a GPU can show, then what is quick.
+# First what only a GPU can test, then the quick tests.
 TESTS_FIRST = (
     "tests/kernels/test_mimic_loss_cuda.py", "tests/cuda/test_branch_mask.py", "tests/data/loaders/test_ahead.py",
     "tests/engine/fast/test_graphs.py", "tests/engine/test_host_waits.py",
@@ -40,7 +40,7 @@ for shape in ((3, 32768, 1000), (3, 8192, 4096), (3, 2048, 21841)):
 
 
 def build(run, seconds: float, found: dict) -> None:
-    """An extension that fits is taken as it is, else one is built, with the CUDA code for this GPU alone."""
+    """Use an extension that fits, else build one, with CUDA code for this GPU only."""
     package = run.tree / "fastdhm"
     for file in filter(None, (run.prebuilt, *sorted((ROOT / "fastdhm").glob(f"_C*{SUFFIX}")))):
         link(package, file)
@@ -68,7 +68,7 @@ def build(run, seconds: float, found: dict) -> None:
 
 
 def link(package: Path, file: Path) -> None:
-    """Have the package use that extension."""
+    """Make the package use that extension."""
     for old in package.glob("_C*.so"):
         old.unlink()
     (package / f"_C{SUFFIX}").symlink_to(file.resolve())
@@ -87,7 +87,7 @@ def why_no_extension(run, found: dict, seconds: float) -> str | None:
 
 
 def right(run, seconds: float, found: dict) -> None:
-    """The tests marked gpu, several at a time where pytest-xdist is there; a rehearsal takes a few others."""
+    """Run the tests marked gpu, in parallel if pytest-xdist is installed; a rehearsal runs a few others."""
     words = ["-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider"]
     if run.device == "cuda":
         words += ["-m", "gpu"]
@@ -104,14 +104,14 @@ def right(run, seconds: float, found: dict) -> None:
 
 
 def gpu_tests() -> list[str]:
-    """The files that have tests marked gpu, those of most worth first."""
+    """The files with tests marked gpu, the most valuable first."""
     marked = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     names = [str(path.relative_to(ROOT)) for path in marked]
     return [name for name in TESTS_FIRST if name in names] + [name for name in names if name not in TESTS_FIRST]
 
 
 def count_tests(log: str) -> tuple[dict[str, int], list[str]]:
-    """How many tests ended how, and the names of those that failed, from what ``pytest -v`` has printed so far."""
+    """The number of tests per outcome, and the names of those that failed, from the output of ``pytest -v`` so far."""
     counts: Counter[str] = Counter()
     bad = []
     for line in log.partition("short test summary")[0].splitlines():
@@ -157,7 +157,7 @@ def step(run, seconds: float, found: dict) -> None:
 
 
 def benches(run, seconds: float, found: dict, planned: Sequence[tuple[str, float, list[str]]]) -> None:
-    """Benchmarks one after the other, each in its share of the time that is left, and what their JSON says."""
+    """Run benchmarks one by one, each in its share of the time left, and read their JSON."""
     end = run.left() - seconds
     for number, (label, share, words) in enumerate(planned):
         limit = (run.left() - end) * share / sum(later[1] for later in planned[number:])
@@ -170,7 +170,7 @@ def benches(run, seconds: float, found: dict, planned: Sequence[tuple[str, float
 
 
 def train(run, seconds: float, found: dict) -> None:
-    """Short runs by each precision and each way to launch, and one that is killed and resumed to the same bits."""
+    """Short runs in each precision and launch mode, and one that is killed and must resume to the same bits."""
     end = run.left() - seconds
     gpu = run.device == "cuda"
     size = "--dataset synthetic:20000 --arch resnet14 --batch-size 256 --epochs 3"
@@ -205,14 +205,14 @@ def train(run, seconds: float, found: dict) -> None:
 
 
 def rows(folder: Path, kind: str) -> list[dict]:
-    """The whole rows of a kind in a run's log, which may be being written."""
+    """The complete rows of a kind in a run's log, which may still be written."""
     log = folder / "log.jsonl"
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     return [row for row in map(json.loads, (line for line in lines if line.endswith("\n"))) if row["kind"] == kind]
 
 
 def figures(folder: Path) -> dict[str, object]:
-    """What a run came to: the last epoch's numbers, and when it was compiled."""
+    """The result of a run: the numbers of its last epoch, and when it compiled."""
     last = (rows(folder, "epoch") or [{}])[-1]
     names = ("step", "loss", "images_per_s", "data_wait", "peak_mib")
     told = {name: last[name] for name in names if name in last}
@@ -225,13 +225,13 @@ def figures(folder: Path) -> dict[str, object]:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """Of the network that a run left."""
+    """A fingerprint of the network that a run saved."""
     file = folder / "network.safetensors"
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def counters(run, seconds: float, found: dict) -> None:
-    """Nsight Compute's figures of the loss, of a copy and of a softmax, where it is there; clocks are left alone."""
+    """Nsight Compute's figures for the loss, a copy and a softmax, if it is installed; clocks do not change."""
     ncu = run.which("ncu")
     if run.device == "cpu" or ncu is None:
         found["outcome"] = "skipped"
@@ -245,7 +245,7 @@ def counters(run, seconds: float, found: dict) -> None:
 
 
 def read_counters(log: str) -> list[dict[str, str]]:
-    """The kernels in what ``ncu --csv --page raw`` prints, after a line of names and one of units."""
+    """The kernels in the output of ``ncu --csv --page raw``, after a line of names and one of units."""
     lines = log.splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     table = list(csv.DictReader(line for line in lines[first:] if line.startswith('"')))

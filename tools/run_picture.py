@@ -1,8 +1,8 @@
-"""Draw docs/run.svg: the terminal after a real `fastdhm train`, as its own display and report print it.
+"""Draws docs/run.svg: the terminal after a real `fastdhm train`, printed by its own display and report.
 
     python tools/run_picture.py [--out FILE] [flags of `fastdhm train`]
 
-The bar is drawn once, as it stands at the end: a picture cannot move. The run takes minutes, and its folder is removed.
+The bar is drawn once, in its final state: a picture cannot move. The run takes minutes, and its folder is removed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"
 
 
 class Recorder(Console):
-    """A console that keeps what is printed, and wraps it as a terminal of its width does."""
+    """A console that keeps its output and wraps it like a terminal of its width."""
 
     def __init__(self):
         super().__init__(file=io.StringIO(), width=COLUMNS)
@@ -36,11 +36,11 @@ class Recorder(Console):
 
 
 class StillDisplay(TrainingDisplay):
-    """The display of a run whose bar is printed once, at its end."""
+    """The display of a run; its bar is printed once, at the end."""
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        self.is_time = lambda: False  # no plain lines in place of the bar
+        self.is_time = lambda: False  # no plain lines instead of the bar
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         os.chdir(folder)
         train.train(config, console=console)
     svg = console.export_svg(title="fastdhm", unique_id="run")
-    # the font would be fetched from elsewhere; without it the reader's own monospace is taken
+    # the font would be downloaded; without it the reader's own monospace font is used
     out.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), "utf-8")
 
 

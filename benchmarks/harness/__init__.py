@@ -1,1 +1,1 @@
-"""What all benchmarks stand on: frame (check, time, write), timing, breakdown, energy, machine, report."""
+"""What all benchmarks share: frame (check, time, write), timing, breakdown, energy, machine, report."""

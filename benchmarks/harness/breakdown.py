@@ -17,10 +17,10 @@ NAMES = {
     OPTIMIZER: ("optimizer.", "_fused_sgd", "_fused_adam", "_foreach_"),
     CONVOLUTION: ("conv", "addmm", "aten::linear", "aten::mm"),
     LOSS: ("mimic", "softmax", "nll", "kl_div", "kldiv", "cross_entropy", "crossentropy", "topk", "gather"),
-    # every op of ours but the loss
+    # every op of ours except the loss
     NORM: ("norm", "relu", "pool", "pad", "aten::add", "addbackward", "mean", "fastdhm::"),
 }
-# A kernel that the compiler made is what stands between the convolutions, though it is named for all that went into it.
+# A kernel of the compiler does the work between convolutions, although its name lists everything fused into it.
 MADE = "triton_"
 COMPILED = "compiled"
 CASTS = ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::contiguous")
@@ -28,10 +28,10 @@ PEAK_ROUNDS = 5
 
 
 def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Milliseconds of one step by kind of work; ``other`` is the rest of its wall-clock, Python's own time included.
+    """Milliseconds of one step by kind of work; ``other`` is the rest of its wall-clock time, Python's included.
 
-    On CUDA the time is that of the kernels, and ``other`` includes what the GPU waits. The profiler slows a step down a
-    little: shares are to be trusted, not sums.
+    On CUDA the times are those of kernels, and ``other`` includes the time that the GPU waits. The profiler slows a
+    step down a little: trust the shares, not the sums.
     """
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
@@ -52,7 +52,7 @@ def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, f
 
 
 def kind_of(lineage: list[str]) -> str:
-    """The kind of an operation from its name and those of the operations that it runs in, itself first."""
+    """The kind of an operation, from its name and the names of the operations around it, itself first."""
     if lineage[0] in CASTS and not any("optimizer." in name.lower() for name in lineage):
         return COPIES
     for name in reversed(lineage):
@@ -74,9 +74,9 @@ def _lineage(event) -> list[str]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of some square matrix products in ``dtype``: what a step could reach at the very most.
+    """FLOP/s of the fastest of some square matrix products in ``dtype``: the upper limit for a step.
 
-    On CUDA float32 is TF32 where the convolutions' is, as most of a step's products are theirs.
+    On CUDA, float32 is TF32 if convolutions use TF32, as most products of a step are theirs.
     """
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

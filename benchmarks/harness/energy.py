@@ -1,4 +1,4 @@
-"""What a piece of work costs in energy, where the machine tells: RAPL on Linux, NVML on an NVIDIA GPU."""
+"""The energy of a piece of work, if the machine reports it: RAPL on Linux, NVML on an NVIDIA GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,9 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 def joules(run: Callable[[], object], calls: int, device: torch.device, powercap: Path = POWERCAP) -> float | None:
-    """Joules of one of ``calls`` calls in a row; None where the machine does not tell.
+    """Joules per call, over ``calls`` calls in a row; None if the machine does not report energy.
 
-    On the CPU those of all processor packages, whatever else runs on them, on CUDA those of the GPU alone.
+    On the CPU: of all processor packages, with everything that runs on them. On CUDA: of the GPU only.
     """
     meter = _nvml(device) if device.type == "cuda" else _rapl(powercap)
     if meter is None:
@@ -32,8 +32,10 @@ def joules(run: Callable[[], object], calls: int, device: torch.device, powercap
 
 
 def _rapl(powercap: Path) -> Callable[[], list[tuple[int, int]]] | None:
-    """Reads the microjoules of each package and where its counter wraps around; None where the kernel has none to read
-    (on most systems only root may)."""
+    """Reads the microjoules of each package and the value at which its counter wraps; None if they cannot be read.
+
+    On most systems only root may read them.
+    """
     packages = sorted(path for path in powercap.glob("*-rapl:*") if path.name.count(":") == 1)
 
     def read() -> list[tuple[int, int]]:
@@ -54,6 +56,6 @@ def _nvml(device: torch.device) -> Callable[[], list[tuple[int, int]]] | None:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # not installed, no driver, not supported: there is nothing to be told
+    except Exception:  # not installed, no driver or not supported
         return None
     return lambda: [(1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle), 0)]

@@ -23,16 +23,16 @@ from fastdhm.system.paths import expanded
 
 
 class Frame:
-    """What all benchmarks are told alike.
+    """The flags and the output that all benchmarks share.
 
     Args:
-        name: the benchmark's, and that of its files.
+        name: of the benchmark and of its files.
         device: auto, cpu, cuda or cuda:N.
-        threads: of torch (None: as many as it has).
-        rounds: samples of each peer; None where they are counted otherwise.
+        threads: of torch (None: torch's default).
+        rounds: samples of each peer; None if the benchmark counts them itself.
         quick: a smoke run: small, and nothing is compiled.
         out: folder for JSON, CSV and plots.
-        json: print one JSON object on stdout, all else on stderr.
+        json: print one JSON object on stdout and everything else on stderr.
 
     Raises:
         ValueError: a count below 1, more threads than processors, or no such device.
@@ -52,7 +52,7 @@ class Frame:
         check_counts(rounds=rounds, threads=threads)
         if threads is not None and threads > processors.count():
             usable = f"{processors.count()} of this machine's processors{processors.why()}"
-            raise UserError(f"--threads is {threads}: this process may use {usable}, take no more")
+            raise UserError(f"--threads is {threads}: this process may use {usable}, use no more")
         self.name, self.device, self.threads, self.rounds = name, pick_device(device), threads, rounds
         self.quick, self.out, self.json = quick, expanded(out), json
         self.console = Console(stderr=json)
@@ -64,26 +64,25 @@ class Frame:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Compute with the frame's threads, once the folder was found writable (else ``ValueError``) and the machine
-        is told."""
+        """Check that the folder is writable (else ``ValueError``), print the machine, use the frame's threads."""
         report.check_folder(self.out)
         report.print_machine(self.console, self.machine)
-        # clocks and counters of memory are the current device's
+        # clocks and memory counters are those of the current device
         with harness.threads(self.threads), computing_on(self.device):
             yield
 
     def say(self, text: str) -> None:
-        """A line for people, as it is."""
+        """Print a line of text."""
         self.console.print(text)
 
     def compare(self, label: str, peers: Sequence[Peer], **settings) -> Comparison:
-        """Check the peers, time those that are right in turns, and print it; ``settings`` of ``harness.measure``."""
+        """Check the peers, time the right ones in turns, and print the table; ``settings`` as in :func:`measure`."""
         comparison = harness.measure(label, peers, device=self.device, rounds=self.rounds, **settings)
         report.print_comparison(self.console, comparison)
         return comparison
 
     def plot_bars(self, comparisons: Sequence[Comparison], title: str) -> None:
-        """Every peer's time as ``NAME.png``."""
+        """Draw every peer's time as ``NAME.png``."""
         report.plot_bars(self.out / f"{self.name}.png", comparisons, f"{title}, {self.where}")
 
     def write(
@@ -94,7 +93,7 @@ class Frame:
         settings: dict[str, object],
         answer: dict[str, object] | None = None,
     ) -> str:
-        """``NAME.json`` and ``NAME.csv``; the JSON. ``answer`` is what is asked for, such as a ``speedup``."""
+        """Write ``NAME.json`` and ``NAME.csv``; returns the JSON. ``answer`` is the result, such as a ``speedup``."""
         rounds = {} if self.rounds is None else {"rounds": self.rounds}
         record = {
             "benchmark": self.name,
@@ -118,20 +117,20 @@ class Frame:
 
 
 def check_counts(**counts: int | None) -> None:
-    """``ValueError`` for a flag of that name that is given and below 1."""
+    """``ValueError`` if a flag is given and below 1."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}: must be at least 1")
 
 
 def check_value(flag: str, value: str, known: Sequence[str]) -> None:
-    """``ValueError`` for a flag whose value is not one of ``known``."""
+    """``ValueError`` if a flag's value is not one of ``known``."""
     if value not in known:
         raise unknown(f"value of --{flag}", value, known)
 
 
 def missing_compiler(compiled: str) -> str | None:
-    """Why ``torch.compile`` can take no part, or None.
+    """Why ``torch.compile`` cannot be timed, or None if it can.
 
     Raises:
         ValueError: ``compiled`` is not on, off or auto, or it is on and there is no compiler.

@@ -18,7 +18,7 @@ __all__ = ["available_bytes", "busy", "describe", "tf32", "wait_for"]
 
 
 def describe(device: torch.device, threads: int) -> dict[str, object]:
-    """Processor, GPU, versions and load average, for the record; ``threads`` compute."""
+    """Processor, GPU, versions and load average for the record, and the ``threads`` in use."""
     return {
         "cpu": cpu_model(),
         "features": [name for name in FEATURES if name in cpu_words("flags", "Features")],
@@ -37,7 +37,7 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, float32 on CUDA is TF32 in convolutions and matrix products, or in neither; torch's default is mixed."""
+    """Within it, CUDA float32 is TF32 in convolutions and matrix products, or in neither; torch's default is mixed."""
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -50,13 +50,13 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _cuda(device: torch.device) -> dict[str, object]:
-    """What else decides the speed of a GPU, and what float32 means on it."""
+    """Other facts that decide the speed of a GPU, and what float32 means on it."""
     found = torch.cuda.get_device_properties(device)
     return {
         "cudnn": torch.backends.cudnn.version(),
@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
 
 
 def busy(load_average: float, processors: int, threads: int) -> str | None:
-    """A warning where other processes take the processors that the benchmark needs, else None."""
+    """A warning if other processes use the processors that the benchmark needs, else None."""
     if load_average <= processors - threads + 0.5:
         return None
     return (

@@ -35,7 +35,7 @@ class Mark:
 
 
 def check_folder(folder: Path) -> None:
-    """Make ``folder``; ``ValueError`` where it cannot be written to, before anything is measured."""
+    """Make ``folder``; ``ValueError`` if it is not writable, before anything is measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -45,7 +45,7 @@ def check_folder(folder: Path) -> None:
 
 
 def print_machine(console: Console, machine: dict[str, object]) -> None:
-    """Hardware and versions in two lines, and a warning where the machine is busy."""
+    """Hardware and versions in two lines, and a warning if the machine is busy."""
     features = " ".join(machine["features"])
     console.print(
         f"{machine['cpu']} ({features}), {machine['processors']} processors, {machine['threads']} used",
@@ -72,7 +72,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         if time_ms is None:
             table.add_row(name, "no time", style="red")
             continue
-        ratios = (_number(ratio.median), _quartiles(ratio)) if ratio else ("", "")  # none where the first failed
+        ratios = (_number(ratio.median), _quartiles(ratio)) if ratio else ("", "")  # none if the first peer failed
         row = (*_in_unit(time_ms), *ratios, "" if result.peak_bytes is None else f"{result.peak_bytes / MIB:.2f}")
         table.add_row(name, *row, style="bold" if name == first else "")
     console.print(table)
@@ -99,7 +99,7 @@ def print_marks(console: Console, marks: Sequence[Mark]) -> None:
 
 
 def ratio_marks(comparisons: Sequence[Comparison], pairs: dict[str, tuple[str, str]]) -> list[Mark]:
-    """A mark for each of ``pairs``, name -> (peer, peer whose time it is over), where both have a time."""
+    """A mark for each of ``pairs``, name -> (peer, peer to divide by), if both have a time."""
     found = [(name, c.label, c.ratio(*pair)) for c in comparisons for name, pair in pairs.items()]
     return [Mark(name=name, where=where, value=ratio) for name, where, ratio in found if ratio]
 
@@ -107,7 +107,7 @@ def ratio_marks(comparisons: Sequence[Comparison], pairs: dict[str, tuple[str, s
 def write(
     folder: Path, name: str, record: dict[str, object], comparisons: Sequence[Comparison], marks: Sequence[Mark]
 ) -> str:
-    """``folder/name.json``, ``record`` with comparisons and marks, and ``folder/name.csv``; returns the JSON."""
+    """Write ``folder/name.json`` (``record``, comparisons and marks) and ``folder/name.csv``; returns the JSON."""
     record = {
         **record,
         "comparisons": [_record(comparison) for comparison in comparisons],
@@ -121,7 +121,7 @@ def write(
 
 
 def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None:
-    """Time of every peer, a group of bars for each comparison; PNG."""
+    """Draw the time of every peer, a group of bars per comparison; PNG."""
     figure, axes = _axes(title, "milliseconds a call", width=max(7, 2 * len(comparisons)))
     names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.results))
     width = 0.8 / len(names)
@@ -137,7 +137,7 @@ def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None
 
 
 def plot_stacks(path: Path, stacks: dict[str, dict[str, float]], title: str, y_label: str) -> None:
-    """A bar for each of ``stacks``, made of named parts; PNG."""
+    """Draw a bar for each of ``stacks``, made of named parts; PNG."""
     figure, axes = _axes(title, y_label, width=max(7, 1.6 * len(stacks)))
     bottoms = dict.fromkeys(stacks, 0.0)
     for part in dict.fromkeys(part for parts in stacks.values() for part in parts):
@@ -150,10 +150,10 @@ def plot_stacks(path: Path, stacks: dict[str, dict[str, float]], title: str, y_l
 
 
 def plot_curves(path: Path, curves: dict[str, Sequence[float]], title: str, x_label: str, y_label: str) -> None:
-    """Values one after the other, a line for each name; PNG."""
+    """Draw values in order, a line per name; PNG."""
     figure, axes = _axes(title, y_label)
     for number, (name, values) in enumerate(curves.items()):
-        style = ("-", "--", ":", "-.")[number % 4]  # lines that lie on each other can still be told apart
+        style = ("-", "--", ":", "-.")[number % 4]  # so that lines on top of each other stay visible
         axes.plot(range(1, len(values) + 1), values, style, label=name)
     axes.set_xlabel(x_label)
     _save(figure, axes, path)
@@ -167,7 +167,7 @@ def plot_ways(
     x_label: str,
     y_label: str,
 ) -> None:
-    """Several curves of a colour for each name, and the target that they make for; PNG."""
+    """Draw several curves per name in one colour, and the target; PNG."""
     figure, axes = _axes(title, y_label)
     for number, (name, curves) in enumerate(ways.items()):
         for first, (x, y) in zip((True, *[False] * len(curves)), curves, strict=False):
@@ -235,18 +235,18 @@ def _in_unit(time_ms: Spread) -> tuple[str, str]:
 
 
 def _quartiles(spread: Spread) -> str:
-    if spread.low == spread.high:  # the same each time: memory, or the first peer over itself
+    if spread.low == spread.high:  # always the same: memory, or the first peer over itself
         return ""
     return f"{_number(spread.low)} - {_number(spread.high)}"
 
 
 def _number(value: float) -> str:
-    """Three digits, more only before the point."""
+    """Three digits; more only before the decimal point."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _rows(comparison: Comparison) -> list[dict[str, object]]:
-    """A CSV row for each peer; one without a time leaves its numbers empty."""
+    """A CSV row for each peer; the numbers are empty for a peer without a time."""
     first = next(iter(comparison.results))
     rows = []
     for name, result in comparison.results.items():
@@ -263,7 +263,7 @@ def _rows(comparison: Comparison) -> list[dict[str, object]]:
 
 
 def _record(comparison: Comparison) -> dict[str, object]:
-    """The comparison for JSON: of each peer its time, memory, and its time over that of every other."""
+    """The comparison for JSON: each peer's time, memory, and ratio to every other peer."""
     peers = {}
     for row in _rows(comparison):
         name = row.pop("peer")

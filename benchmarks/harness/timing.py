@@ -1,8 +1,8 @@
-"""Peers side by side: each is checked first, then all are timed in turns, in one process.
+"""Times peers side by side: each is checked first, then all are timed in turns, in one process.
 
-On a machine that others use too, a time alone says little and the ratio of two times taken within the same moment
-much. So the peers run interleaved (A B C A B C ...), each round gives one sample of each, and a ratio is the median of
-the ratios of all rounds. A peer whose result is wrong gets no time.
+On a shared machine a single time says little, but the ratio of two times taken at the same moment says much. So the
+peers run interleaved (A B C A B C ...). Each round gives one sample of each peer, and a ratio is the median of the
+ratios of all rounds. A peer with a wrong result gets no time.
 """
 
 import gc
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from fastdhm.engine.fast.graphs import WARM_UP, Graphs
 
-# A shorter sample measures what the peer before has left in the caches: after one that runs through 30 MiB, the first
-# calls of a short one take three times as long.
+# A shorter sample measures what the previous peer left in the caches: after a peer that reads 30 MiB, the first calls
+# of a short one take three times as long.
 MIN_SAMPLE_SECONDS = 1e-2
 MIN_ROUNDS = 5
-# Of the sum of a row's magnitudes: float32 is held to what a sum over some 10,000 classes loses, the narrow types to
-# the one rounding of a result that was computed in float32.
+# Relative to the sum of a row's magnitudes: float32 may lose what a sum over some 10,000 classes loses, the narrow
+# types what one rounding of a float32 result loses.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 Clock = Callable[[Callable[[], object], int], float]
@@ -30,7 +30,7 @@ Clock = Callable[[Callable[[], object], int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One way to the same result: what is timed, and what is wrong with what it returns (None: nothing)."""
+    """One way to compute a result: the call to time, and its check, which says what is wrong (None: nothing)."""
 
     name: str
     run: Callable[[], dict[str, Tensor]]
@@ -48,7 +48,7 @@ class Spread:
 
 @dataclass(kw_only=True)
 class Result:
-    """What one peer gave: ``failure`` and no time, or the milliseconds of one call, a sample for each round."""
+    """The result of one peer: a ``failure`` and no time, or the milliseconds of one call, a sample per round."""
 
     failure: str | None = None
     calls_per_sample: int = 0
@@ -58,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The results of peers that were timed in the same rounds, by name; the first is the one in question."""
+    """The results of peers that were timed in the same rounds, by name; the first is the subject of the comparison."""
 
     label: str
     results: dict[str, Result]
@@ -73,19 +73,19 @@ class Comparison:
         return spread(samples_ms) if samples_ms else None
 
     def median_ms(self, name: str) -> float | None:
-        """The middle of :meth:`time_ms`."""
+        """The median of :meth:`time_ms`."""
         time_ms = self.time_ms(name)
         return time_ms.median if time_ms else None
 
     def ratio(self, name: str, to: str) -> Spread | None:
-        """Time of ``name`` over time of ``to``, within each round; None where either has no time."""
+        """Time of ``name`` over time of ``to``, per round; None if either has no time."""
         if self.time_ms(name) is None or self.time_ms(to) is None:
             return None
         pairs = zip(self.results[name].samples_ms, self.results[to].samples_ms, strict=True)
         return spread([ours / theirs for ours, theirs in pairs])
 
     def speedup(self, name: str, to: str) -> float | None:
-        """The middle of :meth:`ratio`."""
+        """The median of :meth:`ratio`."""
         ratio = self.ratio(name, to)
         return ratio.median if ratio else None
 
@@ -99,7 +99,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def timed_elsewhere(label: str, failures: dict[str, str | None], seconds: dict[str, list[float]]) -> Comparison:
-    """A comparison of what took ``seconds``, a sample each; what has a failure has no time."""
+    """A comparison from samples in ``seconds``; a peer with a failure has no time."""
     results = {
         name: Result(
             failure=failure,
@@ -123,17 +123,17 @@ def measure(
     clock: Clock | None = None,
     memory: bool = True,
 ) -> Comparison:
-    """Check every peer, then time those that are right, in turns.
+    """Check every peer, then time the right ones in turns.
 
     Args:
         label: what is compared, for tables.
-        peers: the first is the one that the others are held against.
+        peers: the others are compared with the first.
         device: where they run; picks the clock and the way memory is counted.
-        rounds: samples of each peer; fewer, but at least ``MIN_ROUNDS``, when ``max_seconds`` are over.
+        rounds: samples of each peer; fewer, but at least ``MIN_ROUNDS``, once ``max_seconds`` are over.
         max_seconds: time for the rounds together.
-        min_sample_seconds: a sample repeats its call until it takes so long; 0: it is one call.
-        clock: seconds that so many calls take (default: the device's).
-        memory: also find the most bytes that a call holds, which takes a call under the profiler.
+        min_sample_seconds: a sample repeats its call for at least this time; 0: one call.
+        clock: gives the seconds of a number of calls (default: the device's clock).
+        memory: also find the most bytes that a call holds; this takes one call under the profiler.
     """
     clock = clock or (cuda_seconds if device.type == "cuda" else cpu_seconds)
     _free_a_large_block()
@@ -165,8 +165,10 @@ def cpu_seconds(run: Callable[[], object], calls: int) -> float:
 
 
 def cuda_seconds(run: Callable[[], object], calls: int) -> float:
-    """Seconds that ``calls`` calls take on the GPU, by its own events; where the host launches more slowly than the GPU
-    computes, that is the host's time, as it is in training."""
+    """Seconds that ``calls`` calls take on the GPU, by its own events.
+
+    If the host launches more slowly than the GPU computes, this is the host's time, as in training.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -178,7 +180,7 @@ def cuda_seconds(run: Callable[[], object], calls: int) -> float:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that one call holds at once beyond what was there before, its results included.
+    """The most bytes that one call holds at once beyond the bytes held before it, with its results.
 
     On the CPU the profiler reports every allocation and release of torch's allocator on the calling thread, in order
     and in bytes; their running sum is exact and the same in every call. Memory that C++ code takes by itself (a
@@ -202,7 +204,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def captured(peer: Peer) -> Peer:
-    """The same peer on a GPU without the host's time: its calls are replays of one, as a CUDA graph."""
+    """The same peer on a GPU without the host's time: its calls are replays of one call's CUDA graph."""
     graphs, replays = Graphs(), []
 
     def run() -> dict[str, Tensor]:
@@ -217,21 +219,21 @@ def captured(peer: Peer) -> Peer:
 
 def ops_called(run: Callable[[], object]) -> frozenset[str]:
     """The names of the operations that a call goes through."""
-    run()  # what only a first call does, it does here
+    run()  # warm-up: the work that only a first call does
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     return frozenset(event.name for event in profile.events() if "::" in event.name)
 
 
 def name_auto(run: Callable[[str], object], impls: Sequence[str]) -> str:
-    """Which of ``impls`` stands behind ``auto`` here: the one that goes through the same operations."""
+    """The one of ``impls`` that ``auto`` uses here: it runs the same operations."""
     wanted = ops_called(lambda: run("auto"))
     for impl in impls:
         if impl != "auto":
             try:
                 if ops_called(lambda impl=impl: run(impl)) == wanted:
                     return impl
-            except ValueError:  # not available here, so it is not behind auto either
+            except ValueError:  # not available here, so auto does not use it
                 continue
     return ", ".join(sorted(name for name in wanted if name.startswith("fastdhm::"))) or "unknown"
 
@@ -239,7 +241,7 @@ def name_auto(run: Callable[[str], object], impls: Sequence[str]) -> str:
 def agrees_with(
     expected: dict[str, Tensor], tolerance: float | None = None
 ) -> Callable[[dict[str, Tensor]], str | None]:
-    """A check that every tensor of a result is the expected one of that name, see :func:`disagreement`."""
+    """A check that every tensor of a result agrees with the expected one of that name; see :func:`disagreement`."""
 
     def check(result: dict[str, Tensor]) -> str | None:
         unknown = result.keys() - expected.keys()
@@ -259,17 +261,17 @@ def disagreement(actual: Tensor, expected: Tensor, tolerance: float | None = Non
     all. Any other dtype: equal.
     """
     if actual.shape != expected.shape:
-        return f"has shape {tuple(actual.shape)}, must have {tuple(expected.shape)}"
-    actual, expected = actual.detach(), expected.detach().to(actual.device)  # on a GPU, gigabytes are judged there
+        return f"has shape {tuple(actual.shape)}: must be {tuple(expected.shape)}"
+    actual, expected = actual.detach(), expected.detach().to(actual.device)  # large tensors are compared on the GPU
     if not actual.is_floating_point():
         return None if torch.equal(actual, expected) else "differs"
     tolerance, limits = tolerance or TOLERANCES[actual.dtype], torch.finfo(actual.dtype)
     actual, expected = torch.atleast_1d(actual.double()), torch.atleast_1d(expected.double())
     size = expected.abs().sum(-1)
     error = (actual - expected).abs().sum(-1)
-    # float16 has steps of this size around 0, where gradients of many classes lie
+    # float16 has steps of this size near 0, where gradients of many classes are
     steps = actual.shape[-1] * limits.tiny * limits.eps
-    if (error <= tolerance * size + steps).all():  # so written, NaN is wrong
+    if (error <= tolerance * size + steps).all():  # written so that NaN is wrong
         return None
     worst = (error / size.clamp(min=limits.tiny)).max()
     return f"is off by {worst:.2g} of its size, tolerance {tolerance:.2g}"
@@ -288,17 +290,17 @@ def threads(number: int | None) -> Iterator[int]:
 
 
 def failure(judge: Callable[[], str | None]) -> str | None:
-    """What ``judge`` finds wrong, or that it raises."""
+    """What ``judge`` finds wrong, or the error that it raises."""
     try:
         return judge()
-    except Exception as error:  # a peer that breaks must not take the others' numbers with it
+    except Exception as error:  # a broken peer must not lose the numbers of the others
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _calls_per_sample(run: Callable[[], object], clock: Clock, min_seconds: float) -> int:
     """The first power of two at which samples are long enough; finding it also warms up.
 
-    Several of them: one alone can be long because another process had the processor.
+    Several samples must be long: a single one can be long because another process had the processor.
     """
     calls = 1
     while any(clock(run, calls) < min_seconds for _ in range(3)):
@@ -307,10 +309,10 @@ def _calls_per_sample(run: Callable[[], object], clock: Clock, min_seconds: floa
 
 
 def _free_a_large_block() -> None:
-    """Bring glibc's allocator to where it is in training, which frees large activations all the time.
+    """Bring glibc's allocator to its state in training, which frees large activations all the time.
 
-    Until a process has freed a block of some size, malloc asks the kernel for each block as large, and gives it back:
-    every call of every peer would pay for fresh pages (0.2 ms for 3 MiB here). It learns up to 32 MiB.
+    Until a process has freed a block of some size, malloc takes each block of that size from the kernel and gives it
+    back, so every call of every peer would pay for fresh pages (0.2 ms for 3 MiB here). It learns up to 32 MiB.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8).fill_(0)
 

@@ -1,1 +1,1 @@
-"""What is measured against: an eager trainer (model, data, run), other losses; same_step holds the two together."""
+"""The references: an eager trainer (model, data, run) and other losses; same_step compares engine and reference."""

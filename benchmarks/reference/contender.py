@@ -1,4 +1,4 @@
-"""The engine's own training step, taken as ``fastdhm train`` takes it, for benchmarks.
+"""The engine's own training step for benchmarks, exactly as ``fastdhm train`` runs it.
 
 Legend: A the branches that a step computes, B batch, C channels, H height, W width.
 """
@@ -28,9 +28,9 @@ from fastdhm.errors import UserError
 from fastdhm.recipes import recipe
 
 T = TypeVar("T")
-LONG_RUN = 1 << 62  # steps: long enough to repay whatever `auto` weighs
+LONG_RUN = 1 << 62  # steps: long enough that `auto` always compiles
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-SMALL = 64  # pixels: up to here images are CIFAR's kind
+SMALL = 64  # pixels: images up to this side count as CIFAR's kind
 
 
 def make_config(arch: str, image_size: int | tuple[int, int] | None, batch_size: int | None, **given) -> TrainConfig:
@@ -62,7 +62,7 @@ def recipe_config(dataset: str, arch: str | None, method: str, preset: str = "pa
 
 
 def _settled(values: dict[str, object]) -> TrainConfig:
-    """The config of a run that the user described by flags."""
+    """The config of a run from the user's flags."""
     try:
         config = TrainConfig(**values)
         check_value("precision", config.precision, PRECISIONS)
@@ -87,7 +87,7 @@ class Engine:
         if config.cuda_graphs:
             self.step = GraphedStep(self.step, form=lambda: None)
         if self.run.device.type == "cuda":
-            self.run.num_samples = config.batch_size  # as in training, an epoch's draws are made at its beginning
+            self.run.num_samples = config.batch_size  # as in training, the draws of an epoch are made at its start
         self.run.begin_epoch()
 
     @contextmanager
@@ -111,7 +111,7 @@ class Engine:
 
 
 class Waited:
-    """Items of an iterable, and in ``seconds`` how long the loop has waited for them."""
+    """Iterates over items; ``seconds`` is how long the loop has waited for them."""
 
     def __init__(self, items: Iterable[T]):
         start = time.perf_counter()
@@ -129,7 +129,7 @@ class Waited:
 
 
 def random_batch(config: TrainConfig, num_classes: int) -> Batch:
-    """Noise in the shape of a batch: what a step takes does not depend on the pixels."""
+    """Noise in the shape of a batch: the time of a step does not depend on the pixels."""
     generator = torch.Generator().manual_seed(config.seed)
     shape = (config.batch_size, *height_width(config.image_size), 3)
     return Batch(

@@ -19,11 +19,11 @@ from fastdhm.data.sources.load import load_sources
 from fastdhm.data.sources.source import Source
 from fastdhm.errors import UserError
 
-CROPS = ("pad", "scale", "shift", "center")  # those that torchvision's plain transforms have
+CROPS = ("pad", "scale", "shift", "center")  # those that torchvision's plain transforms can do
 
 
 class Images(Dataset):
-    """Images that lie in memory as one array, as those of torchvision's own small data sets do."""
+    """Images in memory as one array, like torchvision's own small data sets."""
 
     def __init__(self, image_NHWC: np.ndarray, target_N: np.ndarray, transform: Callable):
         self.image_NHWC, self.targets, self.transform = image_NHWC, target_N.tolist(), transform
@@ -36,10 +36,10 @@ class Images(Dataset):
 
 
 def training_transform(config: TrainConfig) -> transforms.Compose:
-    """What the released code does to a training image, for the crop that ``config`` names."""
+    """The released code's transform of a training image, for the crop in ``config``."""
     height, width = height_width(config.image_size)
     if config.crop not in CROPS:
-        raise UserError(f"crop is {config.crop}: the reference has {', '.join(CROPS)}")
+        raise UserError(f"crop is {config.crop}: the reference only has {', '.join(CROPS)}")
     cut = {
         "pad": [transforms.RandomCrop((height, width), padding=config.pad)],
         "scale": [transforms.RandomResizedCrop((height, width))],
@@ -54,7 +54,7 @@ def training_transform(config: TrainConfig) -> transforms.Compose:
 
 
 def training_set(source: Source, config: TrainConfig) -> Dataset:
-    """The training images of a source, transformed: a folder's are read file by file, others lie in memory."""
+    """The training images of a source, transformed: a folder is read file by file, other sources are in memory."""
     transform = training_transform(config)
     if hasattr(source, "root"):
         return ImageFolder(str(source.root), transform)

@@ -1,4 +1,4 @@
-"""What computes the mimicking loss, and what must come out.
+"""Implementations of the mimicking loss, and the expected results.
 
 Legend: M branches, B batch, K classes.
 
@@ -35,7 +35,7 @@ ORACLE_SUMMANDS = 1 << 25  # of a GPU, which a few rows would not fill
 
 
 class Case:
-    """Inputs of one shape and dtype, what must come out, and the peers that compute it."""
+    """Inputs of one shape and dtype, the expected results, and the peers that compute them."""
 
     def __init__(self, shape: Shape, dtype: str, device: torch.device):
         check_memory(shape, device)
@@ -56,7 +56,7 @@ class Case:
             "loops": lambda: self.separately(loops, alone),
         }
         if compiled:
-            torch.compiler.reset()  # every shape anew: compiled for it alone, as it would be in training
+            torch.compiler.reset()  # compile for every shape anew, as training would
             compiled_loops = torch.compile(loops, dynamic=False)
             runs["compiled"] = lambda: self.separately(compiled_loops, alone)
         runs |= {
@@ -87,7 +87,7 @@ class Case:
 
 
 def loops(branches: list[Tensor], target_B: Tensor) -> Tensor:
-    """The loss as one would write it down: every cross-entropy, then every ordered pair, all weights 1."""
+    """The loss written as loops: every cross-entropy, then every ordered pair, all weights 1."""
     branches = [logits_BK.float() if logits_BK.dtype != torch.float64 else logits_BK for logits_BK in branches]
     loss = sum(F.cross_entropy(logits_BK, target_B) for logits_BK in branches)
     for p, teacher_BK in enumerate(branches):
@@ -99,7 +99,7 @@ def loops(branches: list[Tensor], target_B: Tensor) -> Tensor:
 
 
 def oracle(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> dict[str, Tensor]:
-    """What every peer must give, by the eager reference in float64, some rows at a time: it holds [M, M, rows, K]."""
+    """The expected results, by the eager reference in float64, some rows at a time: it holds [M, M, rows, K]."""
     M, B, K = logits_MBK.shape
     loss, terms_MM, gradients = 0, torch.zeros(M, M, dtype=torch.float64, device=logits_MBK.device), []
     at_once = ORACLE_ROWS if logits_MBK.device.type == "cpu" else max(1, ORACLE_SUMMANDS // (M * M * K))
@@ -107,7 +107,7 @@ def oracle(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> dict[str
         part_MBK = logits_MBK[:, rows : rows + at_once].double().requires_grad_()
         part_B = target_B[rows : rows + at_once]
         part_loss, part_MM = mimic_loss(part_MBK, part_B, weights_MM.double(), impl="eager")
-        share = len(part_B) / B  # means over the part, to be means over all
+        share = len(part_B) / B  # turns means over the part into means over all
         gradients.append(share * torch.autograd.grad(part_loss, part_MBK)[0])
         loss = loss + share * part_loss.detach()
         terms_MM += share * part_MM
@@ -134,7 +134,7 @@ def label(shape: Shape) -> str:
 
 
 def fits(shape: Shape, device: torch.device) -> bool:
-    """Whether all peers have memory for such a shape."""
+    """Whether all peers fit into memory at this shape."""
     try:
         check_memory(shape, device)
     except UserError:
@@ -143,14 +143,14 @@ def fits(shape: Shape, device: torch.device) -> bool:
 
 
 def check_memory(shape: Shape, device: torch.device) -> None:
-    """``ValueError`` where the eager reference would not fit: some six float32 ``[M, M, B, K]`` and a few stacks."""
+    """``ValueError`` if the eager reference does not fit: it needs six float32 ``[M, M, B, K]`` and a few stacks."""
     M, B, K = shape
     needed = 24 * M * M * B * K + 60 * M * B * K
     if device.type == "cuda":
-        needed *= 2  # what a CUDA graph uses is its own
+        needed *= 2  # a CUDA graph has its own memory
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
     if available is not None and needed > available:
         raise UserError(
             f"--shape is {label(shape)}: its peers need about {needed / 2**30:.1f} GiB, "
-            f"{available / 2**30:.1f} GiB are free; name a smaller shape"
+            f"{available / 2**30:.1f} GiB are free. Give a smaller shape"
         )

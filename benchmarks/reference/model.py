@@ -1,9 +1,9 @@
-"""What speed is held against: DHM trained as the released code trains it, in plain torch.
+"""The reference for speed: DHM in plain torch, trained as the released code trains it.
 
-float32, NCHW, one operation after the other; a softmax and a log-softmax for each ordered pair of branches; torch's own
-SGD; torchvision's transforms on PIL images in a ``DataLoader``. Every number that is logged is read as soon as it is
-there, M * M + 2 M times a step (15 with three branches), and each reading waits for the device. Nothing is slower than
-it has to be to be that: torch's defaults of today hold, and data sets that fit are in memory.
+It uses float32, NCHW and separate operations, a softmax and a log-softmax for each ordered pair of branches, torch's
+own SGD, and torchvision's transforms on PIL images in a ``DataLoader``. Every logged number is read at once, M * M +
+2 M times per step (15 with three branches), and each read waits for the device. Nothing else is slowed down: it has
+torch's defaults of today, and data sets that fit are in memory.
 
 Legend: M branches, B batch, C channels, H height, W width, K classes, N samples.
 """
@@ -23,7 +23,7 @@ RELEASED_SMOOTHING = 1e-8
 
 
 class Network(nn.Module):
-    """A trunk and its branches, called one after the other; logits of each, B0 first. Parameters as in the engine."""
+    """A trunk and its branches, called one by one; the logits of each, B0 first. Parameters are as in the engine."""
 
     def __init__(self, model: BranchedModel):
         super().__init__()
@@ -45,11 +45,11 @@ class Reference:
     """A network, its loss and its optimizer.
 
     Args:
-        model: a branched model with the weights to start from; its branches are taken over.
+        model: a branched model with the initial weights; the reference takes its branches.
         config: what is learnt: method, learning rate, momentum, weight decay, temperature, label smoothing.
         device: where it trains.
         smoothing: added to every probability of the mimicking terms; the released code has 1e-8, 0 is exact.
-        precision: float32; another type trains under autocast, to hold the engine's against.
+        precision: float32; another type trains under autocast, to compare the engine with.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Reference:
         return sum(self.weights[p][q] * scales[p == q] * logged[f"{self.names[p]}->{self.names[q]}"] for p, q in pairs)
 
     def terms(self, logits: Sequence[Tensor], target_B: Tensor) -> dict[tuple[int, int], Tensor]:
-        """The terms that have a weight: ``(m, m)`` a cross-entropy, ``(p, q)`` how far student q is from teacher p."""
+        """The terms with a weight: ``(m, m)`` a cross-entropy, ``(p, q)`` mimicking, teacher p, student q."""
         config, terms = self.config, {}
         for p, teacher_BK in enumerate(logits):
             for q, student_BK in enumerate(logits):
@@ -115,7 +115,7 @@ class Reference:
 
 def mimicking(teacher_BK: Tensor, student_BK: Tensor, temperature: float, smoothing: float) -> Tensor:
     """``T^2 KL(teacher || student)``, mean over the batch; the teacher is a constant."""
-    if smoothing:  # as in the released code, which smooths both
+    if smoothing:  # as in the released code, which smooths both distributions
         K = student_BK.shape[1]
         teacher_BK, student_BK = (
             (F.softmax(logits_BK / temperature, dim=1) + smoothing) / (1 + K * smoothing)

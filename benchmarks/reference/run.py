@@ -1,6 +1,6 @@
 """The reference as a program: ``python -m fastdhm.benchmarks.reference.run LOG STEPS DATASET ARCH METHOD DEVICE``.
 
-It is what ``bench startup`` runs beside ``fastdhm train``: imports, data, network, then steps, a line of JSON for each.
+``bench startup`` runs it besides ``fastdhm train``: imports, data, network, then steps with a line of JSON each.
 
 Legend: B batch, C channels, H height, W width.
 """

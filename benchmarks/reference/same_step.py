@@ -1,8 +1,8 @@
-"""Whether the engine takes the same training steps as the reference, from the same weights on the same batch.
+"""Checks that the engine takes the same training steps as the reference, from the same weights on the same batch.
 
-float64 is right. The engine may be off by what plain torch is off by when it computes in the engine's number format and
-memory layout: the reference in float32 or under bfloat16 autocast, channels last. That yardstick is needed because a
-rounding near zero turns a ReLU on or off and moves a gradient by far more than a rounding does, in any implementation.
+float64 is taken as exact. The engine may be off by as much as plain torch in the engine's number format and memory
+layout: the reference in float32 or under bfloat16 autocast, channels last. This yardstick is needed because a rounding
+near zero can switch a ReLU and so change a gradient by far more than a rounding, in any implementation.
 
 Legend: A the branches that a step computes, B batch, C channels, H height, W width.
 """
@@ -25,20 +25,20 @@ from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.fast.graphs import WARM_UP
 from fastdhm.errors import UserError
 
-STEPS = 2  # the second one shows the momentum and what the first did to the batch norms
-LR = 0.01  # so small that the second step is still about the first one's point
-# Off by at most so many times what the yardstick is off by: over all weights together, and in the worst tensor, in
-# which a single ReLU can decide.
+STEPS = 2  # the second one also tests the momentum and the batch norm updates of the first
+LR = 0.01  # so small that the second step starts near the first
+# The error may be this many times the yardstick's: over all weights together, and in the worst tensor, where a single
+# ReLU can decide.
 SLACK, WORST_SLACK = 3.0, 10.0
-# Off by so little, of what the steps changed, is right whatever the yardstick is off by.
+# An error this small, relative to the change, passes for any yardstick.
 FLOORS = {torch.float32: (1e-3, 1e-2), torch.bfloat16: (2**-6, 2**-3), torch.float16: (2**-8, 2**-5)}
 TERM_FLOORS = {torch.float32: 1e-4, torch.bfloat16: 2**-5, torch.float16: 2**-7}
-HELD = 2.5  # what a step holds over the activations of its forward pass: gradients, buffers of convolutions
+HELD = 2.5  # memory of a step over that of its forward activations: gradients, buffers of convolutions
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What some steps came to, in float64: the terms of the first one's loss, all weights and statistics afterwards."""
+    """The result of some steps in float64: the loss terms of the first, all weights and statistics at the end."""
 
     terms: Tensor
     state: dict[str, Tensor]
@@ -46,7 +46,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Errors:
-    """Distances from float64, relative: of the terms, of all changes of the weights together, and of each tensor's."""
+    """Relative errors against float64: of the terms, of all weight changes together, and of each tensor's change."""
 
     terms: float
     total: float
@@ -54,7 +54,7 @@ class Errors:
 
 
 class Yard:
-    """Weights and a batch to start from, the float64 steps from there, and what plain torch loses in other formats."""
+    """Initial weights and a batch, the float64 steps from there, and plain torch's errors in other formats."""
 
     def __init__(self, config: TrainConfig, num_classes: int):
         self.config = dataclasses.replace(config, lr=LR)
@@ -70,17 +70,17 @@ class Yard:
         self.oracle = self._by_reference(torch.float64, torch.float64, torch.contiguous_format)
 
     def engine(self, config: TrainConfig) -> Engine:
-        """An engine at the weights to start from."""
+        """An engine at the initial weights."""
         engine = Engine(dataclasses.replace(config, lr=LR, accumulate=1), self.num_classes)
         engine.run.model.load_state_dict(self.model.state_dict())
         return engine
 
     def reference(self, **settings) -> Reference:
-        """A reference at the weights to start from."""
+        """A reference at the initial weights."""
         return Reference(copy.deepcopy(self.model), self.config, self.device, **settings)
 
     def judge_engine(self, engine: Engine) -> str | None:
-        """What is wrong with an engine that stands at the weights to start from, or None; it takes its steps."""
+        """What is wrong with the steps of an engine at the initial weights, or None; runs the steps."""
         active, weights_AA = engine.run.sample()
         engine.run.set_learning_rate(LR)
         given = (self.image_BCHW, self.target_B, weights_AA, active)
@@ -93,7 +93,7 @@ class Yard:
         return verdict(self._errors(taken), self._yardstick(precision), precision)
 
     def _rewind(self, engine: Engine, given: tuple) -> None:
-        """Put an engine whose step was captured by now back to where it began, in the memory that its graph reads."""
+        """Reset an engine with a captured step to the initial weights, in the memory that its graph reads."""
         for _ in range(WARM_UP + 1):
             engine.step(*given)
         engine.run.model.load_state_dict(self.model.state_dict())
@@ -102,12 +102,12 @@ class Yard:
                 tensor.zero_()
 
     def judge_reference(self) -> str | None:
-        """What is wrong with the reference, or None: it must be float32's own distance from float64."""
+        """What is wrong with the reference, or None: its error must be that of float32."""
         plain = self._by_reference(torch.float32, torch.float32, torch.contiguous_format)
         return verdict(self._errors(plain), self._yardstick(torch.float32), torch.float32)
 
     def _yardstick(self, precision: torch.dtype) -> Errors:
-        """What plain torch is off by in that number format, channels last."""
+        """The errors of plain torch in that number format, channels last."""
         if precision not in self.yardsticks:
             taken = self._by_reference(torch.float32, precision, torch.channels_last)
             self.yardsticks[precision] = self._errors(taken)
@@ -118,7 +118,7 @@ class Yard:
         autocast = precision if precision != dtype else torch.float32
         reference = Reference(model, self.config, self.device, precision=autocast)
         image_BCHW = self.image_BCHW.to(dtype).contiguous(memory_format=layout)
-        with machine.tf32(False):  # float32 is judged as such, not by which layouts cuDNN has TF32 for
+        with machine.tf32(False):  # true float32, whichever layouts have TF32 in cuDNN
             logged = [reference.step(image_BCHW, self.target_B) for _ in range(STEPS)]
         terms = [value for name, value in logged[0].items() if "->" in name]
         return Taken(torch.tensor(terms, dtype=torch.float64), _state(reference.network))
@@ -135,7 +135,7 @@ class Yard:
 
 
 def verdict(found: Errors, yardstick: Errors, precision: torch.dtype) -> str | None:
-    """What is wrong with steps that are off by ``found`` where plain torch is off by ``yardstick``, or None."""
+    """What is wrong with steps that have the errors ``found`` (plain torch: ``yardstick``), or None."""
     floor, worst_floor = FLOORS[precision]
     name = str(precision).removeprefix("torch.")
     limits = [("the loss", found.terms, max(SLACK * yardstick.terms, TERM_FLOORS[precision]))]
@@ -145,16 +145,14 @@ def verdict(found: Errors, yardstick: Errors, precision: torch.dtype) -> str | N
     ]
     limits.append(("the change of all weights", found.total, max(SLACK * yardstick.total, floor)))
     for what, error, limit in limits:
-        if not error <= limit:  # so written, NaN is wrong
-            return (
-                f"{what} is off by {error:.2g} of itself after {STEPS} steps in {name}, {limit:.2g} would be explained"
-            )
+        if not error <= limit:  # written so that NaN is wrong
+            return f"{what} is off by {error:.2g} of itself after {STEPS} steps in {name}: must be at most {limit:.2g}"
     return None
 
 
 def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device) -> int:
-    """How many images of a batch float64 steps have memory for; ``ValueError`` where float32 has too little for all."""
-    give_back_freed_memory()  # or what earlier steps have freed would count as taken
+    """How many images of a batch fit float64 steps in memory; ``ValueError`` if float32 cannot hold them all."""
+    give_back_freed_memory()  # else memory that earlier steps freed would count as used
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
     if free is None:
         return config.batch_size
@@ -171,7 +169,7 @@ def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device)
 
 
 def activations(model: nn.Module, size_HW: tuple[int, int]) -> int:
-    """Numbers that the layers of ``model`` give for one image; counted on the meta device, so nothing is computed."""
+    """The number of values that the layers of ``model`` output for one image; counted on the meta device."""
     count = 0
 
     def add(module: nn.Module, args: tuple, output: Tensor) -> None:

@@ -61,7 +61,7 @@ def test_colours_are_the_same_normalised():
 def test_faults_are_found():
     expected_N = torch.tensor([0, 1, 2, 3])
     assert loader.find_fault(torch.tensor([3, 1, 0, 2]), expected_N, 0) is None
-    assert loader.find_fault(torch.tensor([3, 1, 0]), expected_N, 0) == "an epoch has 3 samples, must have 4"
+    assert loader.find_fault(torch.tensor([3, 1, 0]), expected_N, 0) == "an epoch has 3 samples: must be 4"
     assert "other labels" in loader.find_fault(torch.tensor([3, 1, 0, 0]), expected_N, 0)
     assert "2 images are not those" in loader.find_fault(torch.tensor([3, 1, 0, 2]), expected_N, 2)
 
@@ -77,7 +77,7 @@ def test_a_loader_that_mixes_up_labels_gets_no_time(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(loader, "_has_ffcv", lambda frame: False)
     assert main([*QUICK, "--out", str(tmp_path)]) == 1
     record = json.loads(capsys.readouterr().out)
-    assert "are not those of their labels" in record["comparisons"][0]["peers"]["torch"]["failure"]
+    assert "images that do not match their labels" in record["comparisons"][0]["peers"]["torch"]["failure"]
     assert "median_ms" not in record["comparisons"][0]["peers"]["torch"]
     assert record["comparisons"][0]["peers"]["torchvision"]["median_ms"] > 0
     assert record["speedup"] is None

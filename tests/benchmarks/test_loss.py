@@ -98,7 +98,7 @@ def test_wrong_op_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
         ("--shape 3x256", "'3x256': must be branches x batch x classes, such as 3x256x1000"),
         ("--shape 3x-1x5", "must be branches x batch x classes"),
         ("--shape 3x0x10", "'3x0x10': branches, batch and classes must each be at least 1"),
-        ("--shape 99999x99999x99999", "GiB are free; name a smaller shape"),
+        ("--shape 99999x99999x99999", "GiB are free. Give a smaller shape"),
         ("--dtype int8", "unknown value of --dtype 'int8' (known: float32"),
         ("--dtype bfloat", "did you mean 'bfloat16'?"),
         ("--compiled maybe", "unknown value of --compiled 'maybe'"),

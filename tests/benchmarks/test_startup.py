@@ -58,7 +58,7 @@ with open(sys.argv[1], "w", buffering=1) as log:
     log.unlink()
     seen = watch(command, log, 3, {}, None, own_word=False)  # as on a GPU, where a run's word is of a launch
     assert 0.05 < seen.step_seconds[0] < seen.step_seconds[1]
-    assert "its log has 3 steps, must have 4" in watch(command, log, 4, {}, None).failure
+    assert "its log has 3 steps: must be 4" in watch(command, log, 4, {}, None).failure
 
 
 def test_a_program_that_fails_gets_no_time(tmp_path):
@@ -66,7 +66,7 @@ def test_a_program_that_fails_gets_no_time(tmp_path):
     assert started.failure == "it ended with status 1: no such thing"
 
 
-def test_what_a_program_calls_a_mistake_is_one(tmp_path):
+def test_a_refusal_of_the_program_is_a_user_error(tmp_path):
     program_text = "import sys; print('fastdhm: error: no such folder', file=sys.stderr); sys.exit(2)"
     with pytest.raises(UserError, match="^no such folder$"):
         watch(program(tmp_path, program_text), tmp_path / "log", 3, {}, None)

@@ -159,7 +159,7 @@ def test_ignored_rows_only_mimic(ignored, ignore_index):
         assert terms_MM.diag().tolist() == [0, 0]
 
 
-def test_a_batch_without_rows_is_nan_where_branches_are_used():
+def test_terms_of_a_batch_without_rows_are_nan_for_used_branches():
     logits_MBK, target_B, weights_MM = case(3, 0, 5)
     weights_MM[1], weights_MM[:, 1] = 0, 0
     loss, terms_MM, grad_MBK = kernel.mimic_loss(logits_MBK, target_B, weights_MM, 1.0, 0.0, -100, True)

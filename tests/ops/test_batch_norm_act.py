@@ -177,7 +177,7 @@ def thirds(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(3, 7, 5, 3), (6, 33, 4, 7), (3, 100, 2, 2), (6, 1031, 3, 1), LARGE], ids=str)
 @pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
-def test_x_says_what_y_would_of_the_relu(simd, dtype, shape, edge):
+def test_x_gives_the_same_relu_mask_as_y(simd, dtype, shape, edge):
     """Without a residual the gradient is masked by what x gives, to the bit as by y itself, also where that is 0."""
     values, grad_y = case(shape, dtype, residual=False)
     edge(values)
@@ -210,7 +210,7 @@ def test_any_number_of_threads_gives_the_same_bits(simd, residual, relu):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows(simd, value):
+def test_values_that_are_not_finite_reach_the_result(simd, value):
     values, grad_y = case((2, 20, 3, 3), torch.bfloat16, residual=False)
     values["x"][1, 4, 0, 2] = value
     got = run(values, grad_y, impl="cpp")
@@ -220,7 +220,7 @@ def test_what_is_not_finite_shows(simd, value):
     assert torch.equal(~got["grad_x"].isfinite().all(0).all(1).all(1), bad_C)
 
 
-def test_gradients_are_those_that_are_asked_for():
+def test_only_the_requested_gradients_are_computed():
     values, grad_y = case((2, 4, 3, 3), torch.float32)
     weight = values["weight"].requires_grad_()
     y = batch_norm_act(*values.values(), impl="cpp")
@@ -275,7 +275,7 @@ def test_the_running_statistics_count_as_written():
         kept.sum().backward()
 
 
-def test_a_result_changed_in_place_is_noticed_where_it_is_needed():
+def test_a_result_changed_in_place_is_noticed_if_backward_needs_it():
     for residual in (True, False):
         values, grad_y = case((2, 4, 3, 3), torch.float32, residual=residual)
         expected = run(values, grad_y, impl="cpp")["grad_x"]
@@ -313,7 +313,7 @@ def test_a_result_changed_in_place_is_noticed_where_it_is_needed():
         ({"residual": torch.zeros(2, 4, 3, 1)}, "residual is torch.float32 .*must be like x"),
     ],
 )
-def test_what_cpp_cannot_take_is_refused(change, message):
+def test_inputs_that_cpp_cannot_take_are_refused(change, message):
     values = case((2, 4, 3, 3), torch.float32)[0] | change
     with pytest.raises(ValueError, match=message):
         batch_norm_act(*values.values(), impl="cpp")

@@ -73,7 +73,7 @@ def draws_TS():
     return torch.stack([branch_mask(probs_S, 20200615, step) for step in range(20_000)]), probs_S.double().tolist()
 
 
-def test_eight_patterns_of_three_branches_are_alike():
+def test_the_eight_patterns_of_three_branches_are_equally_frequent():
     """Jointly, not only in pairs: chi-square with 7 degrees of freedom passes 29.9 once in 10,000 tries."""
     masks_TS = torch.stack([branch_mask(torch.full((3,), 0.5), 5, step) for step in range(8000)])
     counts = torch.bincount((masks_TS * torch.tensor([1, 2, 4])).sum(1), minlength=8)

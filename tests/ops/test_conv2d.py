@@ -82,7 +82,7 @@ def test_low_precision_against_float64(simd, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", list(NAMES), ids=str)
-def test_what_the_op_keeps_is_written_before_it_is_read(dtype):
+def test_kept_memory_is_written_before_it_is_read(dtype):
     """In a new thread, whose memory is fresh and so poisoned; and that it grows with what is asked."""
     small, large = case(SMALL, dtype), case((5, 32, 48, 9, 9, (3, 3), (2, 2), (1, 1)), dtype)
     skip_unless_taken(*small[0][:2])
@@ -161,7 +161,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype, shape):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("of", [0, 2], ids=["x", "grad_y"])
-def test_what_is_not_finite_shows_where_it_does_in_torch(simd, value, of):
+def test_values_that_are_not_finite_reach_the_same_outputs_as_in_torch(simd, value, of):
     values, how = case((3, 16, 16, 8, 8, (3, 3), (2, 2), (1, 1)), torch.float32)
     skip_unless_taken(*values[:2])
     values[of][2, 4, 3, 2] = value
@@ -170,7 +170,7 @@ def test_what_is_not_finite_shows_where_it_does_in_torch(simd, value, of):
         assert torch.equal(got[name].isfinite(), exact[name].isfinite()), name
 
 
-def test_gradients_are_those_that_are_asked_for():
+def test_only_the_requested_gradients_are_computed():
     (x, weight, grad_y), how = case(SMALL, torch.float32)
     weight.requires_grad_()
     conv2d(x, weight, *how, impl="cpp").backward(grad_y)
@@ -241,7 +241,7 @@ def test_in_a_compiled_function():
     ((2, 256, 512, 5, 4, (3, 3), (2, 2), (1, 1)), torch.bfloat16, False),
     ((2, 24, 32, 9, 8, (3, 3), (2, 2), (1, 1)), torch.bfloat16, False),
 ], ids=str)  # fmt: skip
-def test_the_gradient_of_x_is_by_products_where_that_pays(shape, dtype, ours):
+def test_the_gradient_of_x_uses_products_where_they_are_faster(shape, dtype, ours):
     (x, weight, grad_y), how = case(shape, dtype)
     if ours:
         skip_unless_taken(x, weight)
@@ -276,7 +276,7 @@ BAD = {"x": torch.zeros(2, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3), "stri
     ({"stride": 2}, "stride is 2 .*must be pairs"),
     ({"padding": (1, -1)}, r"padding \(1, -1\): must be pairs of whole numbers, from 1 and from 0"),
 ])  # fmt: skip
-def test_what_cpp_cannot_take_is_refused(change, message):
+def test_inputs_that_cpp_cannot_take_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         conv2d(*(BAD | change).values(), impl="cpp")
 
@@ -291,7 +291,7 @@ def test_auto_does_the_rest_by_torch():
 
 @pytest.mark.parametrize("matrix_units", [False, True])
 @pytest.mark.parametrize("wide_vectors", [False, True])
-def test_it_pays_where_it_was_measured_to(monkeypatch, matrix_units, wide_vectors):
+def test_auto_uses_cpp_where_it_was_measured_to_be_faster(monkeypatch, matrix_units, wide_vectors):
     monkeypatch.setattr(_convolution, "has_matrix_units", lambda: matrix_units)
     monkeypatch.setattr(_convolution, "has_wide_vectors", lambda: wide_vectors)
     kernels = {side: torch.zeros(16, 16, side, side) for side in (1, 3)}

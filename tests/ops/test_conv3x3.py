@@ -78,7 +78,7 @@ def test_activations_of_one_sign_and_long_sums(dtype):
 
 
 @pytest.mark.parametrize("dtype", list(NAMES), ids=str)
-def test_what_the_op_keeps_is_written_before_it_is_read(dtype):
+def test_kept_memory_is_written_before_it_is_read(dtype):
     """In a new thread, whose memory is fresh and so poisoned; and that it grows with what is asked."""
     small, large = case((1, 16, 16, 3, 5), dtype), case((5, 32, 48, 9, 9), dtype)
     skip_unless_taken(*small[:2])
@@ -145,7 +145,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype, shape):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows(simd, value):
+def test_values_that_are_not_finite_reach_the_result(simd, value):
     """At least where it does in torch: a tile shares it with all of its outputs."""
     x, weight, grad_y = case((2, 16, 16, 8, 8), torch.float32)
     skip_unless_taken(x, weight)
@@ -157,7 +157,7 @@ def test_what_is_not_finite_shows(simd, value):
     assert got["grad_x"].isfinite().all()
 
 
-def test_gradients_are_those_that_are_asked_for():
+def test_only_the_requested_gradients_are_computed():
     x, weight, grad_y = case((2, 16, 16, 4, 4), torch.float32)
     weight.requires_grad_()
     conv3x3(x, weight, impl="cpp").backward(grad_y)
@@ -212,7 +212,7 @@ def test_in_a_compiled_function():
     ({"weight": torch.zeros(10, 16, 3, 3)}, "channels are 16 and 10: must be multiples of"),
     ({"weight": torch.zeros(16, 16, 3, 3, device="meta")}, "x is on cpu and weight on meta"),
 ])  # fmt: skip
-def test_what_cpp_cannot_take_is_refused(change, message):
+def test_inputs_that_cpp_cannot_take_are_refused(change, message):
     values = {"x": torch.zeros(2, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3)} | change
     with pytest.raises(ValueError, match=message):
         conv3x3(*values.values(), impl="cpp")
@@ -230,7 +230,7 @@ def test_auto_does_the_rest_by_torch():
     ((2, 3, 8), 16, False), ((2, 4, 8), 16, True), ((1, 8, 8), 64, True), ((1, 8, 8), 128, False),
     ((2, 8, 8), 128, True), ((8, 7, 7), 512, False), ((12, 7, 7), 512, True),
 ])  # fmt: skip
-def test_it_pays_where_it_was_measured_to(images, channels, expected):
+def test_auto_uses_cpp_where_it_was_measured_to_be_faster(images, channels, expected):
     """``meta`` tensors have no numbers, only shapes."""
     batch, height, width = images
     with torch.device("meta"):

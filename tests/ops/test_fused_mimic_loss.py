@@ -231,7 +231,7 @@ def test_an_unused_branch_is_not_read(simd, dtype):
     assert (grad_MBK[2] == 0).all()
 
 
-def test_float16_gradients_keep_what_the_loss_scaling_saves(simd):
+def test_float16_gradients_keep_values_that_loss_scaling_saves(simd):
     """Before the scaling most of them are below what float16 can hold."""
     logits_MBK, target_B = case(3, 64, 1000, torch.float16)
 

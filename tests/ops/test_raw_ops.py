@@ -86,12 +86,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_takes_what_it_is_for(name):
+def test_valid_arguments_are_accepted(name):
     getattr(torch.ops.fastdhm, name)(*CALLS[name][0])
 
 
 @pytest.mark.parametrize(("name", "place", "value"), REFUSED)
-def test_what_it_cannot_take_is_refused_in_words(name, place, value):
+def test_invalid_arguments_are_refused_with_a_message(name, place, value):
     arguments = [*CALLS[name][0]]
     arguments[place] = value
     with pytest.raises((ValueError, RuntimeError)) as error:

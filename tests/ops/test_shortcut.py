@@ -43,7 +43,7 @@ def test_any_shape_has_the_bits_of_eager(simd, shape, more, dtype):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e-40, 3e38])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_not_finite_or_normal_has_the_bits_of_eager(simd, dtype, value):
+def test_infinite_nan_and_subnormal_values_have_the_bits_of_eager(simd, dtype, value):
     x = draw((2, 20, 4, 5), dtype)
     x[1, 4, 1:3] = value
     for got, expected in zip(*(run(x, 32, impl) for impl in ("cpp", "eager")), strict=True):
@@ -103,7 +103,7 @@ def test_a_gradient_of_a_gradient_is_refused():
         (torch.zeros(2, 4, 3, 3, device="meta"), 8, "on meta"),
     ],
 )
-def test_what_cpp_cannot_take_is_refused(x, channels, message):
+def test_inputs_that_cpp_cannot_take_are_refused(x, channels, message):
     with pytest.raises(ValueError, match=message):
         shortcut(x, channels, impl="cpp")
 

@@ -49,7 +49,7 @@ def test_a_stage_that_breaks_or_fails_stops_none(run):
     assert {path.name for path in run.out.iterdir()} == {"page.md", "page.json", "log.txt", "details.tar.gz"}
 
 
-def test_a_stage_that_hangs_is_ended_with_what_it_started_and_leaves_the_others_their_time(run, tmp_path):
+def test_a_hanging_stage_is_stopped_with_its_children_and_the_others_keep_their_time(run, tmp_path):
     note, limits = tmp_path / "pid", []
     program = "import subprocess, sys, time; note = open(sys.argv[1], 'w')\n"
     program += "note.write(str(subprocess.Popen(['sleep', '600']).pid)); note.close(); time.sleep(600)"
@@ -74,7 +74,7 @@ def test_time_that_is_left_over_goes_to_later_stages(run):
     assert limits[0] == pytest.approx(4, abs=0.5) and limits[2] == pytest.approx(12, abs=1)
 
 
-def test_what_is_killed_is_told_from_what_is_late(run):
+def test_killed_and_late_commands_are_distinguished(run):
     taken = run.python("killed", ["-c", "import time; time.sleep(600)"], 60, kill=lambda: True)
     assert taken["killed"] and not taken["timed_out"]
 
@@ -97,7 +97,7 @@ def test_the_package_is_linked_as_it_would_be_installed(tmp_path):
     assert not list((tmp_path / "tree" / "fastdhm").glob("*.so")) and (tmp_path / "tree" / "tests" / "tools").is_dir()
 
 
-def test_marks_say_what_holds_what_is_missed_and_what_was_not_run():
+def test_marks_say_what_holds_what_failed_and_what_was_not_run():
     def measured(name, value, where):
         return {"name": name, "where": where, "value": {"median": value}}
 
@@ -123,7 +123,7 @@ def test_tests_are_counted_as_far_as_they_came():
     )  # fmt: skip
 
 
-def test_every_file_with_a_gpu_test_is_taken_the_most_telling_first():
+def test_every_file_with_a_gpu_test_is_found_the_most_valuable_first():
     files = gpu_stages.gpu_tests()
     assert files[: len(gpu_stages.TESTS_FIRST)] == list(gpu_stages.TESTS_FIRST)
     assert "tests/kernels/test_mimic_loss.py" in files and len(files) == len(set(files))
@@ -149,7 +149,7 @@ def test_without_a_gpu_it_says_that_it_was_not_run(tmp_path):
     [
         ("--stages build,dance", "--stages has dance"),
         ("--minutes 0", "--minutes must be above 0"),
-        ("--wheels nowhere", "nowhere is not there"),
+        ("--wheels nowhere", "nowhere does not exist"),
     ],
 )
 def test_a_mistake_is_told(flags, message, capsys):

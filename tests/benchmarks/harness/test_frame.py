@@ -37,7 +37,7 @@ def test_a_failed_check_is_status_1(tmp_path, capsys):
     assert "rounds" not in json.loads((tmp_path / "mask.json").read_text())["settings"]
 
 
-def test_threads_are_those_that_are_told(tmp_path, capsys):
+def test_threads_are_those_of_the_flag(tmp_path, capsys):
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
@@ -63,7 +63,7 @@ def test_nothing_is_made_before_measuring(tmp_path):
         assert (tmp_path / "new").is_dir()
 
 
-def test_a_compiler_is_needed_where_it_is_asked_for(monkeypatch):
+def test_a_compiler_is_only_needed_if_requested(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "no C++ compiler" in frame.missing_compiler("auto")
     with pytest.raises(UserError, match=r"--compiled is on, but there is no C\+\+ compiler"):

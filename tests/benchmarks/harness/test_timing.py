@@ -47,7 +47,7 @@ def test_peers_run_in_turns():
     ],
     ids=["off", "nan", "shape", "unknown-name", "empty", "raises"],
 )
-def test_what_is_wrong_gets_no_time(run, reason):
+def test_a_wrong_peer_gets_no_time(run, reason):
     comparison = harness.measure("check", [peer("right"), peer("wrong", run)], device=CPU, rounds=2)
     assert reason in comparison.failures["wrong"]
     assert comparison.time_ms("wrong") is None
@@ -152,7 +152,7 @@ def test_peak_memory_and_time_on_a_gpu():
     assert harness.cuda_seconds(held.clone, 10) > 0
 
 
-def test_auto_is_named_by_what_it_calls():
+def test_auto_is_identified_by_the_operations_it_calls():
     def run(impl):
         if impl == "missing":
             raise ValueError("not available")

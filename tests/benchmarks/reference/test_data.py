@@ -25,7 +25,7 @@ def test_every_crop_gives_normalised_squares(crop):
 
 
 def test_a_crop_that_only_the_engine_has_is_refused():
-    with pytest.raises(UserError, match="crop is enlarge: the reference has pad"):
+    with pytest.raises(UserError, match="crop is enlarge: the reference only has pad"):
         training_transform(dataclasses.replace(CONFIG, crop="enlarge"))
 
 

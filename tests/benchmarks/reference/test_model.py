@@ -81,7 +81,7 @@ def test_a_step_reads_fifteen_numbers_and_learns():
     assert all(math.isfinite(value) for value in last.values())
 
 
-def test_a_ramp_weighs_the_mimicking_alone():
+def test_a_ramp_scales_only_the_mimicking_terms():
     (image_BCHW, target_B), trained = images(), []
     for method, scale in (("dhm", 0.0), ("dsl", 1.0), ("dhm", 1.0)):
         trainer = reference(method)

@@ -106,7 +106,7 @@ def test_small_errors_everywhere_are_found_together():
     assert "all weights is off by 0.004" in verdict(Errors(0.0, 0.004, {"weight": 0.09}), yardstick, torch.float32)
 
 
-def test_nan_and_what_should_not_move_are_found():
+def test_nan_and_changes_of_fixed_tensors_are_found():
     fine = Errors(0.0, 0.0, {"weight": 0.0})
     assert verdict(fine, fine, torch.float32) is None
     for wrong in (

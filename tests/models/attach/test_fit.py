@@ -44,7 +44,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("case", NORMS)
-def test_norms_of_a_branch_learn_whatever_the_trunks_do(case):
+def test_norms_of_a_branch_learn_for_any_norm_of_the_trunk(case):
     stages = (nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), NORMS[case](b), nn.ReLU()) for a, b in ((3, 4), (4, 8), (8, 16)))
     network = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     model = attach(network, input_size=32, verbose=False)

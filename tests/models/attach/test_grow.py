@@ -84,7 +84,7 @@ def test_a_block_that_begins_with_dropout_is_in_the_branch_whole():
     check_whole(network, model, images(4, 3, 32, 32))
 
 
-def test_branches_start_anew_and_their_statistics_too():
+def test_branches_start_with_new_weights_and_statistics():
     torch.manual_seed(0)
     network = plain()
     network(images(4, 3, 32, 32))

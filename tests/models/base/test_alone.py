@@ -26,7 +26,7 @@ def pair(arch: str, branch: str) -> tuple[models.BranchedModel, models.BranchedM
 
 @pytest.mark.parametrize("branch", ["B1", "B2"])
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_alone_it_computes_what_it_does_in_the_whole_network(arch, branch, image_BCHW):
+def test_a_branch_alone_gives_the_same_logits_as_in_the_whole_network(arch, branch, image_BCHW):
     whole, alone = (model.eval() for model in pair(arch, branch))
     assert alone.branch_names == (branch,)
     assert torch.equal(alone(image_BCHW)[0], whole(image_BCHW)[1])

@@ -31,7 +31,7 @@ def test_logits_are_stacked_main_branch_first(model, image_BCHW):
 
 
 @pytest.mark.parametrize("active", [(), ("B1",), ("B2",), ("B2", "B1")], ids=str)
-def test_active_branches_alone_are_computed(model, image_BCHW, active):
+def test_only_active_branches_are_computed(model, image_BCHW, active):
     model.eval()
     whole, part = model(image_BCHW), model(image_BCHW, active)
     rows = [0] + [model.branch_names.index(name) for name in active]

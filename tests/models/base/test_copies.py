@@ -87,7 +87,7 @@ HANDED = {
 
 
 @pytest.mark.parametrize("case", HANDED)
-def test_what_is_no_network_of_modules_is_refused_and_says_what_to_give(case):
+def test_networks_without_python_modules_are_refused(case):
     make, message = HANDED[case]
     with pytest.raises(ValueError, match=message):
         attach(make(), input_size=32, verbose=False)
@@ -103,7 +103,7 @@ COMPUTED = {
 
 
 @pytest.mark.parametrize("case", COMPUTED)
-def test_weights_that_are_computed_stay_in_the_trunk_and_are_refused_in_a_branch(case):
+def test_computed_weights_stay_in_the_trunk_and_are_refused_in_a_branch(case):
     wrap, remedy = COMPUTED[case]
     network = net()
     wrap(network[0][0])
@@ -130,7 +130,7 @@ class Keeping(nn.Sequential):
         return self.seen["maps"][0]
 
 
-def test_what_a_network_keeps_of_a_pass_hinders_no_copy():
+def test_tensors_kept_from_a_pass_do_not_prevent_a_copy():
     model = attach(Keeping(*net()), input_size=32, verbose=False)
     model(images()).sum().backward()
     assert torch.equal(model.strip().eval()(images()), model.eval()(images())[0])

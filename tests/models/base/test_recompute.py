@@ -80,7 +80,7 @@ class Counting(nn.Module):
         return x + torch.tanh(self.conv(x) * self.calls)
 
 
-def test_state_that_decides_the_output_is_that_of_the_first_computation():
+def test_a_recomputation_uses_the_state_of_the_first():
     torch.manual_seed(0)
     plain = nn.Sequential(Counting(), Counting(), Counting(), Counting())
     recomputed = copy.deepcopy(plain)
@@ -89,7 +89,7 @@ def test_state_that_decides_the_output_is_that_of_the_first_computation():
     assert plain[0].calls == 2
 
 
-def test_a_graph_that_is_kept_is_gone_through_twice():
+def test_a_retained_graph_can_run_backward_twice():
     torch.manual_seed(0)
     plain = nn.Sequential(Counting(), nn.BatchNorm2d(3), Counting(), nn.Dropout(0.5), nn.Conv2d(3, 1, 1))
     recomputed = copy.deepcopy(plain)
@@ -119,7 +119,7 @@ def kept_bytes(model: nn.Module, image_BCHW: torch.Tensor) -> int:
     return sum(size for storage, size in made.items() if not storage.expired())
 
 
-def test_between_the_groups_of_a_row_alone_something_is_kept():
+def test_only_the_inputs_of_groups_are_kept():
     """18 blocks a stage, in groups of 4: of some 90 activations, those that enter 5 groups."""
     image_BCHW = torch.randn(2, 3, 16, 16)
     plain = models.build("resnet110", 10)

@@ -166,7 +166,7 @@ def test_activations_neither_vanish_nor_explode_at_the_start(arch):
 
 
 @pytest.mark.parametrize("arch", [*SMALL, "torchvision:mobilenet_v3_small"])
-def test_a_seed_gives_the_same_trunk_whatever_grows_from_it(arch):
+def test_a_seed_gives_the_same_trunk_with_any_branches(arch):
     """Baseline, DSL and DHM of one seed are a pair: they begin from the same network."""
 
     def trunk(build, *given):

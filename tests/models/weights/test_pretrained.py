@@ -136,7 +136,7 @@ SAVED = {
 
 
 @pytest.mark.parametrize("case", SAVED)
-def test_what_others_save_is_taken_and_said(case, trunk, tmp_path):
+def test_files_of_other_programs_are_loaded_with_a_note(case, trunk, tmp_path):
     make, told = SAVED[case]
     torch.save(make(trunk), tmp_path / "file.pth")
     model = models.build("resnet8", 10, ("B1",))
@@ -177,7 +177,7 @@ def test_unusable_weights_are_refused_by_name(case, trunk, model, tmp_path):
     assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
 
 
-def test_a_convolution_as_classifier_is_left_new_where_classes_differ(tmp_path):
+def test_a_convolutional_classifier_stays_new_if_the_classes_differ(tmp_path):
     network = torchvision.models.squeezenet1_1()
     for classes in (1000, 5):
         model = models.build("torchvision:squeezenet1_1", classes, ())
@@ -279,7 +279,7 @@ class TestTorchvision:
         assert torch.equal(model.trunk.conv1.weight, trunk.conv1.weight)
 
     @pytest.mark.parametrize("error", [urllib.error.URLError("no route to host"), RuntimeError("invalid hash value")])
-    def test_without_a_network_it_says_what_to_put_where(self, model, cache, monkeypatch, error):
+    def test_without_a_network_the_error_says_which_file_to_put_where(self, model, cache, monkeypatch, error):
         def download(*args, **kwargs):
             raise error
 
