@@ -1,4 +1,4 @@
-"""What a command does once its flags are parsed, training and comparing aside: one file a command.
+"""The work of each command after its flags are parsed, one file per command; train and compare are elsewhere.
 
-``measured`` and ``diagnose_plots`` belong to ``diagnose``; ``doctor`` has a folder of its own.
+``measured`` and ``diagnose_plots`` belong to ``diagnose``; ``doctor`` has its own folder.
 """

@@ -27,10 +27,10 @@ def build(
     skip_bad: bool = False,
     force: bool = False,
 ) -> None:
-    """Write the ``.beton`` files that are missing or stale (with ``force``: all), every image decoded and checked.
+    """Write the ``.beton`` files that are missing or stale (with ``force``: all). Every image is decoded and checked.
 
     Raises:
-        ValueError: images that do not decode (the message lists all of them), unless ``skip_bad`` leaves them out.
+        ValueError: some images do not decode, and ``skip_bad`` is false; the message lists them.
     """
     pick_kind("ffcv")  # says how to get FFCV where it is missing
     console = Console()
@@ -49,7 +49,7 @@ def verify(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
     """Read every byte of the ``.beton`` files, decode every image and compare with the manifests.
 
     Raises:
-        ValueError: a file that is missing, cut short, of another version, damaged or not the one of its manifest.
+        ValueError: a file is missing, cut short, damaged, of another version, or does not match its manifest.
     """
     pick_kind("ffcv")
     for path in _paths(dataset, data_dir, settings):
@@ -60,12 +60,12 @@ def verify(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
 
 
 def info(dataset: str, data_dir: Path, settings: ImageSettings) -> None:
-    """Say what the ``.beton`` files hold, after a quick check of their size and index."""
+    """Print what the ``.beton`` files hold, after a quick check of their size and index."""
     _print(dataset, data_dir, settings, Console())
 
 
 def _paths(dataset: str, data_dir: Path, settings: ImageSettings) -> list[Path]:
-    """The files that training needs, and those of query and gallery that are there: only evaluation needs them."""
+    """The files for training, and those of query and gallery if they exist: only evaluation needs them."""
     paths = {split: beton_path(data_dir, dataset, split, settings) for split in split_names(dataset)}
     return [path for split, path in paths.items() if split in SPLITS or path.exists()]
 

@@ -1,4 +1,4 @@
-"""``fastdhm diagnose``: what mimicking has done to runs, beside each other: kernels (Figure 4) and gradients (Eq. 11).
+"""``fastdhm diagnose``: compares what mimicking changed in runs: kernels (Figure 4) and gradients (Eq. 11).
 
 Legend: F filters of a layer.
 """
@@ -23,31 +23,33 @@ from fastdhm.models.correlation import expected_by_chance, kernel_correlation, l
 from fastdhm.system.console import Console
 from fastdhm.system.files import replacing, write_csv
 from fastdhm.system.folders import check_writable
+from fastdhm.system.paths import shown
 from fastdhm.system.streams import visible
 
 WHAT = ("all", "kernels", "gradients")
 COSINE = "grad_cosine/"
-LATE = 0.25  # the share of a run, at its end, that the table of cosines looks at
+LATE = 0.25  # the table of cosines has a mean over this last share of a run
 
 
 def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: Path) -> list[Path]:
-    """Compare runs of one architecture, and write pictures and their numbers into the folder ``out``.
+    """Compare runs of one architecture, and write plots and their numbers into the folder ``out``.
 
-    ``kernels``: the correlations of B0's 3x3 convolutions with those of ``branch``, from the checkpoint that ``fastdhm
-    eval`` takes, as ``kernels.png``, ``kernels.csv`` (a row a layer) and ``kernels.safetensors`` (the matrices).
-    ``gradients``: the cosines that runs with ``grad_cosine`` logged, as ``gradients.png`` and ``gradients.csv``.
+    ``kernels``: the correlations of B0's 3x3 convolutions with those of ``branch``, as ``kernels.png``, ``kernels.csv``
+    (a row per layer) and ``kernels.safetensors`` (the matrices). The weights come from the checkpoint that ``fastdhm
+    eval`` uses. ``gradients``: the cosines that runs with ``grad_cosine`` logged, as ``gradients.png`` and
+    ``gradients.csv``.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: no run or checkpoint at a path, other architectures, a run without the branch or without logged
-            cosines.
+        ValueError: a path without a run or checkpoint, different architectures, or a run without the branch or without
+            logged cosines.
     """
     if what not in WHAT:
         raise unknown("value of --what", what, WHAT)
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a folder")
+        raise UserError(f"--out is {shown(out)}, which is a file: give a folder")
     check_writable(out, "--out")
     console = Console()
     loaded = {path: load_trained(path) for path in dict.fromkeys(paths)}
@@ -55,7 +57,9 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
     (first, arch), *others = ((path, config.arch) for path, config in configs.items())
     for path, other in others:
         if other != arch:
-            raise UserError(f"{path} is a {other} and {first} a {arch}: only runs of one architecture can be compared")
+            raise UserError(
+                f"{shown(path)} is a {other}, but {shown(first)} is a {arch}: give runs of one architecture"
+            )
     names = _names(configs)
     written, kernels, cosines = [], None, None
     if what in ("all", "kernels"):
@@ -65,19 +69,19 @@ def diagnose(paths: list[Path], *, branch: str = "B2", what: str = "all", out: P
         kernels = _kernels(models, branch, configs[first])
     if what in ("all", "gradients"):
         cosines = [cosine for path in configs for cosine in _cosines(path, names[path])]
-    out.mkdir(parents=True, exist_ok=True)  # nothing is written before all is known to be there
+    out.mkdir(parents=True, exist_ok=True)  # write nothing before all inputs have been found
     if kernels is not None:
         written += _write_kernels(*kernels, branch, arch, out, console)
     if cosines is not None:
         written += _write_cosines(cosines, arch, out, console)
     if len(loaded) > 1:
-        console.result("each run is one seed's: what differs between two may be the luck of it")
+        console.result("each run has one seed: a difference between two runs may be only luck")
     console.print(f"written: {', '.join(map(str, written))}")
     return written
 
 
 def _names(configs: dict[Path, TrainConfig]) -> dict[Path, str]:
-    """What to call the runs: by their methods, and where two have the same, with their folders."""
+    """Names for the runs: their methods; if two share a method, with their folders."""
     methods = {path: method_name(config) for path, config in configs.items()}
     shared = [name for name in methods.values() if [*methods.values()].count(name) > 1]
     return {path: f"{name} ({visible(str(path))})" if name in shared else name for path, name in methods.items()}
@@ -89,13 +93,13 @@ def _refuse_without(model, branch: str, path: Path, config: TrainConfig) -> None
         return
     has = f"has {', '.join(names)}" if names else "holds a stripped network"
     raise UserError(
-        f"{path} ({method_name(config)}) {has}, and no side branch {branch} whose kernels could be compared with B0's: "
-        "give runs with it, or another --branch, or --what gradients"
+        f"{shown(path)} ({method_name(config)}) {has}, so it has no side branch {branch} to compare with B0: "
+        "give runs with that branch, another --branch, or --what gradients"
     )
 
 
 def _kernels(models: dict, branch: str, config: TrainConfig) -> tuple[list[Layer], dict[tuple[str, str], Tensor]]:
-    """Every pair of layers of every run, and by run and layer its matrix [F, F]."""
+    """Every pair of layers of every run, and the matrix [F, F] of each run and layer."""
     layers, matrices = [], {}
     for run, model in models.items():
         for main, side in layer_pairs(model, branch, (3, *height_width(config.image_size))):
@@ -111,7 +115,7 @@ def _kernels(models: dict, branch: str, config: TrainConfig) -> tuple[list[Layer
 
 
 def _cosines(path: Path, run: str) -> list[Cosine]:
-    """What a run logged, point by point; where it has no log point but an epoch's end, epoch by epoch."""
+    """The cosines that a run logged, at each log point; if it has no log points, at the end of each epoch."""
     rows = read_log(path if path.is_dir() else path.parent)
     for kind in ("step", "epoch"):
         found = [
@@ -124,8 +128,8 @@ def _cosines(path: Path, run: str) -> list[Cosine]:
         if found:
             return found
     raise UserError(
-        f"{path} has no cosines of gradients in its log.jsonl: train it with --grad-cosine STEPS (they cannot be had "
-        "afterwards), or ask for --what kernels"
+        f"{shown(path)} has no cosines of gradients in its log.jsonl: train it with --grad-cosine STEPS (they cannot "
+        "be computed later), or use --what kernels"
     )
 
 

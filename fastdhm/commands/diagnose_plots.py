@@ -1,4 +1,4 @@
-"""The pictures of ``fastdhm diagnose``.
+"""The plots of ``fastdhm diagnose``.
 
 Legend: F filters of a layer.
 """
@@ -23,13 +23,13 @@ def _pyplot():
 
 
 def _spread(names: list[str]) -> list[str]:
-    """At most :data:`SHOWN` of ``names``, evenly from the first to the last."""
+    """At most :data:`SHOWN` of ``names``, evenly spaced from the first to the last."""
     count = min(SHOWN, len(names))
     return [names[round(i * (len(names) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def plot_kernels(layers: list[Layer], matrices: dict[tuple[str, str], Tensor], path: Path, title: str) -> None:
-    """Draw, a row a run, the correlation matrices of some layers, and below the mean ``|r|`` of all, as a PNG."""
+    """Draw a PNG: for each run a row of correlation matrices of some layers; below, the mean ``|r|`` of all layers."""
     plt = _pyplot()
     runs, names = (list(dict.fromkeys(getattr(layer, key) for layer in layers)) for key in ("run", "layer"))
     shown, found = _spread(names), {(layer.run, layer.layer): layer for layer in layers}
@@ -65,7 +65,7 @@ def plot_kernels(layers: list[Layer], matrices: dict[tuple[str, str], Tensor], p
 
 
 def plot_gradients(cosines: list[Cosine], path: Path, title: str) -> None:
-    """Draw the cosines over the epochs, an axis for each pair and fork, a line for each run, as a PNG."""
+    """Draw a PNG of the cosines over the epochs: a panel for each pair and fork, a line for each run."""
     plt = _pyplot()
     names, runs = (list(dict.fromkeys(getattr(cosine, key) for cosine in cosines)) for key in ("name", "run"))
     columns = min(3, len(names))

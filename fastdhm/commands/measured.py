@@ -1,11 +1,11 @@
-"""What ``fastdhm diagnose`` measures: the rows of its tables, which its pictures draw."""
+"""What ``fastdhm diagnose`` measures: the rows of its tables and plots."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of B0 and its counterpart in a branch: what the filters of one have to do with the other's."""
+    """A convolution of B0 and its counterpart in a branch: how their filters are correlated."""
 
     run: str
     layer: str
@@ -16,14 +16,14 @@ class Layer:
     """Mean of ``|r|`` over the matrix."""
     mean: float
     best_match: float
-    """Mean over the filters of both layers of the ``|r|`` of the filter most like each."""
+    """For each filter of both layers, ``|r|`` with the most similar filter of the other layer; the mean of these."""
     by_chance: float
     """``mean_abs`` of independent normal filters."""
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine between two paths' gradients at a fork, a mean since the log point before."""
+    """The cosine between the gradients of two paths at a fork: the mean since the last log point."""
 
     run: str
     step: int

@@ -1,4 +1,4 @@
-"""``fastdhm models``: networks by family, what each part of them costs, and how to name others."""
+"""``fastdhm models``: the networks by family, the cost of each of their parts, and the names of others."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def list_models(
     as_json: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print what the networks of these ``names`` cost (none: those of the paper), a table a family as it is counted.
+    """Print the cost of the networks ``names`` (none: those of the paper), in a table per family, as soon as counted.
 
     The other arguments are those of ``models.inventory``.
 
@@ -33,7 +33,7 @@ def list_models(
         ValueError: as ``models.inventory``.
     """
     console = console or Console()
-    for name in names:  # a wrong one is told before anything is counted
+    for name in names:  # report a wrong name before anything is counted
         models.check(name, branches)
     asked = list(dict.fromkeys(names)) or list(_listed())
     costs = ((name, models.inventory(name, num_classes, image_size, branches)) for name in asked)
@@ -49,7 +49,7 @@ def list_models(
 
 
 def _listed() -> Iterator[str]:
-    """The examples of all families, without those of a library that is not installed."""
+    """The examples of all families, without those of timm if it is not installed."""
     has_timm = importlib.util.find_spec("timm") is not None
     for family in models.FAMILIES:
         yield from (name for name in family.examples if has_timm or not name.startswith("timm:"))

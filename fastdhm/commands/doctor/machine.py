@@ -1,6 +1,6 @@
-"""What this machine has, and what a run takes of it: facts for ``fastdhm doctor`` and for the report of a crash.
+"""What this machine has, and what a run uses of it: facts for ``fastdhm doctor`` and for crash reports.
 
-Nothing here raises: what cannot be asked is said to be unknown, with the reason.
+Nothing here raises: a fact that cannot be found out is reported as unknown, with the reason.
 """
 
 import importlib
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from fastdhm.system import memory, processors
 
-# What decides the speed of vectorised code, as Linux names it.
+# The instruction sets that decide the speed of vectorised code, by their names in Linux.
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
-PATIENCE_SECONDS = 5  # a drive or a driver that answers later is not there
+PATIENCE_SECONDS = 5  # a drive or a driver that takes longer counts as absent
 SMALL_SHM_MIB = 256  # a container's usual 64 MiB is too little for batches of photographs
 LITTLE_DISK_GIB = 5
 
@@ -31,11 +31,11 @@ class Fact:
     name: str
     text: str
     advice: str | None = None
-    """What to do about it; None where all is well."""
+    """What to do about it; None if all is well."""
 
 
 def asked(name: str, ask: Callable[[], Fact | str]) -> Fact:
-    """The answer of ``ask``, which may take :data:`PATIENCE_SECONDS` and may fail: then that is the answer."""
+    """The answer of ``ask``; if it fails or takes more than :data:`PATIENCE_SECONDS`, a fact that says so."""
     answers: list[Fact] = []
 
     def run() -> None:
@@ -45,18 +45,18 @@ def asked(name: str, ask: Callable[[], Fact | str]) -> Fact:
         except Exception as error:
             answers.append(Fact(name, f"unknown ({type(error).__name__}: {error})"))
 
-    thread = threading.Thread(target=run, daemon=True)  # one that hangs must not keep the process
+    thread = threading.Thread(target=run, daemon=True)  # if it hangs, the process can still end
     try:
         thread.start()
-    except RuntimeError as error:  # no more threads may be had
+    except RuntimeError as error:  # no more threads can be started
         return Fact(name, f"unknown ({error})")
     thread.join(PATIENCE_SECONDS)
-    late = Fact(name, f"no answer in {PATIENCE_SECONDS} s", "a drive, or the driver, does not answer: look at it first")
+    late = Fact(name, f"no answer in {PATIENCE_SECONDS} s", "a drive, or the driver, does not answer: check it first")
     return answers[0] if answers else late
 
 
 def cpu_words(*keys: str) -> list[str]:
-    """The words of the first line of /proc/cpuinfo that has one of ``keys``."""
+    """The words in the first line of /proc/cpuinfo that begins with one of ``keys``."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         key, _, value = line.partition(":")
@@ -119,9 +119,9 @@ def _gpu() -> Fact:
         return Fact("GPU", f"{', '.join(names)}; driver {_driver() or 'unknown'}")
     driver = _driver()
     if driver is None:
-        return Fact("GPU", "none: the NVIDIA driver is not there; everything runs on the CPU")
+        return Fact("GPU", "none: there is no NVIDIA driver, so everything runs on the CPU")
     if torch.version.cuda is None:
-        advice = "torch is a build without CUDA: install one with it (pip install torch)"
+        advice = "this torch was built without CUDA: install one with CUDA (pip install torch)"
     else:
         advice = (
             f"torch (CUDA {torch.version.cuda}) does not see it: the driver may be too old, or no device is visible"
@@ -150,7 +150,7 @@ def _open_files() -> Fact:
 
 
 def folders(data_dir: Path) -> list[Fact]:
-    """Where data, runs and caches lie, and whether they can be written."""
+    """The folders of data, runs and caches, and whether they can be written."""
     places = {
         "data": data_dir,
         "runs": Path("runs").absolute(),
@@ -167,11 +167,11 @@ def _inductor_cache() -> str:
 def _folder(name: str, path: Path) -> Fact:
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     usage, kind = shutil.disk_usage(place), _file_system(place.resolve())
-    text = f"{path} ({kind}, {usage.free / 2**30:,.1f} GiB free{'' if place == path else ', not there yet'})"
+    text = f"{path} ({kind}, {usage.free / 2**30:,.1f} GiB free{'' if place == path else ', does not exist yet'})"
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return Fact(name, text, f"cannot be written: {place} is read-only for this user")
     little = usage.free < LITTLE_DISK_GIB * 2**30
-    return Fact(name, text, "little room: data sets and checkpoints take gigabytes" if little else None)
+    return Fact(name, text, "little space: data sets and checkpoints take gigabytes" if little else None)
 
 
 def _file_system(path: Path) -> str:
@@ -179,15 +179,15 @@ def _file_system(path: Path) -> str:
     best, kind = "", "unknown file system"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")  # blanks are written as \040
+        mount = left.split()[4].encode().decode("unicode_escape")  # spaces are written as \040
         inside = path == Path(mount) or Path(mount) in path.parents
-        if inside and len(mount) >= len(best):  # of two on one place, the later one is on top
+        if inside and len(mount) >= len(best):  # of two mounts at one place, the later one is on top
             best, kind = mount, right.split()[0]
     return kind
 
 
 def choices() -> list[Fact]:
-    """What a run that leaves everything open takes here."""
+    """What a run with default settings uses here."""
     return [
         asked("device", _device),
         asked("precision", _precision),

@@ -1,4 +1,4 @@
-"""``fastdhm doctor``: what this machine has, what fastdhm does with it, and whether its ops are right here."""
+"""``fastdhm doctor``: what this machine has, what fastdhm uses of it, and whether the ops are correct here."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ NOTHING_COMPILED = Fact("ops", "none is compiled here: torch's own operations do
 
 
 def doctor(data_dir: Path, *, as_json: bool = False) -> int:
-    """Print the report, a page to read or to paste; the exit status is 1 if an op is wrong here, else 0."""
+    """Print the report, a page to read or to paste; the exit status is 1 if an op gives a wrong result, else 0."""
     sections = {
         "machine": machine.hardware,
         "software": software.software,

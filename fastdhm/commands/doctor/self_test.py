@@ -1,4 +1,4 @@
-"""Every compiled op against its reference in float64, in a few seconds: value and gradient, in each form that runs.
+"""Checks every compiled op against its float64 reference in a few seconds: value and gradient, in each available form.
 
 Legend: M branches, B batch, K classes or channels out, C channels in, H height, W width, Q queries, G gallery.
 """
@@ -20,15 +20,15 @@ from fastdhm.ops.match_ranks import match_ranks, match_ranks_eager
 from fastdhm.ops.mimic_loss import mimic_loss
 from fastdhm.ops.shortcut import shortcut
 
-# The most that a result may differ from the reference in float64, as a share of the largest number in it. float32 keeps
-# 6e-8 of a number, bfloat16 4e-3, and these sums have some hundred; what is further off is wrong, not rounded.
+# The largest error against the float64 reference, relative to its largest number. float32 rounds a number by 6e-8,
+# bfloat16 by 4e-3, and these sums have some hundred terms; a larger error is a bug, not rounding.
 MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-EXACT = ("branch_mask", "match_ranks")  # their results are no sums: one type says all
+EXACT = ("branch_mask", "match_ranks")  # their results are not sums: one type is enough
 
 
 @dataclass(frozen=True)
 class Check:
-    """An op in one of its forms and types: how far it is from its reference, or how it failed."""
+    """An op in one form and type: its error against the reference, or why it failed."""
 
     op: str
     form: str
@@ -39,12 +39,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the op gave the right answer."""
+        """Whether the op gave the right result."""
         return self.failure is None and self.error <= MOST_ERROR[self.dtype]
 
 
 def self_test(device: torch.device) -> list[Check]:
-    """Run every op that this machine can run on ``device``: its value and its gradient, on small noise."""
+    """Check value and gradient of every op that this machine can run on ``device``, on small random inputs."""
     forms = {"cpu": "cpp", "cuda": "cuda"}
     checks = []
     for op, values in VALUES.items():
@@ -70,7 +70,7 @@ def _check(op: str, form: str, dtype: torch.dtype, values: Callable[..., list[Te
         got = [value.double().cpu() for value in values(device, dtype, form)]
         milliseconds = 1000 * (time.perf_counter() - started)
         exact = [value.double() for value in values(torch.device("cpu"), torch.float64, "eager")]
-    except Exception as error:  # whatever it is: the report is what it is for
+    except Exception as error:  # the report shows any error
         return Check(op, form, dtype, failure=f"{type(error).__name__}: {error}")
     errors = [
         float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
@@ -86,7 +86,7 @@ def _own(dtype: torch.dtype) -> torch.dtype:
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:
-    """Normal noise that every type holds exactly: rounded, a relu's mask would differ between two types."""
+    """Normal noise that every type represents exactly: after rounding, a relu's mask could differ between types."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).bfloat16().double()
 
@@ -109,7 +109,7 @@ def _mimic_loss(device: torch.device, dtype: torch.dtype, impl: str) -> list[Ten
 
 
 def _branch_mask(device: torch.device, dtype: torch.dtype, impl: str) -> list[Tensor]:
-    # float32 on both sides, as a probability decides by its last bit
+    # float32 on both sides: the last bit of a probability decides
     probs_S = torch.linspace(0, 1, 64, device=device)
     return [torch.stack([branch_mask(probs_S, seed=7, step=step, impl=impl) for step in range(16)]).to(dtype)]
 
@@ -140,7 +140,7 @@ def _shortcut(device: torch.device, dtype: torch.dtype, impl: str) -> list[Tenso
 
 
 def _match_ranks(device: torch.device, dtype: torch.dtype, impl: str) -> list[Tensor]:
-    distances_QG = _noise(20, 300).float()  # no two are equal, and the same in both
+    distances_QG = _noise(20, 300).float()  # all are different, and the same on both sides
     matches = (torch.arange(20).repeat_interleave(3), torch.arange(60) * 5)
     left_out, junk_J = (torch.arange(20), torch.arange(20) * 7 + 1), torch.tensor([2])
     run = match_ranks_eager if impl == "eager" else match_ranks

@@ -1,4 +1,4 @@
-"""Which software is here, and which parts of fastdhm are missing and why: more facts, as ``machine`` has them."""
+"""Which software is installed, and which parts of fastdhm are missing and why: facts as in ``machine``."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ VARIABLES = (
 
 
 def software() -> list[Fact]:
-    """Versions, and the parts that may be missing with the reason why."""
+    """Versions, and for each missing part the reason."""
     return [
         asked("fastdhm", lambda: f"{__version__} ({Path(__file__).parents[3]})"),
         asked("system", lambda: f"{platform.system()} {platform.release()}, {_distribution()}, {_c_library()}"),
@@ -71,7 +71,7 @@ def _extension_fact() -> Fact:
     from fastdhm.ops import _extension
 
     if not _extension.available():
-        return Fact("C++ extension", "not there: training works, several times slower", _extension.reason())
+        return Fact("C++ extension", "missing: training works, but several times slower", _extension.reason())
     module = _extension.require("the report")
     info = module.build_info()
     cuda = f"CUDA code for {info['cuda_archs']}" if info["cuda"] else f"no CUDA code ({info['why_no_cuda']})"
@@ -90,8 +90,8 @@ def _ffcv() -> Fact:
 
     reason = why_not()
     if reason is None:
-        return Fact("FFCV", f"{metadata.version('ffcv')}: it feeds what is not held in memory")
-    return Fact("FFCV", f"not there, the torch loader serves ({reason})", HOW_TO_GET)
+        return Fact("FFCV", f"{metadata.version('ffcv')}: loads data sets that do not fit in memory")
+    return Fact("FFCV", f"missing, so torch's loader is used ({reason})", HOW_TO_GET)
 
 
 def _compiler() -> Fact:
@@ -110,6 +110,6 @@ def _encodings() -> str:
 
 
 def _environment() -> str:
-    """The variables that change what runs, ours among them."""
+    """The environment variables that change what runs, including those of fastdhm."""
     told = {n: value for n, value in sorted(os.environ.items()) if n in VARIABLES or n.startswith("FASTDHM_")}
     return ", ".join(f"{name}={value}" for name, value in told.items()) or "as usual"
