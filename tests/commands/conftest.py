@@ -1,10 +1,12 @@
 """A run on people, for the commands that read one."""
 
 import pytest
+from figures import undrawn
 from people_runs import command, drawn
 
 from fastdhm.cli import main
 from fastdhm.data.sources import drawn_people
+from fastdhm.reid import pictures
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,8 @@ def people_run(tmp_path_factory):
 @pytest.fixture
 def drawn_once(monkeypatch):
     monkeypatch.setattr(drawn_people, "synthetic_reid", drawn)
+
+
+@pytest.fixture
+def pictures_are_not_drawn(monkeypatch):
+    monkeypatch.setattr(pictures, "save_figure", undrawn)

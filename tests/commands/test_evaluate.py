@@ -64,6 +64,7 @@ def test_pictures_that_cannot_be_written_are_left_out_and_the_numbers_told(peopl
     ],
     ids=["cosine", "flip", "rerank"],
 )
+@pytest.mark.usefixtures("pictures_are_not_drawn")
 def test_ways_to_rank_change_the_ranking_and_are_said(people_run, capsys, flags, said):
     result = evaluate(capsys, people_run, *flags)
     assert result["map_percent"] != read_log(people_run)[-1]["map_percent"]
@@ -72,6 +73,7 @@ def test_ways_to_rank_change_the_ranking_and_are_said(people_run, capsys, flags,
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("pictures_are_not_drawn")
 def test_each_querys_precision_as_csv(people_run, tmp_path, capsys):
     result = evaluate(capsys, people_run, "--per-query", str(tmp_path / "q.csv"))
     with open(tmp_path / "q.csv", newline="") as file:
@@ -83,6 +85,7 @@ def test_each_querys_precision_as_csv(people_run, tmp_path, capsys):
     assert 100 * first == pytest.approx(result["rank1_percent"])
 
 
+@pytest.mark.usefixtures("pictures_are_not_drawn")
 def test_a_table_is_printed_without_json(people_run, capsys):
     assert main(["eval", str(people_run), "--workers", "0", "--flip-average"]) == 0
     out = capsys.readouterr().out

@@ -57,6 +57,7 @@ def test_what_is_left_of_a_branch_alone_is_its_network(alone, capsys):
     assert json.loads(capsys.readouterr().out) == {"network": results["B2"]}
 
 
+@pytest.mark.slow
 def test_a_branch_alone_of_any_network_learns_the_same_with_activations_computed_again(tmp_path):
     """The fork lies in the middle of a row whose activations are dropped."""
     states = []

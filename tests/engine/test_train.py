@@ -27,7 +27,6 @@ import os, signal, sys
 from fastdhm.cli import main
 from fastdhm.engine.saved.record import TrainingSums
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 number, at_step = int(sys.argv[1]), int(sys.argv[2])
 add = TrainingSums.add
 
@@ -49,16 +48,19 @@ def stopped(number: signal.Signals, at_step: int, arguments: list[str]) -> subpr
 
 def stopped_here(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, at_step: int, arguments: list[str]) -> int:
     """The same in this process, which saves importing torch; returns the exit status."""
-    add = TrainingSums.add
+    add, handler = TrainingSums.add, signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def add_and_signal(self, step, *values):
         add(self, step, *values)
         if step == at_step:
             os.kill(os.getpid(), number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingSums, "add", add_and_signal)
-        return main(arguments)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingSums, "add", add_and_signal)
+            return main(arguments)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +163,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, killed, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(finished, tmp_path, monkeypatch, capsys, number):
-    """SIGINT in a process of its own, since Python has a handler for it from the start."""
     run_dir = tmp_path / "run"
     argv = command(run_dir, "--epochs", "2", "--log-every", "1")
-    if number == signal.SIGINT:
-        process = stopped(number, 3, argv)
-        status, out, err = process.returncode, process.stdout, process.stderr
-    else:
-        status, (out, err) = stopped_here(monkeypatch, number, 3, argv), capsys.readouterr()
-    assert status == 128 + number
+    assert stopped_here(monkeypatch, number, 3, argv) == 128 + number
+    out, err = capsys.readouterr()
     assert f"fastdhm train --resume {run_dir}" in out
     assert "Traceback" not in out + err
     assert load_checkpoint(run_dir / "last.pt")["position"]["step"] == 3

@@ -158,6 +158,7 @@ with loader.epoch(0) as batches:
 """
 
 
+@pytest.mark.slow
 def test_ffcv_ends_with_the_process_on_one_processor(ffcv, tmp_path):
     """What its thread leaves to others, of which one processor has none, is not waited for at the process's end."""
     path = tmp_path / "b" / "train.beton"
