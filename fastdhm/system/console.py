@@ -37,7 +37,7 @@ class Console(rich.console.Console):
         sizes = ("COLUMNS", "LINES")  # rich accepts any value of these, even 0 and superscript digits
         environ = {k: v for k, v in os.environ.items() if k not in sizes or re.fullmatch("[1-9][0-9]{0,3}", v)}
         self._stream = Stream(file, stderr)
-        self._told = False
+        self._warned = False
         super().__init__(
             file=self._stream,  # type: ignore[arg-type] # to typeshed no class of io is an IO
             stderr=stderr, width=width, markup=False, emoji=False, highlight=False, _environ=environ,
@@ -45,11 +45,11 @@ class Console(rich.console.Console):
         self.live = self.is_interactive and self._stream.can_move(environ)
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Report progress. If it cannot be written, stderr says so once; a reader that has gone is no reason to."""
+        """Report progress. If that cannot be written, stderr says so once; a reader that has gone is no error."""
         super().print(*objects, **{"soft_wrap": all(isinstance(part, str | Text) for part in objects)} | how)
         lost = self._stream.lost
-        if lost and not self.stderr and not self._told:
-            self._told = True
+        if lost and not self.stderr and not self._warned:
+            self._warned = True
             tell(f"fastdhm: cannot write to the output ({lost.strerror}); the work goes on")
 
     def result(self, *objects: Any, **how: Any) -> None:
@@ -58,7 +58,7 @@ class Console(rich.console.Console):
         Raises:
             ValueError: it could not be written. A reader that has gone (``| head``) is no error.
         """
-        self._stream.lost, self._told = None, True
+        self._stream.lost, self._warned = None, True
         self.print(*objects, **how)
         self._stream.check()
 

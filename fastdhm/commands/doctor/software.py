@@ -111,5 +111,5 @@ def _encodings() -> str:
 
 def _environment() -> str:
     """The environment variables that change what runs, including those of fastdhm."""
-    told = {n: value for n, value in sorted(os.environ.items()) if n in VARIABLES or n.startswith("FASTDHM_")}
-    return ", ".join(f"{name}={value}" for name, value in told.items()) or "as usual"
+    found = {n: value for n, value in sorted(os.environ.items()) if n in VARIABLES or n.startswith("FASTDHM_")}
+    return ", ".join(f"{name}={value}" for name, value in found.items()) or "as usual"
