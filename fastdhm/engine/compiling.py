@@ -1,13 +1,13 @@
-"""The compiled step of a run: made ready beside it in a second process, taken up between two steps.
+"""The compiled step of a run: a second process makes it ready, and the run takes it up between two steps.
 
 Compiling takes from half a minute to minutes, and a run does not wait for it. It trains uncompiled while a child
 process builds the same network and compiles the same step, which fills the caches that torch keeps on disk
 (``/tmp/torchinductor_USER``, or ``$TORCHINDUCTOR_CACHE_DIR``). Then the run compiles its own step out of them, in
 seconds.
 
-When that is, the clock decides, and a compiled step rounds otherwise than an uncompiled one. So the run writes a
-checkpoint at the change, and a resumed run that was compiled is so from its first step on: it continues bit for bit. A
-deterministic run compiles before its first step, or not at all.
+The clock decides when that is, and a compiled step rounds differently from an uncompiled one. So the run writes a
+checkpoint at the change, and a run that is resumed behind it is compiled from its first step on: it continues bit for
+bit. A deterministic run compiles before its first step, or not at all.
 """
 
 import ctypes
@@ -71,7 +71,7 @@ class SwitchingCompute:
         return self.current(*args)
 
     def swap_if_ready(self) -> None:
-        """Between two steps: start the child, look whether it has ended, go over to the compiled step if well."""
+        """Between two steps: start the child, see whether it has ended, change to the compiled step if it worked."""
         if not self.waiting:
             return
         run = self.run

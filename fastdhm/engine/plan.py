@@ -37,7 +37,7 @@ def _data(run: Run, data: LoadedData) -> str:
     config = run.config
     train, val = f"{data.train.num_samples:,} training", f"{data.val.num_samples:,} validation images"
     left_out = data.train.num_samples % config.batch_size
-    train += f" (each epoch leaves {left_out:,} out, which fill no batch, others each time)" * bool(left_out)
+    train += f" (each epoch leaves out {left_out:,} that fill no batch, others each time)" * bool(left_out)
     val += f" ({judged_images(config)})" * (config.dataset in TEST_SETS)
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
     said = f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"

@@ -117,8 +117,8 @@ class Run:
             if not any(name.startswith(parts) for name in found.new):
                 raise UserError(
                     f"freeze_epochs is {self.config.freeze_epochs}, but {found.source} holds all of "
-                    f"{self.config.arch}, its classifier too, so that a step without branches trains nothing: "
-                    "set --freeze-epochs 0"
+                    f"{self.config.arch}, its classifier too: a step without branches would train nothing. "
+                    "Set --freeze-epochs 0"
                 )
         if self.average is not None:
             self.average.restart()
@@ -150,12 +150,12 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run, up to ``max_steps``."""
+        """Optimizer steps of the whole run, up to ``max_steps``."""
         return min(self.config.epochs * self.epoch_steps, self.config.max_steps or 1 << 62)
 
     @property
     def now(self) -> float:
-        """The time in epochs: whole ones done plus the fraction of this one."""
+        """Where the run stands, in epochs: whole ones that are done, plus the fraction of this one."""
         return self.at.epoch + self.at.batch / self.epoch_steps
 
     def scheduled(self, now: float) -> tuple[float, float, int]:
@@ -169,7 +169,7 @@ class Run:
         return self.config.max_steps is not None and self.at.step >= self.config.max_steps
 
     def ended(self) -> bool:
-        """Whether there is nothing left to train: of its epochs, or up to ``max_steps``."""
+        """Whether nothing is left to train: all epochs are done, or ``max_steps`` is reached."""
         return self.at.epoch >= self.config.epochs or self.out_of_steps()
 
     def set_learning_rate(self, lr: float) -> None:
@@ -179,8 +179,8 @@ class Run:
     def sample(self) -> tuple[tuple[str, ...], Tensor]:
         """The side branches that the next step computes, and ``weights_AA`` of B0 and them.
 
-        A pure function of the seed and of where the run stands. The host draws what is computed, the device what is
-        weighed, and neither waits for the other.
+        A pure function of the seed and of where the run stands. The host draws which branches are computed, the
+        device which terms have a weight, and neither waits for the other.
         """
         config = self.config
         every = config.sample_every or methods.SAMPLERS[config.sampler]
@@ -194,7 +194,7 @@ class Run:
     def measure_cosines(self, image_BCHW: Tensor, target_B: Tensor, active: tuple[str, ...]) -> None:
         """Before every ``grad_cosine``-th step, note how far the branches' gradients agree at the forks.
 
-        Of a batch that is cut into parts, the first is looked at.
+        Of a batch that is cut into parts, only the first part is used.
         """
         config = self.config
         if config.grad_cosine and self.at.step % config.grad_cosine == 0:

@@ -37,8 +37,8 @@ from fastdhm.system.signals import stop_signals
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of :func:`train` ended: whole, or saved where ``signal`` stopped it; a signal that comes while the
-    last of a run is written may find it whole."""
+    """How a call of :func:`train` ended: the run is whole, or ``signal`` stopped it and it is saved. A signal that
+    comes while a run writes its last files may find it whole."""
 
     run_dir: Path
     whole: bool
@@ -127,7 +127,7 @@ def fit(
     if config.cuda_graphs:
         step = GraphedStep(step, form=lambda: (compute.current, at.epoch < config.freeze_epochs))
 
-    if LAST_EPOCH in owed(run.dir, config, read_log(run.dir)) and run.ended() and not stop():  # its row was lost
+    if LAST_EPOCH in owed(run.dir, config, read_log(run.dir)) and run.ended() and not stop():  # its row is missing
         finish_epoch(run, data, log, display, timer, stop)
     while not run.ended() and not stop():
         run.begin_epoch()
@@ -164,7 +164,7 @@ def finish_epoch(
 ) -> None:
     """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is.
 
-    Between two epochs only the validation is made: what was measured in training is in no checkpoint any more.
+    Between two epochs it only validates: no checkpoint holds what was measured in the epoch before.
     """
     config, at = run.config, run.at
     whole, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
@@ -184,7 +184,7 @@ def finish_epoch(
     log.write("epoch", step=at.step, epoch=run.now, **scalars)
     log.sync()  # a checkpoint that outlives a power cut must not know of a row that does not
     main = f"val_error/{run.model.main}"
-    # a cut epoch is none: the run may go on, as if it had not been cut
+    # an epoch that max_steps cut does not count: the run may go on as if it had not been cut
     best = whole and scalars.get("val_side") == run.side and scalars[main] < at.best_error
     if best:
         at.best_error, at.best_epoch = scalars[main], at.epoch
@@ -197,8 +197,8 @@ def finish_epoch(
 
 
 def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop) -> dict[str, float]:
-    """The errors after an epoch, as the log has them; of a progressive run at the size that it has come to, as what a
-    network that has only seen small images makes of large ones says little."""
+    """The errors after an epoch, as the log has them. A progressive run is validated at the image size that it has
+    reached: how its network does on larger ones says little."""
     config, started = run.config, time.monotonic()
     progress = 1.0 if last else (run.at.epoch + 1) / config.epochs
     side = image_side(progress, run.side, config.progressive)

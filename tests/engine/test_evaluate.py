@@ -8,7 +8,6 @@ import torch
 from fastdhm.commands.evaluate import _print
 from fastdhm.config import TrainConfig
 from fastdhm.engine.evaluate import Errors, count_correct
-from fastdhm.engine.report import print_report
 from fastdhm.engine.saved.judged import is_chosen, judged_images, judged_on
 from fastdhm.system.console import Console
 
@@ -73,14 +72,3 @@ def test_an_epoch_chosen_by_its_own_error_is_told(tmp_path):
     assert is_chosen(tmp_path, best) and is_chosen(tmp_path / "network.safetensors", best)
     assert is_chosen(tmp_path / "best.pt", last), "whoever names it chooses"
     assert not is_chosen(tmp_path, last) and not is_chosen(tmp_path / "last.pt", best)
-
-
-def test_the_last_table_says_that_the_best_epoch_flatters(capsys):
-    rows = [
-        {"kind": "epoch", "epoch": n, "step": n, "val_side": 32, "val_error/B0": error, "val_top5_error/B0": 1.0}
-        for n, error in ((1, 20.0), (2, 30.0))
-    ]
-    print_report(Console(), rows, TrainConfig(dataset="folder:cats", keep="best"), ("B0",), "the process")
-    text = capsys.readouterr().out
-    assert "validation error after 2 epochs, on val of cats" in text and "test error" not in text
-    assert "best epoch is chosen on these images" in text and "the network kept is of it" in text

@@ -1,9 +1,9 @@
 """Batches of an epoch, in an order and with crops that depend only on (seed, epoch): one interface, three loaders.
 
 ``ffcv`` reads a ``.beton``; ``torch`` reads the images themselves; ``resident`` holds them all in memory. They give the
-same samples in the same batches with the same crop boxes, and the same bytes where a box needs no resizing; where it
-does, FFCV averages areas (OpenCV) and torch uses its antialiased bilinear filter. Boxes of which a side grows, and all
-of the crops that stretch the image, are resized by that filter in both, and differ by at most one level of 255.
+same samples in the same batches with the same crop boxes. Where a box needs no resizing, they give the same bytes.
+Where it does, FFCV averages areas (OpenCV), and torch uses its antialiased bilinear filter. Both use that filter where
+a side of the box grows, and for crops that stretch the image: then they differ by at most one level of 255.
 ``resident`` takes only what needs no resizing.
 Legend: N samples, S of them that are taken, B batch, H height, W width, C channels.
 """
