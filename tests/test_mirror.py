@@ -70,6 +70,7 @@ THROUGH = {
     "engine.report": "engine/test_train",
     "engine.run": "engine/test_train",
     "engine.saved.judged": "engine/saved/test_owed",
+    "kernels.mimic_loss_kernels": "kernels/test_mimic_loss",
     "models.attach.dead": "models/attach/test_fit",
     "models.base.initialise": "models/families/test_families",
     "models.base.trace": "models/attach/test_stages",

@@ -161,7 +161,9 @@ def test_leaving_early_leaves_nothing_running(make, photo_root, kind):
 
 
 @ALL_KINDS
-@pytest.mark.parametrize("whole", [True, False], ids=["read whole", "left early"])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(True, id="read whole"), pytest.param(False, id="left early", marks=pytest.mark.slow)]
+)
 def test_many_epochs_leave_no_memory_behind(make, kind, whole):
     """An epoch's images are 2.4 MiB: were they kept, or a thread's buffers, the process would grow by 29 MiB."""
     loader = make(kind, "synthetic:800", workers=1 if kind == "ffcv" else 0, batch_size=400)
