@@ -34,14 +34,15 @@ def build(
     """
     pick_kind("ffcv")  # says how to get FFCV where it is missing
     console = Console()
-    options = {"workers": processors.count() if workers is None else max(workers, 1), "skip_bad": skip_bad}
+    workers = processors.count() if workers is None else max(workers, 1)
     for split, source in load_splits(dataset, data_dir, split_names(dataset), settings.grey_range).items():
         if source.note:
             console.print(source.note)
         if force:
-            build_beton(source, beton_path(data_dir, dataset, split, settings), settings, **options)
+            path = beton_path(data_dir, dataset, split, settings)
+            build_beton(source, path, settings, workers=workers, skip_bad=skip_bad)
         else:
-            ensure(source, data_dir, dataset, split, settings, say=console.print, **options)
+            ensure(source, data_dir, dataset, split, settings, workers=workers, skip_bad=skip_bad, say=console.print)
     _print(dataset, data_dir, settings, console)
 
 

@@ -103,7 +103,7 @@ def _kernels(models: dict, branch: str, config: TrainConfig) -> tuple[list[Layer
     layers, matrices = [], {}
     for run, model in models.items():
         for main, side in layer_pairs(model, branch, (3, *height_width(config.image_size))):
-            main_FCHW, side_FCHW = (model.get_submodule(name).weight.detach() for name in (main, side))
+            main_FCHW, side_FCHW = (model.get_parameter(f"{name}.weight").detach() for name in (main, side))
             correlation_FF = kernel_correlation(main_FCHW, side_FCHW)
             filters, channels = main_FCHW.shape[:2]
             scalars = {name: to_host(value) for name, value in summarize(correlation_FF).items()}

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -17,7 +16,7 @@ from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.identity import Identity, changes, identity
 from fastdhm.data.sources.source import REID_DATASETS, is_reid
 from fastdhm.engine.build import Trained, load_trained, open_to_judge
-from fastdhm.engine.device import pick_device, pick_own_precision
+from fastdhm.engine.device import pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
 from fastdhm.engine.saved import checkpoint
@@ -59,7 +58,13 @@ def evaluate_path(
     config = trained.config
     if dataset is not None and is_reid(dataset) != is_reid(config.dataset):
         raise UserError(f"--dataset {dataset}: {path} was trained on {config.dataset}, which is judged in another way")
-    given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
+    given: dict[str, Any] = {
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "loader": loader,
+        "workers": workers,
+        "device": device,
+    }
     config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=as_json)
     if is_reid(config.dataset):
@@ -76,7 +81,7 @@ def evaluate_path(
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
         _say_what_changed(trained, path, {"val": val.identity}, config, console)
-        results = {}
+        results: dict[str, dict[str, float | None]] = {}
         for network in trained.networks:
             results |= _errors(network, config, val.loader)
     finally:
@@ -130,7 +135,7 @@ def _rank_people(
 
 def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float | None]]:
     device = pick_device(config.device)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = placed(network, device)
     transform = DeviceTransform(config.mean, config.std).to(device)
     precision, side = pick_own_precision(config.precision, device), min(height_width(config.image_size))
     errors = evaluate(network, loader, transform, device, precision, side)

@@ -44,14 +44,18 @@ def import_official(file: Path, config: TrainConfig, console: Console | None = N
         raise unknown_dataset(config.dataset)
     model = models.load_official(file, config.arch)
     branches = model.branch_names[1:]
-    K = model.trunk.fc.out_features
+    K = model.trunk.get_parameter("fc.weight").shape[0]
     if CLASSES.get(config.dataset, K) != K:
         raise UserError(
             f"{file} tells {K} classes apart, and {config.dataset} has {CLASSES[config.dataset]}: name the data set "
             "that it was trained on by --dataset"
         )
-    method = {"method": "dhm", "branches": branches} if branches else {"method": "baseline", "branches": None}
-    config = settle(dataclasses.replace(config, **method))
+    if branches:
+        config = dataclasses.replace(config, method="dhm", branches=branches)
+    else:
+        config = dataclasses.replace(config, method="baseline", branches=None)
+    config = settle(config)
+    assert config.run_dir is not None  # now it is settled
     run_dir, classes = Path(config.run_dir), checkpoint.numbered_classes(K)
     with run_folder(run_dir, True, console):
         if contents(run_dir):
@@ -59,11 +63,13 @@ def import_official(file: Path, config: TrainConfig, console: Console | None = N
         checkpoint.save_checkpoint(run_dir / LAST, config, classes, {"model": model.state_dict()})
         checkpoint.save_network(run_dir / NETWORK, model.strip(), config, classes)
         checkpoint.write_config(run_dir, config)
-    _tell(console, file, config, model, K)
+    _tell(console, file, config, run_dir, model, K)
     return run_dir
 
 
-def _tell(console: Console, file: Path, config: TrainConfig, model: models.BranchedModel, num_classes: int) -> None:
+def _tell(
+    console: Console, file: Path, config: TrainConfig, run_dir: Path, model: models.BranchedModel, num_classes: int
+) -> None:
     console.print(f"{file.name}: {config.arch}, {num_classes} classes", style="italic")
     table = Table()
     for column in ("branch", "from", "tensors", "parameters"):
@@ -77,6 +83,6 @@ def _tell(console: Console, file: Path, config: TrainConfig, model: models.Branc
     print_plan(console, {
         "images": f"{height}x{width} pixels, mean and deviation {scale}, as {config.dataset}",
         "classes": f"the file does not name them: numbered 0 to {num_classes - 1}",
-        "network": f"{Path(config.run_dir) / NETWORK} (B0, without the branches)",
-        "check": paste("fastdhm", "eval", config.run_dir),
+        "network": f"{run_dir / NETWORK} (B0, without the branches)",
+        "check": paste("fastdhm", "eval", str(run_dir)),
     })  # fmt: skip

@@ -21,12 +21,17 @@ IMAGENET = "imagenet"  # the weights that torchvision has
 
 def open_data(config: TrainConfig, console: Console) -> LoadedData:
     """The loaders of a run, built first where need be; ``console`` shows what is done."""
-    return open_loaders(config.dataset, Path(config.data_dir), data_options(config), say=console.print)
+    return open_loaders(config.dataset, _data_dir(config), data_options(config), say=console.print)
 
 
 def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
     """Splits of a run's data set that its network is judged on, in order and whole; ``console`` shows what is done."""
-    return open_splits(config.dataset, Path(config.data_dir), splits, data_options(config), say=console.print)
+    return open_splits(config.dataset, _data_dir(config), splits, data_options(config), say=console.print)
+
+
+def _data_dir(config: TrainConfig) -> Path:
+    assert config.data_dir is not None  # the run is settled
+    return Path(config.data_dir)
 
 
 def data_options(config: TrainConfig) -> DataOptions:
@@ -43,8 +48,10 @@ def data_options(config: TrainConfig) -> DataOptions:
 
 def how_stored(config: TrainConfig) -> ImageSettings | None:
     """How the run wants its images stored; None if it has no wish."""
-    wishes = {"store": config.store, "size": config.store_size, "quality": config.store_quality}
-    return ImageSettings.for_dataset(config.dataset, **wishes) if set(wishes.values()) != {None} else None
+    store, size, quality = config.store, config.store_size, config.store_quality
+    if store is None and size is None and quality is None:
+        return None
+    return ImageSettings.for_dataset(config.dataset, store=store, size=size, quality=quality)
 
 
 def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:

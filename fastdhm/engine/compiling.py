@@ -147,7 +147,8 @@ def computes(run: Run, compiled: bool) -> Callable:
     if compiled:
         import torch._inductor.config as inductor  # takes a second
 
-        inductor.compile_threads = min(inductor.compile_threads, processors.count())  # torch counts without quotas
+        known = inductor.compile_threads or processors.count()
+        inductor.compile_threads = min(known, processors.count())  # torch counts without quotas
     compute = make_compute(forward, config.temperature, config.label_smoothing, whole, config.impl, variants)
     if not calls:
         return compute
@@ -165,7 +166,8 @@ class Child:
     COMMAND = (sys.executable, "-m", "fastdhm.engine.compiling")
 
     def __init__(self, run: Run):
-        self.started, self.lasted = time.monotonic(), None
+        self.started = time.monotonic()
+        self.lasted: float | None = None
         self.output = run.dir / "compile.log"
         task = {
             "config": asdict(run.config),
@@ -181,9 +183,11 @@ class Child:
                 self.COMMAND,
                 stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        assert self.process.stdin is not None  # it is a pipe
+        self.tasks = self.process.stdin
         with suppress(BrokenPipeError):  # it has ended already, which ended() tells
-            self.process.stdin.write(json.dumps(task).encode() + b"\n")
-            self.process.stdin.flush()
+            self.tasks.write(json.dumps(task).encode() + b"\n")
+            self.tasks.flush()
 
     def ended(self) -> int | None:
         """Its exit status, ``None`` while it works."""
@@ -201,7 +205,7 @@ class Child:
             with suppress(OSError):
                 self.output.unlink()
         with suppress(OSError):
-            self.process.stdin.close()
+            self.tasks.close()
 
 
 def room_for(run: Run) -> int:

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-import torch.utils.deterministic as memory
+from torch.utils import deterministic as _memory
 
 from fastdhm.engine.fast.blocks import is_deep
 from fastdhm.errors import UserError
@@ -21,9 +22,11 @@ from fastdhm.system import processors
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
 STEPS_THAT_REPAY_COMPILING = {"cpu": math.inf, "cuda": 1000}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+memory: Any = _memory  # its one setting is made by a class that torch puts in the module's place, out of sight of types
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 # As the kernel names them: x86 and Arm processors that multiply bfloat16 matrices.
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def _cpu_flags() -> set[str]:
@@ -46,6 +49,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None:  # some of torch.cuda takes no device without one
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def placed(network: M, device: torch.device) -> M:
+    """``network`` on ``device``, in the memory format that convolutions are fastest in."""
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack it
 
 
 @contextmanager

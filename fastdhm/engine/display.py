@@ -44,8 +44,9 @@ class TrainingDisplay:
         )
         self.total_steps, self.is_time = total_steps, every(PLAIN_LINE_SECONDS)
         self.task = self.progress.add_task(
-            "", total=work(total_steps), completed=work(step), numbers="", wait="", steps=self._steps(step)
-        )
+            "", total=work(total_steps), numbers="", wait="", steps=self._steps(step),
+            completed=work(step),  # type: ignore[arg-type] # rich says int here, and counts in floats
+        )  # fmt: skip
 
     def __enter__(self) -> "TrainingDisplay":
         self.progress.start()

@@ -3,7 +3,7 @@
 Legend: M branches, B batch, K classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,7 +45,11 @@ class Errors:
 
     def scalars(self, names: tuple[str, ...]) -> dict[str, float]:
         """As named scalars: ``val_error/B0``, ``val_top5_error/B0``, ``val_ce/B0``, ..."""
-        columns = {"val_error": self.top1_M, "val_top5_error": self.top5_M, "val_ce": self.ce_M}
+        columns: dict[str, Sequence[float | None]] = {
+            "val_error": self.top1_M,
+            "val_top5_error": self.top5_M,
+            "val_ce": self.ce_M,
+        }
         pairs = {kind: zip(names, column, strict=True) for kind, column in columns.items()}
         return {f"{kind}/{name}": v for kind, values in pairs.items() for name, v in values if v is not None}
 

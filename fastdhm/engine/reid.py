@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from fastdhm.data.sources.identity import Identity
 from fastdhm.data.sources.people import CannotRank, check_rankable, sightings
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.build import open_to_judge
-from fastdhm.engine.device import autocast, pick_device, pick_own_precision
+from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import Interrupted, ShouldStop, until
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved.record import Log, to_host
@@ -136,12 +135,14 @@ def rank_people(
         for split in splits:
             split.close()
     labels = (query.ids_N, gallery.ids_N, query.cams_N, gallery.cams_N)
-    shown = {"max_rank": MAX_RANK, "top_k": SHOWN_NEAREST}
     if how.rerank:
         distance_QG = rerank(query.feature_ND, gallery.feature_ND, metric=how.metric, device=device)
-        ranking = rank_distances(distance_QG, *labels, **shown)
+        ranking = rank_distances(distance_QG, *labels, max_rank=MAX_RANK, top_k=SHOWN_NEAREST)
     else:
-        ranking = rank(query.feature_ND, gallery.feature_ND, *labels, how.metric, device=device, **shown)
+        ranking = rank(
+            query.feature_ND, gallery.feature_ND, *labels, how.metric,
+            device=device, max_rank=MAX_RANK, top_k=SHOWN_NEAREST,
+        )  # fmt: skip
     return PeopleRanked(query, gallery, ranking, how)
 
 
@@ -201,7 +202,7 @@ def features(
         Interrupted: ``should_stop`` came true between two batches.
     """
     device = pick_device(config.device)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = placed(network, device)
     transform = DeviceTransform(config.mean, config.std).to(device)
     bar, precision = console.counting(what, len(split.loader)), pick_own_precision(config.precision, device)
     with split.loader.epoch(0) as batches, bar as advance, autocast(device, precision):
@@ -211,8 +212,10 @@ def features(
                 yield transform(batch.image_BHWC, batch.index_B, 0)
                 advance(1)
 
-        how = {"layer": feature_layer(network, config), "flip": flip_average, "normalise": normalise, "device": device}
-        feature_ND = extract_features(network, images(), **how)
+        layer = feature_layer(network, config)
+        feature_ND = extract_features(
+            network, images(), layer=layer, flip=flip_average, normalise=normalise, device=device
+        )
     wrong_N = to_host((~feature_ND.isfinite().all(1)).nonzero()[:, 0])
     if wrong_N:
         raise NonFiniteFeatures(

@@ -5,6 +5,7 @@ Legend: M branches, A those that a step computes, S = M - 1 side branches, B bat
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine.build import IMAGENET, build_model
-from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, restart_peak
+from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optim.average import WeightAverage
@@ -64,9 +65,9 @@ class Run:
         model = build_model(config, len(classes))
         if config.activation_checkpointing:
             models.checkpoint_activations(model)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = placed(model, self.device)
         # what a training step runs that is not compiled: torch.compile fuses for itself, and starts from the model
-        self.forward = model
+        self.forward: Callable[[Tensor, tuple[str, ...] | None], Tensor] = model
         if self.device.type == "cpu" and config.impl != "eager":
             keep_freed_memory()
             self.forward = FusedForward(model)
@@ -97,8 +98,9 @@ class Run:
         self.whole = True  # between two steps, where its state can be saved
         self.trained = Stopwatch()
         self.peak_restarts = True
-        augment = {"pad": config.pad if config.crop == "pad" else 0, "flip": config.flip, "seed": config.seed}
-        self.train_transform = DeviceTransform(config.mean, config.std, **augment).to(self.device)
+        pad = config.pad if config.crop == "pad" else 0
+        augment = DeviceTransform(config.mean, config.std, pad=pad, flip=config.flip, seed=config.seed)
+        self.train_transform = augment.to(self.device)
         self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
 
     def learn_from(self, data: LoadedData) -> None:
@@ -110,7 +112,8 @@ class Run:
 
     def load_pretrained(self) -> None:
         """Start the trunk from the weights that the config names; ``ValueError`` as of ``models.load_pretrained``."""
-        path = None if self.config.weights == IMAGENET else Path(self.config.weights)
+        weights = self.config.weights
+        path = None if weights in (None, IMAGENET) else Path(weights)
         found = models.load_pretrained(self.model, self.config.arch, path)
         for active in self.branch_sets if self.config.freeze_epochs else ():
             parts = ("trunk.", *(f"branches.{name}." for name in active))
@@ -199,8 +202,11 @@ class Run:
         config = self.config
         if config.grad_cosine and self.at.step % config.grad_cosine == 0:
             part = (image_BCHW.chunk(config.accumulate)[0], target_B.chunk(config.accumulate)[0])
-            options = {"precision": self.precision, "label_smoothing": config.label_smoothing, "scaler": self.scaler}
-            self.sums.measure(gradient_cosines(self.model, *part, active, **options))
+            cosines = gradient_cosines(
+                self.model, *part, active,
+                precision=self.precision, label_smoothing=config.label_smoothing, scaler=self.scaler,
+            )  # fmt: skip
+            self.sums.measure(cosines)
 
     def prepare(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
         """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
@@ -28,7 +29,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     device = pick_device(config.device)
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
-    dtype = pick_precision(config.precision, device)
+    precision: Any = str(pick_precision(config.precision, device)).removeprefix("torch.")  # one that the config knows
     use_fused(config.impl, device.type)  # now, and not in the first step
     dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()
     kind, _, folder = dataset.partition(":")
@@ -47,7 +48,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         weights=weights,
         run_dir=str(expanded(config.run_dir) if config.run_dir else Path("runs") / name),
         device=str(device),
-        precision=str(dtype).removeprefix("torch."),
+        precision=precision,
     )
 
 

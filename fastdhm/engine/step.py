@@ -3,6 +3,7 @@
 Legend: A the branches that a step computes, B batch, K classes.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -57,13 +58,13 @@ def make_step(run: Run, compute: Callable) -> Callable:
     def step(
         image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        totals = None
+        values: list[tuple[Tensor, Tensor, Tensor]] = []
         for image, target in zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True):
             with autocast(run.device, run.precision):
                 loss, terms_AA, correct_A = compute(image, target, weights_AA, active)
             run.scaler.scale(loss / parts).backward()
-            values = (loss.detach() / parts, terms_AA / parts, correct_A)
-            totals = values if totals is None else tuple(a + b for a, b in zip(totals, values, strict=True))
+            values.append((loss.detach() / parts, terms_AA / parts, correct_A))
+        loss, terms_AA, correct_A = (functools.reduce(torch.add, column) for column in zip(*values, strict=True))
         if config.clip_grad is not None:
             run.scaler.unscale_(run.optimizer)
             nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad)
@@ -72,7 +73,7 @@ def make_step(run: Run, compute: Callable) -> Callable:
         if run.average is not None:
             run.average.update(run.at.step)
         run.optimizer.zero_grad()
-        return totals
+        return loss, terms_AA, correct_A
 
     return step
 

@@ -78,7 +78,8 @@ class Stopwatch:
     """Seconds that a run has trained, over every process that worked on it; what lies between two does not count."""
 
     def __init__(self) -> None:
-        self.before, self.since = 0.0, None
+        self.before = 0.0
+        self.since: float | None = None
 
     @property
     def seconds(self) -> float:

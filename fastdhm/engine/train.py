@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
@@ -168,7 +169,7 @@ def finish_epoch(
     """
     config, at = run.config, run.at
     whole, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
-    scalars = {}
+    scalars: dict[str, Any] = {}
     if at.batch:
         scalars |= run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
         scalars |= {"peak_mib": peak_mib(run.device), **timer.epoch(config.batch_size, at.step)}

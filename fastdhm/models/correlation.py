@@ -93,7 +93,7 @@ def expected_by_chance(channels: int) -> float:
     return math.exp(math.lgamma(half + 0.5) - math.lgamma(0.5) - math.lgamma(half + 1))
 
 
-def summarize(correlation_FF: Tensor) -> dict[str, float | Tensor]:
+def summarize(correlation_FF: Tensor) -> dict[str, Tensor]:
     """Three scalars of a correlation matrix, on its device: the mean ``|r|``, the mean ``r`` and the mean best match.
 
     The best match of a filter is its largest ``|r|`` with a filter of the other layer. Its mean is over both layers.

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdhm.errors import UserError
 from fastdhm.ops import _convolution, _extension
 
-Pair = tuple[int, int]  # down, across
+Pair = tuple[int, ...]  # down, across
 
 
 def conv2d(

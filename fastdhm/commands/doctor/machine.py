@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastdhm.system import memory, processors
@@ -85,9 +86,9 @@ def hardware() -> list[Fact]:
 
 
 def _processors() -> Fact:
-    allowed = len(os.sched_getaffinity(0))
-    why = processors.why() or " (the affinity mask)" * (allowed < os.cpu_count())
-    return Fact("processors", f"{processors.count()} to use{why}, {os.cpu_count()} in the machine")
+    allowed, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    why = processors.why() or " (the affinity mask)" * (allowed < there)
+    return Fact("processors", f"{processors.count()} to use{why}, {there} in the machine")
 
 
 def _memory() -> Fact:
@@ -157,7 +158,7 @@ def folders(data_dir: Path) -> list[Fact]:
         "temporary files": Path(tempfile.gettempdir()),
         "compiled code": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _inductor_cache()),
     }
-    return [asked(name, lambda name=name, path=path: _folder(name, path)) for name, path in places.items()]
+    return [asked(name, partial(_folder, name, path)) for name, path in places.items()]
 
 
 def _inductor_cache() -> str:

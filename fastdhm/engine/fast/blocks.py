@@ -29,7 +29,8 @@ def goes_by_block(model: nn.Module) -> bool:
 
 def kinds_of_blocks(model: nn.Module) -> dict[tuple, list[nn.Module]]:
     """The blocks that a network repeats, the outermost, by their class and the shapes of their parameters."""
-    number, kinds_of = Counter(), defaultdict(set)
+    number: Counter[type] = Counter()
+    kinds_of = defaultdict(set)
     for module in model.modules():
         number[type(module)] += 1
         kinds_of[type(module)].add(_shapes(module))

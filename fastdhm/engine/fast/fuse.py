@@ -10,6 +10,7 @@ import operator
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ ADD = (operator.add, torch.add, "add", *ADD_IN_PLACE)
 RELU = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 class NormAct(nn.Module):
     """A batch norm of a network, the sum with a residual and the relu that follow it."""
 
@@ -40,11 +44,12 @@ class NormAct(nn.Module):
 
     def forward(self, x_BCHW: Tensor, residual_BCHW: Tensor | float | None = None) -> Tensor:
         norm = self.norm
-        summand = residual_BCHW is None or isinstance(residual_BCHW, Tensor)
-        if norm.training and norm.momentum is not None and summand:
-            norm.num_batches_tracked.add_(1)
+        if norm.training and norm.momentum is not None and (residual_BCHW is None or isinstance(residual_BCHW, Tensor)):
+            mean, variance, steps = norm.running_mean, norm.running_var, norm.num_batches_tracked
+            assert mean is not None and variance is not None and steps is not None  # see _is_norm
+            steps.add_(1)
             return norms.batch_norm_act(
-                x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, residual_BCHW,
+                x_BCHW, mean, variance, norm.weight, norm.bias, residual_BCHW,
                 momentum=norm.momentum, eps=norm.eps, relu=self.relu,
             )  # fmt: skip
         y_BCHW = norm.forward(x_BCHW)
@@ -71,7 +76,9 @@ class Conv2d(nn.Module):
         self.conv = conv
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return plain_convolutions.conv2d(x_BCHW, self.conv.weight, self.conv.stride, self.conv.padding)
+        padding = self.conv.padding
+        assert not isinstance(padding, str)  # see _is_conv
+        return plain_convolutions.conv2d(x_BCHW, self.conv.weight, self.conv.stride, padding)
 
 
 class Shortcut(nn.Module):
@@ -225,16 +232,18 @@ def recompute_groups(traced: fx.GraphModule) -> fx.GraphModule:
     return split
 
 
-def _is_plain_call(node: fx.Node, parts: dict[str, nn.Module], kind: type[nn.Module]) -> bool:
-    """Whether a node is a call of a module of just this kind on one tensor."""
-    part = parts.get(node.target) if node.op == "call_module" else None
-    return type(part) is kind and is_plain(part) and len(node.args) == 1 and not node.kwargs
+def _plainly_called(node: fx.Node, parts: dict[str, nn.Module], kind: type[M]) -> M | None:
+    """The module of just this kind that a node calls on one tensor; ``None`` where it does anything else."""
+    part = parts.get(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(part, kind) or type(part) is not kind:
+        return None
+    return part if is_plain(part) and len(node.args) == 1 and not node.kwargs else None
 
 
 def _is_conv(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
-    if not _is_plain_call(node, parts, nn.Conv2d):
+    conv = _plainly_called(node, parts, nn.Conv2d)
+    if conv is None:
         return False
-    conv = parts[node.target]
     whole = (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
     return whole and conv.bias is None and not isinstance(conv.padding, str)
 
@@ -248,21 +257,20 @@ def _is_shortcut(node: fx.Node) -> bool:
     zeros = node.kwargs.get("mode") == "constant" and node.kwargs.get("value") is None  # as torch.fx writes defaults
     if node.target is not F.pad or len(node.args) != 2 or not zeros or not isinstance(node.args[0], fx.Node):
         return False
-    pool, padding = node.args
+    given: tuple[Any, ...] = node.args
+    pool, padding = given
     rounding_up = {"ceil_mode": True, "count_include_pad": False}
     pools = pool.target is F.avg_pool2d and tuple(pool.args[1:]) == (2,) and pool.kwargs == rounding_up
     return pools and _only_user(pool) is node and padding[:5] == (0,) * 5 and len(padding) == 6 and padding[5] >= 0
 
 
 def _is_norm(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
-    if not _is_plain_call(node, parts, nn.BatchNorm2d):
-        return False
-    norm = parts[node.target]
-    return norm.affine and norm.track_running_stats and norm.momentum is not None
+    norm = _plainly_called(node, parts, nn.BatchNorm2d)
+    return norm is not None and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def _is_relu(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
-    return _is_plain_call(node, parts, nn.ReLU) if node.op == "call_module" else node.target in RELU
+    return _plainly_called(node, parts, nn.ReLU) is not None if node.op == "call_module" else node.target in RELU
 
 
 def _chain(norm: fx.Node, parts: dict[str, nn.Module]) -> tuple[list[fx.Node], fx.Node | None]:

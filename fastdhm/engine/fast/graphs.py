@@ -5,6 +5,7 @@ Written for NVIDIA GPUs and not yet run on one.
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class Graphs:
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
-    def warm_up(self, function: Callable) -> tuple[Tensor, ...]:
+    def warm_up(self, function: Callable[[], Any]) -> Any:
         """Run it as it is, on the stream of the captures: autograd remembers where a gradient was first summed."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -81,7 +82,7 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             results = function()
 
-        def replay() -> tuple[Tensor, ...]:
+        def replay() -> Any:
             graph.replay()
             return results
 

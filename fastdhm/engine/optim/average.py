@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from fastdhm.models.base.branched import BranchedModel
 from fastdhm.models.base.recompute import keep_activations
 
 
@@ -18,9 +19,9 @@ class WeightAverage:
     Source: Tan and Le, "EfficientNet", ICML 2019, and the warm-up of TensorFlow's ``ExponentialMovingAverage``.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: BranchedModel, decay: float):
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: BranchedModel = copy.deepcopy(model).eval().requires_grad_(False)
         keep_activations(self.model)
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         self.averaged, self.own = _columns([pair for pair in pairs if pair[0].is_floating_point()])

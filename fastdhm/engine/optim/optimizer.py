@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @functools.cache
 def _sgd() -> type[torch.optim.SGD]:
-    class SGD(_without_compiler(torch.optim.SGD)):
+    kind: Any = _without_compiler(torch.optim.SGD)
+
+    class SGD(kind):
         """torch's, whose step is handed views; with momentum it has all its buffers from the start."""
 
         @torch.no_grad()
@@ -65,19 +68,20 @@ def _sgd() -> type[torch.optim.SGD]:
             for group in self.param_groups:
                 moved = [p for p in group["params"] if p.grad is not None]
                 buffers = [self.state[p]["momentum_buffer"] for p in moved] if group["momentum"] else []
+                params, grads, momenta = _as_they_lie(moved, [p.grad for p in moved], buffers)
                 functional = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize", "fused")
-                functional_sgd(
-                    *_as_they_lie(moved, [p.grad for p in moved], buffers),
-                    **{name: group[name] for name in functional},
-                    grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None),
-                )  # fmt: skip
+                given = {name: group[name] for name in functional}
+                given |= {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+                functional_sgd(params, grads, [*momenta], **given)
 
     return SGD
 
 
 @functools.cache
 def _adam() -> type[torch.optim.Adam]:
-    class Adam(_without_compiler(torch.optim.Adam)):
+    kind: Any = _without_compiler(torch.optim.Adam)
+
+    class Adam(kind):
         """torch's, whose step is handed views."""
 
         def _init_group(self, group, params, grads, *state):

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ PLACED = ("step", "epoch", "reid")  # the kinds of rows that say after which par
 FAR = 2**62  # no run has so many steps
 
 
-def to_host(tensor: Tensor) -> list:
-    """The tensor's values as Python numbers: waits for the device. The only such wait in the engine."""
+def to_host(tensor: Tensor) -> Any:
+    """The tensor's values as Python numbers, in lists by its dimensions. The only wait for the device in the engine."""
     return tensor.tolist()
 
 
@@ -175,12 +175,11 @@ class TrainingSums:
     def _parse(self, row: list[float]) -> Sums:
         M = len(self.names)
         _, steps, loss, *rest = row
-        matrices = [[rest[start + p * M : start + (p + 1) * M] for p in range(M)] for start in (0, M * M)]
-        vectors = [rest[start : start + M] for start in (2 * M * M, 2 * M * M + M)]
+        rows = [rest[start : start + M] for start in range(0, 2 * M * (M + 1), M)]
         E = len(self.measured)
         sums, counts = row[self.width : self.width + E], row[self.width + E :]
         measured = {name: sums[e] / counts[e] for e, name in enumerate(self.measured) if counts[e]}
-        return Sums(steps, loss, *matrices, *vectors, measured)
+        return Sums(steps, loss, rows[:M], rows[M : 2 * M], rows[-2], rows[-1], measured)
 
 
 class Log:
@@ -278,6 +277,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if numbers and all(_is_number(place) and 0 <= place < FAR for place in places) else None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """Whether it is one that a run writes: a network that diverged has validation losses that are not finite."""
     return type(value) is float or (type(value) is int and abs(value) < FAR)
