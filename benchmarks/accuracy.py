@@ -12,11 +12,12 @@ Legend: M branches.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ from fastdhm.engine.timer import Timer
 from fastdhm.errors import UserError
 from fastdhm.recipes import FAST
 from fastdhm.system.files import write_csv
+from fastdhm.system.paths import default_data_dir
 
 OVER = object()
 PRESET = "preset fast"
@@ -108,7 +110,9 @@ def bench(
         fault = judge(configs["fastdhm"])
         for ways in measure(frame, configs, target, eval_steps, 0 if fault else seeds):
             comparison = _comparison(label, ways, target, fault)
-            found = {"marks": _marks(comparison), "settings": settings, "answer": _answer(comparison, ways)}
+            found: dict[str, Any] = {
+                "marks": _marks(comparison), "settings": settings, "answer": _answer(comparison, ways)
+            }  # fmt: skip
             if ways["reference"]:
                 frame.write([comparison], **found)
                 write(ways, target, frame.out, f"{label}, {frame.where}")
@@ -127,7 +131,7 @@ def contenders(dataset: str, arch: str | None, method: str, preset: bool, **give
 
 def judge(config: TrainConfig) -> str | None:
     """What is wrong with the engine's steps, or None."""
-    source, _ = load_sources(config.dataset, Path(config.data_dir))
+    source, _ = load_sources(config.dataset, Path(config.data_dir or default_data_dir()))
     yard = Yard(config, len(source.classes))
     return harness.failure(lambda: yard.judge_engine(yard.engine(config)))
 
@@ -150,12 +154,12 @@ def measure(
         yield ways
 
 
-def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iterator]:
+def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Generator[None]]:
     """The engine's network, and an iterator that trains it: each item is one step."""
     engine = Engine(config, len(data.classes))
     run = engine.run
 
-    def steps() -> Iterator[None]:
+    def steps() -> Generator[None]:
         for run.at.epoch in range(config.epochs):
             run.begin_epoch()
             with Timer(run.at.step).feed(data.train, run.at.epoch, 0, run.device) as batches:
@@ -169,18 +173,18 @@ def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iter
     return run.judged, steps()
 
 
-def start_reference(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Iterator]:
+def start_reference(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Generator[None]]:
     """The same for the reference, from the same weights."""
     torch.manual_seed(config.seed)
     reference = Reference(build_model(config, len(data.classes)), config, torch.device(config.device))
-    loader = training_loader(config, config.workers)
+    loader = training_loader(config, pick_workers(config.workers, torch.device(config.device)))
 
-    def steps() -> Iterator[None]:
+    def steps() -> Generator[None]:
         for epoch in range(config.epochs):
-            for number, batch in enumerate(loader):
+            for number, (image_BCHW, target_B) in enumerate(loader):
                 now = epoch + number / len(loader)
                 reference.set_learning_rate(learning_rate_of(config, now))
-                reference.step(*batch, mimic_scale(now, config.mimic_warmup))
+                reference.step(image_BCHW, target_B, mimic_scale(now, config.mimic_warmup))
                 yield
 
     return reference.network.trunk, steps()
@@ -188,7 +192,7 @@ def start_reference(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, I
 
 def to_target(
     network: nn.Module,
-    steps: Iterator,
+    steps: Generator[None],
     config: TrainConfig,
     data: LoadedData,
     target: float,

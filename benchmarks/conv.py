@@ -14,6 +14,8 @@ call takes other images than the one before, so they are in no cache, as in trai
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,17 +91,17 @@ def peers(shape: Shape, dtype: torch.dtype) -> list[Peer]:
     """The op and its peers on the same numbers, all checked against float64."""
     B, C, K, H, W = shape
     generator = torch.Generator().manual_seed(0)
-    last = {"memory_format": torch.channels_last}
-    x_BCHW = torch.randn(B, C, H, W, generator=generator).to(dtype, **last)
-    weight_KC33 = (torch.randn(K, C, 3, 3, generator=generator) / (3 * C**0.5)).contiguous(**last)
-    grad_BKHW = torch.randn(B, K, H, W, generator=generator).to(dtype, **last)
+    last = torch.channels_last
+    x_BCHW = torch.randn(B, C, H, W, generator=generator).to(dtype, memory_format=last)
+    weight_KC33 = (torch.randn(K, C, 3, 3, generator=generator) / (3 * C**0.5)).contiguous(memory_format=last)
+    grad_BKHW = torch.randn(B, K, H, W, generator=generator).to(dtype, memory_format=last)
     expected = _rows(_once(conv3x3_eager, x_BCHW.double(), weight_KC33.double(), grad_BKHW.double()), torch.float64)
     agrees = harness.agrees_with(expected, TOLERANCE if dtype == torch.bfloat16 else None)
     rules = {"tiles": lambda x, weight: conv3x3(x, weight, impl="cpp"), "eager": conv3x3_eager}
     found = [
         Peer(
             name=name,
-            run=lambda rule=rule: _once(rule, x_BCHW, weight_KC33, grad_BKHW),
+            run=partial(_once, rule, x_BCHW, weight_KC33, grad_BKHW),
             check=lambda results: agrees(_rows(results, dtype)),
         )
         for name, rule in rules.items()
@@ -113,12 +115,13 @@ def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype, of: str) -> list[
     """The weight or input gradient of any convolution, and its peers."""
     B, C, K, H, W, side, step = shape
     generator = torch.Generator().manual_seed(0)
-    last = {"memory_format": torch.channels_last}
-    x_BCHW = torch.randn(B, C, H, W, generator=generator).to(dtype, **last)
-    weight_KCRS = (torch.randn(K, C, side, side, generator=generator) / (side * C**0.5)).to(dtype, **last)
+    last = torch.channels_last
+    x_BCHW = torch.randn(B, C, H, W, generator=generator).to(dtype, memory_format=last)
+    weight_KCRS = torch.randn(K, C, side, side, generator=generator) / (side * C**0.5)
+    weight_KCRS = weight_KCRS.to(dtype, memory_format=last)
     stride, padding = (step, step), (side // 2, side // 2)
     grad_BKHW = torch.randn(conv2d_eager(x_BCHW, weight_KCRS, stride, padding).shape, generator=generator)
-    given = grad_BKHW.to(dtype, **last), x_BCHW
+    given = grad_BKHW.to(dtype, memory_format=last), x_BCHW
     copies = 1 + COLD_BYTES // sum(tensor.nbytes for tensor in given)
     turns = itertools.cycle([tuple(tensor.clone() for tensor in given) for _ in range(copies)])
 
@@ -132,11 +135,14 @@ def gradient_peers(shape: tuple[int, ...], dtype: torch.dtype, of: str) -> list[
     def phases(grad, x):
         return torch.ops.fastdhm.conv2d_input_grad(grad, x, weight_KCRS, stride, padding)
 
+    def gradient(rule: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+        return {of: rule(*next(turns))}
+
     agrees = harness.agrees_with(_rows({of: eager(*(tensor.double() for tensor in given))}, torch.float64))
     found = [
         Peer(
             name=rule.__name__,
-            run=lambda rule=rule: {of: rule(*next(turns))},
+            run=partial(gradient, rule),
             check=lambda results: agrees(_rows(results, dtype)),
         )
         for rule in (pixels if of == "weights" else phases, eager)

@@ -109,7 +109,7 @@ def measure(
     """Epochs of the engine and of the reference in turns, after their steps are checked."""
     label = f"{config.arch} {config.method} {config.dataset} batch {config.batch_size}"
     frame.say(f"\n{label}: checking the steps against float64")
-    yard, loader = Yard(config, len(data.classes)), training_loader(config, config.workers)
+    yard, loader = Yard(config, len(data.classes)), training_loader(config, pick_workers(config.workers, frame.device))
     engine, reference = yard.engine(config), yard.reference()
     failures = {"fastdhm": harness.failure(lambda: yard.judge_engine(engine)), "reference": yard.judge_reference()}
     for one in (engine.run, reference):

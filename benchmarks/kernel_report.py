@@ -113,7 +113,8 @@ def loss_launches(
     """The launches of the loss for contiguous logits and a batch of B."""
     logits_MBK, target_B = torch.empty(M, B, K, dtype=dtype), torch.empty(B, dtype=torch.int64)
     options = (temperature, smoothing, -100, need_grad)
-    return mimic_loss.plan(logits_MBK, target_B, torch.empty(M, M), *options)[0]
+    first, second = mimic_loss.plan(logits_MBK, target_B, torch.empty(M, M), *options)[0]
+    return first, second
 
 
 def resources(kernel: CompiledKernel) -> dict[str, int]:
@@ -133,7 +134,7 @@ def resources(kernel: CompiledKernel) -> dict[str, int]:
 
 def widths(kernel: CompiledKernel, instruction: str) -> str:
     """How many global loads (``LDG``) or stores (``STG``) of each width in bytes the machine code has."""
-    count = Counter()
+    count: Counter[int] = Counter()
     for modifiers in re.findall(rf"\b{instruction}((?:\.\w+)*)", kernel.asm["sass"]):
         bits = re.search(r"\.[US]?(8|16|64|128)\b", modifiers)
         count[int(bits[1]) // 8 if bits else 4] += 1

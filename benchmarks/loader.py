@@ -15,6 +15,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.beton.files import ensure
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.loaders.build import build_loader, pick_kind
-from fastdhm.data.loaders.loader import LoaderOptions
+from fastdhm.data.loaders.loader import Kind, LoaderOptions
 from fastdhm.data.sources.arrays import ArraySource
 from fastdhm.data.sources.folder import FolderSource
 from fastdhm.data.sources.source import Source
@@ -41,7 +42,11 @@ from fastdhm.system import processors
 HEIGHT, WIDTH, SMALL = 375, 500, 32
 COLOURS = np.array(list(itertools.product((60, 190), repeat=3)), dtype=np.uint8)  # [K, C]
 FAR = 60.0  # levels of 255: how far a crop's mean colour may be from its class's, half the distance of two classes
-STORED = {"ffcv jpg 500": (500, "jpg"), "ffcv jpg 256": (256, "jpg"), "ffcv raw 256": (256, "raw")}
+STORED: dict[str, tuple[int, Literal["raw", "jpg"]]] = {
+    "ffcv jpg 500": (500, "jpg"),
+    "ffcv jpg 256": (256, "jpg"),
+    "ffcv raw 256": (256, "raw"),
+}
 SMALL_IMAGES, QUICK_SMALL_IMAGES = 20_000, 128
 
 
@@ -131,8 +136,7 @@ def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int
 
 
 def _beton(source: Source, folder: Path, settings: ImageSettings) -> Path:
-    options = {"workers": processors.count(), "say": lambda text: None}
-    return ensure(source, folder, source.name, "train", settings, **options)
+    return ensure(source, folder, source.name, "train", settings, workers=processors.count(), say=lambda text: None)
 
 
 def _has_ffcv(frame: Frame) -> bool:
@@ -145,11 +149,13 @@ def _has_ffcv(frame: Frame) -> bool:
 
 
 def _ours(
-    name: str, kind: str, options: LoaderOptions, source: Source, beton: Path | None, config: TrainConfig | None = None
+    name: str, kind: Kind, options: LoaderOptions, source: Source, beton: Path | None, config: TrainConfig | None = None
 ) -> Peer:
     """A loader of the engine; with ``config``, its batches are augmented and normalised as on the device."""
     loader, epochs = build_loader(kind, options, source=source, beton=beton), itertools.count()
-    transform = config and DeviceTransform(config.mean, config.std, pad=config.pad, flip=config.flip)
+    transform = None
+    if config is not None:
+        transform = DeviceTransform(config.mean, config.std, pad=config.pad, flip=config.flip)
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:
         epoch = next(epochs)
@@ -201,9 +207,9 @@ def find_fault(target_N: Tensor, expected_N: Tensor, wrong: int) -> str | None:
     return f"images that do not match their labels: {wrong}" if wrong else None
 
 
-def _answer(comparison: Comparison, images: int) -> dict[str, float | None]:
+def _answer(comparison: Comparison, images: int) -> dict[str, float | str | None]:
     """Images per second of the reference and of JPEG at 256 pixels (torch's loader without FFCV)."""
     ours = "ffcv jpg 256" if "ffcv jpg 256" in comparison.results else "torch"
     times_ms = {"reference": comparison.median_ms("torchvision"), "fastdhm": comparison.median_ms(ours)}
     rates = {f"{name}_images_per_s": 1e3 * images / ms if ms else None for name, ms in times_ms.items()}
-    return rates | {"fastdhm_loader": ours, "speedup": comparison.speedup("torchvision", ours)}
+    return {**rates, "fastdhm_loader": ours, "speedup": comparison.speedup("torchvision", ours)}

@@ -63,14 +63,10 @@ def peers(S: int, device: torch.device) -> list[Peer]:
             return f"other bits than the reference at step {wrong[0]}"
         return harness.agrees_with({"mask": expected_S})(result)
 
-    ours = [
-        Peer(
-            name=impl,
-            run=lambda impl=impl: {"mask": branch_mask(on_device_S, SEED, step, impl=impl)},
-            check=partial(check, impl),
-        )
-        for impl in available(device)
-    ]
+    def draw(impl: str) -> dict[str, Tensor]:
+        return {"mask": branch_mask(on_device_S, SEED, step, impl=impl)}
+
+    ours = [Peer(name=impl, run=partial(draw, impl), check=partial(check, impl)) for impl in available(device)]
     theirs = {
         "bernoulli": lambda: {"mask": torch.bernoulli(on_device_S).bool()},
         "rand": lambda: {"mask": torch.rand(S, device=device) < on_device_S},

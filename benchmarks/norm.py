@@ -9,6 +9,7 @@ gradient, writes the residual's gradient, then reads x and that gradient again a
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def peers(shape: Shape, dtype: torch.dtype, compiling: bool) -> list[Peer]:
     if compiling:
         rules["compiled"] = torch.compile(batch_norm_act_eager, dynamic=False)
     found = [
-        Peer(name=name, run=lambda rule=rule: _once(rule, x, residual, grad_y, vectors), check=check)
+        Peer(name=name, run=partial(_once, rule, x, residual, grad_y, vectors), check=check)
         for name, rule in rules.items()
     ]
     return [*found, Peer(name="copies", run=lambda: _copies(x), check=lambda _: None)]

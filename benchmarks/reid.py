@@ -10,6 +10,7 @@ matrix product in it.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -56,8 +57,8 @@ def random_labels(sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.nda
         ]
     )
     query_ids_Q = np.sort(rng.integers(1, sizes["identities"] + 1, sizes["queries"]))
-    cameras = (rng.integers(1, CAMERAS + 1, count) for count in (sizes["queries"], sizes["gallery"]))
-    return query_ids_Q, gallery_ids_G, *cameras
+    query_cams_Q = rng.integers(1, CAMERAS + 1, sizes["queries"])
+    return query_ids_Q, gallery_ids_G, query_cams_Q, rng.integers(1, CAMERAS + 1, sizes["gallery"])
 
 
 def ranking_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
@@ -68,7 +69,7 @@ def ranking_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
     def ours(impl: str) -> Callable[[], dict[str, Tensor]]:
         return lambda: {"ap": ranking_metrics(distances_QG, *labels, impl=impl).ap_Q}
 
-    def theirs(kind: str | None) -> Callable[[], dict[str, Tensor]]:
+    def theirs(kind: Literal["stable"] | None) -> Callable[[], dict[str, Tensor]]:
         return lambda: {"ap": loop(distances_QG, *labels, kind=kind)}
 
     def check(result: dict[str, Tensor]) -> str | None:
@@ -80,7 +81,9 @@ def ranking_peers(sizes: dict[str, int], labels: tuple) -> list[Peer]:
     return [Peer(name=name, run=run, check=check) for name, run in runs.items()]
 
 
-def loop(distances_QG, query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G, *, kind: str | None) -> Tensor:
+def loop(
+    distances_QG, query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G, *, kind: Literal["stable"] | None
+) -> Tensor:
     """The average precision of each query by sorting its whole row; NaN without a match."""
     ap_Q = np.full(len(query_ids_Q), np.nan)
     for q, (identity, camera) in enumerate(zip(query_ids_Q, query_cams_Q, strict=True)):

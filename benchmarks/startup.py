@@ -96,6 +96,7 @@ def measure(frame: Frame, run: dict[str, str], steps: int, compile: str) -> dict
     """One process of each kind per round; the first one of a round finds empty caches."""
     started: dict[str, list[Started]] = {"cold": [], "warm": [], "reference": []}
     flags = [part for name, value in (run | {"compile": compile}).items() for part in (f"--{name}", value)]
+    assert frame.rounds is not None  # the flag has a default
     for number in range(frame.rounds):
         frame.say(f"round {number + 1} of {frame.rounds}: cold, warm, reference")
         with tempfile.TemporaryDirectory(prefix="fastdhm-bench-") as folder:

@@ -124,7 +124,7 @@ def measure(
         "matmul_tflops": {
             str(dtype).removeprefix("torch."): breakdown.matmul_peak(frame.device, dtype) / 1e12 for dtype in formats
         },
-        "peak_mib": {name: result.peak_bytes / report.MIB for name, result in comparison.results.items()},
+        "peak_mib": {name: result.peak_mib for name, result in comparison.results.items()},
         "joules": {
             name: energy.joules(run, _energy_steps(comparison, name, on_gpu), frame.device) or energy.NOT_TOLD
             for name, run in right.items()
@@ -140,7 +140,9 @@ def measure(
 
 
 def _energy_steps(comparison: Comparison, name: str, on_gpu: bool) -> int:
-    return max(ENERGY_STEPS, on_gpu * math.ceil(1e3 * ENERGY_SECONDS / comparison.median_ms(name)))
+    median_ms = comparison.median_ms(name)
+    assert median_ms is not None  # of a peer that is right
+    return max(ENERGY_STEPS, on_gpu * math.ceil(1e3 * ENERGY_SECONDS / median_ms))
 
 
 def make_peers(

@@ -38,9 +38,11 @@ def _rapl(powercap: Path) -> Callable[[], list[tuple[int, int]]] | None:
     """
     packages = sorted(path for path in powercap.glob("*-rapl:*") if path.name.count(":") == 1)
 
+    def number(file: Path) -> int:
+        return int(file.read_text("utf-8"))
+
     def read() -> list[tuple[int, int]]:
-        names = ("energy_uj", "max_energy_range_uj")
-        return [tuple(int((package / name).read_text("utf-8")) for name in names) for package in packages]
+        return [(number(package / "energy_uj"), number(package / "max_energy_range_uj")) for package in packages]
 
     try:
         return read if read() else None

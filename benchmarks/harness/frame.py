@@ -6,7 +6,7 @@ frame.measuring()``, and ends in :meth:`Frame.conclude`; the rest of the file is
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,6 +77,7 @@ class Frame:
 
     def compare(self, label: str, peers: Sequence[Peer], **settings) -> Comparison:
         """Check the peers, time the right ones in turns, and print the table; ``settings`` as in :func:`measure`."""
+        assert self.rounds is not None  # a benchmark that compares has the flag, with a default
         comparison = harness.measure(label, peers, device=self.device, rounds=self.rounds, **settings)
         report.print_comparison(self.console, comparison)
         return comparison
@@ -90,8 +91,8 @@ class Frame:
         comparisons: Sequence[Comparison],
         *,
         marks: Sequence[report.Mark] = (),
-        settings: dict[str, object],
-        answer: dict[str, object] | None = None,
+        settings: Mapping[str, object],
+        answer: Mapping[str, object] | None = None,
     ) -> str:
         """Write ``NAME.json`` and ``NAME.csv``; returns the JSON. ``answer`` is the result, such as a ``speedup``."""
         rounds = {} if self.rounds is None else {"rounds": self.rounds}
@@ -104,10 +105,15 @@ class Frame:
         return report.write(self.out, self.name, record, comparisons, marks)
 
     def conclude(
-        self, comparisons: Sequence[Comparison], *, marks: Sequence[report.Mark] = (), **written: dict[str, object]
+        self,
+        comparisons: Sequence[Comparison],
+        *,
+        marks: Sequence[report.Mark] = (),
+        settings: Mapping[str, object],
+        answer: Mapping[str, object] | None = None,
     ) -> int:
         """:meth:`write`, and print the marks; the exit status, 1 if any check failed."""
-        text = self.write(comparisons, marks=marks, **written)
+        text = self.write(comparisons, marks=marks, settings=settings, answer=answer)
         if marks:
             report.print_marks(self.console, marks)
         self.say(f"JSON, CSV and plots are in {self.out}")

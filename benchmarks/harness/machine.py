@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from fastdhm.system.memory import available_bytes
 __all__ = ["available_bytes", "busy", "describe", "tf32", "wait_for"]
 
 
-def describe(device: torch.device, threads: int) -> dict[str, object]:
+def describe(device: torch.device, threads: int) -> dict[str, Any]:
     """Processor, GPU, versions and load average for the record, and the ``threads`` in use."""
     return {
         "cpu": cpu_model(),
@@ -38,7 +39,7 @@ def describe(device: torch.device, threads: int) -> dict[str, object]:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Within it, CUDA float32 is TF32 in convolutions and matrix products, or in neither; torch's default is mixed."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:

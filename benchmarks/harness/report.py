@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -17,7 +18,6 @@ from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv, write_text
 from fastdhm.system.plotting import save_figure
 
-MIB = 2**20
 CSV_COLUMNS = (
     "comparison", "peer", "median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high", "rounds",
     "calls_per_sample", "peak_mib", "failure",
@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--out is {folder}: cannot write there ({error.strerror}); name another folder") from error
 
 
-def print_machine(console: Console, machine: dict[str, object]) -> None:
+def print_machine(console: Console, machine: dict[str, Any]) -> None:
     """Hardware and versions in two lines, and a warning if the machine is busy."""
     features = " ".join(machine["features"])
     console.print(
@@ -73,7 +73,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             table.add_row(name, "no time", style="red")
             continue
         ratios = (_number(ratio.median), _quartiles(ratio)) if ratio else ("", "")  # none if the first peer failed
-        row = (*_in_unit(time_ms), *ratios, "" if result.peak_bytes is None else f"{result.peak_bytes / MIB:.2f}")
+        row = (*_in_unit(time_ms), *ratios, "" if result.peak_mib is None else f"{result.peak_mib:.2f}")
         table.add_row(name, *row, style="bold" if name == first else "")
     console.print(table)
     for name, reason in comparison.failures.items():
@@ -126,8 +126,8 @@ def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None
     names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.results))
     width = 0.8 / len(names)
     for index, name in enumerate(names):
-        times = [(place, comparison.time_ms(name)) for place, comparison in enumerate(comparisons)]
-        times = [(place, time_ms) for place, time_ms in times if time_ms]
+        found = [(place, comparison.time_ms(name)) for place, comparison in enumerate(comparisons)]
+        times = [(place, time_ms) for place, time_ms in found if time_ms]
         places = [place - 0.4 + (index + 0.5) * width for place, _ in times]
         axes.bar(places, [time_ms.median for _, time_ms in times], width, label=name)
     _log_milliseconds(axes)
@@ -149,7 +149,7 @@ def plot_stacks(path: Path, stacks: dict[str, dict[str, float]], title: str, y_l
     _save(figure, axes, path)
 
 
-def plot_curves(path: Path, curves: dict[str, Sequence[float]], title: str, x_label: str, y_label: str) -> None:
+def plot_curves(path: Path, curves: Mapping[str, Sequence[float]], title: str, x_label: str, y_label: str) -> None:
     """Draw values in order, a line per name; PNG."""
     figure, axes = _axes(title, y_label)
     for number, (name, values) in enumerate(curves.items()):
@@ -161,7 +161,7 @@ def plot_curves(path: Path, curves: dict[str, Sequence[float]], title: str, x_la
 
 def plot_ways(
     path: Path,
-    ways: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    ways: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
     target: float,
     title: str,
     x_label: str,
@@ -182,7 +182,8 @@ def plot_lines(path: Path, comparisons: dict[int, Comparison], title: str, x_lab
     """Time of every peer over a number that the comparisons differ in, quartiles shaded, both axes logarithmic; PNG."""
     figure, axes = _axes(title, "milliseconds a call")
     for name in dict.fromkeys(name for comparison in comparisons.values() for name in comparison.results):
-        times = {x: comparison.time_ms(name) for x, comparison in comparisons.items() if comparison.time_ms(name)}
+        found = {x: comparison.time_ms(name) for x, comparison in comparisons.items()}
+        times = {x: time_ms for x, time_ms in found.items() if time_ms}
         axes.plot(list(times), [time_ms.median for time_ms in times.values()], marker="o", label=name)
         lows, highs = ([getattr(time_ms, side) for time_ms in times.values()] for side in ("low", "high"))
         axes.fill_between(list(times), lows, highs, alpha=0.2)
@@ -245,17 +246,17 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _rows(comparison: Comparison) -> list[dict[str, object]]:
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
     """A CSV row for each peer; the numbers are empty for a peer without a time."""
     first = next(iter(comparison.results))
     rows = []
     for name, result in comparison.results.items():
-        row = {"comparison": comparison.label, "peer": name, "failure": result.failure}
+        row: dict[str, Any] = {"comparison": comparison.label, "peer": name, "failure": result.failure}
         time_ms, ratio = comparison.time_ms(name), comparison.ratio(name, first)
         if time_ms:
             row |= {"median_ms": time_ms.median, "low_ms": time_ms.low, "high_ms": time_ms.high}
             row |= {"rounds": len(result.samples_ms), "calls_per_sample": result.calls_per_sample}
-            row |= {"peak_mib": None if result.peak_bytes is None else result.peak_bytes / MIB}
+            row |= {"peak_mib": result.peak_mib}
         if ratio:
             row |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
         rows.append(row)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class Peer:
     run: Callable[[], dict[str, Tensor]]
     check: Callable[[dict[str, Tensor]], str | None]
 
+    def fault(self) -> str | None:
+        """What is wrong with the result of a call."""
+        return self.check(self.run())
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -54,6 +59,11 @@ class Result:
     calls_per_sample: int = 0
     samples_ms: list[float] = field(default_factory=list)
     peak_bytes: int | None = 0
+
+    @property
+    def peak_mib(self) -> float | None:
+        """The most memory that a call held."""
+        return None if self.peak_bytes is None else self.peak_bytes / 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,7 @@ def measure(
     """
     clock = clock or (cuda_seconds if device.type == "cuda" else cpu_seconds)
     _free_a_large_block()
-    results = {peer.name: Result(failure=failure(lambda peer=peer: peer.check(peer.run()))) for peer in peers}
+    results = {peer.name: Result(failure=failure(peer.fault)) for peer in peers}
     right = [peer for peer in peers if results[peer.name].failure is None]
     for peer in right:
         results[peer.name].peak_bytes = peak_bytes(peer.run, device) if memory else None
@@ -205,7 +215,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def captured(peer: Peer) -> Peer:
     """The same peer on a GPU without the host's time: its calls are replays of one call's CUDA graph."""
-    graphs, replays = Graphs(), []
+    graphs = Graphs()
+    replays: list[Callable[[], dict[str, Tensor]]] = []
 
     def run() -> dict[str, Tensor]:
         if not replays:
@@ -231,7 +242,7 @@ def name_auto(run: Callable[[str], object], impls: Sequence[str]) -> str:
     for impl in impls:
         if impl != "auto":
             try:
-                if ops_called(lambda impl=impl: run(impl)) == wanted:
+                if ops_called(partial(run, impl)) == wanted:
                     return impl
             except ValueError:  # not available here, so auto does not use it
                 continue

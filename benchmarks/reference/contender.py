@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def recipe_config(dataset: str, arch: str | None, method: str, preset: str = "pa
     return _settled(recipe(dataset, arch, method, preset) | {"compile": "off"} | given)
 
 
-def _settled(values: dict[str, object]) -> TrainConfig:
+def _settled(values: dict[str, Any]) -> TrainConfig:
     """The config of a run from the user's flags."""
     try:
         config = TrainConfig(**values)
@@ -80,6 +80,7 @@ class Engine:
     """
 
     def __init__(self, config: TrainConfig, num_classes: int):
+        assert config.run_dir is not None  # it is settled
         self.run = Run(config, Path(config.run_dir), tuple(map(str, range(num_classes))))
         self.compiled, _ = pick_compile(config.compile, self.run.device, LONG_RUN, self.run.model)
         compute = computes(self.run, self.compiled)
@@ -110,7 +111,7 @@ class Engine:
         return take_step(self.run, self.step, batch, mimic_scale, side or self.run.side)
 
 
-class Waited:
+class Waited(Generic[T]):
     """Iterates over items; ``seconds`` is how long the loop has waited for them."""
 
     def __init__(self, items: Iterable[T]):

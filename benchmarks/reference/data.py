@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.sources.folder import FolderSource
 from fastdhm.data.sources.load import load_sources
-from fastdhm.data.sources.source import Source
+from fastdhm.data.sources.source import Source, gives_arrays
 from fastdhm.errors import UserError
+from fastdhm.system.paths import default_data_dir
 
 CROPS = ("pad", "scale", "shift", "center")  # those that torchvision's plain transforms can do
 
@@ -56,14 +59,15 @@ def training_transform(config: TrainConfig) -> transforms.Compose:
 def training_set(source: Source, config: TrainConfig) -> Dataset:
     """The training images of a source, transformed: a folder is read file by file, other sources are in memory."""
     transform = training_transform(config)
-    if hasattr(source, "root"):
+    if isinstance(source, FolderSource):
         return ImageFolder(str(source.root), transform)
+    assert gives_arrays(source)
     return Images(source.pixels(np.arange(len(source))), source.target_N, transform)
 
 
-def training_loader(config: TrainConfig, workers: int) -> DataLoader:
+def training_loader(config: TrainConfig, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
     """Shuffled batches of a run's training images; a smaller last one is left out, as in the engine."""
-    source, _ = load_sources(config.dataset, Path(config.data_dir))
+    source, _ = load_sources(config.dataset, Path(config.data_dir or default_data_dir()))
     if config.batch_size > len(source):
         raise UserError(f"batch size {config.batch_size} is larger than the {len(source)} training images: choose less")
     return DataLoader(

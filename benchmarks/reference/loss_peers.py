@@ -15,6 +15,7 @@ Peers, forward and backward to the gradient of the logits unless said otherwise:
 """
 
 import re
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class Case:
 def loops(branches: list[Tensor], target_B: Tensor) -> Tensor:
     """The loss written as loops: every cross-entropy, then every ordered pair, all weights 1."""
     branches = [logits_BK.float() if logits_BK.dtype != torch.float64 else logits_BK for logits_BK in branches]
-    loss = sum(F.cross_entropy(logits_BK, target_B) for logits_BK in branches)
+    loss = reduce(torch.add, (F.cross_entropy(logits_BK, target_B) for logits_BK in branches))
     for p, teacher_BK in enumerate(branches):
         for q, student_BK in enumerate(branches):
             if p != q:
@@ -101,7 +102,8 @@ def loops(branches: list[Tensor], target_B: Tensor) -> Tensor:
 def oracle(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> dict[str, Tensor]:
     """The expected results, by the eager reference in float64, some rows at a time: it holds [M, M, rows, K]."""
     M, B, K = logits_MBK.shape
-    loss, terms_MM, gradients = 0, torch.zeros(M, M, dtype=torch.float64, device=logits_MBK.device), []
+    loss = torch.zeros((), dtype=torch.float64, device=logits_MBK.device)
+    terms_MM, gradients = torch.zeros(M, M, dtype=torch.float64, device=logits_MBK.device), []
     at_once = ORACLE_ROWS if logits_MBK.device.type == "cpu" else max(1, ORACLE_SUMMANDS // (M * M * K))
     for rows in range(0, B, at_once):
         part_MBK = logits_MBK[:, rows : rows + at_once].double().requires_grad_()

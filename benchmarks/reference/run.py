@@ -9,6 +9,7 @@ import json
 import sys
 from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import Any
 
 from fastdhm.benchmarks.harness.machine import wait_for
 from fastdhm.benchmarks.reference.data import training_loader
@@ -25,7 +26,8 @@ def main(log: Path, steps: int, dataset: str, arch: str, method: str, device_nam
     config = TrainConfig(**recipe(dataset, arch, method) | {"data_dir": default_data_dir(), "device": device_name})
     device = pick_device(config.device)
     loader = training_loader(config, pick_workers(config.workers, device))
-    classes = len(getattr(loader.dataset, "classes", ())) or max(loader.dataset.targets) + 1
+    images: Any = loader.dataset
+    classes = len(getattr(images, "classes", ())) or max(images.targets) + 1
     reference = Reference(build_model(config, classes), config, device)
     epochs = chain.from_iterable(repeat(loader))
     with open(log, "w", buffering=1, encoding="utf-8") as file:

@@ -114,7 +114,8 @@ class Yard:
         return self.yardsticks[precision]
 
     def _by_reference(self, dtype: torch.dtype, precision: torch.dtype, layout: torch.memory_format) -> Taken:
-        model = copy.deepcopy(self.model).to(dtype=dtype, memory_format=layout)
+        model = copy.deepcopy(self.model).to(dtype)
+        model = model.to(memory_format=layout)
         autocast = precision if precision != dtype else torch.float32
         reference = Reference(model, self.config, self.device, precision=autocast)
         image_BCHW = self.image_BCHW.to(dtype).contiguous(memory_format=layout)
