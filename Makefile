@@ -22,9 +22,10 @@ test: setup ## the tests, minutes on two cores; what needs a GPU is skipped wher
 test-all: test ## and the slow ones: whole runs that are killed, damaged files, compiling; a quarter of an hour more
 	$(BIN)/python -m pytest -m slow
 
-lint: setup
+lint: setup ## style and type hints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	tools/types.sh $(BIN)/python
 
 setup: $(VENV)/.installed
 

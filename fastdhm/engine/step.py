@@ -90,8 +90,9 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
     active, weights_AA = run.sample()
     run.measure_cosines(image_BCHW, target_B, active)
     run.whole = False
-    values = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
+    loss, terms_AA, correct_A = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
-    run.sums.add(run.at.step, len(target_B), *values, weights_AA, active)  # a term of scale 0 is one all the same
+    # a term of scale 0 is one all the same
+    run.sums.add(run.at.step, len(target_B), loss, terms_AA, correct_A, weights_AA, active)
     run.whole = True
-    return values[0]
+    return loss

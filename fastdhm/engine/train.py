@@ -57,6 +57,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
     named, config = config.run_dir is not None, settle(config)
     if not resume:
         check_weights(config)
+    assert config.run_dir is not None  # now it is settled
     with run_folder(Path(config.run_dir), named, console) as run_dir:
         config = dataclasses.replace(config, run_dir=str(run_dir))
         refuse = checkpoint.refuse_changed if resume else checkpoint.refuse_existing

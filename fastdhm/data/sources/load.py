@@ -45,7 +45,9 @@ def load_splits(
 
 
 def _take_grey(sources: dict[str, Source], grey_range: GreyRange | None) -> None:
-    for source in sources.values() if grey_range else ():
+    if grey_range is None:
+        return
+    for source in sources.values():
         if not isinstance(source, FolderSource):
             low, high = grey_range
             raise UserError(
