@@ -30,7 +30,7 @@ def page() -> str:
         lines += [f"## {(topic.__doc__ or '').rstrip('.')}", ""]
         for field in dataclasses.fields(topic):
             action = flags[field.name]
-            told = " ".join(action.help.split()).replace("Null: ", "Default (null): ")
+            told = " ".join((action.help or "").split()).replace("Null: ", "Default (null): ")
             default = "" if field.default is None else f" Default: {default_of(action)}."
             text = f"- `--{field.name.replace('_', '-')}`: {told}{default}"
             lines += textwrap.wrap(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -59,8 +59,9 @@ def embed(
     names = [pictures.source.label(i) for i in range(len(pictures.source))]
     beside = names_beside(out, names)
     try:
-        how = {"flip_average": flip_average, "normalise": normalize}
-        feature_ND = features(trained.plain, pictures, config, "images", console, **how)
+        feature_ND = features(
+            trained.plain, pictures, config, "images", console, flip_average=flip_average, normalise=normalize
+        )
     finally:
         pictures.close()
     try:

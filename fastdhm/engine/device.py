@@ -121,19 +121,22 @@ def deterministic() -> Iterator[None]:
     import torch._inductor.config as inductor
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it; read at the first use of cuBLAS
-    before = torch.get_deterministic_debug_mode(), inductor.deterministic, memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # finds reads of what nobody wrote, for a pass over all memory
-    inductor.deterministic = True  # or it chooses between kernels by timing them
-    try:
-        yield
-    except RuntimeError as error:
-        if "deterministic implementation" not in str(error):
-            raise
-        raise UserError(f"deterministic is true, but {str(error).split(',')[0]}: set --deterministic false") from error
-    finally:
-        mode, inductor.deterministic, memory.fill_uninitialized_memory = before
-        torch.set_deterministic_debug_mode(mode)
+    # or it chooses between kernels by timing them; older torch, such as 2.6, has no such setting
+    no_timing = inductor.patch(deterministic=True) if hasattr(inductor, "deterministic") else nullcontext()
+    with no_timing:
+        before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # finds reads of what nobody wrote, for a pass over all memory
+        try:
+            yield
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            reason = str(error).split(",")[0]
+            raise UserError(f"deterministic is true, but {reason}: set --deterministic false") from error
+        finally:
+            mode, memory.fill_uninitialized_memory = before
+            torch.set_deterministic_debug_mode(mode)
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.engine.device import autocast
 from fastdhm.engine.evaluate import count_correct
+from fastdhm.engine.fast.blocks import allow_compilations
 from fastdhm.engine.run import Run
 from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import mimic_loss
@@ -47,7 +48,7 @@ def make_compute(
         return compute
     # A progressive run has three shapes, each worth its own kernels (dynamic=False); so has each variant.
     # torch counts them for all runs of a process together, so the limit rises with each run.
-    torch._dynamo.config.recompile_limit += NUM_SIDES * variants
+    allow_compilations(NUM_SIDES * variants)
     return torch.compile(compute, fullgraph=True, dynamic=False)
 
 

@@ -1,6 +1,7 @@
 """Choices made from what the machine has."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,21 @@ def test_auto_compiles_only_what_repays_it(model, device, steps, why_not):
     assert choices.pick_compile("auto", device, steps, model) == (not why_not, f" ({why_not})" if why_not else "")
     assert choices.pick_compile("on", device, steps, model) == (True, "")
     assert choices.pick_compile("off", device, steps, model) == (False, "")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["torch now", "torch 2.6"])
+def test_a_deterministic_run_needs_no_setting_of_the_compiler_that_older_torch_lacks(monkeypatch, known):
+    config = torch._inductor.config
+    if not known:
+        monkeypatch.setattr(torch._inductor, "config", SimpleNamespace())
+    elif not hasattr(config, "deterministic"):
+        pytest.skip(f"torch {torch.__version__} has no such setting")
+    before, setting = torch.get_deterministic_debug_mode(), getattr(config, "deterministic", None)
+    with choices.deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not known or config.deterministic
+    assert torch.get_deterministic_debug_mode() == before
+    assert getattr(config, "deterministic", None) == setting
 
 
 def test_very_deep_networks_are_not_compiled_by_themselves():

@@ -7,6 +7,7 @@ thousand layers has few blocks that differ: all of one class with parameters of 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,10 +51,17 @@ def _shapes(module: nn.Module) -> tuple[torch.Size, ...]:
     return tuple(parameter.shape for parameter in module.parameters())
 
 
+def allow_compilations(count: int) -> None:
+    """Have torch compile a function in ``count`` more forms before it gives up and runs it as it is."""
+    config: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # as torch 2.6 calls it
+    setattr(config, name, getattr(config, name) + count)
+
+
 def compile_blocks(model: nn.Module, variants: int) -> dict[nn.Module, Callable]:
     """Each repeated block of a network and its compiled forward; ``variants`` is how many forms a kind has in a run."""
     kinds = kinds_of_blocks(model)
-    torch._dynamo.config.recompile_limit += len(kinds) * variants  # which counts all blocks of a class together
+    allow_compilations(len(kinds) * variants)  # all blocks of a class are counted together
     blocks = [block for alike in kinds.values() for block in alike]
     return {block: torch.compile(block.forward, fullgraph=True, dynamic=False) for block in blocks}
 

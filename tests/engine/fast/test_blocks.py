@@ -2,12 +2,20 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastdhm import models
-from fastdhm.engine.fast.blocks import compile_blocks, forwards, goes_by_block, is_deep, kinds_of_blocks
+from fastdhm.engine.fast.blocks import (
+    allow_compilations,
+    compile_blocks,
+    forwards,
+    goes_by_block,
+    is_deep,
+    kinds_of_blocks,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +33,15 @@ def test_the_kinds_of_blocks_do_not_grow_with_depth(arch, deep, kinds):
     with torch.device("meta"):
         model = models.build(arch, 10)
     assert (is_deep(model), len(kinds_of_blocks(model)), goes_by_block(model)) == (deep, kinds, deep and kinds > 0)
+
+
+@pytest.mark.parametrize("name", ["recompile_limit", "cache_size_limit"])
+def test_the_limit_of_compilations_rises_under_its_old_name_too(monkeypatch, name):
+    """torch 2.6 knows it as cache_size_limit alone."""
+    config = SimpleNamespace(**{name: 8})
+    monkeypatch.setattr(torch._dynamo, "config", config)
+    allow_compilations(3)
+    assert vars(config) == {name: 11}
 
 
 def test_blocks_alike_share_their_code_and_compute_as_eager_does(monkeypatch):
