@@ -67,7 +67,6 @@ THROUGH = {
     "data.sources.readable": "data/test_open",
     "data.sources.source": "data/sources/test_folder",
     "engine.build": "engine/test_train",
-    "engine.report": "engine/test_train",
     "engine.run": "engine/test_train",
     "engine.saved.judged": "engine/saved/test_owed",
     "kernels.mimic_loss_kernels": "kernels/test_mimic_loss",
