@@ -21,6 +21,7 @@ from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.engine.build import build_model
+from fastdhm.engine.device import placed
 from fastdhm.engine.saved.record import to_host
 from fastdhm.system.console import Console
 from fastdhm.system.files import write_csv
@@ -113,7 +114,7 @@ def _reference(
 ) -> Reference:
     model = build_model(config, classes)
     model.load_state_dict(weights)
-    return Reference(model.to(memory_format=layout), config, device, precision=precision)
+    return Reference(placed(model, device, layout), config, device, precision=precision)
 
 
 def _batches(data: LoadedData, steps: int):

@@ -33,6 +33,7 @@ from fastdhm.benchmarks.reference.same_step import Yard
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
+from fastdhm.engine.device import placed
 from fastdhm.errors import UserError
 
 MAX_SECONDS = 240  # of the rounds of one comparison
@@ -169,7 +170,7 @@ def make_peers(
         peers.append(_engine_peer("baseline", plain_yard.engine(plain), plain_yard, batch))
     if "autocast" in wanted and config.precision != "float32":
         same = yard.reference(smoothing=smoothing, precision=getattr(torch, config.precision))
-        same.network.to(memory_format=torch.channels_last)
+        placed(same.network, frame.device)
         image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
         peers.append(_reference_peer("autocast", same, image_BCHW, target_B, None))
     if "eager" in wanted and engine.compiled:

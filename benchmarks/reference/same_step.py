@@ -21,7 +21,7 @@ from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.build import build_model
-from fastdhm.engine.device import give_back_freed_memory
+from fastdhm.engine.device import give_back_freed_memory, placed
 from fastdhm.engine.fast.graphs import WARM_UP
 from fastdhm.errors import UserError
 
@@ -114,8 +114,7 @@ class Yard:
         return self.yardsticks[precision]
 
     def _by_reference(self, dtype: torch.dtype, precision: torch.dtype, layout: torch.memory_format) -> Taken:
-        model = copy.deepcopy(self.model).to(dtype)
-        model = model.to(memory_format=layout)
+        model = placed(copy.deepcopy(self.model).to(dtype), self.device, layout)
         autocast = precision if precision != dtype else torch.float32
         reference = Reference(model, self.config, self.device, precision=autocast)
         image_BCHW = self.image_BCHW.to(dtype).contiguous(memory_format=layout)

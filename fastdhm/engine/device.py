@@ -51,9 +51,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def placed(network: M, device: torch.device) -> M:
-    """``network`` on ``device``, in the memory format that convolutions are fastest in."""
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack it
+def placed(network: M, device: torch.device, layout: torch.memory_format = torch.channels_last) -> M:
+    """``network`` on ``device``, its weights in ``layout``: the usual one is that in which convolutions are fastest."""
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stubs lack it
 
 
 @contextmanager
@@ -118,8 +118,9 @@ def deterministic() -> Iterator[None]:
     Raises:
         ValueError: an operation has no such algorithm on this device.
     """
-    import torch._inductor.config as inductor
+    import torch._inductor.config
 
+    inductor: Any = torch._inductor.config  # what it holds is another in each release
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it; read at the first use of cuBLAS
     # or it chooses between kernels by timing them; older torch, such as 2.6, has no such setting
     no_timing = inductor.patch(deterministic=True) if hasattr(inductor, "deterministic") else nullcontext()
