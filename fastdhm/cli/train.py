@@ -99,4 +99,4 @@ def run(argv: list[str]) -> int:
 
     use_processors()
     outcome = run_training(config, resume=resume)
-    return 0 if outcome.whole or outcome.signal is None else 128 + outcome.signal
+    return 0 if outcome.finished or outcome.signal is None else 128 + outcome.signal

@@ -143,13 +143,14 @@ def computes(run: Run, compiled: bool) -> Callable:
     config, model = run.config, run.model
     variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
     calls = compile_blocks(model, NUM_SIDES * variants) if compiled and goes_by_block(model) else {}
-    forward, whole = model if compiled else run.forward, compiled and not calls
+    forward = model if compiled else run.forward
+    in_one_piece = compiled and not calls
     if compiled:
         import torch._inductor.config as inductor  # takes a second
 
         known = inductor.compile_threads or processors.count()
         inductor.compile_threads = min(known, processors.count())  # torch counts without quotas
-    compute = make_compute(forward, config.temperature, config.label_smoothing, whole, config.impl, variants)
+    compute = make_compute(forward, config.temperature, config.label_smoothing, in_one_piece, config.impl, variants)
     if not calls:
         return compute
 
@@ -213,8 +214,8 @@ def room_for(run: Run) -> int:
     if run.device.type != "cuda":
         return 0
     side = image_side(run.at.epoch / run.config.epochs, run.side, run.config.progressive)
-    whole = torch.cuda.max_memory_allocated(run.device) * (run.side / side) ** 2
-    return max(ROOM_FOR_THE_RUN, int(whole) - torch.cuda.memory_reserved(run.device))
+    at_full_size = torch.cuda.max_memory_allocated(run.device) * (run.side / side) ** 2
+    return max(ROOM_FOR_THE_RUN, int(at_full_size) - torch.cuda.memory_reserved(run.device))
 
 
 def end_with_parent() -> None:

@@ -130,7 +130,7 @@ def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
         ) from error
     except BaseException as error:
         with suppress(UserError, OSError):  # a run directory that is gone is not to be gone on with
-            if run.whole and isinstance(error, UserError | OSError):
+            if run.between_steps and isinstance(error, UserError | OSError):
                 _save_late(run, last)
             say_how_to_go_on(run, f"ended; go on from the last checkpoint, of step {_saved_step(last)}, with", console)
         raise

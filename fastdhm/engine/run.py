@@ -85,7 +85,7 @@ class Run:
         self.num_samples: int | None = None  # of the data set, where the draws of an epoch are made at its beginning
         self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
         self.changed_labels = 0
-        self.data: Identity = {}  # which images it learns from and is judged on
+        self.identity: Identity = {}  # which images it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         self.begun: tuple[str, ...] = ()  # where in a file they lay, and what was converted
         self.optimizer = make_optimizer(model, config)
@@ -95,8 +95,8 @@ class Run:
         self.side = min(height_width(config.image_size))  # the short side of a whole image
         self.sums = TrainingSums(model.branch_names, self.device, cosine_names(model))
         self.at = Position()
-        self.whole = True  # between two steps, where its state can be saved
-        self.trained = Stopwatch()
+        self.between_steps = True  # its state can be saved only there
+        self.stopwatch = Stopwatch()
         self.peak_restarts = True
         pad = config.pad if config.crop == "pad" else 0
         augment = DeviceTransform(config.mean, config.std, pad=pad, flip=config.flip, seed=config.seed)
@@ -105,7 +105,7 @@ class Run:
 
     def learn_from(self, data: LoadedData) -> None:
         """Take note of the images to train on."""
-        self.data, self.epoch_steps = data.identity, len(data.train)
+        self.identity, self.epoch_steps = data.identity, len(data.train)
         self.corrupt_labels(data.target_N)
         if self.device.type == "cuda":
             self.num_samples = len(data.target_N)
@@ -227,9 +227,9 @@ class Run:
             "rng": rng,
             "sums": self.sums.vectors,
             "position": dataclasses.asdict(self.at),
-            "train_seconds": self.trained.seconds,
+            "train_seconds": self.stopwatch.seconds,
             "pretrained": list(self.pretrained),
-            "data": self.data,
+            "data": self.identity,
             **({"average": self.average.model.state_dict()} if self.average is not None else {}),
         }
 
@@ -243,7 +243,7 @@ class Run:
             )
         if saved["classes"] != list(self.classes):
             raise UserError(f"{path} was trained on other classes than {self.config.dataset} has now")
-        changed = changes(saved.get("data", {}), self.data)
+        changed = changes(saved.get("data", {}), self.identity)
         if changed:
             raise UserError(
                 f"{self.config.dataset} is not what {path} has learnt from ({'; '.join(changed)}): put it back as it "
@@ -262,7 +262,7 @@ class Run:
         place_learning_rate(self.optimizer, self.device, self.config.cuda_graphs)
         self.scaler.load_state_dict(saved["scaler"])
         self.at = Position(**saved["position"])
-        self.trained.before = saved.get("train_seconds", 0.0)
+        self.stopwatch.before = saved.get("train_seconds", 0.0)
         self.pretrained = tuple(saved.get("pretrained", ()))
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:

@@ -90,10 +90,10 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
     image_BCHW, target_B = run.prepare(batch, run.at.epoch, side)
     active, weights_AA = run.sample()
     run.measure_cosines(image_BCHW, target_B, active)
-    run.whole = False
+    run.between_steps = False
     loss, terms_AA, correct_A = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
     # a term of scale 0 is one all the same
     run.sums.add(run.at.step, len(target_B), loss, terms_AA, correct_A, weights_AA, active)
-    run.whole = True
+    run.between_steps = True
     return loss

@@ -38,11 +38,13 @@ from fastdhm.system.signals import stop_signals
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of :func:`train` ended: the run is whole, or ``signal`` stopped it and it is saved. A signal that
-    comes while a run writes its last files may find it whole."""
+    """How a call of :func:`train` ended: the run is finished, or ``signal`` stopped it and its state is saved.
+
+    If a signal comes while a run writes its last files, both can be true.
+    """
 
     run_dir: Path
-    whole: bool
+    finished: bool
     signal: int | None = None
 
 
@@ -78,15 +80,15 @@ def _computing(config: TrainConfig) -> Iterator[None]:
 def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Console) -> Outcome:
     run = Run(config, run_dir, data.classes)
     if is_reid(config.dataset):
-        feature_layer(run.model.trunk, config)  # no features, no ranking: not found out after the training
+        feature_layer(run.model.trunk, config)  # fail now, not after the training, if there are no features to rank by
     run.learn_from(data)
     compiled, why_not = pick_compile(config.compile, run.device, run.total_steps, run.model)
     check_compiled(run, compiled)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     _begin(run)
     print_plan(console, plan(run, data, why_not))
-    whole_run = config.epochs * run.epoch_steps  # steps, whatever max_steps is
-    work = partial(full_size_steps, run_steps=whole_run, side=run.side, progressive=config.progressive)
+    all_steps = config.epochs * run.epoch_steps  # max_steps does not change the phases of the image size
+    work = partial(full_size_steps, run_steps=all_steps, side=run.side, progressive=config.progressive)
     display = TrainingDisplay(console, run.total_steps, run.at.step, run.side, judged_on(config), work)
     with (
         closing(Log(run_dir, run.at.step, run.at.epoch, display.print)) as log,
@@ -97,10 +99,10 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
             fit(run, data, compute, log, display, stop)
             run.save()
         trained = run.at.epoch == config.epochs
-        whole = (trained or not stop()) and finish(run, log, console, stop)
-        outcome = Outcome(run_dir, whole, stop())
-    if not (whole and trained):
-        why = "cut by max_steps" if whole else "stopped"
+        finished = (trained or not stop()) and finish(run, log, console, stop)
+        outcome = Outcome(run_dir, finished, stop())
+    if not (finished and trained):
+        why = "cut by max_steps" if finished else "stopped"
         say_how_to_go_on(run, f"{why} after step {run.at.step}, saved; go on with", console)
     return outcome
 
@@ -133,7 +135,7 @@ def fit(
         finish_epoch(run, data, log, display, timer, stop)
     while not run.ended() and not stop():
         run.begin_epoch()
-        run.trained.start()
+        run.stopwatch.start()
         with timer.feed(data.train, at.epoch, at.batch, run.device) as batches:
             for batch in batches:
                 now = run.now
@@ -169,13 +171,13 @@ def finish_epoch(
     Between two epochs it only validates: no checkpoint holds what was measured in the epoch before.
     """
     config, at = run.config, run.at
-    whole, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
+    epoch_done, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
     scalars: dict[str, Any] = {}
     if at.batch:
         scalars |= run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
         scalars |= {"peak_mib": peak_mib(run.device), **timer.epoch(config.batch_size, at.step)}
-    run.trained.stop()
-    scalars["train_seconds"] = run.trained.seconds
+    run.stopwatch.stop()
+    scalars["train_seconds"] = run.stopwatch.seconds
     run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
     if last or (at.epoch + 1) % config.eval_every == 0:
         try:
@@ -184,13 +186,13 @@ def finish_epoch(
             return
         display.show_epoch(min(at.epoch, config.epochs - 1), config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=run.now, **scalars)
-    log.sync()  # a checkpoint that outlives a power cut must not know of a row that does not
+    log.sync()  # first: after a power cut the checkpoint must not be ahead of the log
     main = f"val_error/{run.model.main}"
     # an epoch that max_steps cut does not count: the run may go on as if it had not been cut
-    best = whole and scalars.get("val_side") == run.side and scalars[main] < at.best_error
+    best = epoch_done and scalars.get("val_side") == run.side and scalars[main] < at.best_error
     if best:
         at.best_error, at.best_epoch = scalars[main], at.epoch
-    if whole:
+    if epoch_done:
         at.epoch, at.batch = at.epoch + 1, 0
         run.sums.reset()
     if best:
@@ -218,7 +220,7 @@ def finish(run: Run, log: Log, console: Console, stop: ShouldStop) -> bool:
     if kept.name == BEST:
         checkpoint.load_weights(run.judged, checkpoint.judged(checkpoint.load_checkpoint(kept)), kept, run.config.arch)
     network = run.judged.strip()
-    checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes, run.data)
+    checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes, run.identity)
     rows = read_log(run.dir)
     report(run, rows, console)
     return RANKING not in owed(run.dir, run.config, rows) or rank_at_end(network, run, log, console, stop)
