@@ -4,6 +4,7 @@ Legend: N images, D features, Q queries.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class PeopleRanked:
         return {"map_percent": 100 * self.ranking.metrics.mean_ap} | {f"rank{r}_percent": cmc_R[r - 1] for r in RANKS}
 
     def record(self) -> dict[str, Any]:
-        """All of the result but the single queries, as plain values."""
+        """The result as plain values, without the single queries."""
         metrics = self.ranking.metrics
         counts = {"queries": metrics.num_queries, "queries_without_match": metrics.num_without_match}
         return {
@@ -113,16 +114,16 @@ def rank_people(
     """Rank the gallery of a re-identification set for each of its queries, by a plain network's features.
 
     Raises:
-        ValueError: data that is not there.
-        CannotRank: see :func:`fastdhm.data.sources.people.check_rankable`; found before any feature is computed.
-        NonFiniteFeatures: as of :func:`features`.
-        Interrupted: ``should_stop`` came true between two batches.
+        ValueError: the data is missing.
+        CannotRank: see :func:`fastdhm.data.sources.people.check_rankable`; raised before any feature is computed.
+        NonFiniteFeatures: see :func:`features`.
+        Interrupted: ``should_stop`` became true between two batches.
     """
     device = pick_device(config.device)
-    splits = open_to_judge(config, console, *JUDGED)
-    try:
+    with ExitStack() as opened:
+        splits = _open_judged(config, console, opened)
         seen = [sightings(split.classes, split.source.target_N) for split in splits]
-        check_rankable(config.dataset, *seen)  # of .beton files whose images are gone, nobody else has
+        check_rankable(config.dataset, *seen)  # for .beton files without images, nothing has checked this yet
         query, gallery = (
             Split(
                 features(network, split, config, what, console, flip_average=how.flip_average, should_stop=should_stop),
@@ -131,9 +132,6 @@ def rank_people(
             )
             for split, labels, what in zip(splits, seen, ("queries", "gallery"), strict=True)
         )
-    finally:
-        for split in splits:
-            split.close()
     labels = (query.ids_N, gallery.ids_N, query.cams_N, gallery.cams_N)
     if how.rerank:
         distance_QG = rerank(query.feature_ND, gallery.feature_ND, metric=how.metric, device=device)
@@ -146,23 +144,33 @@ def rank_people(
     return PeopleRanked(query, gallery, ranking, how)
 
 
+def _open_judged(config: TrainConfig, console: Console, opened: ExitStack) -> list[LoadedSplit]:
+    """Queries and gallery; ``opened`` closes both."""
+    splits = open_to_judge(config, console, *JUDGED)
+    for split in splits:
+        opened.callback(split.close)
+    return splits
+
+
 def read_ranked(config: TrainConfig, console: Console) -> Identity:
-    """Which people a run ranks at its end, none but on a re-identification set; they are read now, as a bad file among
-    them must not cost a whole training."""
+    """The identity of the images that a run ranks at its end; empty if the data set is not a re-identification set.
+
+    They are read before the training: a bad file among them would otherwise be found only after it.
+    """
     if not is_reid(config.dataset):
         return {}
     found: Identity = {}
     try:
-        for name, split in zip(JUDGED, open_to_judge(config, console, *JUDGED), strict=True):
-            found[name] = split.identity
-            split.close()
+        with ExitStack() as opened:
+            for name, split in zip(JUDGED, _open_judged(config, console, opened), strict=True):
+                found[name] = split.identity
     except CannotRank as error:  # no reason not to train
         console.print(f"people will not be ranked at the end: {error}")
     return found
 
 
 def rank_at_end(network: nn.Module, run: Run, log: Log, console: Console, should_stop: ShouldStop) -> bool:
-    """Rank people by a run's stripped network, into its log; whether that is done, as a signal stops it."""
+    """Rank people by a run's stripped network and log the result; False if a signal stopped it."""
     config = run.config
     try:
         ranked = rank_people(network, config, HowToRank(), console, should_stop)
