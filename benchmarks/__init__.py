@@ -1,6 +1,7 @@
 """Benchmarks behind ``fastdhm bench``: one file for each question.
 
-harness: what checks, times and reports. reference: what is measured against.
+Ops: loss, mask, conv, norm, reid. Training: step, epoch (with agreement of the losses), accuracy, loader, startup.
+kernel_report writes ``docs/kernels.md``. harness: what checks, times and reports. reference: what is measured against.
 """
 
 import os

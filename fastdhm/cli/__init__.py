@@ -3,6 +3,9 @@
 A command is a line in :data:`GROUPS` and a file here of its first word's name (dashes are underscores), which has
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
+
+Train and use: train, eval, embed. Compare and understand: compare, diagnose, models. Data and files: data,
+import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages).
 """
 
 import signal

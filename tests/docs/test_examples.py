@@ -122,6 +122,19 @@ def test_links_and_paths_lead_somewhere(page):
         assert "NAME" in name or (ROOT / name).exists(), name
 
 
+def test_what_contributors_are_sent_to_is_there():
+    """A file without its room, such as ``saved/record.py``, lies in a folder that the same sentence or row names."""
+    text = PAGES["contributing.md"].read_text("utf-8")
+    for part in re.split(r"\n\n|\n(?=[|\d-])", text):
+        names = [name for name in re.findall(r"`([\w./-]+)`", part) if "NAME" not in name]
+        folders = [ROOT, *(ROOT / name for name in names if name.endswith("/"))]
+        for name in names:
+            if re.search(r"\w\.(py|cpp|h|md|sh|svg|toml)$", name):
+                assert any((folder / name).is_file() for folder in folders), name
+    for file, name in re.findall(r"`(fastdhm/(?!\S*NAME)\S+\.py)`: [^`]*`([A-Z]+)`", text):
+        assert re.search(rf"^{name} = ", (ROOT / file).read_text("utf-8"), re.MULTILINE), f"{name} in {file}"
+
+
 def anchors(page):
     """What a code host and mkdocs both make of the page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
