@@ -13,6 +13,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from fastdhm.config.method import TOLERANCE
+from fastdhm.config.rules import NOT_NEGATIVE
 from fastdhm.errors import UserError, unknown
 from fastdhm.ops import philox
 
@@ -21,7 +23,6 @@ DIRECTIONS = ("both", "top-down", "bottom-up")
 # sampler -> how often it draws by default; App. D draws once per epoch
 SAMPLERS = {"binary": "epoch", "bernoulli": "epoch", "structural": "step"}
 NO_BRANCH = "none"
-TOLERANCE = 1e-6  # how far the sum of probabilities written as decimals may be from 1
 
 
 def weight_matrix(
@@ -66,8 +67,8 @@ def check(
         if value not in known:
             raise unknown(kind, value, known)
     for kind, weight in (("ce_weight", ce_weight), ("mimic_weight", mimic_weight)):
-        if not 0 <= weight < math.inf:
-            raise UserError(f"{kind} is {weight}: must be a finite number, 0 or more")
+        if not NOT_NEGATIVE.holds(weight):
+            raise UserError(f"{kind} is {weight}: must be {NOT_NEGATIVE.words}")
     mimicking = (("direction", direction, "both"), ("sampler", sampler, "binary"), ("mimic_weight", mimic_weight, 1))
     for kind, given, usual in mimicking:
         if method != "dhm" and given != usual:

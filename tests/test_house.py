@@ -22,7 +22,7 @@ ALLOWED = {
     "recipes": {"errors"},
     "system": {"errors"},
     "data.images": {"errors", "system"},
-    "methods": {"errors", "ops"},
+    "methods": {"config", "errors", "ops"},
     "ops": {"errors", "kernels"},
     "models.attach": {"errors", "models.base", "system"},
     "models.families": {"errors", "models.attach", "models.base"},

@@ -4,15 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fastdhm.config.rules import BELOW_ONE, NOT_NEGATIVE, POSITIVE, RAMP, SHARE, Rule, setting
+from fastdhm.config.rules import BELOW_ONE, NOT_NEGATIVE, RAMP, SHARE, Rule, setting
+
+TOLERANCE = 1e-6  # how far the sum of probabilities written as decimals may be from 1
 
 
 def _is_distribution(probabilities: dict[str, float]) -> bool:
     values = probabilities.values()
-    return all(0 <= p <= 1 for p in values) and abs(math.fsum(values) - 1) <= 1e-6
+    return all(0 <= p <= 1 for p in values) and abs(math.fsum(values) - 1) <= TOLERANCE
 
 
 DISTRIBUTION = Rule("probabilities in [0, 1] that sum to 1", _is_distribution)
+TEMPERATURE = Rule("a number from 1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)  # as mimic_loss takes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Method:
     branch_sets: dict[str, float] | None = setting(None, DISTRIBUTION)
     """Probability of each set that structural draws.
     Write {B1+B2: 0.5, B1: 0.25, none: 0.25}, say. Null: all alike. The empty set is one of them."""
-    temperature: float = setting(1.0, POSITIVE)
+    temperature: float = setting(1.0, TEMPERATURE)
     """Temperature of the mimicking terms."""
     ce_weight: float = setting(1.0, NOT_NEGATIVE)
     """Weight of a side branch's cross-entropy (Eq. 8).

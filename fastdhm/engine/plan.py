@@ -66,7 +66,8 @@ def _method(run: Run) -> str:
         rate += f", in {config.accumulate} parts of {config.batch_size // config.accumulate} images, each with batch "
         rate += "statistics of its own, which move the running ones"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
-    steps = f"{config.epochs} epochs, {run.total_steps:,} steps of {config.batch_size} images"
+    cut = "cut after " * (run.total_steps < config.epochs * run.epoch_steps)
+    steps = f"{config.epochs} epochs, {cut}{run.total_steps:,} steps of {config.batch_size} images"
     return f"{method_name(config)}, {steps}{rate}{start}"
 
 

@@ -129,6 +129,8 @@ def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
             "Lower --lr, or ramp the mimicking by --mimic-warmup, in a new run"
         ) from error
     except BaseException as error:
+        if isinstance(error, UserError) and not (run.whole or run.at.step):
+            raise  # its first step could not be made, as its settings are: nor could a resumed run's
         with suppress(UserError, OSError):  # a run directory that is gone is not to be gone on with
             if run.between_steps and isinstance(error, UserError | OSError):
                 _save_late(run, last)

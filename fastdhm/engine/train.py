@@ -97,7 +97,6 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     ):
         with display, SwitchingCompute(run, log, display.print) as compute:
             fit(run, data, compute, log, display, stop)
-            run.save()
         trained = run.at.epoch == config.epochs
         finished = (trained or not stop()) and finish(run, log, console, stop)
         outcome = Outcome(run_dir, finished, stop())
@@ -125,7 +124,7 @@ def _begin(run: Run) -> None:
 def fit(
     run: Run, data: LoadedData, compute: SwitchingCompute, log: Log, display: TrainingDisplay, stop: ShouldStop
 ) -> None:
-    """Train from where the run stands to its end, to ``max_steps`` or to a signal; the caller saves the final state."""
+    """Train from where the run stands to its end, to ``max_steps`` or to a signal; its last state is saved."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
     step = make_step(run, compute)
     if config.cuda_graphs:
@@ -158,6 +157,7 @@ def fit(
                 if stop() or run.out_of_steps():
                     break
         if stop():
+            run.save()
             return
         finish_epoch(run, data, log, display, timer, stop)
         timer.restart(at.step)

@@ -32,7 +32,7 @@ def build(arch: str, num_classes: int, branches: Iterable[str] | None = None, *,
         ValueError: an unknown architecture or branch, a depth that the architecture cannot have, dropout out of range
             or for a network without dropout, or fewer than two classes.
     """
-    branches = DEFAULT_BRANCHES if branches is None else tuple(sorted(set(branches)))
+    branches = DEFAULT_BRANCHES if branches is None else tuple(sorted(branches))
     check(arch, branches, dropout=dropout)
     if num_classes < 2:
         raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2 classes")
@@ -64,9 +64,12 @@ def check(arch: str, branches: Iterable[str] | None = None, *, dropout: float = 
     """``ValueError`` if there is no network ``arch``, or if it cannot have one of ``branches`` or ``dropout``."""
     family = family_of(arch)
     known_branches = family.branches(arch)
-    for name in branches or ():
+    names = tuple(branches or ())
+    for name in names:
         if name not in known_branches:
             raise unknown(f"branch of {arch}", name, known_branches)
+        if names.count(name) > 1:
+            raise UserError(f"branches has {name} twice: name each once")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout is {dropout}: must be in [0, 1)")
     if dropout and not family.has_dropout:

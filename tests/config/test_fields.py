@@ -5,10 +5,12 @@ import re
 import typing
 
 import pytest
+import torch
 
 from fastdhm.cli import COMMANDS, main
 from fastdhm.cli.parser import Parser
 from fastdhm.config import TOPICS, TrainConfig
+from fastdhm.ops.mimic_loss import mimic_loss
 
 NUMBER = re.compile(r"\b(int|float)\b")
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -54,6 +56,20 @@ def test_a_number_has_a_rule_and_its_default_keeps_it(name):
     assert FIELDS[name].default is None or rule.holds(FIELDS[name].default)
     with pytest.raises(ValueError, match=re.escape(f"{name} is nonsense: must be {rule.words}")):
         TrainConfig(**{name: "nonsense"})
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_the_config_and_the_loss_take_the_same_temperatures(temperature):
+    def computed(T):
+        target_B = torch.zeros(1, dtype=torch.int64)
+        return mimic_loss(torch.zeros(2, 1, 3), target_B, torch.ones(2, 2), temperature=T, impl="eager")
+
+    assert TrainConfig(temperature=temperature).temperature == temperature
+    computed(temperature)
+    beyond = temperature * 10 if temperature > 1 else temperature / 10
+    for take in (lambda T: TrainConfig(temperature=T), computed):
+        with pytest.raises(ValueError, match="must be a number from 1e-6 to 1e6"):
+            take(beyond)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -104,6 +104,8 @@ def test_the_main_branch_alone_is_the_baseline(tmp_path):
         (["--mimic-weight", "-1"], "mimic_weight is -1.0: must be a finite number, 0 or more"),
         (["--mimic-weight", "2", "--method", "dsl"], "mimic_weight is 2.0: dsl has no mimicking"),
         (["--ce-weight", "2", "--method", "baseline"], "ce_weight is 2.0: baseline has no side branches"),
+        (["--branches", "B1,B1"], "branches has B1 twice: name each once"),
+        (["--temperature", "1e-9"], "temperature is 1e-09: must be a number from 1e-6 to 1e6"),
         (["--branches", "B1,B7"], "unknown branch of resnet8 'B7'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,7 +1,14 @@
 """What a person is told at the end of a run."""
 
+from types import SimpleNamespace
+
+import pytest
+
 from fastdhm.config import TrainConfig
-from fastdhm.engine.report import print_report
+from fastdhm.engine import report
+from fastdhm.engine.report import print_report, telling_how_to_go_on
+from fastdhm.engine.saved.checkpoint import Position
+from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 
 
@@ -14,3 +21,22 @@ def test_the_last_table_says_that_the_best_epoch_flatters(capsys):
     text = capsys.readouterr().out
     assert "validation error after 2 epochs, on val of cats" in text and "test error" not in text
     assert "best epoch is chosen on these images" in text and "the network kept is of it" in text
+
+
+@pytest.mark.parametrize(
+    ("step", "whole", "error", "told"),
+    [
+        pytest.param(0, False, UserError, False, id="its-settings"),
+        pytest.param(7, False, UserError, True, id="a-later-step"),
+        pytest.param(0, True, UserError, True, id="its-data"),
+        pytest.param(0, False, OSError, True, id="the-machine"),
+    ],
+)
+def test_a_run_whose_first_step_its_settings_do_not_allow_is_not_to_be_gone_on_with(
+    monkeypatch, tmp_path, capsys, step, whole, error, told
+):
+    monkeypatch.setattr(report, "_saved_step", lambda last: step)
+    run = SimpleNamespace(dir=tmp_path, at=Position(step=step), whole=whole)
+    with pytest.raises(error), telling_how_to_go_on(run, Console()):
+        raise error("no")
+    assert ("--resume" in capsys.readouterr().out) is told

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from fastdhm.cli import main
 from fastdhm.data.loaders.build import pick_kind
+from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import load_checkpoint
 from fastdhm.engine.saved.record import TrainingSums, read_log
 from runs import assert_same_state, command, rows_without_times
@@ -155,10 +156,37 @@ def test_activations_computed_again_change_no_bit_and_can_be_chosen_at_a_resume(
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(finished, killed, tmp_path):
     run_dir = Path(shutil.copytree(killed, tmp_path / "run"))
-    for checkpoint in run_dir.glob("*.pt"):
-        checkpoint.unlink()
+    for path in run_dir.glob("*.pt"):
+        path.unlink()
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert_same_state(run_dir / "last.pt", finished / "last.pt")
+
+
+def saves_of(monkeypatch, train):
+    """The checkpoints that are written in ``train``, as (file, step)."""
+    save, saves = checkpoint.save_checkpoint, []
+
+    def counted(path, config, classes, state):
+        saves.append((path.name, state["position"]["step"]))
+        save(path, config, classes, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_checkpoint", counted)
+        train()
+    return saves
+
+
+def test_an_epoch_is_saved_before_its_validation_and_once_after_it(tmp_path, monkeypatch):
+    saves = saves_of(monkeypatch, lambda: main(command(tmp_path / "run", "--epochs", "1")))
+    assert saves == [("last.pt", 0), ("last.pt", 10), ("best.pt", 10), ("last.pt", 10)]
+
+
+def test_a_stop_within_an_epoch_is_saved_once(tmp_path, monkeypatch):
+    flags = command(tmp_path / "run", "--epochs", "1")
+    assert saves_of(monkeypatch, lambda: stopped_here(monkeypatch, signal.SIGTERM, 4, flags)) == [
+        ("last.pt", 0),
+        ("last.pt", 4),
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

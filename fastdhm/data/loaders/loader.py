@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from fastdhm.data.loaders.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 from fastdhm.system import processors
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ class LoaderOptions:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"batch size {self.batch_size}: it has to be 1 or more")
+            raise UserError(f"batch size {self.batch_size}: must be 1 or more")
         height_width(self.image_size)
         if self.crop not in CROPS:
-            raise UserError(f"unknown crop '{self.crop}'; known: {', '.join(CROPS)}")
+            raise unknown("crop", self.crop, CROPS)
         if not 0 < self.crop_ratio <= 1:
-            raise UserError(f"crop ratio {self.crop_ratio}: it has to be above 0 and at most 1")
+            raise UserError(f"crop ratio {self.crop_ratio}: must be above 0 and at most 1")
         if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers {self.workers}: it has to be 0 or more")
+            raise UserError(f"workers {self.workers}: must be 0 or more")
 
     @property
     def size_HW(self) -> tuple[int, int]:
