@@ -156,7 +156,7 @@ HALF = torch.full((3,), 0.5)
         ((HALF[None], 0, 0), r"shape \(1, 3\): must be a floating tensor of one dimension"),
         ((HALF.long(), 0, 0), r"a torch.int64 tensor .* must be a floating tensor"),
         (([0.5], 0, 0), r"\[0.5\]: must be a floating tensor"),
-        ((torch.tensor([0.5, 1.5]), 0, 0), r"probs_S\[1\] is 1.5, .* in \[0, 1\]"),
+        ((torch.tensor([0.5, 1.5]), 0, 0), r"probs_S\[1\] is 1.5: must be in \[0, 1\]"),
         ((torch.tensor([-0.5, 0.5]), 0, 0), r"probs_S\[0\] is -0.5"),
         ((torch.tensor([0.5, math.nan]), 0, 0), r"probs_S\[1\] is nan"),
         ((HALF, -1, 0), r"seed is -1: must be in \[0, 2\*\*64\)"),
@@ -167,7 +167,7 @@ HALF = torch.full((3,), 0.5)
         ((HALF, 0, 1.0), r"step is 1.0: must be an int"),
         ((HALF, 0, torch.zeros(1, dtype=torch.int64)), r"shape \(1,\): must be an int or an int64 tensor"),
         ((HALF, 0, torch.tensor(0, dtype=torch.int32)), r"torch.int32 tensor .* int64"),
-        ((HALF, 0, torch.tensor(0, device="meta")), r"step is on meta, probs_S on cpu: move one"),
+        ((HALF, 0, torch.tensor(0, device="meta")), r"step is on meta and probs_S on cpu: must be on one device"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
