@@ -120,7 +120,7 @@ def loss_launches(
 def resources(kernel: CompiledKernel) -> dict[str, int]:
     """Registers and stack bytes of a thread and shared bytes of a program, as ptxas allotted them.
 
-    In these kernels only spilled registers need a stack, so its size is that of the spills.
+    In these kernels only spilled registers need a stack, so its size is the size of the spills.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])

@@ -2,10 +2,9 @@
 
 ``cold`` runs ``fastdhm train`` with empty caches of torch's compiler, of numba and of prepared data. ``warm`` runs it
 again with the caches of the cold run. ``reference`` is the eager reference as a program. Time begins with the process.
-On a CPU the first step ends at the run's own ``startup_seconds``. On a GPU that is only the launch of the step, so
-there, and for all other steps, a step ends when its row appears in the log, which is written at every step for this. A
-run is at full speed from the first step of five in a row whose median time is at most 1.2 times that of the steps in
-the last half.
+On a CPU the first step ends at the run's own ``startup_seconds``. On a GPU that is only the launch of the step. There,
+and for all later steps, a step ends when its row appears in the log, which is written at every step for this. Full
+speed begins with the first five steps in a row whose median time is at most 1.2 times the median of the last half.
 """
 
 import json

@@ -267,9 +267,9 @@ def agrees_with(
 def disagreement(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> str | None:
     """What is wrong with ``actual``, or None.
 
-    Floating: in each row (the last dimension) ``sum |actual - expected| <= tolerance * sum |expected|``, with the
-    tolerance given, or that of ``actual``'s dtype; so a few wrong values count even where one other outweighs them
-    all. Any other dtype: equal.
+    Floating: in each row (the last dimension) ``sum |actual - expected| <= tolerance * sum |expected|``. The default
+    tolerance depends on ``actual``'s dtype. By rows, a few wrong values count even if one elsewhere outweighs them all.
+    Any other dtype: equal.
     """
     if actual.shape != expected.shape:
         return f"has shape {tuple(actual.shape)}: must be {tuple(expected.shape)}"

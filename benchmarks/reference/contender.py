@@ -106,7 +106,7 @@ class Engine:
     def train(self, batch: Batch, mimic_scale: float = 1.0, side: int | None = None) -> Tensor:
         """One step on a batch, its numbers added to the run's sums; the loss, on the device.
 
-        ``side`` is that of the images that the network sees; ``None``: they are as the batch has them.
+        ``side``: side of the images that the network sees; ``None``: as in the batch.
         """
         return take_step(self.run, self.step, batch, mimic_scale, side or self.run.side)
 

@@ -1,13 +1,13 @@
 // Winograd's transforms, in vectors of channels, for products P of an instruction set and activations of type T. The
-// points of a tile are numbered row by row. Source: Lavin and Gray, CVPR 2016, whose matrices for one dimension Tile
-// holds. Include no header with inline functions here or below: they would be compiled for P's instructions but
-// called by all code.
+// points of a tile are numbered row by row. Source: Lavin and Gray, CVPR 2016; Tile holds its one-dimensional matrices.
+// Include no header with inline functions here or below: they would be compiled for P's instructions but called by all
+// code.
 
 namespace fastdhm {
 namespace {
 
-// One dimension of a tile, by the values of polynomials at 0, a, -a, b, -b and infinity. With 5/8 and 3/2 least is lost
-// when the transformed numbers are rounded to bfloat16: 0.44 of what the usual 1 and 2 lose.
+// One dimension of a tile, by the values of polynomials at 0, a, -a, b, -b and infinity. Points +-5/8 and +-3/2
+// minimise the bfloat16 rounding error: 0.44 of that with the usual +-1, +-2.
 template <class P>
 struct Tile {
   using F = typename P::F;

@@ -62,8 +62,8 @@ struct Scratch {
   }
 };
 
-// exp(x) for x <= 0: 2^n, n the nearest whole number to x / ln 2, times a polynomial of the rest that is 1 at 0.
-// Relative error 1e-7 + 1.3e-8 |x|; 0 below the normal numbers.
+// exp(x) for x <= 0, as 2^n p(f): n is x / ln 2 rounded, f the remainder, and p a polynomial with p(0) = 1.
+// Relative error 1e-7 + 1.3e-8 |x|; 0 where the result would be below the normal numbers.
 template <class V>
 inline typename V::F exp_vector(typename V::F x) {
   using F = typename V::F;

@@ -6,7 +6,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FASTDHM_X86
 #if defined(__clang__) || __GNUC__ >= 11
-#define FASTDHM_BFLOAT16_PRODUCTS  // of pairs
+#define FASTDHM_BFLOAT16_PRODUCTS  // dot products of bfloat16 pairs (AVX512_BF16)
 #endif
 #endif
 
@@ -20,10 +20,10 @@ enum class Simd { none, avx2, avx512 };
 Simd simd();                             // the one in use
 std::string simd_name();                 // its name
 std::vector<std::string> simd_names();   // those of this processor, without none, the fastest last
-bool has_bfloat16_products();            // of pairs, by AVX-512: in use, compiled, and in this processor
+bool has_bfloat16_products();            // whether dot products of bfloat16 pairs (AVX512_BF16) are in use
 void set_simd(const std::string& name);  // make all ops use another one, for tests
 
-// Of an op's code nameAvx2 and nameAvx512, where that for the instruction set in use is; null where that is none.
+// Address of nameAvx512 or nameAvx2, whichever is in use; null if neither.
 #ifdef FASTDHM_X86
 #define FASTDHM_CODE_IN_USE(name) \
   (simd() == Simd::avx512 ? &name##Avx512 : simd() == Simd::avx2 ? &name##Avx2 : nullptr)

@@ -30,12 +30,12 @@ def embed(
 ) -> None:
     """Write the features of every image in ``folder`` and below, with their names, to ``out``.
 
-    Features are what the plain network at ``path`` (as in ``fastdhm eval``) gives its classifier; the images are made
-    ready as in its run's validation.
+    Features are the input of the classifier of the plain network at ``path`` (as in ``fastdhm eval``). The images are
+    prepared as in its run's validation.
 
     Args:
-        out: a ``.safetensors`` or ``.npy`` file, see ``reid.features.save_features``. Where it cannot be written after
-            all, the embeddings are kept in the folder for temporary files, and the error says so.
+        out: a ``.safetensors`` or ``.npy`` file, see ``reid.features.save_features``. If it cannot be written in the
+            end, the embeddings are kept in the folder for temporary files, and the error says so.
         normalize: scale each embedding to length 1.
         flip_average: average with the features of the mirror image.
         batch_size: images at a time; ``None``: as in the run's validation.
@@ -43,8 +43,8 @@ def embed(
         skip_bad: leave unreadable images out instead of stopping at the first.
 
     Raises:
-        ValueError: nothing of fastdhm at ``path``, no image in ``folder``, another suffix, or features that are not
-            finite.
+        ValueError: ``path`` holds nothing of fastdhm, ``folder`` has no image, ``out`` has another suffix, or features
+            are not finite.
     """
     _check_out(out)
     trained, console = load_trained(path), Console()
@@ -73,7 +73,7 @@ def embed(
 
 
 def _check_out(out: Path) -> None:
-    """Find now what would fail after all the work."""
+    """Fail now, not after all the work."""
     check_suffix(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name the file to write")

@@ -41,18 +41,18 @@ def evaluate_path(
 ) -> dict[str, Any]:
     """Evaluate what is at ``path`` on its run's data, print a table (or JSON) and return the numbers.
 
-    A run directory stands for the checkpoint its stripped network comes from, and for that network. The errors on the
-    validation images are those of every branch of the checkpoint, B0 first; ``network`` is the plain network alone. A
-    run on a re-identification set is judged by what the stripped network ranks instead, and draws it beside ``path``.
+    In a run directory, the stripped network and the checkpoint that it comes from are evaluated. The result has the
+    validation errors of every branch of the checkpoint, B0 first; ``network`` is the plain network. For a
+    re-identification set, the stripped network ranks people instead, and pictures of that are drawn next to ``path``.
 
     Args:
-        dataset: judge it on this instead: where its images lie now, or others of the same classes.
-        reid: insist on that: refuse a run on any other data set.
-        per_query: write the average precision of each query there, as CSV.
-        ranking: what of :class:`HowToRank` is not at its default.
+        dataset: judge on this one instead: the new place of the images, or other images of the same classes.
+        reid: refuse a run on a data set that is not a re-identification set.
+        per_query: write the average precision of each query to this CSV file.
+        ranking: fields of :class:`HowToRank` that are not at their default.
 
     Raises:
-        ValueError: nothing of fastdhm at ``path``, data that is not there, or a wish that the data set has no use for.
+        ValueError: ``path`` holds nothing of fastdhm, the data is missing, or an option does not fit the data set.
     """
     trained = load_trained(path)
     config = trained.config
@@ -93,7 +93,7 @@ def evaluate_path(
 
 
 def _say_what_changed(trained: Trained, path: Path, now: Identity, config: TrainConfig, console: Console) -> None:
-    """Name it where a network is judged on other images than in its run."""
+    """Tell the user if a network is judged on other images than in its run."""
     changed = changes(trained.data, now)
     if changed:
         console.print(f"{config.dataset} is not what {path} was validated on: {'; '.join(changed)}")
@@ -108,7 +108,7 @@ def _rank_people(
     console: Console,
     as_json: bool,
 ) -> dict[str, Any]:
-    if per_query and not per_query.parent.is_dir():  # found now and not after all the work
+    if per_query and not per_query.parent.is_dir():  # fail now, not after all the work
         raise UserError(f"--per-query {per_query}: {per_query.parent} is no folder")
     if per_query and per_query.is_dir():
         raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
@@ -128,7 +128,7 @@ def _rank_people(
     try:
         pictures = write_pictures(ranked, folder, f"{config.dataset}, {config.arch}, {config.method}")
         console.print(f"pictures: {', '.join(map(str, pictures))}")
-    except (ValueError, OSError) as error:  # a folder that may only be read: the numbers are what was asked for
+    except (ValueError, OSError) as error:  # a read-only folder, say: the numbers matter more
         console.print(f"pictures are left out: {error}")
     return ranked.record()
 

@@ -23,21 +23,21 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # of the data sets
 
 
 def import_official(file: Path, config: TrainConfig, console: Console | None = None) -> Path:
-    """Write what ``file`` holds to ``config.run_dir``, for ``eval``, ``embed`` and ``train --weights``; say what it is.
+    """Write the network in ``file`` to ``config.run_dir``, for ``eval``, ``embed`` and ``train --weights``.
 
-    The folder holds ``config.yaml``, ``last.pt`` (the network with its branches, and nothing to train on with) and
+    The folder holds ``config.yaml``, ``last.pt`` (the network with its branches, but no state to resume training) and
     ``network.safetensors`` (the plain network). The file names no classes, so they are numbered.
 
     Args:
-        config: architecture, data set, image size and normalisation, and where to write. Branches and method are the
-            file's: without branches it is a baseline, with them dhm, though dsl leaves the same behind.
+        config: architecture, data set, image size and normalisation, and where to write. Branches and method come from
+            the file: without branches it is a baseline, with them dhm (a dsl network looks the same).
 
     Returns:
         the folder.
 
     Raises:
-        ValueError: as ``models.load_official``, a number of classes that the data set does not have, or a folder that
-            holds something.
+        ValueError: see ``models.load_official``; or the number of classes does not fit the data set, or the folder is
+            not empty.
     """
     console = console or Console()
     if config.dataset.partition(":")[0] not in {name.partition(":")[0] for name in DATASETS}:

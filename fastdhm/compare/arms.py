@@ -52,7 +52,7 @@ class Arm:
             raise UserError(f"name is {self.name!r}: must be a valid folder name, such as {folder_name(self.name)!r}")
 
     def run_name(self, seed: int) -> str:
-        """The folder of a run."""
+        """The name of a run's folder."""
         return f"{self.name}-seed{seed}"
 
 

@@ -64,7 +64,7 @@ class LoadedSplit:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Of a query or a gallery ``reid.sightings`` reads identities and cameras from them and the targets."""
+        """The class names. For queries and galleries, ``sightings`` reads identities and cameras from them."""
         return self.source.classes
 
     def close(self) -> None:
@@ -73,13 +73,13 @@ class LoadedSplit:
 
 
 def open_loaders(dataset: str, data_dir: Path, options: DataOptions, *, say: Say = narrate) -> LoadedData:
-    """Both loaders of ``dataset``, with whatever has to be built first, which ``say`` reports.
+    """Both loaders of ``dataset``. Files that they need are built first, and ``say`` reports it.
 
-    Where the images are gone but their ``.beton`` files are there and whole, it runs on those. What is built is built
-    on every processor, however many workers the loaders have.
+    If the images are gone but their ``.beton`` files exist and are complete, those are used. Files are built on every
+    processor, however many workers the loaders have.
 
     A re-identification set trains on all its training pictures, as published results do, and its validation pictures
-    are some of them; with ``hold_out`` they are kept out of training, to compare settings by.
+    are some of them. With ``hold_out`` they are kept out of training, so that settings can be compared by them.
     """
     from fastdhm.data.sources.source import is_reid
 
@@ -114,7 +114,8 @@ def open_splits(
 def open_pictures(folder: Path, options: DataOptions, *, say: Say = narrate) -> LoadedSplit:
     """Every image in a folder and below it, in order; ``source.label(i)`` is its path in there.
 
-    The torch loader reads them, whatever the options say: they are read once, which a ``.beton`` file would not repay.
+    The torch loader reads them, whatever the options say: they are read only once, so a ``.beton`` file is not worth
+    building.
     """
     from fastdhm.data.loaders.build import build_loader
     from fastdhm.data.sources.folder import PictureSource
@@ -171,9 +172,9 @@ def _built(
 
 
 def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: bool, asked: bool) -> list[LoadedSplit]:
-    """Everything held in memory; ``CannotHold`` if that cannot be, as soon as it is known.
+    """Loaders that hold everything in memory; ``CannotHold``, as early as possible, if the images do not allow that.
 
-    What is in memory already goes through no file, but for ``from_files``.
+    Arrays that are in memory already are used directly, unless ``from_files``.
     """
     from torch import device
 
@@ -198,8 +199,8 @@ def _open_resident(files: _Files, splits: dict[str, LoaderOptions], from_files: 
 def _load(
     dataset: str, data_dir: Path, splits: Sequence[str], settings: ImageSettings, from_files: bool, say: Say
 ) -> Mapping[str, Source | None]:
-    """The sources by split; None each where the images are gone, but there are ``.beton`` files of those settings and,
-    as ``from_files`` says, a loader of them."""
+    """The sources by split. All are None if the images are gone, but their ``.beton`` files of those settings exist and
+    ``from_files`` says that the loader can read them."""
     from fastdhm.data.beton.files import beton_path
     from fastdhm.data.sources.load import load_splits
     from fastdhm.data.sources.walk import ImagesGone
@@ -230,7 +231,7 @@ class _Files:
 
     @cached_property
     def built(self) -> tuple[list[Source], list[Path]]:
-        """The file of each split, built now if need be, and a source of just what is in it."""
+        """For each split, a source of exactly the images in its file, and the file; built now if necessary."""
         from fastdhm.data.beton.files import ensure, read_manifest
         from fastdhm.data.beton.source import BetonSource
 
@@ -247,7 +248,7 @@ class _Files:
 
 
 def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
-    """``source``, with ``skip_bad`` without the images that do not decode."""
+    """``source``; with ``skip_bad``, only its images that can be decoded."""
     from fastdhm.data.sources.folder import FolderSource, refuse_unreadable
     from fastdhm.data.sources.readable import readable_only
 
@@ -262,7 +263,7 @@ def _checked(source: Source, skip_bad: bool, say: Say) -> Source:
 
 
 def _peek_deep(source: Source) -> str | None:
-    """What a look at a few images says of deep greyscale among them."""
+    """What a look at a few images tells about deep greyscale; None if there is none."""
     from fastdhm.data.images.grey import DeepPictures
     from fastdhm.data.sources.folder import FolderSource, may_be_deep
     from fastdhm.data.sources.source import peeked

@@ -29,7 +29,7 @@ class DataOptions:
     crop: Crop
     """Training's; a network is judged on the whole image where training stretches it, else on the centre."""
     crop_ratio: float = 1.0
-    """The sides of that centre, of the largest that fits."""
+    """Side of the validation crop, relative to the largest centre crop."""
     seed: int = 0
     workers: int | None = None
     """Threads (ffcv) or processes (torch); None: one per processor."""

@@ -20,12 +20,12 @@ IMAGENET = "imagenet"  # the weights that torchvision has
 
 
 def open_data(config: TrainConfig, console: Console) -> LoadedData:
-    """The loaders of a run, built first where need be; ``console`` shows what is done."""
+    """The loaders of a run. Files that they need are built first; ``console`` shows it."""
     return open_loaders(config.dataset, _data_dir(config), data_options(config), say=console.print)
 
 
 def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
-    """Splits of a run's data set that its network is judged on, in order and whole; ``console`` shows what is done."""
+    """Splits of a run's data set to judge its network on: every image, in order; ``console`` shows what is built."""
     return open_splits(config.dataset, _data_dir(config), splits, data_options(config), say=console.print)
 
 
@@ -55,7 +55,7 @@ def how_stored(config: TrainConfig) -> ImageSettings | None:
 
 
 def build_model(config: TrainConfig, num_classes: int) -> models.BranchedModel:
-    """The network of a run, randomly initialised; the baseline's has no branches, or is one alone."""
+    """The network of a run, randomly initialised. A baseline has no branches, or is a single branch."""
     if config.only_branch is not None:
         return _alone(config, num_classes, config.only_branch)
     branches = () if config.method == "baseline" else config.branches
@@ -89,8 +89,10 @@ class Trained:
 
 
 def load_trained(path: Path) -> Trained:
-    """What lies at ``path``: a run directory, of which the checkpoint counts that its stripped network comes from, and
-    that network; a checkpoint; or a network."""
+    """Load what lies at ``path``: a checkpoint, a network, or a run directory.
+
+    A run directory gives its stripped network and the checkpoint that this comes from.
+    """
     if path.is_dir():
         config = checkpoint.run_config(path)
         found = load_trained(checkpoint.kept_checkpoint(path, config))

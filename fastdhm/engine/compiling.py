@@ -43,8 +43,8 @@ from fastdhm.system import processors
 
 # Steps before the child starts: the first must not share its cores, and by the second a GPU's memory is spoken for.
 STEPS_ALONE = 2
-ROOM_FOR_THE_RUN = 1 << 30  # bytes of a GPU's free memory that the child leaves at the least
-LIMIT_S = 1800.0  # after so long the child is taken for stuck
+ROOM_FOR_THE_RUN = 1 << 30  # bytes of a GPU's free memory that the child leaves at least
+LIMIT_S = 1800.0  # after that the child counts as stuck
 END_S = 5.0  # how long to wait for a killed process
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 NICE = 10  # of the child and its compilers, which compete with the step, or with what launches it and feeds it
@@ -92,7 +92,7 @@ class SwitchingCompute:
         self.waiting = False
         self.child.output.unlink(missing_ok=True)
         run.at.compiled_at = run.at.step
-        run.save()  # whatever ends the run from here on, a resumed one is compiled where this one was
+        run.save()  # however the run ends from here on, a resumed one is compiled at the same step
         self.log.write("compile", step=run.at.step, swap_step=run.at.step, ahead_seconds=self.child.lasted)
         self.current = computes(run, compiled=True)
 
@@ -128,7 +128,7 @@ def check_compiled(run: Run, compiled: bool) -> None:
 
 
 def when_compiled(run: Run) -> str:
-    """For a person, in parentheses: when the compiled step comes; nothing where none does."""
+    """For a person, in parentheses: when the compiled step is used; empty if it never is."""
     if run.config.compile == "off":
         return ""
     if run.at.compiled_at is not None and run.at.step > run.at.compiled_at:
@@ -139,7 +139,7 @@ def when_compiled(run: Run) -> str:
 
 
 def computes(run: Run, compiled: bool) -> Callable:
-    """:func:`make_compute` with a run's settings; a deep network's is compiled by the block."""
+    """:func:`make_compute` with a run's settings; a deep network is compiled block by block."""
     config, model = run.config, run.model
     variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
     calls = compile_blocks(model, NUM_SIDES * variants) if compiled and goes_by_block(model) else {}
@@ -210,7 +210,7 @@ class Child:
 
 
 def room_for(run: Run) -> int:
-    """Bytes of a GPU's memory that the run may come to need beyond what it holds, its images being small as yet."""
+    """Bytes of a GPU's memory that the run may still need beyond what it holds, if its images will grow."""
     if run.device.type != "cuda":
         return 0
     side = image_side(run.at.epoch / run.config.epochs, run.side, run.config.progressive)

@@ -22,7 +22,7 @@ from fastdhm.system import processors
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
 STEPS_THAT_REPAY_COMPILING = {"cpu": math.inf, "cuda": 1000}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-memory: Any = _memory  # its one setting is made by a class that torch puts in the module's place, out of sight of types
+memory: Any = _memory  # Any: torch replaces this module by an object, whose setting type checkers do not see
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 # As the kernel names them: x86 and Arm processors that multiply bfloat16 matrices.
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -35,7 +35,7 @@ def _cpu_flags() -> set[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, ``auto`` being CUDA where there is a GPU; of a GPU always with its index."""
+    """The device of that name; ``auto`` is CUDA if there is a GPU. A GPU always has its index."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -52,7 +52,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def placed(network: M, device: torch.device, layout: torch.memory_format = torch.channels_last) -> M:
-    """``network`` on ``device``, its weights in ``layout``: the usual one is that in which convolutions are fastest."""
+    """``network`` on ``device``, its weights in ``layout``; convolutions are fastest in the default one."""
     return network.to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stubs lack it
 
 
@@ -60,8 +60,8 @@ def placed(network: M, device: torch.device, layout: torch.memory_format = torch
 def computing_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
     """Inside, ``device`` is the current one, whose streams CUDA graphs capture, and cuDNN times its algorithms.
 
-    It times them for each new shape, of which a run has few, and may take another one in the next process: not so where
-    the run is ``deterministic``. Nothing on a CPU.
+    It times them for each new shape (a run has few) and may choose another one in the next process; a ``deterministic``
+    run does not time. Does nothing on a CPU.
     """
     if device.type != "cuda":
         yield
@@ -86,14 +86,14 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_own_precision(name: str, device: torch.device) -> torch.dtype:
-    """The autocast type of a run that is judged, so that its numbers come out again; only float16 has no CPU form."""
+    """The autocast type to judge a run in: its own, which reproduces its numbers; float32 for float16 on a CPU."""
     return pick_precision("float32" if (name, device.type) == ("float16", "cpu") else name, device)
 
 
 def pick_compile(name: str, device: torch.device, steps: int, model: torch.nn.Module) -> tuple[bool, str]:
     """Whether to compile, and in parentheses why ``auto`` does not.
 
-    It counts the steps and looks at no clock, so that a resumed run decides as the first one did.
+    It decides by the number of steps and not by a clock, so a resumed run decides as the first one did.
     """
     compiler = os.environ.get("CXX", "g++")
     can_compile = shutil.which(compiler) is not None
@@ -141,44 +141,44 @@ def deterministic() -> Iterator[None]:
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Loader threads or processes; ``None`` is one per processor beside a GPU, and a quarter of them where the step
-    runs on the same: measured on two, one thread feeds the step without slowing it."""
+    """The number of loader threads or processes; ``None`` is one per processor if the step runs on a GPU, else a
+    quarter of that: measured on two processors, one thread feeds the step without slowing it."""
     if workers is not None:
         return workers
     return processors.count() if device.type == "cuda" else max(1, processors.count() // 4)
 
 
 def use_processors() -> None:
-    """Have torch compute with no more threads than it may use; what the user set in ``OMP_NUM_THREADS`` stays.
+    """Limit torch's threads to the processors that it may use; what the user set in ``OMP_NUM_THREADS`` stays.
 
     torch knows the affinity mask but no quota: with two threads on a quota of one processor, ResNet-8 trains at an
-    eighth of the speed of one thread. For the command line alone: in a program of the user's, threads are the user's.
+    eighth of the speed of one thread. Only for the command line: in a user's program, threads are the user's choice.
     """
     if processors.asked() is None and torch.get_num_threads() > processors.count():
         torch.set_num_threads(processors.count())
 
 
 def describe_threads() -> str:
-    """``2 threads``, for a person, and what kept them few where that was no choice."""
+    """``2 threads``, for a person, and what limits them if the user did not."""
     threads = torch.get_num_threads()
     return f"{threads} thread{'s' * (threads > 1)}{processors.why() if threads == processors.count() else ''}"
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, where it is glibc: every step asks for the same memory again.
+    """Have glibc keep freed memory, because every step asks for the same memory again; other C libraries: nothing.
 
-    It would give large blocks back to the kernel and get them anew, page by page and zeroed: 15,000 page faults a step
-    of ResNet-20 at batch 128, 6% of its time.
+    By default it returns large blocks to the kernel and gets them anew, page by page and zeroed: 15,000 page faults a
+    step of ResNet-20 at batch 128, 6% of its time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Some glibc take no more than 32 MiB. Where even that is refused, nothing is set: any call ends the growing of the
-    # threshold by itself, and at its 128 KiB more would go back to the kernel than without.
+    # Some glibc versions accept at most 32 MiB. If even that is refused, set nothing: any call would stop the threshold
+    # from growing by itself, and at its initial 128 KiB more memory would go back to the kernel than without a call.
     if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, -1)  # no limit: the activations of a step of ResNet-50 are gigabytes
 
 
 def give_back_freed_memory() -> None:
-    """Have the C library return what is kept of freed memory to the system, where it is glibc."""
+    """Have glibc return the freed memory that it kept to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -190,7 +190,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def restart_peak(device: torch.device) -> bool:
-    """Begin to measure :func:`peak_mib`; whether that was possible: on a CPU the kernel has to let a process do so."""
+    """Begin to measure :func:`peak_mib`; False if the kernel does not let a process do so (on a CPU)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -202,8 +202,10 @@ def restart_peak(device: torch.device) -> bool:
 
 
 def peak_mib(device: torch.device) -> float:
-    """The most memory in use since :func:`restart_peak`, in MiB: on a GPU by tensors, on a CPU by the whole process
-    (resident), since its start where the kernel does not count anew."""
+    """The most memory in use since :func:`restart_peak`, in MiB: tensors on a GPU, the resident process on a CPU.
+
+    If the kernel could not restart the count, the process is measured since its start.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

@@ -14,7 +14,7 @@ WAIT_SHOWN = 0.03  # of the time
 class TrainingDisplay:
     """The live progress bar of a run: epoch, steps, loss, accuracy of each branch, images/s, time left.
 
-    The time left is that of the last minute for the ``work`` that is left: of so many steps, the number that counts.
+    The time left is estimated from the speed of the last minute. ``work(n)`` is the work of the first ``n`` steps.
     """
 
     def __init__(

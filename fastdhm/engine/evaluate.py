@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 def until(should_stop: ShouldStop, batches: Iterable[T]) -> Iterator[T]:
-    """``batches``, before each of which ``should_stop`` is asked; :class:`Interrupted` if it came true."""
+    """``batches``; :class:`Interrupted` as soon as ``should_stop``, asked before each of them, is true."""
     for batch in batches:
         if should_stop():
             raise Interrupted
@@ -35,8 +35,7 @@ def until(should_stop: ShouldStop, batches: Iterable[T]) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors in percent and the cross-entropy of each branch, B0 first; no top-5 error of five classes or fewer, where
-    the five likeliest are all there are."""
+    """Errors in percent and the cross-entropy of each branch, B0 first; no top-5 error for five classes or fewer."""
 
     top1_M: list[float]
     top5_M: list[float | None]

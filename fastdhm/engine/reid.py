@@ -1,4 +1,4 @@
-"""Telling people apart with a run's network: features of queries and gallery, their ranking, what is shown of it.
+"""Telling people apart with a run's network: features of queries and gallery, their ranking, and its pictures.
 
 Legend: N images, D features, Q queries.
 """
@@ -186,7 +186,7 @@ def rank_at_end(network: nn.Module, run: Run, log: Log, console: Console, should
 
 
 def feature_layer(network: nn.Module, config: TrainConfig) -> str:
-    """The name of the layer before which a plain network has its features; ``ValueError`` if it has none."""
+    """The name of the layer whose input are a plain network's features; ``ValueError`` if it has none."""
     return models.classifier_of(network, (3, *height_width(config.image_size)))
 
 
@@ -201,13 +201,13 @@ def features(
     normalise: bool = False,
     should_stop: ShouldStop = lambda: None,
 ) -> Tensor:
-    """What ``network`` makes of each image of ``split`` before its classifier, ``float32 [N, D]`` on the host.
+    """The features of each image of ``split``, which ``network`` gives its classifier: ``float32 [N, D]`` on the host.
 
-    Images are made ready as in the validation of the run that ``config`` is of; ``what`` they are, a person sees.
+    Images are prepared as in the validation of the run with this ``config``; the progress bar calls them ``what``.
 
     Raises:
-        NonFiniteFeatures: names the first such image.
-        Interrupted: ``should_stop`` came true between two batches.
+        NonFiniteFeatures: some are NaN or infinite; names the first such image.
+        Interrupted: ``should_stop`` became true between two batches.
     """
     device = pick_device(config.device)
     network = placed(network, device)
@@ -234,7 +234,7 @@ def features(
 
 
 def print_result(ranked: PeopleRanked, title: str, say: Callable[..., None]) -> None:
-    """A table of mAP and the first ranks, and what a reader of it should know; ``say`` prints or answers."""
+    """Print a table of mAP and the first ranks, and notes on it, by ``say``."""
     say(title, style="italic")
     table = Table()
     for name in ("mAP %", *(f"rank-{r} %" for r in RANKS)):

@@ -45,9 +45,10 @@ def print_report(
     measured: str,
     averaged: bool = False,
 ) -> None:
-    """The table of errors of a run's end, and of its best epoch, on the images that it is judged on, by its weights or
-    their moving average; below it what has to be known of them, and the most memory that training took, of what
-    ``measured`` says."""
+    """Print a table of the errors after the last epoch and after the best one, and the peak memory of the training.
+
+    ``averaged``: the errors are those of the moving average of the weights. ``measured`` says whose memory it is.
+    """
     validated = validations(rows)
     if not validated:
         return
@@ -84,7 +85,7 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
     figure, (loss_axis, error_axis) = plt.subplots(1, 2, figsize=(11, 4.2))
     figure.subplots_adjust(
         left=0.055, right=0.985, bottom=0.115, top=0.905, wspace=0.15
-    )  # a layout that fits itself draws twice
+    )  # fixed: an automatic layout would draw twice
     loss_axis.plot(
         [row["epoch"] for row in steps], [row.get("loss") for row in steps], color="0.4", label="loss (weighted sum)"
     )
@@ -113,10 +114,10 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
 
 @contextmanager
 def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
-    """Whatever ends what is inside, a person learns how to go on; but not with weights that are of no use.
+    """If an exception ends what is inside, say how to resume; not if the weights are broken.
 
-    What is not the run's own fault (its data, a disk, a worker process) costs no step: a checkpoint is written now. It
-    cannot be where the error comes within a step, as the state is not whole there.
+    An error that is not the run's own fault (its data, a disk, a worker process) costs no step: a checkpoint is written
+    now. Only an error in the middle of a step prevents that, as the state is inconsistent there.
     """
     last = run.dir / LAST
     try:
@@ -129,9 +130,9 @@ def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
             "Lower --lr, or ramp the mimicking by --mimic-warmup, in a new run"
         ) from error
     except BaseException as error:
-        if isinstance(error, UserError) and not (run.whole or run.at.step):
-            raise  # its first step could not be made, as its settings are: nor could a resumed run's
-        with suppress(UserError, OSError):  # a run directory that is gone is not to be gone on with
+        if isinstance(error, UserError) and not (run.between_steps or run.at.step):
+            raise  # the settings do not allow even the first step, so a resumed run would fail, too
+        with suppress(UserError, OSError):  # a run directory that was deleted cannot be resumed
             if run.between_steps and isinstance(error, UserError | OSError):
                 _save_late(run, last)
             say_how_to_go_on(run, f"ended; go on from the last checkpoint, of step {_saved_step(last)}, with", console)
@@ -141,7 +142,8 @@ def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
 def _save_late(run: Run, last: Path) -> None:
     """Write a checkpoint of the steps since the last one, if that can be done.
 
-    Of the same step nothing is to be saved: if ``best.pt`` could not be written, its validation must be made again.
+    Do not overwrite a checkpoint of the same step: if ``best.pt`` could not be written, the resumed run must validate
+    again.
     """
     if _saved_step(last) != run.at.step:
         with suppress(UserError, OSError):  # it may be the saving itself that failed
@@ -153,5 +155,5 @@ def _saved_step(last: Path) -> int:
 
 
 def say_how_to_go_on(run: Run, why: str, console: Console) -> None:
-    """The command that goes on with the run, after ``why`` it is needed."""
+    """Print ``why`` it is needed, and the command that resumes the run."""
     console.print(f"{why}: {paste('fastdhm', 'train', '--resume', run.dir)}")

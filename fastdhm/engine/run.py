@@ -66,7 +66,7 @@ class Run:
         if config.activation_checkpointing:
             models.checkpoint_activations(model)
         self.model = placed(model, self.device)
-        # what a training step runs that is not compiled: torch.compile fuses for itself, and starts from the model
+        # what an uncompiled training step runs; a compiled one starts from the model, as torch.compile fuses by itself
         self.forward: Callable[[Tensor, tuple[str, ...] | None], Tensor] = model
         if self.device.type == "cpu" and config.impl != "eager":
             keep_freed_memory()
@@ -76,18 +76,18 @@ class Run:
         if config.sampler == "structural":
             self.branch_sets = methods.branch_sets(config.branch_sets, side_branches)
         strengths = (config.direction, config.ce_weight, config.mimic_weight)
-        self.weights = {  # fewer branches have the same weights among each other: a smaller matrix of the same method
+        self.weights = {  # a set of fewer branches has a smaller matrix of the same method
             active: methods.weight_matrix(config.method, 1 + len(active), *strengths).to(self.device)
             for active in self.branch_sets
         }
         self.keep_S = torch.full((len(side_branches),), config.keep_prob, device=self.device)
         self.epoch_steps = 1  # known once it has its data
-        self.num_samples: int | None = None  # of the data set, where the draws of an epoch are made at its beginning
-        self.label_N: Tensor | None = None  # by sample index, where they are not those that the batches bring
+        self.num_samples: int | None = None  # set if an epoch's augmentations are drawn at its beginning
+        self.label_N: Tensor | None = None  # labels by sample index if some were corrupted; else None
         self.changed_labels = 0
-        self.identity: Identity = {}  # which images it learns from and is judged on
+        self.identity: Identity = {}  # the images that it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
-        self.begun: tuple[str, ...] = ()  # where in a file they lay, and what was converted
+        self.begun: tuple[str, ...] = ()  # where they were in the file, and what was converted
         self.optimizer = make_optimizer(model, config)
         place_learning_rate(self.optimizer, self.device, config.cuda_graphs)
         self.average = WeightAverage(model, config.ema) if config.ema else None
@@ -111,7 +111,7 @@ class Run:
             self.num_samples = len(data.target_N)
 
     def load_pretrained(self) -> None:
-        """Start the trunk from the weights that the config names; ``ValueError`` as of ``models.load_pretrained``."""
+        """Start the trunk from the weights that the config names; raises as ``models.load_pretrained``."""
         weights = self.config.weights
         path = None if weights in (None, IMAGENET) else Path(weights)
         found = models.load_pretrained(self.model, self.config.arch, path)
@@ -128,9 +128,9 @@ class Run:
         self.pretrained, self.begun = found.loaded, found.notes
 
     def corrupt_labels(self, target_N: np.ndarray) -> None:
-        """Learn, in place of ``target_N``, from labels of which the share that the config says is random (App. E).
+        """Replace the share ``corrupt_labels`` of ``target_N`` by random labels to learn from (App. E).
 
-        They lie on the device as a table by sample index, whichever loader brings the images.
+        They are a table by sample index on the device, so they work with every loader.
         """
         share, seed, subset = self.config.corrupt_labels, self.config.corrupt_seed, self.config.subset
         if share:
@@ -149,7 +149,7 @@ class Run:
         freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
         if self.num_samples is not None:
             self.train_transform.draw_epoch(self.num_samples, self.at.epoch)
-        self.peak_restarts = restart_peak(self.device)  # what a validation took is no step's
+        self.peak_restarts = restart_peak(self.device)  # without the memory that a validation took
 
     @property
     def total_steps(self) -> int:
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def now(self) -> float:
-        """Where the run stands, in epochs: whole ones that are done, plus the fraction of this one."""
+        """Where the run stands, in epochs: the completed ones plus the fraction of this one."""
         return self.at.epoch + self.at.batch / self.epoch_steps
 
     def scheduled(self, now: float) -> tuple[float, float, int]:
@@ -182,8 +182,8 @@ class Run:
     def sample(self) -> tuple[tuple[str, ...], Tensor]:
         """The side branches that the next step computes, and ``weights_AA`` of B0 and them.
 
-        A pure function of the seed and of where the run stands. The host draws which branches are computed, the
-        device which terms have a weight, and neither waits for the other.
+        A pure function of the seed and the run's position. The host draws which branches are computed, and the device
+        draws which terms have a weight; neither waits for the other.
         """
         config = self.config
         every = config.sample_every or methods.SAMPLERS[config.sampler]
@@ -210,7 +210,7 @@ class Run:
 
     def prepare(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
         """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""
-        batch = batch.to(self.device)  # where it is already, but for a batch that comes from no loader
+        batch = batch.to(self.device)  # a no-op for batches from a loader
         image_BCHW = self.train_transform(batch.image_BHWC, batch.index_B, epoch)
         target_B = batch.target_B if self.label_N is None else self.label_N[batch.index_B]
         return shrink(image_BCHW, side), target_B

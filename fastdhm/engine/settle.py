@@ -1,4 +1,4 @@
-"""What is decided before a run begins: what its config leaves open, and the folder that it holds."""
+"""What is decided before a run begins: the open values of its config, and its folder."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
     precision: Any = str(pick_precision(config.precision, device)).removeprefix("torch.")  # one that the config knows
-    use_fused(config.impl, device.type)  # now, and not in the first step
+    use_fused(config.impl, device.type)  # raise now, not in the first step
     dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder") and folder:
@@ -53,16 +53,16 @@ def settle(config: TrainConfig) -> TrainConfig:
 
 
 def check_weights(config: TrainConfig) -> None:
-    """``ValueError`` if a new run is to begin from a file that is not there."""
+    """``ValueError`` if a new run should begin from a file that does not exist."""
     if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
         raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
 
 
 @contextmanager
 def run_folder(path: Path, named: bool, console: Console) -> Iterator[Path]:
-    """Hold the run directory ``path``; where nobody ``named`` it, another one if it is taken.
+    """Hold the run directory ``path``. If it is taken and the user has not ``named`` it, hold another one.
 
-    A folder that was made for the run and stays empty, because of a mistake that is told now, is gone again.
+    Folders that were made for the run and stay empty, because an error ends it, are removed.
 
     Raises:
         ValueError: another process writes there, or nothing can be written there.

@@ -17,7 +17,7 @@ from fastdhm.engine.run import Run
 from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import mimic_loss
 
-NUM_SIDES = 3  # how many sizes of images a progressive run has
+NUM_SIDES = 3  # image sizes in a progressive run
 
 
 def make_compute(
@@ -31,8 +31,9 @@ def make_compute(
     """The differentiable part of a step.
 
     ``(image_BCHW, target_B, weights_AA, active) -> loss, terms_AA, correct_A`` of B0 and the ``active`` side branches
-    (``None``: all), whose logits ``forward`` gives: a model, or what stands for it. ``variants`` is how many networks
-    this comes to in a run: sets of branches, times two where a part is frozen for a time.
+    (``None``: all). ``forward``, a model or a replacement for it, gives their logits. ``variants`` is the number of
+    graphs that torch.compile will see in a run at each image size: sets of branches, times two if the run begins with
+    a part frozen.
     """
 
     def compute(
@@ -53,7 +54,7 @@ def make_compute(
 
 
 def make_step(run: Run, compute: Callable) -> Callable:
-    """One optimizer step on a batch, ``accumulate`` parts one after the other; waits for the device nowhere."""
+    """One optimizer step on a batch, in ``accumulate`` parts one after the other; it never waits for the device."""
     config, parts = run.config, run.config.accumulate
 
     def step(
@@ -80,10 +81,10 @@ def make_step(run: Run, compute: Callable) -> Callable:
 
 
 def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -> Tensor:
-    """A step on a batch from a loader, its numbers added to the run's sums; the loss, on the device.
+    """Take a step on a batch from a loader and add its numbers to the run's sums; returns the loss, on the device.
 
     Args:
-        step: as of :func:`make_step`.
+        step: as :func:`make_step` returns it.
         scale: factor of the mimicking weights.
         side: short side of the images that the network sees.
     """
@@ -93,7 +94,7 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
     run.between_steps = False
     loss, terms_AA, correct_A = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
-    # a term of scale 0 is one all the same
+    # count terms that the ramp has scaled to 0, too (hence the unscaled weights)
     run.sums.add(run.at.step, len(target_B), loss, terms_AA, correct_A, weights_AA, active)
     run.between_steps = True
     return loss

@@ -107,7 +107,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
 
 
 def _begin(run: Run) -> None:
-    """Take up the last checkpoint; where there is none, write the first."""
+    """Take up the last checkpoint, or write the first if there is none."""
     last = run.dir / LAST
     resumed = last.exists()  # not so if it was killed before its first checkpoint
     if resumed:
@@ -117,7 +117,7 @@ def _begin(run: Run) -> None:
     checkpoint.write_config(run.dir, run.config)  # with where it runs now
     if not resumed:
         run.save()
-    elif not run.ended():  # what an earlier end left is no longer the run's
+    elif not run.ended():  # the network of an earlier end is out of date
         (run.dir / NETWORK).unlink(missing_ok=True)
 
 
@@ -166,9 +166,9 @@ def fit(
 def finish_epoch(
     run: Run, data: LoadedData, log: Log, display: TrainingDisplay, timer: Timer, stop: ShouldStop
 ) -> None:
-    """Save, validate where it is due, and move on to the next epoch; a run cut by ``max_steps`` stays where it is.
+    """Save, validate if this epoch does, and move on to the next epoch; a run cut by ``max_steps`` stays where it is.
 
-    Between two epochs it only validates: no checkpoint holds what was measured in the epoch before.
+    Called between two epochs it only validates: no checkpoint holds what was measured in the epoch before.
     """
     config, at = run.config, run.at
     epoch_done, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
@@ -178,7 +178,7 @@ def finish_epoch(
         scalars |= {"peak_mib": peak_mib(run.device), **timer.epoch(config.batch_size, at.step)}
     run.stopwatch.stop()
     scalars["train_seconds"] = run.stopwatch.seconds
-    run.save()  # before the validation, which can take long: nothing that was learnt may be lost in it
+    run.save()  # before the validation, which can take long: nothing learnt may be lost during it
     if last or (at.epoch + 1) % config.eval_every == 0:
         try:
             scalars |= _validate(run, data, last, stop)
@@ -214,7 +214,7 @@ def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop) -> dict[
 def finish(run: Run, log: Log, console: Console, stop: ShouldStop) -> bool:
     """Write the stripped network and the curves, and report; rank people where that is owed.
 
-    Returns whether all of it is done: a signal stops the ranking, which is left to the resumed run.
+    Returns False if a signal stopped the ranking, which a resumed run then does.
     """
     kept = checkpoint.kept_checkpoint(run.dir, run.config)
     if kept.name == BEST:

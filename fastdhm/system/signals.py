@@ -82,12 +82,12 @@ def _handle(number: int, _frame: object) -> None:
     if _noted and (now - _noted[-1][1] < TWICE or number == getattr(signal, "SIGXCPU", None)):  # sent every second
         return
     _noted.append((number, now))
-    before_this = len(_noted) - 1 - _only_note[-1]
-    if before_this > 0:
+    raising = 2 if _only_note[-1] else 1  # which signal raises: earlier ones are only noted, later ones kill
+    if len(_noted) == raising:
+        raise Stopped(number)
+    if len(_noted) > raising:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    elif before_this == 0:
-        raise Stopped(number)
 
 
 def _again(unraisable: "sys.UnraisableHookArgs", otherwise: Callable[[Any], object]) -> None:

@@ -1,13 +1,13 @@
-"""The fast loader: FFCV over a ``.beton``, with the ways closed in which FFCV 1.0.2 can hang, leak or mislead.
+"""The fast loader: FFCV over a ``.beton``, without the ways in which FFCV 1.0.2 can hang, leak or mislead.
 
 - A worker thread's exception is raised to the reader; in FFCV the reader waits for ever.
 - Leaving an epoch early ends and joins its thread; in FFCV it stays, with its buffers.
 - A batch is decoded into memory of its own; in FFCV it is a view of a ring buffer that the next batches overwrite.
 - Order and crops come from (seed, epoch, sample index); FFCV's crops come from numba's unseeded generator.
-- The file is checked before it is opened; FFCV follows any pointer in it. It is mapped at once and then may be deleted
-  or replaced; its length is looked at before each batch, as to read what was cut off would end the process (SIGBUS).
+- The file is checked before it is opened; FFCV follows any pointer in it. It is mapped at once, so it may be deleted or
+  replaced afterwards. Its length is checked before each batch: reading what was cut off would end the process (SIGBUS).
 - ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
-- Boxes of which a side grows are resized bilinearly, not copied pixel by pixel: see ``_resample``.
+- Boxes that grow along a side are resized bilinearly, not copied pixel by pixel: see ``_resample``.
 
 Legend: N samples, B batch, H height, W width, C channels.
 """

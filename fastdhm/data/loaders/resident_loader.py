@@ -1,7 +1,9 @@
 """The loader for sets that fit in memory: all images lie on the device, and a batch is one gather of them.
 
-No thread, no worker process, nothing compiled. It holds images that need no resizing: of one size, of which a box of
-the output's size is cut, or all. Legend: N samples, B batch, H height, W width, C channels (1 or 3, as stored).
+No thread, no worker process, nothing compiled. It holds images that need no resizing: all have one size, and a batch
+has them whole, or a box of the output's size cut from each.
+
+Legend: N samples, B batch, H height, W width, C channels (1 or 3, as stored).
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from fastdhm.data.sources.source import Source, gives_arrays, peeked
 from fastdhm.errors import UserError
 from fastdhm.system import memory
 
-COMFORTABLE_BYTES = 2 << 30  # more than that is held only where it is asked for
+COMFORTABLE_BYTES = 2 << 30  # more than that only if the user asks for this loader
 COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory, or the container's
 CHUNK = 1024  # images drawn at a time
 
 
 class CannotHold(UserError):
-    """The images are not such that this loader can hold them, or too many."""
+    """This loader cannot hold the images: they need resizing, or are too many."""
 
 
 class ResidentLoader:
@@ -52,12 +54,12 @@ class ResidentLoader:
         if self._image_NHWC.shape[1:3] != self._options.size_HW:
             height_N, width_N = (np.full(len(order_N), side) for side in self._image_NHWC.shape[1:3])
             columns.append(self._options.boxes(height_N, width_N, order_N, epoch)[:, :2])
-        # all that the host decides, in one copy: each makes the host wait for the device
+        # everything that the host decides, in one copy: each copy makes the host wait for the device
         plan_NX = torch.from_numpy(np.concatenate(columns, axis=1)).to(self._options.device)
         yield (self._batch(*plan_BX.unbind(1)) for plan_BX in plan_NX.split([len(index_B) for index_B in batches]))
 
     def _batch(self, index_B: torch.Tensor, *corner: torch.Tensor) -> Batch:
-        """Samples, whole or the window whose first row and column ``corner`` has."""
+        """A batch of whole images, or of the windows that have their top left pixel at ``corner``."""
         image_BHWC = self._windows(index_B, *corner) if corner else self._image_NHWC.index_select(0, index_B)
         if image_BHWC.shape[3] == 1:
             image_BHWC = image_BHWC.expand(-1, -1, -1, 3).contiguous()
@@ -79,7 +81,7 @@ def check_crop(options: LoaderOptions) -> None:
 
 
 def check_source(source: Source, options: LoaderOptions) -> int:
-    """The bytes that the images of ``source`` will take; of a folder's only a few are looked at.
+    """The bytes that the images of ``source`` will take; in a folder it looks at a few images only.
 
     Raises:
         CannotHold: images that have to be resized, or are of several sizes.
@@ -90,7 +92,7 @@ def check_source(source: Source, options: LoaderOptions) -> int:
 
 
 def check_beton(path: Path, options: LoaderOptions) -> int:
-    """The same of the images in a ``.beton`` file, every one of which is looked at."""
+    """The same for the images in a ``.beton`` file; it looks at every one."""
     image_N = read_index(path).sample_N["f0"]
     if (image_N["mode"] != MODES["raw"]).any():
         raise CannotHold("they are stored as JPEG")
@@ -99,7 +101,7 @@ def check_beton(path: Path, options: LoaderOptions) -> int:
 
 
 def check_room(needed_bytes: int, device: torch.device, *, asked: bool) -> None:
-    """``CannotHold`` if the images take more memory than is comfortable; where it was ``asked`` for, than is wise."""
+    """``CannotHold`` if the images take too much memory; the limit is higher if the user ``asked`` for this loader."""
     if device.type == "cuda":
         memory_bytes = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -111,11 +111,11 @@ class FusedForward:
             self.model.drop_features()
 
     def why_not(self, active: tuple[str, ...] | None = None) -> str | None:
-        """Why the network with these branches (default: all) is not run by fused ops, or None where it is."""
+        """Why the network with these branches (default: all) is not run by fused ops; None if it is."""
         return self._traced(active)[1]
 
     def describe(self, active: tuple[str, ...] | None = None) -> str:
-        """In words, what of the network with these branches is fused, or why nothing is."""
+        """What is fused in the network with these branches, in words, or why nothing is."""
         why_not = self.why_not(active)
         return f"no fused ops ({why_not})" if why_not else "norms and convolutions by fused ops"
 
@@ -244,8 +244,8 @@ def _is_conv(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
     conv = _plainly_called(node, parts, nn.Conv2d)
     if conv is None:
         return False
-    whole = (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
-    return whole and conv.bias is None and not isinstance(conv.padding, str)
+    plain = (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+    return plain and conv.bias is None and not isinstance(conv.padding, str)
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:

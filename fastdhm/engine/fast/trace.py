@@ -32,10 +32,13 @@ for _name, _function in IN_PLACE.items():
 
 
 class Tracer(fx.Tracer):
-    """Traces the hooks by which the branches get their features too: torch.fx leaves out those of the modules it enters
-    not. What has other hooks is not entered, so that they see tensors. A node of modules that are computed again in the
-    backward pass knows its ``group`` of them. A forward that is left by an exception, as the trunk of a branch alone
-    is, can be caught outside of it."""
+    """A tracer for networks with branches.
+
+    - It also traces the hooks that give the branches their features; torch.fx leaves out those of leaf modules.
+    - It does not enter a module that has other hooks, so that they see tensors.
+    - A node of modules that are computed again in the backward pass has them as its ``group``.
+    - A forward may end in an exception, as the trunk of a single branch does, and the caller may catch it.
+    """
 
     group: nn.Module | None = None
 

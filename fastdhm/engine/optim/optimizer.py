@@ -1,4 +1,4 @@
-"""What moves the weights, and which of them stand still while new layers catch up with pre-trained ones."""
+"""The optimizers, and the freezing of pre-trained weights while new layers catch up."""
 
 import functools
 import inspect
@@ -20,8 +20,8 @@ def make_sgd(
     groups = _groups(model, weight_decay, decay_norm_bias)
     sgd = _sgd()(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
-        # The fused step fails where some of its tensors have a buffer and others have not, such as those of a branch
-        # that was out until now. From zeros the first step is what it is from nothing.
+        # The fused step fails if only some of its tensors have a buffer, as when a branch takes part the first time.
+        # So all buffers start as zeros, which gives the same first step.
         sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
     return sgd
 
@@ -41,7 +41,7 @@ def make_amsgrad(
 def place_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device, captured: bool) -> None:
     """Have the learning rate where a step reads it: a number, or a tensor on the device where a CUDA graph does."""
     for group in optimizer.param_groups:
-        lr = float(group["lr"])  # a checkpoint may be of a run that had it elsewhere
+        lr = float(group["lr"])  # a checkpoint may hold a tensor or a number
         group["lr"] = torch.tensor(lr, device=device) if captured else lr
         if "capturable" in group:  # Adam's count of steps
             group["capturable"] = captured
@@ -95,10 +95,10 @@ def _adam() -> type[torch.optim.Adam]:
 
 
 def _as_they_lie(params: list[Tensor], grads: list[Tensor], *state: list[Tensor]) -> tuple[list[Tensor], ...]:
-    """The same memory as views whose elements are adjacent, each in the order in which its parameter has them.
+    """Contiguous views of the same memory, each in its parameter's memory order; a gradient in another is copied.
 
-    On a CPU torch's fused steps go through memory as it lies, whatever the strides: where a gradient lies otherwise
-    than its parameter, numbers meet that do not belong together. And of a channels-last one they make a copy of no use.
+    On a CPU torch's fused steps ignore strides and go through memory in its order. If a gradient has another order than
+    its parameter, the wrong elements are combined. And they would make useless copies of channels-last tensors.
     """
     orders = [None if p.is_contiguous() else sorted(range(p.ndim), key=p.stride, reverse=True) for p in params]
 
@@ -115,8 +115,8 @@ def _as_they_lie(params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """The same optimizer, whose methods do not import torch's compiler.
 
-    torch wraps them in what imports it when they are first called, to keep them out of a compiled function. That takes
-    as long as all of torch's other imports together, and optimizers are not called in compiled functions here.
+    To keep them out of compiled functions, torch wraps them, and the wrapper imports the compiler at the first call.
+    That takes as long as all of torch's other imports together. Here no compiled function calls an optimizer.
     """
     wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
@@ -131,10 +131,10 @@ def _groups(model: nn.Module, weight_decay: float, decay_norm_bias: bool) -> lis
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> None:
-    """Put ``model`` in training mode, but for what the parameters ``names`` belong to, which stands still.
+    """Put ``model`` in training mode and freeze the parameters ``names``.
 
-    These get no gradient, so that no optimizer step touches them; and every module that has no other parameters is in
-    evaluation mode: the statistics of its batch norms do not move, its dropout drops nothing.
+    Frozen parameters get no gradient, so no optimizer step changes them. A module that has only frozen parameters is in
+    evaluation mode: the statistics of its batch norms do not move, and its dropout drops nothing.
     """
     names = frozenset(names)
     for name, parameter in model.named_parameters():

@@ -35,7 +35,7 @@ def learning_rate(
 
 
 def describe_falls(schedule: str, milestones: tuple[float, ...], epochs: int) -> str:
-    """For a person: the milestone that a run ends before; nothing where it comes to all of them."""
+    """For a person: the first milestone that the run does not reach; empty if it reaches all of them."""
     late = [at for at in milestones if at >= epochs]
     if schedule != "step" or not late:
         return ""
@@ -50,7 +50,7 @@ def mimic_scale(epoch: float, mimic_warmup: float) -> float:
 
 
 def image_phases(side: int, progressive: float) -> list[tuple[float, int]]:
-    """Up to which share of the run the training images have which short side, in pixels; even where reduced.
+    """(end as a share of the run, short side in pixels) of each phase; the reduced sides are even.
 
     The first ``progressive`` of the run is at lower resolution, where a step costs a quarter to a half: the first 60%
     of that at half of ``side``, the rest at three quarters.
@@ -71,9 +71,9 @@ def image_sides(begin: float, end: float, side: int, progressive: float) -> list
 
 
 def full_size_steps(step: int, run_steps: int, side: int, progressive: float) -> float:
-    """What the first ``step`` of a run's ``run_steps`` steps compute, in steps on images of the full size.
+    """The computation of the first ``step`` of a run's ``run_steps`` steps, in steps on images of the full size.
 
-    A convolution's cost goes with the pixels, so a step on images of half the sides counts a quarter.
+    A convolution's cost is proportional to the pixels, so a step on images of half the side counts a quarter.
     """
     done = begin = 0.0
     for until, part in image_phases(side, progressive):
@@ -84,7 +84,7 @@ def full_size_steps(step: int, run_steps: int, side: int, progressive: float) ->
 
 
 def describe_images(epochs: int, side: int, progressive: float) -> str:
-    """For a person: how the training images grow, and on which the run validates; nothing where they do not grow."""
+    """For a person: how the training images grow, and the size that the run validates on; empty if they do not grow."""
     if not progressive:
         return ""
     phases = image_phases(side, progressive)[: 2 if progressive == 1 else 3]

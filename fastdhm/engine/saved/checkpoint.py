@@ -1,4 +1,4 @@
-"""What a run leaves on disk: its config, its checkpoints and the stripped network; all whole or not there.
+"""What a run leaves on disk: its config, its checkpoints and the stripped network; each is complete or absent.
 
 ``names`` has what they are called. Loading runs no code from a file.
 """
@@ -32,7 +32,7 @@ RESUMABLE = (
     "device", "impl", "precision", "compile", "cuda_graphs", "activation_checkpointing", "log_every", "save_minutes",
     "grad_cosine",
 )  # fmt: skip
-HOW_IT_RUNS = tuple(name for name in RESUMABLE if name != "max_steps")  # without what makes it another run
+HOW_IT_RUNS = tuple(name for name in RESUMABLE if name != "max_steps")  # another max_steps makes another run
 
 
 @dataclasses.dataclass
@@ -48,14 +48,14 @@ class Position:
 
 
 def save_checkpoint(path: Path, config: TrainConfig, classes: tuple[str, ...], state: dict[str, Any]) -> None:
-    """Write a checkpoint: tensors, numbers and strings only. A run's ``state`` says as ``data`` what it learns from."""
+    """Write a checkpoint: tensors, numbers and strings only. ``data`` in a run's ``state`` identifies its images."""
     saved = {"format": FORMAT, "config": dataclasses.asdict(config), "classes": list(classes), **state}
     with replacing(path) as temporary, open(temporary, "wb") as file:  # a path's name would stand in the file
         torch.save(saved, file)
 
 
 def load_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without executing anything in it; with ``mmap`` no tensor before it is looked at.
+    """Read a checkpoint onto the CPU without executing anything in it. ``mmap``: read tensors lazily.
 
     Raises:
         ValueError: missing, cut short, not a checkpoint of ours, or of another format version.
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def judged(saved: dict[str, Any]) -> dict[str, Tensor]:
-    """Of a checkpoint, the weights that are validated and kept: their average where the run has one."""
+    """The weights of a checkpoint that are validated and kept: the moving average if the run has one."""
     return saved.get("average", saved["model"])
 
 
@@ -84,7 +84,7 @@ def kept_checkpoint(run_dir: Path, config: TrainConfig) -> Path:
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
-    """Strictly load ``state`` into ``module``; ``ValueError`` with the first difference if it is of another network."""
+    """Strictly load ``state`` into ``module``; ``ValueError`` with the first difference if the networks differ."""
     own = module.state_dict()
     missing, extra = [n for n in own if n not in state], [n for n in state if n not in own]
     reshaped = [f"{n} {tuple(state[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape]
@@ -93,7 +93,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: 
             f"{path} holds another network than {arch}: {len(missing)} tensors missing, {len(extra)} unknown, "
             f"{len(reshaped)} of another shape (first: {(missing + extra + reshaped)[0]})"
         )
-    own.update(state)  # which keeps the versions of the modules, as MNASNet asks for
+    own.update(state)  # this keeps the versions of the modules, which MNASNet needs
     module.load_state_dict(own)
 
 
@@ -172,8 +172,10 @@ def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
 
 
 def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
-    """``ValueError`` if ``config`` is not that of the run's checkpoint in what decides what is learnt: its file was
-    edited since."""
+    """``ValueError`` if ``config`` differs from the run's checkpoint in a field that changes what is learnt.
+
+    That is so if the config file was edited since.
+    """
     if not (run_dir / LAST).exists():
         return
     saved = config_from(load_checkpoint(run_dir / LAST, mmap=True)["config"], run_dir / LAST)
@@ -188,7 +190,7 @@ def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
 
 
 def moved(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
-    """``("dataset",)`` where both are folders, which may be the same images in another place: their identity tells."""
+    """``("dataset",)`` if both are folders: they may hold the same images, which their identity tells."""
     kinds = {config.dataset.partition(":")[0] for config in (old, new)}
     return ("dataset",) if kinds in ({"folder"}, {"reid-folder"}) else ()
 

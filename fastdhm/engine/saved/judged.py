@@ -10,19 +10,21 @@ from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.saved.checkpoint import kept_checkpoint
 from fastdhm.engine.saved.names import BEST
 
-# Sets whose makers give training and test images alone: a run validates on the test images.
+# Sets that have only training and test images: a run validates on the test images.
 TEST_SETS = ("cifar10", "cifar100", "fashion-mnist")
 FLATTERS = "chosen on these images, which flatters its error"
 
 
 def judged_on(config: TrainConfig) -> str:
-    """What kind of error is measured after an epoch: of images that the run does not train on, or of some that it does,
-    as a re-identification set has no others unless some are held out."""
+    """The kind of error that is measured after an epoch: ``seen-image`` if the run trains on these images, too.
+
+    A re-identification set has no other images, unless some are held out.
+    """
     return "seen-image" if is_reid(config.dataset) and not config.hold_out else "validation"
 
 
 def judged_images(config: TrainConfig) -> str:
-    """Which images these are: ``the test images of cifar10``, ``val of photos``."""
+    """The images that a run is judged on, in words: ``the test images of cifar10``, ``val of photos``."""
     kind, _, path = config.dataset.partition(":")
     if is_reid(config.dataset):
         return "images held out of training" if config.hold_out else "some of the images that it trains on"
@@ -34,20 +36,23 @@ def judged_images(config: TrainConfig) -> str:
 
 
 def is_chosen(path: Path, config: TrainConfig) -> bool:
-    """Whether the epoch of what lies at ``path``, a run, checkpoint or network, was chosen by its validation error."""
+    """Whether the run, checkpoint or network at ``path`` is of an epoch that was chosen by its validation error."""
     if path.is_dir():
         path = kept_checkpoint(path, config)
     return path.name == BEST if path.suffix == ".pt" else config.keep == "best"
 
 
 def validations(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs of a log that were validated on images of the final size: a progressive run begins with smaller."""
+    """The epochs of a log that were validated at the final image size; a progressive run begins with smaller images."""
     found = [row for row in rows if row["kind"] == "epoch" and "val_side" in row]
     return [row for row in found if row["val_side"] == found[-1]["val_side"]]
 
 
 def best_of(validated: Sequence[dict[str, Any]], branch: str) -> dict[str, Any]:
-    """The validated epoch with the branch's lowest error. One that ``max_steps`` cut counts only where there is no
-    other: a run that goes on makes it whole, and ``best.pt`` is of whole ones."""
-    whole = [row for row in validated if row["epoch"] == int(row["epoch"])]
-    return min(whole or validated, key=lambda row: row.get(f"val_error/{branch}", math.inf))
+    """The validated epoch with the branch's lowest error.
+
+    An epoch cut by ``max_steps`` counts only if no complete epoch was validated: a resumed run completes it, and
+    ``best.pt`` comes from complete epochs only.
+    """
+    complete = [row for row in validated if row["epoch"] == int(row["epoch"])]
+    return min(complete or validated, key=lambda row: row.get(f"val_error/{branch}", math.inf))

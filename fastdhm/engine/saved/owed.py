@@ -1,4 +1,4 @@
-"""What a run owes once it is trained, and what of it is not there yet; told from its files alone."""
+"""What a trained run must have written, and what of that is still missing, by its files alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ def at_end(row: dict[str, Any], config: TrainConfig) -> bool:
 
 
 def owed(run_dir: Path, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What a run with ``config`` and these ``rows`` of its log still has to write; nothing where it is finished.
+    """What a run with ``config`` and these ``rows`` of its log still has to write; empty if it is finished.
 
-    A run that goes on after ``max_steps`` deletes the network of that end; a ranking is of the step in its row.
+    A run that goes on after ``max_steps`` deletes the network of that end; a ranking counts for the step in its row.
     """
     last = next((row for row in rows if row["kind"] == "epoch" and "val_side" in row and at_end(row, config)), None)
     ranked = any(row["kind"] == "reid" and at_end(row, config) for row in rows)

@@ -20,7 +20,7 @@ from fastdhm.engine.saved.names import LOG
 from fastdhm.errors import UserError
 from fastdhm.system.files import plain_name, sync, why_not_written, write_text, writing
 
-PLACED = ("step", "epoch", "reid")  # the kinds of rows that say after which part of which epoch they stand
+PLACED = ("step", "epoch", "reid")  # the kinds of rows that must have an epoch
 FAR = 2**62  # no run has so many steps
 
 
@@ -49,7 +49,7 @@ class Sums:
     correct_M: list[float]
     images_M: list[float]
     measured: dict[str, float]
-    """Means of what some steps measured beside."""
+    """Means of what only some steps measure."""
 
     def scalars(self, names: tuple[str, ...]) -> dict[str, float]:
         """Means per step and image: the loss, each term that took part, each computed branch's error in percent."""
@@ -112,7 +112,7 @@ class TrainingSums:
         total.index_add_(0, self._places(active), torch.cat(values).to(total.dtype))
 
     def measure(self, values: dict[str, Tensor]) -> None:
-        """Add scalars that this step measured, some of ``measured``; one that is not finite does not count."""
+        """Add scalars that this step measured, some of ``measured``; values that are not finite are ignored."""
         if not values:
             return
         value_E = torch.stack(list(values.values()))
@@ -121,7 +121,7 @@ class TrainingSums:
         self.vectors[0].index_add_(0, self._measured_places(tuple(values)), added.to(self.vectors.dtype))
 
     def restore(self, saved: Tensor) -> None:
-        """Take up the ``vectors`` of a checkpoint, which may be of before anything was measured.
+        """Take up the ``vectors`` of a checkpoint, which may have no columns for measurements.
 
         Raises:
             ValueError: they are of a network with other branches.
@@ -248,12 +248,12 @@ class Log:
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl`` that are whole: a kill cuts the last, a bad disk any."""
+    """The complete rows of a run's ``log.jsonl``: a kill can cut the last one, a bad disk can damage any."""
     return _read_lines(run_dir / LOG)[0]
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The whole rows of a log, and the numbers of the lines that are damaged; a last one that was cut is none."""
+    """The complete rows of a log, and the numbers of damaged lines; a last line that was cut is not among these."""
     try:
         *lines, cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
     except OSError as error:
@@ -265,7 +265,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line; also one behind what a power cut left of another."""
+    """The row in a line; also if it follows the remains of another row, as after a power cut."""
     try:
         row = json.loads(line[max(0, line.rfind(b'{"kind"')) :].strip(b"\0"))
     except (ValueError, RecursionError):  # no JSON, or no UTF-8
@@ -278,5 +278,5 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    """Whether it is one that a run writes: a network that diverged has validation losses that are not finite."""
+    """Whether it is a number that a run writes. NaN is: a network that diverged has validation losses like that."""
     return type(value) is float or (type(value) is int and abs(value) < FAR)

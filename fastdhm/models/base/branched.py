@@ -80,7 +80,7 @@ class BranchedModel(nn.Module):
         return torch.stack(logits)
 
     def drop_features(self) -> None:
-        """Free the feature maps that the branches took: maps that outlive a pass would hold memory."""
+        """Free the feature maps that were kept for the branches: after a pass they would only hold memory."""
         self._features.clear()
 
     def strip(self) -> nn.Module:
