@@ -36,7 +36,7 @@ def test_a_run_whose_first_step_its_settings_do_not_allow_is_not_to_be_gone_on_w
     monkeypatch, tmp_path, capsys, step, whole, error, told
 ):
     monkeypatch.setattr(report, "_saved_step", lambda last: step)
-    run = SimpleNamespace(dir=tmp_path, at=Position(step=step), whole=whole)
+    run = SimpleNamespace(dir=tmp_path, at=Position(step=step), between_steps=whole)
     with pytest.raises(error), telling_how_to_go_on(run, Console()):
         raise error("no")
     assert ("--resume" in capsys.readouterr().out) is told
