@@ -79,7 +79,7 @@ class Trained:
     config: TrainConfig
     classes: tuple[str, ...]
     data: Identity
-    """Which images; empty where the file is of before that was kept."""
+    """Which images; empty if an older version wrote the file."""
 
     @property
     def plain(self) -> nn.Module:

@@ -219,7 +219,7 @@ def room_for(run: Run) -> int:
 
 
 def end_with_parent() -> None:
-    """End this process and its children when the parent's end of standard input closes, be it by a SIGKILL."""
+    """End this process and its children when the parent's end of standard input closes, even by a SIGKILL."""
 
     def wait() -> None:
         os.read(0, 1)  # and not sys.stdin, whose lock is missed when the interpreter ends

@@ -141,7 +141,7 @@ class Run:
 
     @property
     def judged(self) -> models.BranchedModel:
-        """The network that is validated and kept: the average of the weights where there is one."""
+        """The network that is validated and kept: the average of the weights if there is one."""
         return self.model if self.average is None else self.average.model
 
     def begin_epoch(self) -> None:

@@ -24,7 +24,7 @@ def test_the_last_table_says_that_the_best_epoch_flatters(capsys):
 
 
 @pytest.mark.parametrize(
-    ("step", "whole", "error", "told"),
+    ("step", "between_steps", "error", "told"),
     [
         pytest.param(0, False, UserError, False, id="its-settings"),
         pytest.param(7, False, UserError, True, id="a-later-step"),
@@ -33,10 +33,10 @@ def test_the_last_table_says_that_the_best_epoch_flatters(capsys):
     ],
 )
 def test_a_run_whose_first_step_its_settings_do_not_allow_is_not_to_be_gone_on_with(
-    monkeypatch, tmp_path, capsys, step, whole, error, told
+    monkeypatch, tmp_path, capsys, step, between_steps, error, told
 ):
     monkeypatch.setattr(report, "_saved_step", lambda last: step)
-    run = SimpleNamespace(dir=tmp_path, at=Position(step=step), between_steps=whole)
+    run = SimpleNamespace(dir=tmp_path, at=Position(step=step), between_steps=between_steps)
     with pytest.raises(error), telling_how_to_go_on(run, Console()):
         raise error("no")
     assert ("--resume" in capsys.readouterr().out) is told

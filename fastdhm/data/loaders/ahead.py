@@ -14,7 +14,7 @@ from fastdhm.data.loaders.loader import Batch
 
 
 def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """``batches`` on ``device``, the same and in order; on a CPU, or where they are there already, as they come.
+    """``batches`` on ``device``, in order; on a CPU, or if they are on ``device`` already, they are passed through.
 
     On a GPU each is copied on a stream of its own while the step of the one before computes, and the host waits for
     neither: the step's stream does, for the copy. The copy overlaps where the batch is in page-locked memory.

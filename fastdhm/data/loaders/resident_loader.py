@@ -114,7 +114,7 @@ def check_room(needed_bytes: int, device: torch.device, *, asked: bool) -> None:
 
 
 def hold(source: Source, beton: Path | None, options: LoaderOptions) -> ResidentLoader:
-    """The loader of what has been checked: the images of ``source``, or where there is one those in its ``beton``."""
+    """The loader of checked images: those in ``beton`` if it is given, else those of ``source``."""
     if beton is not None:
         return ResidentLoader(torch.from_numpy(read_images(beton, read_index(beton))), source.target_N, options)
     image_NHWC = getattr(source, "image_NHWC", None)
