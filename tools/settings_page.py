@@ -15,7 +15,7 @@ HEAD = """\
 # Settings
 
 Every value of a run. Give it as a flag, `--batch-size 64`, or in the YAML file of `--config`, `batch_size: 64`. A flag
-goes before a file, and both go before the recipe of the data set and network; what none of them gives has the default
+beats the file, and the file beats the recipe of the data set and network; what none of them gives has the default
 below. `fastdhm train --print-config` prints the values that a run would have.
 """
 

@@ -105,8 +105,8 @@ def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):
     fixed = [name for name in (*given, *own) if name in LAYING_OUT or (name in given and name not in free)]
     if fixed:
         raise UserError(
-            f"--resume goes on with the runs in {folder} as they are: leave out {fixed[0]}. "
-            f"Only seeds, reference, score, confidence, {', '.join(free)} can be given"
+            f"--resume keeps the runs in {folder} as they are, and --{fixed[0].replace('_', '-')} would change them: "
+            "leave it out, or start a new comparison"
         )
     configs = [make_config(dataclasses.asdict(a.config) | fitting(a.config.method, given)) for a in comparison.arms]
     arms = tuple(dataclasses.replace(arm, config=c) for arm, c in zip(comparison.arms, configs, strict=True))

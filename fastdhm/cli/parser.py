@@ -26,6 +26,8 @@ from fastdhm.system.typed_yaml import describe, no_such_setting, read_yaml, shap
 HELP = ("-h", "--help")
 ASKING = (*HELP, "--print_config", "--print-config")  # flags that ask what a run would be, and start none
 NOT_VALUES = ("config", "help", "print_config")
+# what other programs call a value -> its name here
+ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "model": "arch"}
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -82,16 +84,25 @@ class Parser(jsonargparse.ArgumentParser):
         if needed:
             flags = {action.dest: (action.option_strings or [action.dest.upper()])[0] for action in self._actions}
             return f"give {' and '.join(flags.get(name, name) for name in needed[1].split(', '))}"
-        flag = re.match(r"[Uu]nrecognized arguments: (--[\w-]+)", message)
-        near = flag and get_close_matches(flag[1].replace("_", "-"), self._option_string_actions, n=1)
-        return f"{message}; did you mean {near[0]}?" if near else message
+        word = re.match(r"[Uu]nrecognized arguments: ([^\s=]+)", message)
+        meant = self._meant(word[1]) if word else None
+        return f"{message}; did you mean {meant}?" if meant else message
+
+    def _meant(self, word: str) -> str | None:
+        """The flag that a word which is none may stand for."""
+        flags = self._option_string_actions
+        if not word.startswith("--"):
+            return f"--resume {word}" if "--resume" in flags and _is_run(expanded(word)) else None
+        meant = f"--{ELSEWHERE.get(word.removeprefix('--').replace('-', '_'), '')}".replace("_", "-")
+        near = [meant] if meant in flags else get_close_matches(word.replace("_", "-"), flags, n=1)
+        return near[0] if near else None
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """The value of every flag: the one in ``argv``, or the default."""
         return self._parsed(argv, defaults=True)
 
     def given(self, argv: list[str]) -> dict[str, Any]:
-        """The values given in ``argv``. A flag goes before the files of ``--config``, wherever they stand."""
+        """The values given in ``argv``. A flag beats the files of ``--config``, wherever they stand."""
         flags, files = _apart(argv)
         values = {name: value for file in files for name, value in self._of_file(expanded(file)).items()}
         return values | self._parsed(flags, defaults=False)
@@ -105,11 +116,13 @@ class Parser(jsonargparse.ArgumentParser):
     def _of_file(self, path: Path) -> dict[str, Any]:
         """The values in a YAML file under the names of the flags."""
         actions = {a.dest: a for a in self._actions if a.dest not in NOT_VALUES}
+        if not path.exists():
+            raise UserError(f"--config {path}: there is no such file")
         values = {str(name).replace("-", "_"): value for name, value in read_yaml(path).items()}
         try:
             for name in values:
                 if name not in actions:
-                    raise no_such_setting(name, actions)
+                    raise no_such_setting(name, actions, ELSEWHERE.get(name))
             return {name: typed(_hint(actions[name]), value, name) for name, value in values.items()}
         except UserError as error:
             raise UserError(f"--config {path}: {error}") from error
@@ -171,6 +184,10 @@ def default_of(action: argparse.Action) -> str:
         return " ".join(means[1].split()) if means else ""
     takes_one = action.option_strings and action.nargs != 0 and action.default != argparse.SUPPRESS
     return _spelt(action.default) if takes_one else ""
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.yaml", "compare.yaml"))
 
 
 def _hint(action: argparse.Action) -> Any:

@@ -6,13 +6,13 @@ from typing import Any
 
 from fastdhm.cli.parser import HELP, Parser, asked
 from fastdhm.config import TrainConfig
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, few
 from fastdhm.recipes import recipe, warm_up
 from fastdhm.system.paths import expanded
 
 ORDER = (
-    "A flag goes before a file of --config, and both go before the recipe. The defaults below are those of the recipe "
-    "for the data set, network, method and preset that stand beside --help. N is a whole number, X a number, BOOL true "
+    "A flag beats the file of --config, and the file beats the recipe. The defaults below are those of the recipe for "
+    "the data set, network, method and preset that stand beside --help. N is a whole number, X a number, BOOL true "
     "or false; null means that nothing is given. docs/settings.md says more of each."
 )
 EXAMPLES = """\
@@ -85,8 +85,8 @@ def _resumed(run_dir: Path, given: dict) -> dict:
     changed = differing(config, new, free=(*RESUMABLE, *moved(config, new)))
     if changed:
         raise UserError(
-            f"--resume goes on with the run in {run_dir}, and this would change it ({', '.join(changed)}). "
-            f"Only {', '.join(RESUMABLE)} can be set anew; start a new run for anything else"
+            f"--resume keeps what {run_dir} learns, and this would change it ({few(changed, 2)}): "
+            "leave it out, or start a new run"
         )
     return dataclasses.asdict(config)
 

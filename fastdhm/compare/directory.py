@@ -35,6 +35,8 @@ def write_settings(folder: Path, comparison: Comparison) -> None:
 def read_settings(folder: Path) -> Comparison:
     """The comparison in ``folder``; ``ValueError`` if there is none, or this version cannot read it."""
     path = folder / SETTINGS
+    if not folder.exists():
+        raise UserError(f"{shown(folder)} does not exist: name the folder of a comparison")
     if not path.exists():
         raise UserError(f"{shown(folder)} is not a comparison of fastdhm: it has no {SETTINGS}")
     values = read_yaml(path)

@@ -34,10 +34,10 @@ class Data:
     """Folder of the data sets.
     What is built from them goes there too. Null: $FASTDHM_DATA or ~/.cache/fastdhm."""
     subset: int | None = setting(None, AT_LEAST_ONE)
-    """Train on this many images, as many of each class.
+    """Train on this many images, spread evenly over the classes.
     Which ones is fixed, whatever the seed is. Null: all."""
     hold_out: bool = False
-    """Do not train on a set of people's validation images.
+    """Re-identification: keep the validation images out of training.
     Use it to choose settings by. Published results train on all images."""
     corrupt_labels: float = setting(0.0, SHARE)
     """Share of the training labels to corrupt, in [0, 1].

@@ -39,7 +39,7 @@ class Images:
     flip: bool = True
     """Mirror half of the training images, at random."""
     progressive: float = setting(0.0, SHARE)
-    """Share of the run that begins with smaller images.
+    """Share of the run, at its start, on smaller images.
     In [0, 1]. Half the sides first, then three quarters of them."""
     mean: tuple[float, float, float] = setting((0.485, 0.456, 0.406), MEAN)
     """Mean of each colour channel.

@@ -20,15 +20,15 @@ class Model:
     """Side branches to grow, such as B1,B2,B3.
     The baseline has none. Null: the paper's, B1 and B2."""
     only_branch: str | None = None
-    """Train this branch alone: B0 or B1, say.
-    It is a baseline. The trunk up to the branch's fork and the branch are the whole network; B0 is the trunk itself.
+    """Train this branch alone, as a baseline: B0 or B1, say.
+    The trunk up to the branch's fork and the branch are the whole network; B0 is the trunk itself.
     Null: the method decides."""
     weights: str | None = None
     """Weights to start from: imagenet, or a file.
     They are the trunk's. imagenet is torchvision's. Null: random."""
     freeze_epochs: int = setting(0, AT_LEAST_ZERO)
-    """Epochs at the start that train only what is new.
-    That is what the weights lack: the branches and the classifier. The rest is frozen until then."""
+    """Epochs at the start in which pre-trained layers are frozen.
+    Only what the weights lack trains then: the branches and the classifier."""
     dropout: float = setting(0.0, BELOW_ONE)
     """Share of activations that a wide ResNet drops.
     In [0, 1). A wide ResNet is wrn-DEPTH-WIDTH; it drops them between the convolutions of a block."""

@@ -28,8 +28,8 @@ class Output:
     """Steps between log points.
     Only there does the host wait for the device."""
     grad_cosine: int = setting(0, AT_LEAST_ZERO)
-    """Steps between cosines of the gradients; 0: none.
-    They say how far the branches' gradients agree at the forks (Eq. 11). Each measurement costs a forward pass, and a
+    """Measure how the branches' gradients agree every N steps; 0: never.
+    It is their cosine at the forks (Eq. 11). Each measurement costs a forward pass, and a
     part of a backward pass for each branch."""
     save_minutes: float = setting(5.0, POSITIVE)
     """Minutes between checkpoints inside an epoch.

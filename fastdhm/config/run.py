@@ -45,7 +45,7 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
     (
         "only_branch",
         lambda run: run.method == "baseline",
-        "left out with {run.method}: only baseline trains a single one",
+        "left out with {run.method}: only the baseline trains one branch alone",
     ),
     (
         "only_branch",

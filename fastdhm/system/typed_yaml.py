@@ -99,9 +99,9 @@ def build(cls: type[T], values: Any, where: str) -> T:
         raise UserError(f"{where}: {error}") from error
 
 
-def no_such_setting(name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is no setting; says the nearest."""
-    return UserError(f"there is no setting {name!r}{did_you_mean(name, known)}")
+def no_such_setting(name: str, known: Iterable[str], meant: str | None = None) -> UserError:
+    """The error for a name that is no setting; says which is ``meant``, or the nearest."""
+    return UserError(f"there is no setting {name!r}{did_you_mean(meant or name, known)}")
 
 
 def _needed(field: dataclasses.Field) -> bool:

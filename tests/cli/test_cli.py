@@ -168,8 +168,10 @@ def test_dashes_and_underscores():
         ("--store-size -3", "store_size is -3: must be 1 to 65535 pixels, or 0 to store images as large as they are"),
         ("--store-size 1000000000", "store_size is 1000000000: must be 1 to 65535 pixels"),
         ("--store-size 1e9", "store_size is 1e9: must be a whole number"),
-        ("--learning-rate 1", "learning-rate"),
-        ("--config /nowhere.yaml", "nowhere.yaml"),
+        ("--learning-rate 1", "did you mean --lr[?]"),
+        ("--wd=1", "did you mean --weight-decay[?]"),
+        ("--model resnet18", "did you mean --arch[?]"),
+        ("--config /nowhere.yaml", "--config /nowhere.yaml: there is no such file"),
         ("extra", "extra"),
     ],
 )
@@ -181,6 +183,25 @@ def test_a_mistake_is_one_line_without_a_traceback(flags, message, capsys, tmp_p
     assert "Traceback" not in error
     assert re.search(message, error), error
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_files_setting_by_another_programs_name_is_told(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("wd: 1e-3")
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "there is no setting 'wd'; did you mean 'weight_decay'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "file"), [("train", "config.yaml"), ("compare", "compare.yaml")])
+def test_a_folder_to_go_on_with_wants_its_flag(command, file, tmp_path, capsys):
+    (tmp_path / file).touch()
+    assert main([command, str(tmp_path)]) == 2
+    assert f"did you mean --resume {tmp_path}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_folder_to_go_on_with_that_does_not_exist_is_told(command, tmp_path, capsys):
+    assert main([command, "--resume", str(tmp_path / "frist")]) == 2
+    assert "frist does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]], ids=str)

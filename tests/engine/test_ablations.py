@@ -94,7 +94,10 @@ def test_the_main_branch_alone_is_the_baseline(tmp_path):
     ("flags", "message"),
     [
         (["--only-branch", "B9"], "unknown branch of resnet8 'B9'"),
-        (["--only-branch", "B1", "--method", "dhm"], "must be left out with dhm: only baseline trains a single one"),
+        (
+            ["--only-branch", "B1", "--method", "dhm"],
+            "must be left out with dhm: only the baseline trains one branch alone",
+        ),
         (["--only-branch", "B1", "--weights", "a.pth"], "B0 or left out: the weights (a.pth) are of a whole trunk"),
         (["--only-branch", "B1", "--sampler", "bernoulli"], "baseline has no mimicking"),
         (["--corrupt-labels", "1.5"], "corrupt_labels is 1.5: must be in [0, 1]"),

@@ -367,8 +367,8 @@ def test_a_resume_that_would_change_the_run_is_refused(finished, capsys, flags, 
     assert message in capsys.readouterr().err
 
 
-def test_resuming_what_is_not_there(tmp_path, capsys):
-    assert main(["train", "--resume", str(tmp_path / "nowhere")]) == 2
+def test_resuming_what_is_no_run(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path)]) == 2
     assert "is not a run of fastdhm" in capsys.readouterr().err
 
 

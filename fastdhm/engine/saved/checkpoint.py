@@ -206,6 +206,8 @@ def read_config(run_dir: Path) -> TrainConfig:
     """The config of a run directory."""
     path = run_dir / CONFIG
     if not path.exists():
+        if not run_dir.exists():
+            raise UserError(f"{run_dir} does not exist: name the folder of a run")
         inside = run_dir.is_file() and (run_dir.parent / path.name).exists()
         told = (
             f"is a file of a run: name its folder, {run_dir.parent}"
