@@ -184,6 +184,11 @@ def test_a_mistake_is_told_before_anything_is_written(tmp_path, capsys, more, me
     assert not (tmp_path / "comparison").exists()
 
 
+def test_going_on_with_other_methods_is_refused(whole, capsys):
+    assert main(["compare", "--resume", str(whole), "--methods", "dsl"]) == 2
+    assert "as they are, and --methods would change them: leave it out" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("precious")
     assert main(flags(tmp_path)) == 2
