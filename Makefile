@@ -42,8 +42,9 @@ lint: setup ## style and type hints
 	$(BIN)/ruff format --check .
 	tools/types.sh $(BIN)/python
 
-# One thread and one process a processor: they do not wait for each other, and each file's tests stay together.
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile \
+# One thread and one process a processor: they do not wait for each other, and each file's tests stay together. The files
+# in their order: pytest-xdist would put those of few tests last, which are the long ones, and one process would wait.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder \
     -n $$($(BIN)/python -c "from fastdhm.system import processors; print(processors.count())")
 
 test: setup ## the tests, minutes on two cores; what needs a GPU is skipped where there is none
