@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.config.method import TOLERANCE
-from fastdhm.config.rules import NOT_NEGATIVE
+from fastdhm.config.rules import NOT_NEGATIVE, SHARE
 from fastdhm.errors import UserError, unknown
 from fastdhm.ops import philox
 
@@ -117,8 +117,8 @@ def branch_sets(given: Mapping[str, float] | None, names: Iterable[str]) -> dict
         subsets = [subset for size in range(len(names) + 1) for subset in combinations(names, size)]
         return dict.fromkeys(subsets, 1 / len(subsets))
     for text, prob in given.items():
-        if not 0 <= prob <= 1:
-            raise UserError(f"the probability of {text!r} in branch_sets is {prob:g}: must be in [0, 1]")
+        if not SHARE.holds(prob):
+            raise UserError(f"the probability of {text!r} in branch_sets is {prob:g}: must be {SHARE.words}")
     total = math.fsum(given.values())
     if abs(total - 1) > TOLERANCE:
         raise UserError(f"the sum of the probabilities in branch_sets is {total:g}: must be 1")

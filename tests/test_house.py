@@ -8,8 +8,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from source_tree import ROOT, module_name, sources
 
-ROOT = Path(__file__).parents[1]
 # room (a folder, or a file beside the folders) -> the rooms that it may import from, beside its own; nothing else
 ALLOWED = {
     "config": set(),
@@ -148,17 +148,7 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def sources() -> list[Path]:
-    return [path for folder in ("fastdhm", "kernels", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
-def module(path: Path) -> str:
-    """The dotted name of a file, without ``fastdhm``: ``data.loaders.crops``, ``kernels.mimic_loss``."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(part for part in (parts[1:] if parts[0] == "fastdhm" else parts) if part != "__init__")
-
-
-MODULES = {module(path): path for path in sources()}
+MODULES = {module_name(path): path for path in sources()}
 # A package's own `__init__` is its legend and its face: it belongs to the room above all of its files.
 ROOMS = {
     name: name if path.name == "__init__.py" or "." not in name else name.rpartition(".")[0]

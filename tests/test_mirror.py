@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from source_tree import ROOT, module_name, sources
 
 TESTS = Path(__file__).parent
-ROOT = TESTS.parent
 # folders of tests that are of no folder of Python files -> what they are of
 OF_THEIR_OWN = {
     "cuda": "csrc/*/cuda, and how setup.py builds them",
@@ -91,18 +91,8 @@ THROUGH = {
 }
 
 
-def sources() -> list[str]:
-    """The dotted name of every source file but the packages' own."""
-    places = [(ROOT / "fastdhm", ROOT / "fastdhm"), (ROOT / "kernels", ROOT), (ROOT / "benchmarks", ROOT)]
-    return [
-        ".".join(path.relative_to(start).with_suffix("").parts)
-        for folder, start in places
-        for path in sorted(folder.rglob("*.py"))
-        if path.name != "__init__.py"
-    ]
-
-
-SOURCES = sources()
+# The dotted name of every source file but the packages' own.
+SOURCES = [module_name(path) for path in sources() if path.name != "__init__.py"]
 FOLDERS = {name.rpartition(".")[0].replace(".", "/") for name in SOURCES} - {""}
 FILES = [path.relative_to(TESTS).with_suffix("").as_posix() for path in sorted(TESTS.rglob("test_*.py"))]
 

@@ -16,7 +16,7 @@ from fastdhm.benchmarks.harness import machine, report
 from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.benchmarks.harness.timing import Comparison, Peer
 from fastdhm.engine.device import computing_on, pick_device
-from fastdhm.errors import UserError, unknown
+from fastdhm.errors import UserError, counted, unknown
 from fastdhm.system import processors
 from fastdhm.system.console import Console
 from fastdhm.system.paths import expanded
@@ -59,7 +59,7 @@ class Frame:
         self.machine = machine.describe(self.device, threads or torch.get_num_threads())
         used = self.machine["threads"]
         where = self.machine["gpu"] or self.machine["cpu"]
-        self.where = f"{where}, {used} thread{'s' * (used > 1)}"
+        self.where = f"{where}, {counted(used, 'thread')}"
         """For titles."""
 
     @contextmanager

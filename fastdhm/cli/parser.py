@@ -187,7 +187,9 @@ def default_of(action: argparse.Action) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.yaml", "compare.yaml"))
+    from fastdhm.system.endings import CONFIGS
+
+    return any((folder / name).is_file() for name in CONFIGS)
 
 
 def _hint(action: argparse.Action) -> Any:

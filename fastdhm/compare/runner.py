@@ -196,9 +196,8 @@ def _make_run(job: Job, console: Console) -> int | None:
     resume = (job.folder / CONFIG).exists()
     config = _as_before(job.config, read_config(job.folder)) if resume else job.config
     try:
-        return train(
-            config, resume=resume, console=console
-        ).signal  # a signal at the very end of a run stops the others
+        # a signal at the very end of a run stops the others, too
+        return train(config, resume=resume, console=console).signal
     except (NonFiniteLoss, NonFiniteFeatures) as error:
         record_failure(job.folder, str(error))
         console.print(f"failed: {error}", style="red")

@@ -15,7 +15,7 @@ import torch
 from torch.utils import deterministic as _memory
 
 from fastdhm.engine.fast.blocks import is_deep
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, counted
 from fastdhm.system import processors
 
 # Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
@@ -161,7 +161,7 @@ def use_processors() -> None:
 def describe_threads() -> str:
     """``2 threads``, for a person, and what limits them if the user did not."""
     threads = torch.get_num_threads()
-    return f"{threads} thread{'s' * (threads > 1)}{processors.why() if threads == processors.count() else ''}"
+    return counted(threads, "thread") + (processors.why() if threads == processors.count() else "")
 
 
 def keep_freed_memory() -> None:

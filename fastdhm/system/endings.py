@@ -15,7 +15,7 @@ from fastdhm.errors import UserError, first_line
 from fastdhm.system.files import REASONS
 from fastdhm.system.paths import shown
 
-CONFIGS = ("config.yaml", "compare.yaml")
+CONFIGS = ("config.yaml", "compare.yaml")  # of a run, and of a comparison
 NETWORK = "check the network, and try again"
 # what to do about an error of a system call; REASONS has the errors of writing
 REMEDIES = {

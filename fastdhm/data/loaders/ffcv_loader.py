@@ -7,7 +7,7 @@
 - The file is checked before it is opened; FFCV follows any pointer in it. It is mapped at once, so it may be deleted or
   replaced afterwards. Its length is checked before each batch: reading what was cut off would end the process (SIGBUS).
 - ``torch.get_num_threads()`` stays as it was, and no more threads are asked of numba than it has.
-- Boxes that grow along a side are resized bilinearly, not copied pixel by pixel: see ``_resample``.
+- Boxes that grow along a side are resized bilinearly, not copied pixel by pixel: see ``resample``.
 
 Legend: N samples, B batch, H height, W width, C channels.
 """
@@ -46,7 +46,7 @@ _PIPELINE_LOCK = threading.Lock()
 
 
 class FfcvLoader:
-    """See ``loaders.Loader``. Workers are numba's threads, inside this process."""
+    """See ``loader.Loader``. Workers are numba's threads, inside this process."""
 
     def __init__(self, beton: Path, options: LoaderOptions) -> None:
         manifest = check(beton)

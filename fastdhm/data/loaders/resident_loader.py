@@ -32,7 +32,7 @@ class CannotHold(UserError):
 
 
 class ResidentLoader:
-    """See ``loaders.Loader``; its batches lie on ``options.device``."""
+    """See ``loader.Loader``; its batches lie on ``options.device``."""
 
     def __init__(self, image_NHWC: torch.Tensor, target_N: np.ndarray, options: LoaderOptions) -> None:
         self.num_samples = options.count(len(image_NHWC))

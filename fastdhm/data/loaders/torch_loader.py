@@ -21,7 +21,7 @@ from fastdhm.system.waiting import waited_for
 
 
 class TorchLoader:
-    """See ``loaders.Loader``. Workers are processes, forked for each epoch and gone with it; 0 loads in this one."""
+    """See ``loader.Loader``. Workers are processes, forked for each epoch and gone with it; 0 loads in this one."""
 
     def __init__(self, source: Source, options: LoaderOptions) -> None:
         self.num_samples = options.count(len(source))
