@@ -68,6 +68,7 @@ THROUGH = {
     "data.sources.source": "data/sources/test_folder",
     "engine.build": "engine/test_train",
     "engine.run": "engine/test_train",
+    "engine.synced_norm": "engine/test_distributed",
     "engine.saved.judged": "engine/saved/test_owed",
     "kernels.mimic_loss_kernels": "kernels/test_mimic_loss",
     "models.attach.dead": "models/attach/test_fit",

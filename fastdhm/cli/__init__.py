@@ -122,6 +122,8 @@ def _ended(error: BaseException, argv: list[str]) -> int:
     from fastdhm.system.endings import cause, report_crash
 
     why = cause(error, argv[0] if argv else "")
+    if getattr(error, "said", False):
+        return 2
     if why is not None:
         tell(f"fastdhm: error: {why}")
         if not isinstance(error, RecursionError):

@@ -15,6 +15,7 @@ ORDER = (
     "the data set, network, method and preset that stand beside --help. N is a whole number, X a number, BOOL true "
     "or false; null means that nothing is given. docs/settings.md says more of each."
 )
+BESIDE = ("resume", "processes", "restarts")  # flags that are no values of a run
 EXAMPLES = """\
 Examples:
   # your own images: photos/train/CLASS/*.jpg and photos/val/CLASS/*.jpg
@@ -40,6 +41,8 @@ def _parser() -> Parser:
         epilog=EXAMPLES,
     )
     parser.flag("--resume", "Go on with the run in this folder, bit for bit.", metavar="RUN")
+    parser.flag("--processes", "Processes to start on this machine: a number, or auto for one a GPU.", metavar="N")
+    parser.flag("--restarts", "How often to start all of them anew when one fails.", int, metavar="N")
     parser.add_run_arguments()
     return parser
 
@@ -49,7 +52,7 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     parser = _parser()
     asks, flags = asked(argv)
     given = parser.given(flags)
-    resume = given.pop("resume", None)
+    resume, *_ = (given.pop(name, None) for name in BESIDE)
     values = (recipe_for(given) if resume is None else _resumed(expanded(resume), given)) | given
     if set(asks) & set(HELP):
         parser.show(asks, values)
@@ -91,12 +94,35 @@ def _resumed(run_dir: Path, given: dict) -> dict:
     return dataclasses.asdict(config)
 
 
+def _processes(argv: list[str], config: TrainConfig) -> tuple[int, int]:
+    """How many processes to start here, and how often anew; 1: this one is it, alone or among others."""
+    from fastdhm.engine.device import count_gpus
+    from fastdhm.system.place import place
+
+    given = _parser().given(asked(argv)[1])
+    wanted, restarts = given.get("processes") or "1", given.get("restarts") or 0
+    number = count_gpus(config.device) if wanted == "auto" else int(wanted) if wanted.isdecimal() else 0
+    if number < 1:
+        raise UserError(f"processes is {wanted}: must be 1 or more, or auto")
+    if restarts < 0 or (restarts and not (number > 1 and (config.run_dir or "resume" in given))):
+        raise UserError(f"restarts is {restarts}: must be 0 or more, for several --processes and a named --run-dir")
+    here = place()
+    if here is not None and "processes" in given and number != here.local_count:
+        raise UserError(f"processes is {wanted}, and {here.local_count} were started here: leave --processes out")
+    return (1 if here else number), restarts
+
+
 def run(argv: list[str]) -> int:
     """``fastdhm train``; returns the exit status."""
     config, resume = resolve_training(argv)
     from fastdhm.engine.device import use_processors
+    from fastdhm.engine.distributed import begun_anew, launch
     from fastdhm.engine.train import train as run_training
 
+    processes, restarts = _processes(argv, config)
+    if processes > 1:
+        return launch(processes, ["train", *argv], restarts)
     use_processors()
+    resume = resume or begun_anew(config.run_dir)
     outcome = run_training(config, resume=resume)
     return 0 if outcome.finished or outcome.signal is None else 128 + outcome.signal

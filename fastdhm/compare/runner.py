@@ -26,8 +26,8 @@ from fastdhm.engine.optim.schedule import full_size_steps
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
 from fastdhm.engine.saved.names import CONFIG
-from fastdhm.engine.saved.record import NonFiniteLoss
 from fastdhm.engine.settle import settle
+from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.engine.train import train
 from fastdhm.errors import UserError, counted, unknown
 from fastdhm.system.console import Console, paste

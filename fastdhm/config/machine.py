@@ -31,6 +31,9 @@ class Machine:
     """Compute activations twice, to save memory.
     The bits stay the same. Most activations are dropped, and computed again in the backward pass: a third more
     computing, for networks so deep that their activations do not fit."""
+    compress_gradients: bool = False
+    """Send gradients between processes in bfloat16.
+    Half the bytes, and their rounding. It changes nothing in a run of one process."""
     deterministic: bool = False
     """Make runs on one machine agree in every bit.
     Only algorithms that sum in a fixed order are used, and a step is compiled, if at all, before the first of them."""

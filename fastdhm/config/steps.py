@@ -24,6 +24,9 @@ class Steps:
     Null: no limit."""
     batch_size: int = setting(128, AT_LEAST_ONE)
     """Images in an optimizer step."""
+    sync_bn: bool = False
+    """Batch norms take statistics over all processes.
+    Each takes them over its own images otherwise. It changes nothing in a run of one process."""
     accumulate: int = setting(1, AT_LEAST_ONE)
     """Cut each batch into this many parts, to save memory.
     The parts are computed one after the other; the batch stays the same size. Batch norm takes the statistics of each

@@ -35,6 +35,10 @@ class DataOptions:
     """Threads (ffcv) or processes (torch); None: one per processor."""
     device: str = "cpu"
     """Where a resident loader holds the images."""
+    share: tuple[int, int] = (0, 1)
+    """Which process of how many this is."""
+    accumulate: int = 1
+    """Parts a training batch is cut into."""
     settings: ImageSettings | None = None
     """Of the ``.beton`` files; None: the data set's usual ones."""
     grey_range: GreyRange | None = None
@@ -54,7 +58,8 @@ class DataOptions:
 
     def for_training(self) -> LoaderOptions:
         """Whole batches in the order that is drawn for each epoch."""
-        return self._loader(self.batch_size, crop=self.crop, shuffle=True, drop_last=True, subset=self.subset)
+        whole = {"shuffle": True, "drop_last": True, "parts": self.accumulate}
+        return self._loader(self.batch_size, crop=self.crop, subset=self.subset, **whole)
 
     def for_judging(self) -> LoaderOptions:
         """Every sample, in order."""
@@ -68,5 +73,5 @@ class DataOptions:
 
         return LoaderOptions(
             batch_size=batch_size, image_size=self.image_size, crop_ratio=self.crop_ratio, seed=self.seed,
-            workers=self.workers, device=self.device, **how,
+            workers=self.workers, device=self.device, share=self.share, **how,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import DataOptions, LoadedData, LoadedSplit, open_loaders, open_splits
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.sources.identity import Identity
+from fastdhm.engine import distributed
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import NETWORK
@@ -26,7 +27,8 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
 
 def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
     """Splits of a run's data set to judge its network on: every image, in order; ``console`` shows what is built."""
-    return open_splits(config.dataset, _data_dir(config), splits, data_options(config), say=console.print)
+    options = replace(data_options(config), share=(0, 1))  # one process ranks
+    return open_splits(config.dataset, _data_dir(config), splits, options, say=console.print)
 
 
 def _data_dir(config: TrainConfig) -> Path:
@@ -41,6 +43,7 @@ def data_options(config: TrainConfig) -> DataOptions:
         loader=config.loader, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
         image_size=config.image_size, crop=config.crop, crop_ratio=config.crop_ratio, seed=config.seed,
         workers=pick_workers(config.workers, device), device=str(device),
+        share=(distributed.rank(), distributed.count()), accumulate=config.accumulate,
         settings=how_stored(config), grey_range=config.grey_range,
         skip_bad=config.skip_bad, hold_out=config.hold_out, subset=config.subset,
     )  # fmt: skip

@@ -30,6 +30,7 @@ import torch
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
+from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast, computing_on
 from fastdhm.engine.fast.blocks import compile_blocks, forwards, goes_by_block
 from fastdhm.engine.fast.graphs import check_recomputed
@@ -61,7 +62,8 @@ class SwitchingCompute:
         self.child: Child | None = None
         self.first_step = run.at.step
         config = run.config
-        at_once = config.deterministic or run.at.compiled_at is not None
+        # several processes go over at the same step, which is the first
+        at_once = config.deterministic or run.at.compiled_at is not None or distributed.count() > 1
         self.waiting = config.compile == "on" and not at_once
         if config.compile == "on" and run.at.compiled_at is None and at_once:
             run.at.compiled_at = run.at.step

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils import deterministic as _memory
 from fastdhm.engine.fast.blocks import is_deep
 from fastdhm.errors import UserError, counted
 from fastdhm.system import processors
+from fastdhm.system.place import Place, place
 
 # Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
@@ -35,9 +37,15 @@ def _cpu_flags() -> set[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA if there is a GPU. A GPU always has its index."""
+    """The device of that name; ``auto`` is CUDA if there is a GPU. A GPU always has its index.
+
+    Each of several processes on a machine takes a GPU of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    here = place()
+    if here is not None and name.startswith("cuda"):
+        name = _own_gpu(name, here)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -54,6 +62,23 @@ def pick_device(name: str) -> torch.device:
 def placed(network: M, device: torch.device, layout: torch.memory_format = torch.channels_last) -> M:
     """``network`` on ``device``, its weights in ``layout``; convolutions are fastest in the default one."""
     return network.to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stubs lack it
+
+
+def count_gpus(name: str) -> int:
+    """How many processes, each with a GPU of its own, this machine has room for on that device; 1 on a CPU."""
+    return max(1, torch.cuda.device_count()) if name in ("auto", "cuda") else 1
+
+
+def _own_gpu(name: str, here: Place) -> str:
+    gpus = torch.cuda.device_count()
+    if ":" in name:
+        raise UserError(f"device is {name!r} for {here.count} processes: say cuda, and each takes a GPU of its own")
+    if here.local_count > gpus:
+        raise UserError(
+            f"{here.local_count} processes were started on {socket.gethostname()}, where torch sees {gpus} GPUs: "
+            "start one for each GPU, or set --device cpu"
+        )
+    return f"cuda:{here.local_rank}"
 
 
 @contextmanager

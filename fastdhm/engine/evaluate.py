@@ -5,6 +5,7 @@ Legend: M branches, B batch, K classes.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
 from fastdhm.data.loaders.ahead import copied_ahead
 from fastdhm.data.loaders.loader import Loader
+from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
 from fastdhm.engine.saved.record import to_host
 
@@ -25,12 +27,19 @@ class Interrupted(Exception):
     """Validation, or the ranking of people, was asked to stop; it has changed nothing."""
 
 
-def until(should_stop: ShouldStop, batches: Iterable[T]) -> Iterator[T]:
-    """``batches``; :class:`Interrupted` as soon as ``should_stop``, asked before each of them, is true."""
-    for batch in batches:
+def until(should_stop: ShouldStop, batches: Iterable[T], rounds: int = 0) -> Iterator[T]:
+    """``batches``; :class:`Interrupted` as soon as ``should_stop``, asked before each of them, is true.
+
+    It is asked ``rounds`` times or more: another process may have so many batches.
+    """
+    for batch in chain(batches, repeat(None)):
+        if batch is None and rounds <= 0:
+            return
         if should_stop():
             raise Interrupted
-        yield batch
+        rounds -= 1
+        if batch is not None:
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ def evaluate(
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
 
+    Each of several processes evaluates its own batches; their sums are exact.
+
     The network sees the images with a short side of ``side`` pixels.
 
     Raises:
@@ -85,13 +96,15 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums_3M = torch.zeros(3, 1, dtype=torch.float64, device=device)
+    classes = 0
     try:
         with loader.epoch(0) as batches:
-            for batch in until(should_stop, copied_ahead(batches, device)):
+            for batch in until(should_stop, copied_ahead(batches, device), distributed.largest(len(loader))):
                 image_BCHW = shrink(transform(batch.image_BHWC, batch.index_B, 0), side)
                 with autocast(device, precision):
                     logits = model(image_BCHW)
                 logits_MBK = (logits if logits.ndim == 3 else logits[None]).float()
+                classes = logits_MBK.shape[2]
                 ce_MB = F.cross_entropy(
                     logits_MBK.flatten(0, 1), batch.target_B.repeat(len(logits_MBK)), reduction="none"
                 )
@@ -100,7 +113,9 @@ def evaluate(
                 sums_3M = sums_3M + torch.stack([*correct_2M, ce_M])
     finally:
         model.train(was_training)
-    images = loader.num_samples
+    sums_3M = sums_3M.expand(3, distributed.largest(sums_3M.shape[1])).clone()  # of one without a batch: zeros
+    distributed.sum_(sums_3M)
+    classes, images = distributed.largest(classes), loader.num_samples
     top1_M, top5_M, ce_M = to_host(sums_3M / images)
-    top5_M = [100 * (1 - n) if logits_MBK.shape[2] > 5 else None for n in top5_M]
+    top5_M = [100 * (1 - n) if classes > 5 else None for n in top5_M]
     return Errors([100 * (1 - n) for n in top1_M], top5_M, ce_M, images)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
 from fastdhm.models import BranchedModel
 
@@ -90,13 +91,24 @@ def gradient_cosines(
             for fork, gradient in zip(features, gradients, strict=True):
                 if gradient is not None:  # else the path left the trunk before
                     vector = gradient.flatten().float()
-                    directions[path, fork] = vector / vector.norm().clamp_min(TINY)
-    return {
+                    directions[path, fork] = vector / _norm(vector).clamp_min(TINY)
+    cosines = {
         _name(pair, fork): directions[pair[0], fork] @ directions[pair[1], fork]
         for pair in combinations(paths, 2)
         for fork in features
         if (pair[0], fork) in directions and (pair[1], fork) in directions
     }
+    distributed.sum_(*cosines.values())
+    return cosines
+
+
+def _norm(vector: Tensor) -> Tensor:
+    """The norm of a vector of which every process has a part."""
+    if distributed.count() == 1:
+        return vector.norm()
+    square = vector.square().sum()
+    distributed.sum_(square)
+    return square.sqrt()
 
 
 @contextmanager

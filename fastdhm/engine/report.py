@@ -8,13 +8,14 @@ from typing import Any
 from rich.table import Table
 
 from fastdhm.config import TrainConfig
+from fastdhm.engine import distributed
 from fastdhm.engine.plan import method_name, print_plan
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import FLATTERS, best_of, judged_images, judged_on, validations
 from fastdhm.engine.saved.names import CURVES, LAST, NETWORK
-from fastdhm.engine.saved.record import NonFiniteLoss
+from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console, paste
 from fastdhm.system.plotting import save_figure
@@ -133,7 +134,8 @@ def telling_how_to_go_on(run: Run, console: Console) -> Iterator[None]:
         if isinstance(error, UserError) and not (run.between_steps or run.at.step):
             raise  # the settings do not allow even the first step, so a resumed run would fail, too
         with suppress(UserError, OSError):  # a run directory that was deleted cannot be resumed
-            if run.between_steps and isinstance(error, UserError | OSError):
+            alone = distributed.count() == 1  # several would have to be well, all of them
+            if alone and run.between_steps and isinstance(error, UserError | OSError):
                 _save_late(run, last)
             say_how_to_go_on(run, f"ended; go on from the last checkpoint, of step {_saved_step(last)}, with", console)
         raise

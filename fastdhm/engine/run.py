@@ -22,8 +22,10 @@ from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.data.sources.subset import balanced_subset
+from fastdhm.engine import distributed
 from fastdhm.engine.build import IMAGENET, build_model
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
+from fastdhm.engine.distributed import SharedGradients, average_buffers
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optim.average import WeightAverage
@@ -32,7 +34,9 @@ from fastdhm.engine.optim.schedule import image_side, learning_rate, mimic_scale
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import Position
 from fastdhm.engine.saved.names import LAST, NETWORK
-from fastdhm.engine.saved.record import NonFiniteLoss, TrainingSums, to_host
+from fastdhm.engine.saved.record import to_host
+from fastdhm.engine.sums import NonFiniteLoss, TrainingSums
+from fastdhm.engine.synced_norm import sync_batch_norms
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
@@ -91,6 +95,9 @@ class Run:
         self.optimizer = make_optimizer(model, config)
         place_learning_rate(self.optimizer, self.device, config.cuda_graphs)
         self.average = WeightAverage(model, config.ema) if config.ema else None
+        if config.sync_bn:
+            sync_batch_norms(model, self.device)
+        self.shared = SharedGradients(compress=config.compress_gradients)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
         self.sums = TrainingSums(model.branch_names, self.device, cosine_names(model))
@@ -147,6 +154,7 @@ class Run:
     def begin_epoch(self) -> None:
         """Set what trains in this epoch: everything, or in the first ``freeze_epochs`` only what is new."""
         freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
+        self.shared.begin({self.model.main: self.model.trunk, **self.model.branches})
         if self.num_samples is not None:
             self.train_transform.draw_epoch(self.num_samples, self.at.epoch)
         self.peak_restarts = restart_peak(self.device)  # without the memory that a validation took
@@ -225,7 +233,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": rng,
-            "sums": self.sums.vectors,
+            "sums": self.sums.merged(),
             "position": dataclasses.asdict(self.at),
             "train_seconds": self.stopwatch.seconds,
             "pretrained": list(self.pretrained),
@@ -269,8 +277,14 @@ class Run:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
 
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint, but never a broken one: ``NonFiniteLoss`` if the loss or a weight is NaN or infinite."""
+        """Write a checkpoint, but never a broken one: ``NonFiniteLoss`` if the loss or a weight is NaN or infinite.
+
+        All processes call it, and the first writes.
+        """
         self.sums.read()
+        average_buffers(*{self.model, self.judged})
         if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):
             raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}, before the loss itself broke")
-        checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, self.state())
+        state = self.state()
+        if distributed.rank() == 0:
+            checkpoint.save_checkpoint(self.dir / name, self.config, self.classes, state)

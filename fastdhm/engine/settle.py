@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
+from fastdhm.engine import distributed
 from fastdhm.engine.build import IMAGENET
 from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.errors import UserError
@@ -29,6 +30,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     device = pick_device(config.device)
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
+    _check_processes(config)
     precision: Any = str(pick_precision(config.precision, device)).removeprefix("torch.")  # one that the config knows
     use_fused(config.impl, device.type)  # raise now, not in the first step
     dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()
@@ -47,7 +49,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         data_dir=str(data_dir),
         weights=weights,
         run_dir=str(expanded(config.run_dir) if config.run_dir else Path("runs") / name),
-        device=str(device),
+        device=str(device) if distributed.count() == 1 else device.type,
         precision=precision,
     )
 
@@ -56,6 +58,19 @@ def check_weights(config: TrainConfig) -> None:
     """``ValueError`` if a new run should begin from a file that does not exist."""
     if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
         raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
+
+
+def _check_processes(config: TrainConfig) -> None:
+    count, parts = distributed.count(), config.accumulate
+    if config.batch_size % (count * parts):
+        raise UserError(
+            f"batch_size is {config.batch_size}, for {count} processes{f' and {parts} parts' * (parts > 1)}: must be a "
+            f"multiple of {count * parts}, such as {max(1, config.batch_size // (count * parts)) * count * parts}"
+        )
+    if count > 1 and config.cuda_graphs:
+        raise UserError(
+            f"cuda_graphs is true, for {count} processes: they are for one process; set --cuda-graphs false"
+        )
 
 
 @contextmanager

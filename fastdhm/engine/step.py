@@ -61,9 +61,10 @@ def make_step(run: Run, compute: Callable) -> Callable:
         image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         values: list[tuple[Tensor, Tensor, Tensor]] = []
-        for image, target in zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True):
+        for part, (image, target) in enumerate(zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True), 1):
             with autocast(run.device, run.precision):
-                loss, terms_AA, correct_A = compute(image, target, weights_AA, active)
+                call = run.shared.around(compute, active, last=part == parts)
+                loss, terms_AA, correct_A = call(image, target, weights_AA, active)
             run.scaler.scale(loss / parts).backward()
             values.append((loss.detach() / parts, terms_AA / parts, correct_A))
         loss, terms_AA, correct_A = (functools.reduce(torch.add, column) for column in zip(*values, strict=True))

@@ -12,6 +12,7 @@ from typing import Any
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.data.sources.source import is_reid
+from fastdhm.engine import distributed
 from fastdhm.engine.build import open_data
 from fastdhm.engine.compiling import SwitchingCompute, check_compiled
 from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_compile, pick_device
@@ -27,7 +28,7 @@ from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import judged_on
 from fastdhm.engine.saved.names import BEST, LAST, NETWORK
 from fastdhm.engine.saved.owed import LAST_EPOCH, RANKING, owed
-from fastdhm.engine.saved.record import Log, read_log
+from fastdhm.engine.saved.record import Log, NoLog, read_log
 from fastdhm.engine.settle import check_weights, run_folder, settle
 from fastdhm.engine.step import make_step, take_step
 from fastdhm.engine.timer import Timer, process_seconds
@@ -55,18 +56,35 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         ValueError: anything the user can mend: unknown names, data that is not there or not right, a run directory that
             holds another run, a full disk, a loss that is not finite.
     """
-    console = console or Console()
-    named, config = config.run_dir is not None, settle(config)
-    if not resume:
-        check_weights(config)
-    assert config.run_dir is not None  # now it is settled
-    with run_folder(Path(config.run_dir), named, console) as run_dir:
-        config = dataclasses.replace(config, run_dir=str(run_dir))
-        refuse = checkpoint.refuse_changed if resume else checkpoint.refuse_existing
-        refuse(run_dir, config)
-        ranked = read_ranked(config, console)
-        with closing(open_data(config, console)) as data, _computing(config), belonging_to(run_dir):
-            return _train(config, run_dir, dataclasses.replace(data, identity=data.identity | ranked), console)
+    with distributed.joined(pick_device(config.device)):
+        console = Console(quiet=True) if distributed.rank() else console or Console()
+        named, config = config.run_dir is not None, settle(config)
+        if not resume:
+            check_weights(config)
+        assert config.run_dir is not None  # now it is settled
+        with _folder_of_all(config, named, console) as run_dir:
+            config = dataclasses.replace(config, run_dir=str(run_dir))
+            refuse = checkpoint.refuse_changed if resume else checkpoint.refuse_existing
+            if distributed.rank() == 0:
+                refuse(run_dir, config)
+            distributed.check_alike("settings", dataclasses.replace(config, device="", data_dir=""))
+            with distributed.in_turn():
+                ranked = read_ranked(config, console)
+                data = open_data(config, console)
+            distributed.check_alike("images", data.identity | ranked)
+            with closing(data), _computing(config), belonging_to(run_dir):
+                return _train(config, run_dir, dataclasses.replace(data, identity=data.identity | ranked), console)
+
+
+@contextmanager
+def _folder_of_all(config: TrainConfig, named: bool, console: Console) -> Iterator[Path]:
+    """The run directory, which the first of several processes holds."""
+    if distributed.rank():
+        yield distributed.from_first(None)
+    else:
+        assert config.run_dir is not None
+        with run_folder(Path(config.run_dir), named, console) as run_dir:
+            yield distributed.from_first(run_dir)
 
 
 @contextmanager
@@ -91,15 +109,18 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     work = partial(full_size_steps, run_steps=all_steps, side=run.side, progressive=config.progressive)
     display = TrainingDisplay(console, run.total_steps, run.at.step, run.side, judged_on(config), work)
     with (
-        closing(Log(run_dir, run.at.step, run.at.epoch, display.print)) as log,
+        closing(_log_of(run, display)) as log,
         telling_how_to_go_on(run, console),
-        stop_signals() as stop,
+        stop_signals() as noted,
     ):
+        stop = distributed.Agreed(noted)
         with display, SwitchingCompute(run, log, display.print) as compute:
             fit(run, data, compute, log, display, stop)
         trained = run.at.epoch == config.epochs
-        finished = (trained or not stop()) and finish(run, log, console, stop)
-        outcome = Outcome(run_dir, finished, stop())
+        finished = trained or not stop()
+        if finished and distributed.rank() == 0:
+            finished = finish(run, log, console, noted)
+        outcome = Outcome(run_dir, finished, noted() or stop.answer)
     if not (finished and trained):
         why = "cut by max_steps" if finished else "stopped"
         say_how_to_go_on(run, f"{why} after step {run.at.step}, saved; go on with", console)
@@ -109,16 +130,22 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
 def _begin(run: Run) -> None:
     """Take up the last checkpoint, or write the first if there is none."""
     last = run.dir / LAST
-    resumed = last.exists()  # not so if it was killed before its first checkpoint
+    resumed = distributed.from_first(last.exists())  # not so if it was killed before its first checkpoint
     if resumed:
         run.restore(last)
     elif run.config.weights is not None:
         run.load_pretrained()
-    checkpoint.write_config(run.dir, run.config)  # with where it runs now
+    if distributed.rank() == 0:
+        checkpoint.write_config(run.dir, run.config)  # with where it runs now
     if not resumed:
         run.save()
-    elif not run.ended():  # the network of an earlier end is out of date
+    elif not run.ended() and distributed.rank() == 0:  # the network of an earlier end is out of date
         (run.dir / NETWORK).unlink(missing_ok=True)
+
+
+def _log_of(run: Run, display: TrainingDisplay) -> Log:
+    kind = Log if distributed.rank() == 0 else NoLog
+    return kind(run.dir, run.at.step, run.at.epoch, display.print)
 
 
 def fit(
@@ -126,11 +153,13 @@ def fit(
 ) -> None:
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; its last state is saved."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
+    save_is_due = distributed.Agreed(lambda: timer.minutes_since_save() >= config.save_minutes)
     step = make_step(run, compute)
     if config.cuda_graphs:
         step = GraphedStep(step, form=lambda: (compute.current, at.epoch < config.freeze_epochs))
 
-    if LAST_EPOCH in owed(run.dir, config, read_log(run.dir)) and run.ended() and not stop():  # its row is missing
+    row_lost = distributed.from_first(LAST_EPOCH in owed(run.dir, config, read_log(run.dir)))
+    if row_lost and run.ended() and not stop():
         finish_epoch(run, data, log, display, timer, stop)
     while not run.ended() and not stop():
         run.begin_epoch()
@@ -151,7 +180,7 @@ def fit(
                     scalars["peak_mib"] = peak_mib(run.device)
                     log.write("step", step=at.step, epoch=run.now, **scalars)
                     display.show(at.step, at.epoch, scalars)
-                if timer.minutes_since_save() >= config.save_minutes:
+                if save_is_due():
                     run.save()
                     timer.saved()
                 if stop() or run.out_of_steps():

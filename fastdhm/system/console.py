@@ -33,14 +33,16 @@ class Console(rich.console.Console):
     cannot move its cursor.
     """
 
-    def __init__(self, stderr: bool = False, *, file: TextIO | None = None, width: int | None = None):
+    def __init__(
+        self, stderr: bool = False, *, file: TextIO | None = None, width: int | None = None, quiet: bool = False
+    ):
         sizes = ("COLUMNS", "LINES")  # rich accepts any value of these, even 0 and superscript digits
         environ = {k: v for k, v in os.environ.items() if k not in sizes or re.fullmatch("[1-9][0-9]{0,3}", v)}
         self._stream = Stream(file, stderr)
         self._warned = False
         super().__init__(
             file=self._stream,  # type: ignore[arg-type] # to typeshed no class of io is an IO
-            stderr=stderr, width=width, markup=False, emoji=False, highlight=False, _environ=environ,
+            stderr=stderr, width=width, quiet=quiet, markup=False, emoji=False, highlight=False, _environ=environ,
         )  # fmt: skip
         self.live = self.is_interactive and self._stream.can_move(environ)
 

@@ -21,9 +21,8 @@ def count(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> int:
     every barrier. ``root`` is the folder that holds ``proc`` and ``sys``.
     """
     allowed = len(os.sched_getaffinity(0))
-    return max(
-        1, min(allowed, math.floor(quota(root)) if quota(root) < allowed else allowed, asked(environ) or allowed)
-    )
+    share = math.floor(min(allowed, quota(root)) / _processes(environ))
+    return max(1, min(share, asked(environ) or share))
 
 
 def why(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
@@ -33,6 +32,8 @@ def why(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
         return ""
     if asked(environ) == limit:
         return " (OMP_NUM_THREADS)"
+    if _processes(environ) > 1:
+        return f" (of {allowed}, for {_processes(environ)} processes)"
     return f" (a quota of {quota(root):.2g} of {allowed} processors)"
 
 
@@ -40,6 +41,12 @@ def asked(environ: Mapping[str, str] = os.environ) -> int | None:
     """The outermost level of ``OMP_NUM_THREADS``; ``None`` if that is not a number above 0."""
     first = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
+
+
+def _processes(environ: Mapping[str, str]) -> int:
+    """How many processes of a run share this machine, as torchrun and ``fastdhm train --processes`` say it."""
+    said = environ.get("LOCAL_WORLD_SIZE", "")
+    return int(said) if said.isdecimal() and int(said) else 1
 
 
 def quota(root: Path = ROOT) -> float:

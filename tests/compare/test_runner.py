@@ -12,7 +12,8 @@ import pytest
 
 from fastdhm.cli import main
 from fastdhm.compare.directory import read_settings, write_settings
-from fastdhm.engine.saved.record import TrainingSums, read_log
+from fastdhm.engine.saved.record import read_log
+from fastdhm.engine.sums import TrainingSums
 
 # 5 steps an epoch
 TRAINING = "--dataset synthetic:40 --arch resnet8 --batch-size 8 --epochs 2 --branches [B2] --log-every 2"
@@ -22,7 +23,7 @@ FLAGS = ["compare", *TRAINING.split(), *MACHINE.split(), "--methods", "baseline,
 KILLED_FROM_INSIDE = """
 import os, signal, sys
 from fastdhm.cli import main
-from fastdhm.engine.saved.record import TrainingSums
+from fastdhm.engine.sums import TrainingSums
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 number, left = int(sys.argv[1]), int(sys.argv[2])

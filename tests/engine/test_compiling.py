@@ -16,7 +16,8 @@ from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.engine import compiling
 from fastdhm.engine.saved.checkpoint import load_checkpoint
-from fastdhm.engine.saved.record import TrainingSums, read_log
+from fastdhm.engine.saved.record import read_log
+from fastdhm.engine.sums import TrainingSums
 
 RUN = "--dataset synthetic:160 --arch resnet8 --method baseline --image-size 8 --batch-size 16 --epochs 1 --device cpu"
 SWAP_AT = 4  # steps

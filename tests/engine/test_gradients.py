@@ -12,7 +12,8 @@ from fastdhm import models
 from fastdhm.cli import main
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.saved.checkpoint import load_checkpoint
-from fastdhm.engine.saved.record import TrainingSums, read_log
+from fastdhm.engine.saved.record import read_log
+from fastdhm.engine.sums import TrainingSums
 
 ALL = {
     "grad_cosine/B0-B1@layer1", "grad_cosine/B0-B2@layer1", "grad_cosine/B1-B2@layer1", "grad_cosine/B0-B1@layer2"

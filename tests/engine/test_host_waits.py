@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdhm.cli import main
-from fastdhm.engine import evaluate, run, train
+from fastdhm.engine import evaluate, run, sums, train
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.saved import record
 from fastdhm.ops import branch_mask, mimic_loss
@@ -71,7 +71,7 @@ def events(monkeypatch):
         yield
         inside.pop()
 
-    to_host, add, fit = record.to_host, record.TrainingSums.add, train.fit
+    to_host, add, fit = record.to_host, sums.TrainingSums.add, train.fit
 
     def counted_to_host(tensor):
         seen.append("read")
@@ -120,9 +120,9 @@ def events(monkeypatch):
     allow(branch_mask, "_check")  # these two read values on a CPU only
     allow(mimic_loss, "check_values")
     allow(FusedForward, "_trace")  # once for each set of branches, and on a CPU only
-    for module in (record, run, evaluate):
+    for module in (record, run, evaluate, sums):
         monkeypatch.setattr(module, "to_host", counted_to_host)
-    monkeypatch.setattr(record.TrainingSums, "add", counted_add)
+    monkeypatch.setattr(sums.TrainingSums, "add", counted_add)
     monkeypatch.setattr(train, "fit", counted_fit)
     return seen
 
@@ -189,7 +189,7 @@ def test_a_wait_between_log_points_is_seen(tmp_path, events, monkeypatch):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_torch_sees_no_wait_on_a_gpu(tmp_path, monkeypatch, recipe):
     """torch's own watch raises at a wait, in all of a run's training steps but at the log points."""
-    to_host, add = record.to_host, record.TrainingSums.add
+    to_host, add = record.to_host, sums.TrainingSums.add
 
     def allowed_to_host(tensor):
         torch.cuda.set_sync_debug_mode("default")
@@ -199,9 +199,9 @@ def test_torch_sees_no_wait_on_a_gpu(tmp_path, monkeypatch, recipe):
         add(self, step, *values)
         torch.cuda.set_sync_debug_mode("error" if step % 4 and step < 10 else "default")
 
-    for module in (record, run, evaluate):
+    for module in (record, run, evaluate, sums):
         monkeypatch.setattr(module, "to_host", allowed_to_host)
-    monkeypatch.setattr(record.TrainingSums, "add", watched_add)
+    monkeypatch.setattr(sums.TrainingSums, "add", watched_add)
     try:
         assert main(command(tmp_path, "--device", "cuda", *RECIPES[recipe])) == 0
     finally:

@@ -12,7 +12,7 @@ SLOW = ("torch._dynamo", "torch._inductor", "torchvision", "sympy", "ffcv", "num
 PROGRAM = """
 import sys
 from fastdhm.cli import main
-from fastdhm.engine.saved.record import TrainingSums
+from fastdhm.engine.sums import TrainingSums
 
 add = TrainingSums.add
 

@@ -9,10 +9,11 @@ from torch import nn
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.engine.distributed import SharedGradients
 from fastdhm.engine.optim.optimizer import make_amsgrad, make_sgd
 from fastdhm.engine.run import Run
-from fastdhm.engine.saved.record import TrainingSums
 from fastdhm.engine.step import make_compute, make_step
+from fastdhm.engine.sums import TrainingSums
 from fastdhm.methods import drop_mimicking
 from fastdhm.ops.branch_mask import branch_mask
 
@@ -28,6 +29,7 @@ def step_on(device, config, optimizer=None):
         precision=torch.float32,
         model=model,
         average=None,
+        shared=SharedGradients(),
         scaler=torch.amp.GradScaler(device.type, enabled=False),
         optimizer=optimizer or torch.optim.SGD(model.parameters(), 0.1),
     )

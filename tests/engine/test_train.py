@@ -17,7 +17,8 @@ from fastdhm.cli import main
 from fastdhm.data.loaders.build import pick_kind
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import load_checkpoint
-from fastdhm.engine.saved.record import TrainingSums, read_log
+from fastdhm.engine.saved.record import read_log
+from fastdhm.engine.sums import TrainingSums
 from runs import assert_same_state, command, rows_without_times
 
 HAS_FFCV = pick_kind("auto")[0] == "ffcv"
@@ -26,7 +27,7 @@ HAS_FFCV = pick_kind("auto")[0] == "ffcv"
 STOPPED_FROM_INSIDE = """
 import os, signal, sys
 from fastdhm.cli import main
-from fastdhm.engine.saved.record import TrainingSums
+from fastdhm.engine.sums import TrainingSums
 
 number, at_step = int(sys.argv[1]), int(sys.argv[2])
 add = TrainingSums.add

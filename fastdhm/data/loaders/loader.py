@@ -76,6 +76,10 @@ class LoaderOptions:
     """Threads (ffcv) or processes (torch); None: one per processor."""
     device: str = "cpu"
     """Where a resident loader holds the images; the others' batches are in host memory."""
+    share: tuple[int, int] = (0, 1)
+    """Which process of how many this is: of each training batch it reads its rows, of evaluation's batches its own."""
+    parts: int = 1
+    """Parts a training batch is cut into: each process has a share of every part."""
     subset: int | None = None
     """Give this many of the samples, see ``subset.balanced_subset``; None: all."""
     samples_S: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -112,13 +116,16 @@ class LoaderOptions:
         return num_samples if self.samples_S is None else len(self.samples_S)
 
     def num_batches(self, num_samples: int) -> int:
-        """Batches an epoch of ``num_samples``; refuses the batch size that would leave none."""
+        """Batches an epoch of ``num_samples`` that this process reads; refuses a batch size that would leave none."""
         if self.drop_last and self.batch_size > num_samples:
             raise UserError(
                 f"batch size {self.batch_size} is larger than the {num_samples} training images, which leaves no "
                 f"batch; choose {num_samples} or less"
             )
-        return num_samples // self.batch_size if self.drop_last else -(-num_samples // self.batch_size)
+        if self.drop_last:
+            return num_samples // self.batch_size
+        rank, count = self.share
+        return len(range(rank, -(-num_samples // self.batch_size), count))
 
     def epoch_batches(self, num_samples: int, epoch: int, start_batch: int) -> list[np.ndarray]:
         """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``.
@@ -131,7 +138,12 @@ class LoaderOptions:
         order_N = epoch_order(num_samples, epoch, self.seed, self.shuffle)
         if self.samples_S is not None:
             order_N = self.samples_S[order_N]
-        return [order_N[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start_batch, batches)]
+        rank, count = self.share
+        if self.drop_last:
+            batches_NB = order_N[: batches * self.batch_size].reshape(batches, self.parts, count, -1)[:, :, rank]
+            return list(batches_NB.reshape(batches, -1)[start_batch:])
+        starts = range(rank * self.batch_size, num_samples, count * self.batch_size)
+        return [order_N[start : start + self.batch_size] for start in starts[start_batch:]]
 
     def boxes(self, height_B: np.ndarray, width_B: np.ndarray, index_B: np.ndarray, epoch: int) -> np.ndarray:
         """What to cut out of each image, ``int64 [B, 4]``: see ``crops.crop_boxes``."""

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdhm.models.base.alone import leave
 from fastdhm.models.base.branched import Capture
@@ -51,7 +52,7 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, module, name):
-        return has_hooks(module) or super().is_leaf_module(module, name)
+        return has_hooks(module) or isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
 
     def call_module(self, module, forward, args, kwargs):
         name = self.path_of_module(module)

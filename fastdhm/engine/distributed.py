@@ -1,0 +1,303 @@
+"""Many processes, one run: who they are, what they share and how they agree. No other file imports torch.distributed.
+
+A run of one process is the case ``count() == 1``: nothing is sent, and every function gives back what it is given.
+"""
+
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastdhm.engine.saved.names import LAST
+from fastdhm.engine.saved.record import to_host
+from fastdhm.errors import UserError, few
+from fastdhm.system.place import place
+from fastdhm.system.waiting import POLL_S, limit_s
+
+SAID = "fastdhm/error"
+_turns = itertools.count()  # all processes call in_turn equally often
+
+
+class PeerLost(UserError):
+    """Another process of the run ended, or no longer answers."""
+
+
+class SaidByFirst(UserError):
+    """The first process of the run has the same to say."""
+
+    said = True
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Inside, the processes of this run are one group: gloo for what lies on the host, NCCL for GPUs.
+
+    Raises:
+        PeerLost: a process did not come, ended, or did not answer within ``FASTDHM_WAIT_SECONDS``.
+        ValueError: a place that cannot be.
+    """
+    here = place()
+    if here is None or dist.is_initialized():
+        yield
+        return
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    os.environ |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(here.port)}
+    limit = timedelta(seconds=limit_s())
+    with _telling():
+        store, *_ = next(dist.rendezvous("env://", here.rank, here.count, timeout=limit))
+        store = dist.PrefixStore(f"fastdhm/{_attempt()}", store)  # nothing that a failed attempt left there is read
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
+    try:
+        with _telling():
+            yield
+    except UserError as error:
+        _say_once(error)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _say_once(error: UserError) -> None:
+    """``SaidByFirst`` where the first process of the run says it, so that it is read once."""
+    store = dist.distributed_c10d._get_default_store()
+    with suppress(RuntimeError):  # its host may be gone
+        if rank() == 0:
+            store.set(SAID, str(error))
+            return
+        for _ in range(20):
+            if isinstance(error, PeerLost) or (store.check([SAID]) and store.get(SAID).decode() == str(error)):
+                raise SaidByFirst(str(error)) from error
+            time.sleep(0.1)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """What torch says when a process of the group is gone, in the user's words."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise PeerLost(
+                f"another process of this run ended, or did not answer for {limit_s():.0f} s. Its own message says "
+                "why; where it said nothing, the system may have killed it (memory), or its network is gone"
+            ) from error
+        raise
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_(*tensors: Tensor) -> None:
+    """Replace each tensor by its sum over the processes."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def largest(number: int) -> int:
+    """The largest of what the processes have for ``number``; the host waits."""
+    if count() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def min_(*tensors: Tensor) -> None:
+    """Replace each tensor by its least value over the processes."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN)
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has for ``value``."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def check_alike(what: str, value: Any) -> None:
+    """``ValueError``, in every process, unless all have the same ``value``."""
+    if count() == 1:
+        return
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, (value, socket.gethostname()))
+    others = [f"{number} on {host}" for number, (one, host) in enumerate(values) if one != values[0][0]]
+    if others:
+        raise UserError(
+            f"process 0 on {values[0][1]} and process {few(others)} have different {what}: give all of them the same"
+        )
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """The first process goes first, then the first of each other machine, then the rest: each finds what is there.
+
+    The others wait as long as it takes, so that a data set may be built inside.
+    """
+    here = place()
+    if count() == 1 or here is None:
+        yield
+        return
+    store, turn = dist.distributed_c10d._get_default_store(), next(_turns)
+    if here.rank > 0:
+        key = f"fastdhm/{turn}/{'first' if here.local_rank == 0 else here.rank - here.local_rank}"
+        while not store.check([key]):
+            time.sleep(POLL_S / 5)
+    yield
+    if here.local_rank == 0:
+        store.set(f"fastdhm/{turn}/{here.rank}", "")
+    if here.rank == 0:
+        store.set(f"fastdhm/{turn}/first", "")
+
+
+class Agreed:
+    """A question to all processes: a call gives the largest answer of any of them, all get the same, at the same call.
+
+    It is of the call before: the answers travel while the next step is computed, so nobody waits for them.
+    """
+
+    def __init__(self, question: Callable[[], int | None]):
+        self.question, self.answer = question, 0
+        self._sent: tuple[Tensor, dist.Work] | None = None
+
+    def __call__(self) -> int:
+        """Between two steps, and as often in every process."""
+        if count() == 1:
+            self.answer = self.question() or 0
+            return self.answer
+        if self._sent is not None:
+            numbers, work = self._sent
+            work.wait()
+            self.answer = to_host(numbers)
+        numbers = torch.tensor(int(self.question() or 0))
+        self._sent = numbers, dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True)
+        return self.answer
+
+
+class _Part(nn.Module):
+    """The parameters of the trunk or of a branch, and a call inside of which they are used."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.parameter = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
+
+    def forward(self, call: Callable, *args: Any) -> Any:
+        return call(*args)
+
+
+class SharedGradients:
+    """``around(compute, active)`` is ``compute``, after whose backward pass every process has the mean gradients.
+
+    The trunk and each branch have a DistributedDataParallel of their own, around one call of ``compute``. Those of the
+    branches that a step does not compute are not entered: nothing is searched, sent or zeroed for them, and their
+    gradients stay None, as in one process. Gradients travel while the backward pass computes those before them.
+    """
+
+    def __init__(self, *, compress: bool = False):
+        self.compress = compress
+        self.parts: dict[str, DistributedDataParallel] = {}
+        self._training: set[nn.Parameter] = set()
+
+    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+        """From now on share the gradients of what trains in ``modules``, the trunk first; quick if nothing is new."""
+        training = {p for module in modules.values() for p in module.parameters() if p.requires_grad}
+        if count() == 1 or training == self._training:
+            return
+        self.parts, self._training, self._main = {}, training, next(iter(modules))
+        for name, module in modules.items():
+            part = _Part(module)
+            if len(part.parameter):
+                self.parts[name] = DistributedDataParallel(part, gradient_as_bucket_view=True)
+                if self.compress:
+                    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+                    self.parts[name].register_comm_hook(None, default_hooks.bf16_compress_hook)
+
+    def around(self, compute: Callable, active: Iterable[str] | None, *, last: bool = True) -> Callable:
+        """``last``: the gradients of this call, and of those since the last one that was, are sent."""
+        for name, part in self.parts.items():
+            if active is None or name in (self._main, *active):
+                part.require_backward_grad_sync = last
+                compute = partial(part, compute)
+        return compute
+
+
+@torch.no_grad()
+def average_buffers(*models: nn.Module) -> None:
+    """Give all processes the mean of what each has for a buffer, such as a batch norm's running statistics."""
+    buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
+    if count() > 1 and buffers:
+        flat = torch.cat([buffer.double().flatten() for buffer in buffers])
+        sum_(flat)
+        for buffer, mean in zip(buffers, (flat / count()).split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def begun_anew(run_dir: str | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher starts this process again because one of the run failed, and there is a run to go on with."""
+    return _attempt(environ) > 0 and run_dir is not None and (Path(run_dir) / LAST).exists()
+
+
+def _attempt(environ: Mapping[str, str] = os.environ) -> int:
+    said = environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(said) if said.isdecimal() else 0
+
+
+def launch(processes: int, argv: list[str], restarts: int = 0) -> int:
+    """``fastdhm ARGV`` in so many processes on this machine, by torchrun's own launcher; returns the exit status.
+
+    A process that ends takes the others with it. They are begun anew up to ``restarts`` times.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are said below
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, run_id=f"fastdhm-{os.getpid()}",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
+    )  # fmt: skip
+
+    def hand_on(number: int, _frame: object) -> None:
+        raise SignalException(f"stopped by {signal.Signals(number).name}", signal.Signals(number))
+
+    for kind in (signal.SIGUSR1, signal.SIGUSR2):  # torch's launcher hands on the others
+        signal.signal(kind, hand_on)
+    try:
+        elastic_launch(config, sys.executable)("-m", "fastdhm", *argv)
+    except ChildFailedError as error:
+        number, failure = min(error.failures.items(), key=lambda pair: pair[1].timestamp)
+        if failure.exitcode < 0:
+            raise PeerLost(
+                f"process {number} of {processes} was killed by {signal.Signals(-failure.exitcode).name} (memory?): go "
+                "on from its last checkpoint with --resume"
+            ) from error
+        return failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
