@@ -66,6 +66,7 @@ bench: setup ## against its peers and the eager reference, on this machine; resu
 	$(BIN)/fastdhm bench step --arch resnet32 --arch resnet50
 	$(BIN)/fastdhm bench epoch --max-steps 200 --agreement 900
 	$(BIN)/fastdhm bench loader
+	$(BIN)/fastdhm bench scale
 	$(BIN)/fastdhm bench startup
 	$(BIN)/fastdhm bench accuracy
 

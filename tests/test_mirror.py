@@ -89,6 +89,8 @@ THROUGH = {
     "benchmarks.reference.contender": "benchmarks/reference/test_same_step",
     "benchmarks.reference.loss_peers": "benchmarks/test_loss",
     "benchmarks.reference.run": "benchmarks/test_startup",
+    "benchmarks.reference.shared_gradients": "benchmarks/test_scale",
+    "benchmarks.reference.worker": "benchmarks/test_scale",
 }
 
 

@@ -48,6 +48,7 @@ GROUPS = {
         "bench epoch": "time whole epochs, data included, against the eager reference",
         "bench accuracy": "time training to a test error against the eager reference",
         "bench loader": "time every loader against a torchvision DataLoader",
+        "bench scale": "time a run of several processes, and how gradients are shared",
         "bench startup": "time a run from the command to its first step and to full speed",
     },
 }

@@ -18,6 +18,8 @@ BENCHES = {
     "loader": "Time every loader against a torchvision DataLoader, in images a second. Samples are checked first.",
     "startup": "Time a run from the command to its first step and to full speed, with empty caches and with full ones, "
     "and the eager reference. Each run is a process of its own.",
+    "scale": "Time a run of several processes against one of one process, and the ways to share the gradients of "
+    "sampled branches. The weights are checked first.",
     "accuracy": "Time training to a test error, of the engine and of the eager reference, by the same recipe. "
     "Evaluation does not count.",
     "step": "Time a training step against the eager reference: float32, NCHW, a loss of loops, a wait for each logged "
@@ -94,6 +96,17 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "--seeds": Flag("Trainings of each.", int, 3, quick=1),
         "--preset": Flag("Train with the data set's fast preset too: true or false.", bool, True),
     },
+    "scale": {
+        "--arch": Flag(ARCH, default="resnet20", quick="resnet8"),
+        "--image_size": Flag("Side of the images, in pixels. (default: the paper's)", int, quick=16),
+        "--batch_size": Flag("Images in a step of all processes. (default: 128 small or 32 large ones)", int, quick=16),
+        "--precision": Flag(PRECISION, default="auto"),
+        "--processes": Flag("Processes of the run.", int, 2),
+        "--images_per_s": Flag("On paper: images a second of one GPU that trains ResNet-50.", float, 1217.0),
+        "--bandwidth": Flag("On paper: GB/s between two GPUs.", float, 12.5),
+        "--latency": Flag("On paper: microseconds of a message between two GPUs.", float, 10.0),
+        "--gpu_batch": Flag("On paper: images of a step that a GPU has.", int, 256),
+    },
     "loader": {
         "--images": Flag("Photographs in an epoch.", int, 600, quick=48),
         "--workers": Flag("Threads or processes of each loader.", int, 2),
@@ -101,7 +114,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
     },
 }
 # samples of each peer; 50 elsewhere
-ROUNDS = {"conv": 20, "reid": 5, "step": 15, "epoch": 3, "loader": 5, "startup": 3}
+ROUNDS = {"conv": 20, "reid": 5, "step": 15, "epoch": 3, "loader": 5, "scale": 10, "startup": 3}
 ON_THE_CPU = ("conv", "loader", "norm", "reid")
 SHARED = ("device", "threads", "rounds", "quick", "out", "json")  # the frame's
 
