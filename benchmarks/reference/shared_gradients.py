@@ -2,6 +2,8 @@
 
 Each has the interface of :class:`fastdhm.engine.distributed.SharedGradients` and :meth:`Way.finish`, to be called
 before the optimizer's step. The gradients of branches that a step did not compute end as None, as in one process.
+
+FSDP2's ``replicate`` is not among them: it refuses weights that lie channels last.
 """
 
 from collections.abc import Callable, Iterable, Mapping
