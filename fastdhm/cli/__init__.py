@@ -5,7 +5,7 @@ A command is a line in :data:`GROUPS` and a file here of its first word's name (
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 
 Train and use: train, eval, embed. Compare and understand: compare, diagnose, models. Data and files: data,
-import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages).
+import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages); processes.
 """
 
 import signal

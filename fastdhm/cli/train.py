@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdhm.cli.parser import HELP, Parser, asked
+from fastdhm.cli.processes import add_processes, in_processes
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, few
 from fastdhm.recipes import recipe, warm_up
@@ -41,7 +42,7 @@ def _parser() -> Parser:
         epilog=EXAMPLES,
     )
     parser.flag("--resume", "Go on with the run in this folder, bit for bit.", metavar="RUN")
-    parser.flag("--processes", "Processes to start on this machine: a number, or auto for one a GPU.", metavar="N")
+    add_processes(parser)
     parser.flag("--restarts", "How often to start all of them anew when one fails.", int, metavar="N")
     parser.add_run_arguments()
     return parser
@@ -94,35 +95,18 @@ def _resumed(run_dir: Path, given: dict) -> dict:
     return dataclasses.asdict(config)
 
 
-def _processes(argv: list[str], config: TrainConfig) -> tuple[int, int]:
-    """How many processes to start here, and how often anew; 1: this one is it, alone or among others."""
-    from fastdhm.engine.device import count_gpus
-    from fastdhm.system.place import place
-
-    given = _parser().given(asked(argv)[1])
-    wanted, restarts = given.get("processes") or "1", given.get("restarts") or 0
-    number = count_gpus(config.device) if wanted == "auto" else int(wanted) if wanted.isdecimal() else 0
-    if number < 1:
-        raise UserError(f"processes is {wanted}: must be 1 or more, or auto")
-    if restarts < 0 or (restarts and not (number > 1 and (config.run_dir or "resume" in given))):
-        raise UserError(f"restarts is {restarts}: must be 0 or more, for several --processes and a named --run-dir")
-    here = place()
-    if here is not None and "processes" in given and number != here.local_count:
-        raise UserError(f"processes is {wanted}, and {here.local_count} were started here: leave --processes out")
-    return (1 if here else number), restarts
-
-
 def run(argv: list[str]) -> int:
     """``fastdhm train``; returns the exit status."""
     config, resume = resolve_training(argv)
-    from fastdhm.engine.device import use_processors
-    from fastdhm.engine.distributed import begun_anew, launch
+    given = _parser().given(asked(argv)[1])
+    restarts = given.get("restarts") or 0
+    if restarts and not (config.run_dir or resume):
+        raise UserError(f"restarts is {restarts}: needs a named --run-dir")
+    status = in_processes(["train", *argv], given.get("processes"), config.device, restarts)
+    if status is not None:
+        return status
+    from fastdhm.engine.distributed import begun_anew
     from fastdhm.engine.train import train as run_training
 
-    processes, restarts = _processes(argv, config)
-    if processes > 1:
-        return launch(processes, ["train", *argv], restarts)
-    use_processors()
-    resume = resume or begun_anew(config.run_dir)
-    outcome = run_training(config, resume=resume)
+    outcome = run_training(config, resume=resume or begun_anew(config.run_dir))
     return 0 if outcome.finished or outcome.signal is None else 128 + outcome.signal

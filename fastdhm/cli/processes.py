@@ -1,0 +1,33 @@
+"""Commands that several processes compute together: started here by ``--processes``, or by torchrun or srun."""
+
+from fastdhm.cli.parser import Parser
+from fastdhm.errors import UserError
+
+
+def add_processes(parser: Parser) -> None:
+    """The flag ``--processes``."""
+    parser.flag("--processes", "Processes to start on this machine: a number, or auto for one a GPU.", metavar="N")
+
+
+def in_processes(command: list[str], wanted: str | None, device: str, restarts: int = 0) -> int | None:
+    """Run ``fastdhm COMMAND`` in so many processes as are ``wanted``; its exit status.
+
+    None where this process computes itself, alone or as one of several: it then uses its share of the processors.
+    """
+    from fastdhm.engine.device import count_gpus, use_processors
+    from fastdhm.engine.distributed import launch
+    from fastdhm.system.place import place
+
+    given, wanted = wanted is not None, wanted or "1"
+    number = count_gpus(device) if wanted == "auto" else int(wanted) if wanted.isdecimal() else 0
+    if number < 1:
+        raise UserError(f"processes is {wanted}: must be 1 or more, or auto")
+    if restarts < 0 or (restarts and number == 1):
+        raise UserError(f"restarts is {restarts}: must be 0 or more, and for several --processes")
+    here = place()
+    if here is not None and given and number != here.local_count:
+        raise UserError(f"processes is {wanted}, and {here.local_count} were started here: leave --processes out")
+    if here is None and number > 1:
+        return launch(number, command, restarts)
+    use_processors()
+    return None
