@@ -10,6 +10,8 @@ class UserError(ValueError):
     The command line prints it without a traceback; from Python it is a ``ValueError``.
     """
 
+    status = 2  # of a command that it ends
+
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in ``known``: it lists the known names and suggests the nearest."""

@@ -8,6 +8,7 @@ Train and use: train, eval, embed. Compare and understand: compare, diagnose, mo
 import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages); processes.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ from fastdhm import __version__
 from fastdhm.data.images.read import silence_pillow
 from fastdhm.errors import UserError, unknown
 from fastdhm.system.paths import check_current, place_caches
-from fastdhm.system.signals import end_at_once, noted
+from fastdhm.system.signals import end_at_once
 from fastdhm.system.streams import answer, ready_streams, settle_streams, tell
 
 GROUPS = {
@@ -98,12 +99,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
     0: done. 1: a benchmark's check failed, or a run of a comparison. 2: something that the user or the machine can
-    mend, said in a sentence. 70: an error of ours, with the file to report. 128 + N: stopped by signal N.
+    mend, said in a sentence. 70: an error of ours, with the file to report. 75: another process of the run is lost.
+    128 + N: stopped by signal N.
     """
     argv = sys.argv[1:] if argv is None else argv
     ready_streams()
     silence_pillow()
     place_caches()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints a trace where its host is gone
     with end_at_once():
         try:
             check_current()
@@ -115,22 +118,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _ended(error: BaseException, argv: list[str]) -> int:
-    """Say why a command ended; its exit status."""
-    number = noted() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
-    if number and not isinstance(error, UserError):  # a library may make another exception of the signal's
-        tell(f"fastdhm: stopped by {signal.Signals(number).name}")
-        return 128 + number
-    from fastdhm.system.endings import cause, report_crash
+    """Say why a command ended, unless another process of its run did; its exit status."""
+    from fastdhm.system.endings import cause, exit_status, report_crash
 
+    if hasattr(error, "said"):
+        return error.said
+    status, by = exit_status(error), getattr(error, "by", "")
+    if status > 128 and not isinstance(error, UserError):
+        tell(f"fastdhm: stopped by {signal.Signals(status - 128).name}")
+        return status
     why = cause(error, argv[0] if argv else "")
-    if getattr(error, "said", False):
-        return 2
     if why is not None:
-        tell(f"fastdhm: error: {why}")
-        if not isinstance(error, RecursionError):
-            return 128 + number if number else 2
+        tell(f"fastdhm: error: {by}{why}")
     else:
-        tell(f"fastdhm: internal error: {' '.join(traceback.format_exception_only(error)[-1].split())}")
+        tell(f"fastdhm: internal error: {by}{' '.join(traceback.format_exception_only(error)[-1].split())}")
+    if status != 70:
+        return status
     from fastdhm.commands.doctor import machine, software
 
     facts = (f"{fact.name}: {fact.text}" for ask in (software.software, machine.hardware) for fact in ask())

@@ -105,8 +105,11 @@ def run(argv: list[str]) -> int:
     status = in_processes(["train", *argv], given.get("processes"), config.device, restarts)
     if status is not None:
         return status
-    from fastdhm.engine.distributed import begun_anew
+    from fastdhm.engine.saved.names import CONFIG
     from fastdhm.engine.train import train as run_training
+    from fastdhm.system.place import attempt
 
-    outcome = run_training(config, resume=resume or begun_anew(config.run_dir))
+    # started again by a launcher because a process failed, after the run had begun
+    resume = resume or (attempt() > 0 and config.run_dir is not None and (Path(config.run_dir) / CONFIG).exists())
+    outcome = run_training(config, resume=resume)
     return 0 if outcome.finished or outcome.signal is None else 128 + outcome.signal

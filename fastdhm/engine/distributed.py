@@ -11,10 +11,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,29 +21,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastdhm.engine.saved.names import LAST
 from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError, few
-from fastdhm.system.place import place
+from fastdhm.system.peers import OWN, PeerLost, end_as_before, first_end, of_a_lost_peer, peer_lost, say_once
+from fastdhm.system.place import ATTEMPT, attempt, place
+from fastdhm.system.signals import stop_signals, stop_with_parent
+from fastdhm.system.streams import tell
 from fastdhm.system.waiting import POLL_S, limit_s
 
-SAID = "fastdhm/error"
 _turns = itertools.count()  # all processes call in_turn equally often
-
-
-class PeerLost(UserError):
-    """Another process of the run ended, or no longer answers."""
-
-
-class SaidByFirst(UserError):
-    """The first process of the run has the same to say."""
-
-    said = True
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Inside, the processes of this run are one group: gloo for what lies on the host, NCCL for GPUs.
+
+    The first that an exception ends says why; all end with its exit status.
 
     Raises:
         PeerLost: a process did not come, ended, or did not answer within ``FASTDHM_WAIT_SECONDS``.
@@ -57,31 +49,23 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     os.environ |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(here.port)}
     limit = timedelta(seconds=limit_s())
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()  # else it would train on where its launcher was killed
     with _telling():
-        store, *_ = next(dist.rendezvous("env://", here.rank, here.count, timeout=limit))
-        store = dist.PrefixStore(f"fastdhm/{_attempt()}", store)  # nothing that a failed attempt left there is read
+        base, *_ = next(dist.rendezvous("env://", here.rank, here.count, timeout=limit))
+        end_as_before(base)
+        store = dist.PrefixStore(f"fastdhm/{attempt()}", base)  # nothing that a failed attempt left there is read
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
     try:
         with _telling():
             yield
-    except UserError as error:
-        _say_once(error)
+    except BaseException as error:
+        with stop_signals():  # a launcher that stops the others must not cut off what is said
+            say_once(error, base, here)
+            if device.type == "cpu":  # NCCL would wait for those that are gone
+                dist.destroy_process_group()
         raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _say_once(error: UserError) -> None:
-    """``SaidByFirst`` where the first process of the run says it, so that it is read once."""
-    store = dist.distributed_c10d._get_default_store()
-    with suppress(RuntimeError):  # its host may be gone
-        if rank() == 0:
-            store.set(SAID, str(error))
-            return
-        for _ in range(20):
-            if isinstance(error, PeerLost) or (store.check([SAID]) and store.get(SAID).decode() == str(error)):
-                raise SaidByFirst(str(error)) from error
-            time.sleep(0.1)
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -90,11 +74,8 @@ def _telling() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise PeerLost(
-                f"another process of this run ended, or did not answer for {limit_s():.0f} s. Its own message says "
-                "why; where it said nothing, the system may have killed it (memory), or its network is gone"
-            ) from error
+        if isinstance(error, dist.DistError) or of_a_lost_peer(error):
+            raise peer_lost(error) from error
         raise
 
 
@@ -258,28 +239,31 @@ def average_buffers(*models: nn.Module) -> None:
             buffer.copy_(mean.view_as(buffer))
 
 
-def begun_anew(run_dir: str | None, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher starts this process again because one of the run failed, and there is a run to go on with."""
-    return _attempt(environ) > 0 and run_dir is not None and (Path(run_dir) / LAST).exists()
-
-
-def _attempt(environ: Mapping[str, str] = os.environ) -> int:
-    said = environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    return int(said) if said.isdecimal() else 0
-
-
 def launch(processes: int, argv: list[str], restarts: int = 0) -> int:
     """``fastdhm ARGV`` in so many processes on this machine, by torchrun's own launcher; returns the exit status.
 
-    A process that ends takes the others with it. They are begun anew up to ``restarts`` times.
+    A process that ends takes the others with it. Unless a signal or a mistake of the user's ended it, all are begun
+    anew, up to ``restarts`` times.
     """
+    for number in range(restarts + 1):
+        os.environ[ATTEMPT] = str(number)
+        status, why = _launch(processes, argv)
+        if status in (0, 2) or status > 128 or number == restarts:
+            break
+        tell(f"fastdhm: {why or 'a process failed'}: starting all {processes} again ({number + 1} of {restarts})")
+    if status == PeerLost.status and why:
+        raise PeerLost(f"{why}: go on from the last checkpoint with --resume")
+    return status
+
+
+def _launch(processes: int, argv: list[str]) -> tuple[int, str]:
+    """The exit status of these processes and, where none of them could say it, what happened."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are said below
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, run_id=f"fastdhm-{os.getpid()}",
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, run_id=f"{OWN}{os.getpid()}",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
     )  # fmt: skip
 
@@ -288,16 +272,13 @@ def launch(processes: int, argv: list[str], restarts: int = 0) -> int:
 
     for kind in (signal.SIGUSR1, signal.SIGUSR2):  # torch's launcher hands on the others
         signal.signal(kind, hand_on)
+    logging.disable()  # of torch's launcher: its news are said here
     try:
         elastic_launch(config, sys.executable)("-m", "fastdhm", *argv)
     except ChildFailedError as error:
-        number, failure = min(error.failures.items(), key=lambda pair: pair[1].timestamp)
-        if failure.exitcode < 0:
-            raise PeerLost(
-                f"process {number} of {processes} was killed by {signal.Signals(-failure.exitcode).name} (memory?): go "
-                "on from its last checkpoint with --resume"
-            ) from error
-        return failure.exitcode
+        return first_end({number: failure.exitcode for number, failure in error.failures.items()}, processes)
     except SignalException as error:
-        return 128 + error.sigval
-    return 0
+        return 128 + error.sigval, ""
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0, ""

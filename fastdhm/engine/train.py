@@ -109,9 +109,9 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     work = partial(full_size_steps, run_steps=all_steps, side=run.side, progressive=config.progressive)
     display = TrainingDisplay(console, run.total_steps, run.at.step, run.side, judged_on(config), work)
     with (
+        stop_signals() as noted,
         closing(_log_of(run, display)) as log,
         telling_how_to_go_on(run, console),
-        stop_signals() as noted,
     ):
         stop = distributed.Agreed(noted)
         with display, SwitchingCompute(run, log, display.print) as compute:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -14,6 +15,7 @@ from urllib.error import URLError
 from fastdhm.errors import UserError, first_line
 from fastdhm.system.files import REASONS
 from fastdhm.system.paths import shown
+from fastdhm.system.signals import noted
 
 CONFIGS = ("config.yaml", "compare.yaml")  # of a run, and of a comparison
 NETWORK = "check the network, and try again"
@@ -34,6 +36,16 @@ LESS_MEMORY = {
     "data": "use fewer --workers",
 }
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a command that ``error`` ends: see ``cli.main``."""
+    number = noted() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+    if isinstance(error, UserError) and (error.status != UserError.status or not number):
+        return error.status
+    if number:  # a library may make another exception of the signal's
+        return 128 + number
+    return 70 if isinstance(error, RecursionError) or cause(error, "") is None else UserError.status
 
 
 def cause(error: BaseException, command: str) -> str | None:

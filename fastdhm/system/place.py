@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastdhm.errors import UserError
 
 PORT = 29500  # torch's own default
+ATTEMPT = "FASTDHM_ATTEMPT"  # set by our launcher
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
     port = PORT + int(environ.get("SLURM_JOB_ID", "0")) % 1000 if slurm else PORT
     given = environ.get("MASTER_PORT", str(port))
     return Place(rank, count, local_rank, local_count, environ.get("MASTER_ADDR", first), int(given))
+
+
+def attempt(environ: Mapping[str, str] = os.environ) -> int:
+    """How often a launcher, torch's or ours, has started the processes of this run before."""
+    return int(environ.get(ATTEMPT) or environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def _first_host(nodes: str) -> str:

@@ -1,5 +1,6 @@
 """Signals that ask a command to end. They are obeyed at once; while a run trains, between two steps."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 LEFT_ALONE = (signal.SIG_IGN, None)  # ignored, as under nohup; a handler that is not Python's
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 A_MOMENT = 0.01  # seconds
 TWICE = 0.2  # seconds; `timeout` and shells send the same signal to a process and to its group
 
@@ -27,6 +29,11 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+
+def stop_with_parent() -> None:
+    """Have the system send this process SIGTERM when the process that started it ends, in whatever way."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def noted() -> int | None:
