@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from fastdhm.system.typed_yaml import read_yaml
 
 OWN = (
     "out", "resume", "methods", "variants", "seeds", "table", "rows", "reference", "score", "confidence", "dry_run",
-    "report_only",
+    "report_only", "only", "jobs", "slurm", "slurm_args",
 )  # fmt: skip
 LAYING_OUT = ("methods", "variants", "table", "rows")
 
@@ -56,6 +58,8 @@ def _parser() -> Parser:
     parser.flag("--confidence", "Confidence of the intervals.", float, 0.95, metavar="X")
     parser.flag("--out", "Folder of the comparison. (default: a new one under runs/)", metavar="FOLDER")
     parser.flag("--resume", "Go on with the comparison in this folder.", metavar="FOLDER")
+    parser.flag("--jobs", "Runs at once, each on its own GPU or share of the cores; or auto.", default="1", metavar="N")
+    parser.flag("--only", "With --resume: train only these runs, such as dhm-seed0.", metavar="RUN,...")
     parser.switch("--dry_run", "Print the runs and how far each is; train nothing.")
     parser.switch("--report_only", "Write the results of finished runs; train nothing.")
     parser.add_run_arguments(skip=("run_dir", "seed", "method"))
@@ -72,10 +76,18 @@ def run(argv: list[str]) -> int:
     if asks:
         parser.show(asks, recipe_for(given) | given if set(asks) & set(HELP) else given)
     own = {name: given.pop(name) for name in OWN if given.get(name) is not None}
-    from fastdhm.compare.runner import HowToReport, compare, dry_run, report
+    from fastdhm.compare.jobs import split_names
+    from fastdhm.compare.runner import HowToReport, compare, dry_run, one_by_one, ready, report
+    from fastdhm.compare.side_by_side import PARENT, how_many, side_by_side
     from fastdhm.engine.device import use_processors
     from fastdhm.system.console import Console, paste
+    from fastdhm.system.place import place
+    from fastdhm.system.signals import end_with
 
+    if PARENT in os.environ:
+        end_with(int(os.environ[PARENT]))
+    if place() is not None:
+        raise UserError("compare was started in several processes: start it once; --jobs N makes runs side by side")
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
     if "resume" in own and "out" in own:
         raise UserError(f"resume and out are given: --resume goes on in {own['resume']}; leave out --out")
@@ -83,14 +95,20 @@ def run(argv: list[str]) -> int:
     comparison = _there(expanded(there), own, given) if there else _asked_for(parser, own, given)
     if not there:
         comparison = dataclasses.replace(comparison, command=paste("fastdhm", "compare", *argv))
+    only = split_names(own["only"]) if "only" in own else ()
+    if only and "resume" not in own:
+        raise UserError("only is given without resume: name the folder of the runs with --resume")
     folder = expanded(there or own.get("out") or Path("runs") / _folder_name(comparison))
     if own.get("report_only"):
         return report(comparison, folder, how, Console())
+    comparison, jobs = ready(comparison, folder, only)
+    at_once = how_many(own.get("jobs", "1"), jobs)
     if own.get("dry_run"):
-        dry_run(comparison, folder, Console())
+        dry_run(comparison, jobs, folder, Console(), at_once)
         return 0
     use_processors()
-    return compare(comparison, folder, how, Console())
+    make = partial(one_by_one if at_once == 1 else partial(side_by_side, at_once=at_once), only=only)
+    return compare(comparison, jobs, folder, how, Console(), make, only)
 
 
 def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):

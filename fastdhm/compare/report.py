@@ -36,6 +36,7 @@ WALLCLOCK = """![Error over training time](wallclock.png)
 
 Training time is the time of the steps in all processes that worked on a run. It includes compiling and loading, but
 not validation and the time between processes."""
+SHARED = " Some runs shared their machine with others, which slowed them: these are no times of a run alone."
 
 Grid = list[list[str]]  # rows of text, the header first
 
@@ -144,12 +145,17 @@ def _short(metric: str) -> str:
 
 
 def time_table(results: Results) -> Grid:
-    """Minutes of training, their ratio to the reference's, and minutes of validation."""
+    """Minutes of training, their ratio to the reference's, and minutes of validation.
+
+    Runs that shared their machine have no ratio: how much each was slowed is not known.
+    """
     grid = [[*_group_head(results), "method", "n", "training, min", "over the reference's", "validation, min", "on"]]
     for arm in results.comparison.arms:
         ours = results.train_seconds(arm)
-        theirs = results.train_seconds(results.comparison.reference_of(arm.group))
-        ratio = f"{ours.mean / theirs.mean:.2f}" if ours and theirs else NOTHING
+        reference = results.comparison.reference_of(arm.group)
+        theirs = results.train_seconds(reference)
+        alone = not any(state.company for one in (arm, reference) for state in results.of(one, "finished"))
+        ratio = f"{ours.mean / theirs.mean:.2f}" if ours and theirs and alone else NOTHING
         times = [spread(_minutes(ours)), ratio, spread(_minutes(results.val_seconds(arm))), _machines(results, arm)]
         grid.append([*_group(results, arm), arm.label, str(ours.n if ours else 0), *times])
     return grid
@@ -228,7 +234,7 @@ def readme(results: Results) -> str:
         kinds = dict.fromkeys(judged_on(arm.config) for arm in comparison.arms)
         parts.append(CURVES.format(judged=" or ".join(kinds), seen=SEEN * ("seen-image" in kinds)))
     if any(results.train_seconds(arm) for arm in comparison.arms):
-        parts.append(WALLCLOCK)
+        parts.append(WALLCLOCK + SHARED * any(state.company for state in results.states))
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")
     parts += ["In addition:\n\n" + "\n".join(f"- {name}: {_code(_flow(values))}" for name, values in own.items())]
     parts.append(

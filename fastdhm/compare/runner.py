@@ -1,37 +1,35 @@
-"""Trains the runs of a comparison one by one, and writes the results after each; can be killed and called again."""
+"""A comparison from its settings to its results, and its runs one by one; can be killed and called again."""
 
 import dataclasses
 import gc
-import math
+import os
 import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from fastdhm import __version__
-from fastdhm.compare.arms import Arm
-from fastdhm.compare.directory import SETTINGS, check_settings, read_settings, run_folder, write_settings
+from fastdhm.compare.directory import SETTINGS, check_settings, read_settings, write_settings
+from fastdhm.compare.jobs import Job, chosen, find_jobs, time_left
 from fastdhm.compare.plan import Comparison
 from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
-from fastdhm.compare.runs import RunState, read_run, record_failure
-from fastdhm.config import TrainConfig
-from fastdhm.data.loaders.crops import height_width
+from fastdhm.compare.runs import COMPANY, record_company, record_failure
 from fastdhm.engine.build import open_data
 from fastdhm.engine.device import give_back_freed_memory
-from fastdhm.engine.optim.schedule import full_size_steps
 from fastdhm.engine.reid import NonFiniteFeatures
-from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, RESUMABLE, read_config
-from fastdhm.engine.saved.names import CONFIG
+from fastdhm.engine.saved.checkpoint import RESUMABLE
 from fastdhm.engine.settle import settle
 from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.engine.train import train
 from fastdhm.errors import UserError, counted, unknown
 from fastdhm.system.console import Console, paste
-from fastdhm.system.folders import held
+from fastdhm.system.folders import AtWork, held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,55 +48,92 @@ class HowToReport:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run of a comparison, trained or not."""
+class Ended:
+    """How the making of runs ended."""
 
-    arm: Arm
-    seed: int
-    folder: Path
-    config: TrainConfig
-    state: RunState
+    number: int | None = None
+    """The signal that stopped it."""
+    broken: tuple[str, ...] = ()
+    """Runs that ended before their end, and why; the same command goes on with them."""
+    elsewhere: tuple[str, ...] = ()
+    """Runs that another process is at work on."""
+    advice: str | None = None
+    """What to do after a signal, where that is not simply to resume."""
 
 
-def compare(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
-    """Train every run of ``comparison`` that is not finished, in ``folder``.
+Make = Callable[[Comparison, Path, HowToReport, Console], Ended]
 
-    Returns:
-        The exit status: 128 + N if signal N stopped it, 1 if a run failed, else 0.
+
+def ready(comparison: Comparison, folder: Path, only: Sequence[str] = ()) -> tuple[Comparison, list[Job]]:
+    """The comparison settled, and its runs in ``folder``, or ``only`` those named; nothing is written.
 
     Raises:
-        ValueError: a mistake of the user, found before training: the folder holds something else or has other settings,
-            or ``fastdhm train`` would refuse a run.
+        ValueError: a mistake of the user, such as a folder that holds something else or has other settings.
     """
     comparison = settled(comparison)
     check_settings(folder, comparison)
-    jobs = find_jobs(comparison, folder)
-    to_train = any(job.state.status in ("missing", "begun") for job in jobs)
-    if to_train and not any(job.state.rows for job in jobs):
+    return comparison, chosen(find_jobs(comparison, folder), only)
+
+
+def compare(
+    comparison: Comparison,
+    jobs: list[Job],
+    folder: Path,
+    how: HowToReport,
+    console: Console,
+    make: Make,
+    only: Sequence[str] = (),
+) -> int:
+    """Train those of ``jobs``, see :func:`ready`, that are not finished, as ``make`` does.
+
+    Other commands may work on other runs of the folder: it is held only while its settings or results are written.
+
+    Returns:
+        The exit status: 128 + N if signal N stopped it, 1 if a run failed or broke off, else 0.
+
+    Raises:
+        ValueError: ``fastdhm train`` would refuse a run; found before training.
+    """
+    if any(job.open for job in jobs) and not any(job.state.rows for job in jobs) and not only:
         _check_data(comparison, console)
-    comparison = dataclasses.replace(comparison, made_by=_made_by(folder, to_train))
-    for note in comparison.notes:
+    for note in () if only else comparison.notes:
         console.print(f"note: {note}")
-    with held(folder, "`fastdhm compare`", console.print):
-        write_settings(folder, comparison)
-        try:
-            number = _make_runs(comparison, folder, how, console)
-        except KeyboardInterrupt as stopped:  # between two runs
-            number = getattr(stopped, "number", signal.SIGINT)
-    if number:
-        console.print(f"stopped; continue with: {paste('fastdhm', 'compare', '--resume', folder)}")
-        return 128 + number
-    results = collect(comparison, folder, how)
-    print_results(console, results)
+    with holding(folder, console):
+        check_settings(folder, comparison)  # another command may have been faster
+        _write_settings(folder, comparison, any(job.open for job in jobs), only)
+    try:
+        ended = make(comparison, folder, how, console)
+    except KeyboardInterrupt as stopped:  # between two runs
+        ended = Ended(getattr(stopped, "number", signal.SIGINT))
+    if ended.number:
+        go_on = f"stopped; continue with: {paste('fastdhm', 'compare', '--resume', folder)}"
+        console.print(ended.advice or go_on)
+        return 128 + ended.number
+    results = collect(read_settings(folder), folder, how)
+    if not only:
+        print_results(console, results)
+    for line in (*ended.broken, *ended.elsewhere):
+        console.print(line, style="yellow")
+    if ended.broken:
+        console.print(f"go on with what broke off: {paste('fastdhm', 'compare', '--resume', folder)}")
     console.print(f"the results are in {folder}: see README.md there")
-    return 1 if results.failed else 0
+    return 1 if results.failed or ended.broken else 0
 
 
-def _made_by(folder: Path, to_train: bool) -> tuple[str, ...]:
-    """The versions that trained the runs in ``folder``, and this version if it will train, too."""
-    before = read_settings(folder).made_by if (folder / SETTINGS).exists() else ()
+def holding(folder: Path, console: Console) -> AbstractContextManager[None]:
+    """Inside, no other command writes the settings or the results of the comparison in ``folder``."""
+    return held(folder, "`fastdhm compare`", console.print, wait=True)
+
+
+def _write_settings(folder: Path, comparison: Comparison, to_train: bool, only: Sequence[str]) -> None:
+    """Keep what is compared, and by which versions; a command for some of its runs changes nothing else of it."""
+    there = read_settings(folder) if (folder / SETTINGS).exists() else None
     this = f"fastdhm {__version__} with torch {torch.__version__}"
-    return tuple(dict.fromkeys([*before, *([this] * to_train)]))
+    before = there.made_by if there else ()
+    made_by = tuple(dict.fromkeys([*before, *([this] * to_train)]))
+    new = dataclasses.replace(there if there and only else comparison, made_by=made_by)
+    if new != there:
+        write_settings(folder, new)
 
 
 def settled(comparison: Comparison) -> Comparison:
@@ -111,25 +146,18 @@ def settled(comparison: Comparison) -> Comparison:
     return dataclasses.replace(comparison, arms=tuple(arms))
 
 
-def find_jobs(comparison: Comparison, folder: Path) -> list[Job]:
-    """All runs, seed by seed, so that an interrupted comparison has pairs.
-
-    Raises:
-        ValueError: the folder of a run holds one with other settings.
-    """
-    jobs = []
-    for seed in comparison.seeds:
-        for arm in comparison.arms:
-            path = run_folder(folder, arm, seed)
-            config = dataclasses.replace(arm.config, seed=seed, run_dir=str(path))
-            jobs.append(Job(arm, seed, path, config, read_run(path, arm, seed, config)))
-    return jobs
-
-
 def collect(comparison: Comparison, folder: Path, how: HowToReport) -> Results:
     """The results of the runs so far."""
     states = tuple(job.state for job in find_jobs(comparison, folder))
     return Results(comparison, states, how.score, how.confidence)
+
+
+def update_results(folder: Path, how: HowToReport, console: Console) -> Results:
+    """Write the results so far, of all methods and seeds that the folder has by now."""
+    with holding(folder, console):
+        results = collect(read_settings(folder), folder, how)
+        write_results(folder, results)
+    return results
 
 
 def report(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int:
@@ -138,52 +166,62 @@ def report(comparison: Comparison, folder: Path, how: HowToReport, console: Cons
     results = collect(settled(comparison), folder, how)
     print_results(console, results)
     try:
-        write_results(folder, results)
+        with holding(folder, console):
+            write_results(folder, results)
     except (OSError, UserError) as error:  # another user's folder, or a read-only disk
         console.print(f"printed but not written: {error}")
     return 1 if results.failed else 0
 
 
-def dry_run(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Print the runs that would be trained, and the state of each; writes nothing."""
-    comparison = settled(comparison)
-    check_settings(folder, comparison)
-    jobs = find_jobs(comparison, folder)
+def dry_run(comparison: Comparison, jobs: list[Job], folder: Path, console: Console, at_once: int = 1) -> None:
+    """Print the runs that would be trained, ``at_once`` of them, and the state of each; writes nothing."""
     console.print(f"{comparison.title}: {counted(len(jobs), 'run')} in {folder}")
     for note in comparison.notes:
         console.print(f"note: {note}")
-    width = max(len(job.folder.name) for job in jobs)
+    width = max(len(job.name) for job in jobs)
     for job in jobs:
         config, state = job.config, job.state
         status = {"missing": "to do", "failed": f"failed: {state.failure}"}.get(state.status, state.status)
         if state.status == "begun":
             status = f"begun, {state.epochs:g} of {counted(config.epochs, 'epoch')}"
         what = f"{config.dataset}, {config.arch}, {config.method}, {counted(config.epochs, 'epoch')}"
-        console.print(f"  {job.folder.name:{width}}  {status}  ({what})")
+        console.print(f"  {job.name:{width}}  {status}  ({what})")
     done = sum(job.state.status in ("finished", "failed") for job in jobs)
-    left = time_left(jobs)
-    console.print(f"done: {done} of {len(jobs)}{f', {left} left' if left else ''}")
+    left = time_left(jobs, at_once)
+    side_by_side = f", {at_once} at once" * (at_once > 1)
+    console.print(f"done: {done} of {len(jobs)}{f', {left} left{side_by_side}' if left else ''}")
 
 
-def _make_runs(comparison: Comparison, folder: Path, how: HowToReport, console: Console) -> int | None:
-    """Train all runs that are not done, and write the results after each; the number of a signal that stops it."""
-    jobs = find_jobs(comparison, folder)
-    write_results(folder, collect(comparison, folder, how))
-    for index, job in enumerate(jobs):
-        if job.state.status in ("finished", "failed"):
+def one_by_one(
+    comparison: Comparison, folder: Path, how: HowToReport, console: Console, only: Sequence[str] = ()
+) -> Ended:
+    """Train all runs that are not done, or ``only`` those named, in this process; the results are written after each.
+
+    A run that another process is at work on is left to it.
+    """
+    jobs = chosen(find_jobs(comparison, folder), only)
+    if not only:
+        update_results(folder, how, console)
+    queue, busy = deque(jobs), dict[str, tuple[Job, str]]()
+    while queue:
+        job = queue.popleft()
+        if not job.again().open:
             continue
-        left = time_left(find_jobs(comparison, folder))
-        words = [
-            f"run {index + 1} of {len(jobs)}: {job.arm.label}",
-            f"seed {job.seed}",
-            *([f"{left} left"] * bool(left)),
-        ]
-        console.rule(", ".join(words))
-        number = _make_run(job, console)
+        left = time_left([other.again() for other in jobs])
+        words = [f"run {jobs.index(job) + 1} of {len(jobs)}: {job.arm.label}", f"seed {job.seed}"]
+        console.rule(", ".join([*words, *([f"{left} left"] * bool(left))]))
+        try:
+            number = _make_run(job, console)
+        except AtWork as error:
+            busy[job.name] = job, f"left to another: {error}"
+            console.print(busy[job.name][1])
+            continue
         if number:
-            return number
-        write_results(folder, collect(comparison, folder, how))
-    return None
+            return Ended(number)
+        update_results(folder, how, console)
+        queue.extend(other for other, _ in busy.values())  # it may have been stopped meanwhile
+        busy.clear()
+    return Ended(elsewhere=tuple(why for job, why in busy.values() if job.again().open))
 
 
 def _make_run(job: Job, console: Console) -> int | None:
@@ -193,24 +231,15 @@ def _make_run(job: Job, console: Console) -> int | None:
     """
     gc.collect()  # or garbage of the run before would count as memory of this one
     give_back_freed_memory()
-    resume = (job.folder / CONFIG).exists()
-    config = _as_before(job.config, read_config(job.folder)) if resume else job.config
     try:
         # a signal at the very end of a run stops the others, too
-        return train(config, resume=resume, console=console).signal
+        return train(job.as_begun(), resume=job.resumable, console=console).signal
     except (NonFiniteLoss, NonFiniteFeatures) as error:
         record_failure(job.folder, str(error))
         console.print(f"failed: {error}", style="red")
         return None
-
-
-def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
-    """``config`` with the machine's choices from when the run began, unless the user chooses otherwise now."""
-    usual = TrainConfig()
-    kept: dict[str, Any] = {
-        name: getattr(before, name) for name in HOW_IT_RUNS if getattr(config, name) == getattr(usual, name)
-    }
-    return dataclasses.replace(config, **kept)
+    finally:
+        record_company(job.folder, os.environ.get(COMPANY, ""))
 
 
 def _check_data(comparison: Comparison, console: Console) -> None:
@@ -222,30 +251,3 @@ def _check_data(comparison: Comparison, console: Console) -> None:
         if key not in seen:
             open_data(config, console).close()
             seen.add(key)
-
-
-def share_done(job: Job) -> float:
-    """The share of a run's work that is done; later epochs may have larger images."""
-    config, side = job.config, min(height_width(job.config.image_size))
-    per_epoch = 1000  # any number of steps gives the same share
-    work = partial(full_size_steps, run_steps=config.epochs * per_epoch, side=side, progressive=config.progressive)
-    return min(1.0, work(int(job.state.epochs * per_epoch)) / work(config.epochs * per_epoch))
-
-
-def time_left(jobs: list[Job]) -> str | None:
-    """An estimate of the time for the other runs: each takes as long as a finished run of its arm, or the slowest."""
-    seconds: dict[str, float] = {}
-    for job in jobs:
-        if job.state.status == "finished" and job.state.train_seconds is not None:
-            seconds[job.arm.name] = job.state.train_seconds + job.state.val_seconds
-    if not seconds:
-        return None
-    slowest = max(seconds.values())
-    left = sum(
-        seconds.get(job.arm.name, slowest) * (1 - share_done(job))
-        for job in jobs
-        if job.state.status in ("missing", "begun")
-    )
-    unknown = any(job.arm.name not in seconds for job in jobs if job.state.status in ("missing", "begun"))
-    hours, minutes = divmod(math.ceil(left / 60), 60)
-    return ("very roughly " if unknown else "about ") + (f"{hours} h {minutes} min" if hours else f"{minutes} min")

@@ -18,6 +18,8 @@ from fastdhm.system.files import write_text
 from fastdhm.system.paths import shown
 
 FAILURE = "failed.json"
+BESIDE = "beside.json"  # what else ran on its machine: its times are then not those of a run alone
+COMPANY = "FASTDHM_COMPANY"  # the variable by which a command tells that to the runs that it starts
 Status = Literal["missing", "begun", "finished", "failed"]
 # a score -> what the log calls it
 LOGGED = {
@@ -41,7 +43,9 @@ class RunState:
     """Complete epochs in the log."""
     failure: str | None = None
     machine: str = ""
-    """Device and precision of its last training."""
+    """Device and precision of its last training, and what it shared the machine with."""
+    company: str = ""
+    """``up to 4 at once`` where it ran beside others, so that its times are not those of a run alone."""
     data: Identity = field(default_factory=dict)
     """The images that it was trained and evaluated on, see ``data.sources.identity``; only for a finished run."""
 
@@ -130,10 +134,13 @@ def read_run(folder: Path, arm: Arm, seed: int, expected: TrainConfig) -> RunSta
         raise UserError(
             f"{shown(folder)} holds a run of {at['step']:,} steps, more than max_steps ({expected.max_steps:,})"
         )
-    machine = f"{config.device}, {config.precision}"
+    company = _company(folder)
+    machine = ", ".join([config.device, config.precision, *([company] * bool(company))])
     data = None if owed(folder, expected, rows) else _learnt_from(folder / NETWORK)
     status: Status = "begun" if data is None else "finished"
-    return RunState(arm.name, seed, status, rows, at["epoch"], machine=machine, data=data or {})
+    return RunState(
+        arm.name, seed, status, rows, at["epoch"], machine=machine, company=company, data=data or {}
+    )  # fmt: skip
 
 
 def _learnt_from(network: Path) -> Identity | None:
@@ -147,3 +154,16 @@ def _learnt_from(network: Path) -> Identity | None:
 def record_failure(folder: Path, message: str) -> None:
     """Record in a run's folder that it cannot be finished, and why."""
     write_text(folder / FAILURE, json.dumps({"message": message}) + "\n")
+
+
+def record_company(folder: Path, company: str) -> None:
+    """Record in a run's folder beside what else it ran, if it did."""
+    if company and folder.is_dir():
+        write_text(folder / BESIDE, json.dumps({"company": company}) + "\n")
+
+
+def _company(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / BESIDE).read_text("utf-8"))["company"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""

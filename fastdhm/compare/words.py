@@ -9,6 +9,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import changes
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.saved.judged import judged_images, judged_on
+from fastdhm.errors import counted
 from fastdhm.system.console import paste
 
 METRICS = {
@@ -71,7 +72,8 @@ def _shared(configs: list[TrainConfig]) -> str:
 def remarks(results: Results) -> list[str]:
     """What the reader of the tables must know: what differs from the paper, what is missing, what failed."""
     lines = [f"Note: {note}." for note in results.comparison.notes]
-    lines += [*_other_data(results), *_other_machines(results), *_one_seed(results), *_without_reference(results)]
+    found = (_other_data, _other_machines, _company, _one_seed, _without_reference)
+    lines += [line for remark in found for line in remark(results)]
     if len(results.comparison.made_by) > 1:
         versions = " and by ".join(results.comparison.made_by)
         lines.append(f"Made by {versions}: runs with one seed may begin with different weights in them.")
@@ -116,6 +118,17 @@ def _other_machines(results: Results) -> Iterable[str]:
         if len(machines) > 1:
             of = f" of {group}" * bool(group)
             yield f"Runs{of} were trained on {' and on '.join(machines)}: see the table of times."
+
+
+def _company(results: Results) -> Iterable[str]:
+    """Runs whose times are not those of a run alone."""
+    shared = [state for state in results.states if state.status == "finished" and state.company]
+    if shared:
+        how = " and ".join(dict.fromkeys(state.company for state in shared))
+        yield (
+            f"{counted(len(shared), 'run')} shared a machine with others ({how}): their times are longer than those of "
+            "a run alone, by how much is not known. They have no ratio; for one, run the methods one by one."
+        )
 
 
 def _one_seed(results: Results) -> Iterable[str]:

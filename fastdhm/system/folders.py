@@ -20,6 +20,10 @@ WAIT_SECONDS = 0.5  # between two looks at a lock that another process has
 CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
 
 
+class AtWork(UserError):
+    """Another process holds the folder."""
+
+
 def contents(folder: Path) -> set[str]:
     """The names in ``folder``, without what :func:`held` and :func:`replacing` leave when they are killed."""
     return {path.name for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(PREFIX)}
@@ -49,8 +53,8 @@ def held(folder: Path, what: str, say: Callable[[str], None], *, wait: bool = Fa
     Temporary files that killed processes left there are removed.
 
     Raises:
-        ValueError: another process, which is named, holds the lock and ``wait`` is false; or nothing can be written
-            there.
+        AtWork: another process, which is named, holds the lock and ``wait`` is false.
+        ValueError: nothing can be written there.
     """
     path = folder / LOCK
     with writing(path, f"in {shown(folder)}"):
@@ -61,7 +65,7 @@ def held(folder: Path, what: str, say: Callable[[str], None], *, wait: bool = Fa
             time.sleep(WAIT_SECONDS)
             file = _locked(path, say)
     if file is None:
-        raise UserError(f"{_holder(path)} is at work in {shown(folder)}: wait for it, or stop it")
+        raise AtWork(f"{_holder(path)} is at work in {shown(folder)}: wait for it, or stop it")
     place = _place(file)
     try:
         with suppress(OSError):  # on a full disk the lock works without this text

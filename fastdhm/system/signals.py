@@ -31,9 +31,14 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def stop_with_parent() -> None:
-    """Have the system send this process SIGTERM when the process that started it ends, in whatever way."""
+def stop_with_parent(parent: int | None = None) -> None:
+    """Have the system send this process SIGTERM when the process that started it ends, in whatever way.
+
+    At once, if that was ``parent`` and it is gone already.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent not in (None, os.getppid()):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def noted() -> int | None:

@@ -175,6 +175,8 @@ def test_a_run_of_another_config_in_its_place_is_refused(whole, tmp_path, capsys
         (["--table", "1"], "methods and table are given"),
         (["--variants", "/nowhere.yaml"], "methods and variants are given"),
         (["--seed", "3"], "seed is given: a comparison has several"),
+        (["--only", "dhm-seed0"], "only is given without resume"),
+        (["--jobs", "some"], "jobs is some: must be a number"),
         (["--subset", "41"], "subset is 41: must be at least 10, one image for each class, and at most 40"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -196,15 +198,33 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     assert "is not a comparison of fastdhm" in capsys.readouterr().err
 
 
-def test_a_second_comparison_in_the_folder_is_refused(whole, capsys):
+def test_a_run_that_another_process_makes_is_left_to_it(whole, tmp_path, capsys):
+    """Two commands, on machines that share a drive, make different runs; the table says what is not there yet."""
+    folder = tmp_path / "comparison"
+    shutil.copytree(whole, folder)
+    for name in ("dhm-seed1", "baseline-seed1"):
+        shutil.rmtree(folder / "runs" / name)
     holding = "import sys; from pathlib import Path; from fastdhm.system.folders import held\n"
     holding += "with held(Path(sys.argv[1]), 'something', print): print('held', flush=True); sys.stdin.read()"
-    program = [sys.executable, "-c", holding, str(whole)]
+    program = [sys.executable, "-c", holding, str(folder / "runs" / "dhm-seed1")]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        assert main(flags(whole)) == 2
+        assert main(flags(folder)) == 0
         other.stdin.close()
-    assert "something (process" in capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "left to another: something (process" in out
+    assert "Not complete: 1 of 4 runs is not finished." in out
+    assert [run["status"] for run in scores(folder)["runs"]] == ["finished"] * 3 + ["missing"]
+
+
+def test_only_the_runs_that_are_named_are_made(whole, tmp_path):
+    folder = tmp_path / "comparison"
+    shutil.copytree(whole, folder)
+    for name in ("dhm-seed1", "baseline-seed1"):
+        shutil.rmtree(folder / "runs" / name)
+    assert main(["compare", "--resume", str(folder), "--only", "dhm-seed1", "--device", "cpu"]) == 0
+    assert [run["status"] for run in scores(folder)["runs"]] == ["finished", "finished", "missing", "finished"]
+    assert read_settings(folder) == read_settings(whole)
 
 
 def test_a_run_whose_loss_breaks_is_told_and_the_rest_goes_on(tmp_path, monkeypatch):

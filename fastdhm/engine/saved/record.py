@@ -19,6 +19,7 @@ from fastdhm.system.files import plain_name, sync, why_not_written, write_text, 
 
 PLACED = ("step", "epoch", "reid")  # the kinds of rows that must have an epoch
 FAR = 2**62  # no run has so many steps
+NEAR = 2**14  # bytes at the end of a log that last_row reads: some rows
 
 
 def to_host(tensor: Tensor) -> Any:
@@ -110,6 +111,17 @@ class NoLog(Log):
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """The complete rows of a run's ``log.jsonl``: a kill can cut the last one, a bad disk can damage any."""
     return _read_lines(run_dir / LOG)[0]
+
+
+def last_row(run_dir: Path) -> dict[str, Any]:
+    """The last row of a step or an epoch in a run's log, which may be growing; empty if there is none near its end."""
+    try:
+        with open(run_dir / LOG, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - NEAR))
+            rows = [row for line in file.read().split(b"\n") if (row := _row(line)) is not None]
+    except OSError:
+        return {}
+    return next((row for row in reversed(rows) if row["kind"] in ("step", "epoch")), {})
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
