@@ -57,6 +57,7 @@ THROUGH = {
     "commands.data": "data/test_open_people",
     "commands.diagnose_plots": "commands/test_diagnose",
     "commands.measured": "commands/test_diagnose",
+    "compare.slurm_job": "compare/test_slurm",
     "compare.paper": "compare/test_plan",
     "compare.plots": "compare/test_report",
     "compare.record": "compare/test_report",

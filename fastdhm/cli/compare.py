@@ -58,7 +58,9 @@ def _parser() -> Parser:
     parser.flag("--confidence", "Confidence of the intervals.", float, 0.95, metavar="X")
     parser.flag("--out", "Folder of the comparison. (default: a new one under runs/)", metavar="FOLDER")
     parser.flag("--resume", "Go on with the comparison in this folder.", metavar="FOLDER")
-    parser.flag("--jobs", "Runs at once, each on its own GPU or share of the cores; or auto.", default="1", metavar="N")
+    parser.flag("--jobs", "Runs at once, each on its own GPU or share of the cores; or auto. (default: 1)", metavar="N")
+    parser.flag("--slurm", "A SLURM job for each run, in this partition.", metavar="PARTITION")
+    parser.flag("--slurm-args", "Options of sbatch: time=8:00:00,cpus-per-task=8,mem=32G.", metavar="NAME=VALUE,...")
     parser.flag("--only", "With --resume: train only these runs, such as dhm-seed0.", metavar="RUN,...")
     parser.switch("--dry_run", "Print the runs and how far each is; train nothing.")
     parser.switch("--report_only", "Write the results of finished runs; train nothing.")
@@ -79,6 +81,7 @@ def run(argv: list[str]) -> int:
     from fastdhm.compare.jobs import split_names
     from fastdhm.compare.runner import HowToReport, compare, dry_run, one_by_one, ready, report
     from fastdhm.compare.side_by_side import PARENT, how_many, side_by_side
+    from fastdhm.compare.slurm import on_slurm
     from fastdhm.engine.device import use_processors
     from fastdhm.system.console import Console, paste
     from fastdhm.system.place import place
@@ -101,14 +104,35 @@ def run(argv: list[str]) -> int:
     folder = expanded(there or own.get("out") or Path("runs") / _folder_name(comparison))
     if own.get("report_only"):
         return report(comparison, folder, how, Console())
-    comparison, jobs = ready(comparison, folder, only)
-    at_once = how_many(own.get("jobs", "1"), jobs)
+    slurm = _slurm(own)
+    comparison, jobs = ready(comparison, folder, only, elsewhere=slurm is not None)
+    at_once = how_many(own.get("jobs", "1"), jobs) if slurm is None else slurm.at_once or len(jobs)
     if own.get("dry_run"):
         dry_run(comparison, jobs, folder, Console(), at_once)
         return 0
     use_processors()
-    make = partial(one_by_one if at_once == 1 else partial(side_by_side, at_once=at_once), only=only)
-    return compare(comparison, jobs, folder, how, Console(), make, only)
+    make = partial(one_by_one) if at_once == 1 else partial(side_by_side, at_once=at_once)
+    if slurm is not None:
+        make = partial(on_slurm, slurm=slurm)
+    return compare(
+        comparison, jobs, folder, how, Console(), partial(make, only=only), only, elsewhere=slurm is not None
+    )
+
+
+def _slurm(own: dict[str, Any]):
+    """Where jobs are submitted; None if they are not."""
+    from fastdhm.compare.slurm import Slurm, check
+
+    if "slurm" not in own:
+        if "slurm_args" in own:
+            raise UserError("slurm_args is given without slurm: name a partition with --slurm")
+        return None
+    jobs = own.get("jobs", "auto")
+    if jobs != "auto" and not (jobs.isdecimal() and int(jobs)):
+        raise UserError(f"jobs is {jobs}: must be a number of jobs at once, or auto for all")
+    slurm = Slurm(own["slurm"], own.get("slurm_args", ""), None if jobs == "auto" else int(jobs))
+    check(slurm)
+    return slurm
 
 
 def _there(folder: Path, own: dict[str, Any], given: dict[str, Any]):

@@ -20,10 +20,11 @@ from fastdhm.compare.plan import Comparison
 from fastdhm.compare.report import print_results, write_results
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import COMPANY, record_company, record_failure
+from fastdhm.config import TrainConfig
 from fastdhm.engine.build import open_data
 from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.reid import NonFiniteFeatures
-from fastdhm.engine.saved.checkpoint import RESUMABLE
+from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, RESUMABLE
 from fastdhm.engine.settle import settle
 from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.engine.train import train
@@ -64,13 +65,17 @@ class Ended:
 Make = Callable[[Comparison, Path, HowToReport, Console], Ended]
 
 
-def ready(comparison: Comparison, folder: Path, only: Sequence[str] = ()) -> tuple[Comparison, list[Job]]:
+def ready(
+    comparison: Comparison, folder: Path, only: Sequence[str] = (), *, elsewhere: bool = False
+) -> tuple[Comparison, list[Job]]:
     """The comparison settled, and its runs in ``folder``, or ``only`` those named; nothing is written.
+
+    Where they run ``elsewhere``, what this machine has does not count.
 
     Raises:
         ValueError: a mistake of the user, such as a folder that holds something else or has other settings.
     """
-    comparison = settled(comparison)
+    comparison = settled(comparison, elsewhere=elsewhere)
     check_settings(folder, comparison)
     return comparison, chosen(find_jobs(comparison, folder), only)
 
@@ -83,6 +88,8 @@ def compare(
     console: Console,
     make: Make,
     only: Sequence[str] = (),
+    *,
+    elsewhere: bool = False,
 ) -> int:
     """Train those of ``jobs``, see :func:`ready`, that are not finished, as ``make`` does.
 
@@ -95,7 +102,7 @@ def compare(
         ValueError: ``fastdhm train`` would refuse a run; found before training.
     """
     if any(job.open for job in jobs) and not any(job.state.rows for job in jobs) and not only:
-        _check_data(comparison, console)
+        _check_data(comparison, console, elsewhere)
     for note in () if only else comparison.notes:
         console.print(f"note: {note}")
     with holding(folder, console):
@@ -136,14 +143,22 @@ def _write_settings(folder: Path, comparison: Comparison, to_train: bool, only: 
         write_settings(folder, new)
 
 
-def settled(comparison: Comparison) -> Comparison:
+def settled(comparison: Comparison, *, elsewhere: bool = False) -> Comparison:
     """The comparison with names checked and paths absolute; choices of the machine (device, loader) stay open."""
     arms = []
     for arm in comparison.arms:
-        config = settle(arm.config)
+        config = settle(_anywhere(arm.config) if elsewhere else arm.config)
         free = {name: getattr(arm.config, name) for name in RESUMABLE if name != "data_dir"}
         arms.append(dataclasses.replace(arm, config=dataclasses.replace(config, run_dir=None, seed=0, **free)))
     return dataclasses.replace(comparison, arms=tuple(arms))
+
+
+def _anywhere(config: TrainConfig) -> TrainConfig:
+    """``config`` with the usual choices of the machine, which suit every machine."""
+    usual = TrainConfig()
+    return dataclasses.replace(
+        config, **{name: getattr(usual, name) for name in HOW_IT_RUNS if name not in ("data_dir", "grad_cosine")}
+    )
 
 
 def collect(comparison: Comparison, folder: Path, how: HowToReport) -> Results:
@@ -242,11 +257,11 @@ def _make_run(job: Job, console: Console) -> int | None:
         record_company(job.folder, os.environ.get(COMPANY, ""))
 
 
-def _check_data(comparison: Comparison, console: Console) -> None:
+def _check_data(comparison: Comparison, console: Console, elsewhere: bool) -> None:
     """Open each arm's images before anything is written, to report a wrong path or batch size at once."""
     seen = set()
     for arm in comparison.arms:
-        config = settle(dataclasses.replace(arm.config, run_dir=None))
+        config = settle(dataclasses.replace(_anywhere(arm.config) if elsewhere else arm.config, run_dir=None))
         key = (config.dataset, config.batch_size, config.image_size, config.crop, config.subset, config.hold_out)
         if key not in seen:
             open_data(config, console).close()

@@ -58,7 +58,7 @@ class Watch:
     def begun(self, job: Job, where: str) -> None:
         """A run is at work, or waits for it, on ``where``."""
         share = share_at(job, job.state.epochs)
-        task = self.progress.add_task(job.name, total=1.0, completed=share, numbers=where)
+        task = self.progress.add_task(job.name, total=1.0, numbers=where)
         self.seen[job.name] = Seen(job, where, task, time.monotonic(), share)
         self.print(f"{job.name}: {'goes on' if job.resumable else 'begins'} on {where}")
 

@@ -94,11 +94,13 @@ def alone(tmp_path_factory):
 
 
 def networks(folder: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in folder.glob("runs/*/network.safetensors")}
+    """The weights of each run, without the header of their file, which names the folder of the data."""
+    files = {path.parent.name: path.read_bytes() for path in folder.glob("runs/*/network.safetensors")}
+    return {name: file[8 + int.from_bytes(file[:8], "little") :] for name, file in files.items()}
 
 
 def assert_same(folder: Path, alone: Path) -> None:
-    """Every network in every byte, and the table."""
+    """Every weight in every bit, and the table."""
     assert networks(folder) == networks(alone) and len(networks(folder)) == 2
     found = [json.loads((each / "results.json").read_text())["summary"] for each in (folder, alone)]
     assert found[0] == found[1]
