@@ -85,10 +85,10 @@ def run(argv: list[str]) -> int:
     from fastdhm.engine.device import use_processors
     from fastdhm.system.console import Console, paste
     from fastdhm.system.place import place
-    from fastdhm.system.signals import end_with
+    from fastdhm.system.signals import stop_with_parent
 
     if PARENT in os.environ:
-        end_with(int(os.environ[PARENT]))
+        stop_with_parent(int(os.environ[PARENT]))
     if place() is not None:
         raise UserError("compare was started in several processes: start it once; --jobs N makes runs side by side")
     how = HowToReport(**{name: own[name] for name in ("score", "confidence") if name in own})
