@@ -33,6 +33,7 @@ OF_SEVERAL = {
     "engine/test_failures": "whatever ends a run from outside",
     "engine/test_host_waits": "where a whole run waits for the device",
     "engine/test_resume": "what may differ at a resume",
+    "engine/test_survival": "several processes: whatever ends one of them",
     "engine/test_startup": "what a run imports before its first step",
     "kernels/test_interpreter": "the kernels without a GPU",
     "models/families/test_families": "what holds of every family",

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError, few
-from fastdhm.system.peers import OWN, PeerLost, end_as_before, first_end, of_a_lost_peer, peer_lost, say_once
+from fastdhm.system.peers import OWN, LastWords, PeerLost, end_as_before, first_end, of_a_lost_peer, peer_lost
 from fastdhm.system.place import ATTEMPT, attempt, place
 from fastdhm.system.signals import stop_signals, stop_with_parent
 from fastdhm.system.streams import tell
@@ -56,16 +56,20 @@ def joined(device: torch.device) -> Iterator[None]:
         end_as_before(base)
         store = dist.PrefixStore(f"fastdhm/{attempt()}", base)  # nothing that a failed attempt left there is read
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
+    words = LastWords(base, here)
     try:
         with _telling():
             yield
     except BaseException as error:
         with stop_signals():  # a launcher that stops the others must not cut off what is said
-            say_once(error, base, here)
+            words.say(error)
             if device.type == "cpu":  # NCCL would wait for those that are gone
                 dist.destroy_process_group()
         raise
-    dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
+    finally:
+        words.close()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ SAID = "fastdhm/said"  # in the store: which process ended first, and its exit s
 OWN = "fastdhm-"  # so begin the names of our launcher's runs
 UNSAID = 76  # how a process tells our launcher that it lost another one, which the launcher knows more of
 STORE_S = 5.0  # for an answer of the store
+HEAR_S = 1.0  # between two looks of the others at what the first process says
 RANK_S = 2.0  # in which the first process may come to say the same
 GONE = "ended without a word"
 LOST = ("gloo", "pair closure", "Connection closed by peer", "Connection reset by peer")  # as torch and gloo say it
@@ -41,32 +42,66 @@ def peer_lost(error: Exception) -> PeerLost:
     return PeerLost(f"another process of this run {what}. Go on from the last checkpoint with --resume")
 
 
-def say_once(error: BaseException, store: Any, here: Place) -> None:
-    """Mark ``error`` as said, with the exit status of whoever says it, unless this process is the first to end.
+class LastWords:
+    """Which process of the run ended first by an error, and its exit status: told through torch's ``store``."""
 
-    If it is, ``by`` names it, where that matters. ``store`` is what the processes share, torch's.
-    """
-    lost, key, found = isinstance(error, PeerLost), f"{SAID}/{attempt()}", list[str]()
+    def __init__(self, store: Any, here: Place):
+        self.store, self.here, self.key = store, here, f"{SAID}/{attempt()}"
+        self.first: list[str] = []
+        self._over = threading.Event()
+        # where the first process is the store's host, the store ends with it: the others have to hear it before
+        self._hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        if self._hosted and here.rank:
+            self._listener.start()
 
-    def ask() -> None:
-        until = time.monotonic() + (RANK_S if here.rank and not lost else 0)
-        with suppress(RuntimeError):  # its host is gone
-            while time.monotonic() < until and not store.check([key]):
+    def _listen(self) -> None:
+        with suppress(RuntimeError):  # the host is gone
+            while not self._over.wait(HEAR_S):
+                if self.store.check([self.key]):
+                    self.first = self.store.get(self.key).decode().split()
+                    self.store.add(f"{self.key}/heard", 1)
+                    return
+
+    def _ask(self, error: BaseException) -> None:
+        until = time.monotonic() + (RANK_S if self.here.rank and not isinstance(error, PeerLost) else 0)
+        with suppress(RuntimeError):
+            while time.monotonic() < until and not self.store.check([self.key]):
                 time.sleep(0.05)
-            found.extend(store.compare_set(key, "", f"{here.rank} {exit_status(error)}").decode().split())
+            said = self.store.compare_set(self.key, "", f"{self.here.rank} {exit_status(error)}")
+            self.first = said.decode().split()
 
-    asking = threading.Thread(target=ask, daemon=True)  # torch would wait without end for a host that hangs
-    asking.start()
-    asking.join(STORE_S + RANK_S)
-    status = int(found[1]) if found else exit_status(error)
-    # without the store, that is without the first process, one of each machine speaks
-    speaks = found[0] == str(here.rank) if found else here.local_rank == int(here.rank == here.local_rank)
-    if speaks and GONE in str(error) and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OWN):
-        speaks, status = False, UNSAID
-    if not speaks:
-        vars(error)["said"] = status
-    elif here.rank and not lost:
-        vars(error)["by"] = f"process {here.rank} of {here.count} on {socket.gethostname()}: "
+    def say(self, error: BaseException) -> None:
+        """Mark ``error`` as said, with the exit status of whoever says it, unless this process is the first to end.
+
+        If it is, ``by`` names it, where that matters.
+        """
+        here, lost = self.here, isinstance(error, PeerLost)
+        if not self.first:  # torch would wait without end for a host that hangs
+            asking = threading.Thread(target=self._ask, args=(error,), daemon=True)
+            asking.start()
+            asking.join(RANK_S + STORE_S)
+        status = int(self.first[1]) if self.first else exit_status(error)
+        # without the store, that is without the first process, one of each machine speaks
+        one_of_machine = here.local_rank == int(here.rank == here.local_rank)
+        speaks = self.first[0] == str(here.rank) if self.first else one_of_machine
+        if speaks and GONE in str(error) and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OWN):
+            speaks, status = False, UNSAID
+        if not speaks:
+            vars(error)["said"] = status
+        elif here.rank and not lost:
+            vars(error)["by"] = f"process {here.rank} of {here.count} on {socket.gethostname()}: "
+        until = time.monotonic() + STORE_S
+        while self._hosted and not (here.rank or lost) and time.monotonic() < until:
+            if self.store.add(f"{self.key}/heard", 0) >= here.count - 1:
+                break
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """End the listening."""
+        self._over.set()
+        if self._listener.is_alive():
+            self._listener.join(STORE_S)
 
 
 def end_as_before(store: Any) -> None:

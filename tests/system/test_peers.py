@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from fastdhm.errors import UserError
-from fastdhm.system.peers import OWN, UNSAID, end_as_before, first_end, of_a_lost_peer, peer_lost, say_once
+from fastdhm.system.peers import OWN, UNSAID, LastWords, end_as_before, first_end, of_a_lost_peer, peer_lost
 from fastdhm.system.place import ATTEMPT, Place
 
 
@@ -15,14 +15,17 @@ class Store(dict):
     def check(self, keys):
         return all(key in self for key in keys)
 
-    def get(self, key):
-        return self[key].encode()
+    def get(self, key, *default):
+        return super().get(key, *default) if default else self[key].encode()
 
     def set(self, key, value):
         self[key] = value if isinstance(value, str) else value.decode()
 
     def compare_set(self, key, expected, desired):
         return self.setdefault(key, desired).encode()
+
+    def add(self, key, number):
+        self[key] = self.get(key, 0) + number
 
 
 class Gone:
@@ -40,7 +43,9 @@ def process(rank, local_rank=None, count=4):
 
 def ended(error, store, here):
     """Who says it, or the exit status of one that says nothing."""
-    say_once(error, store, here)
+    words = LastWords(store, here)
+    words.say(error)
+    words.close()
     return getattr(error, "said", getattr(error, "by", "itself"))
 
 
@@ -52,6 +57,7 @@ LATE = "Application timeout caused pair closure"
 def own_place(monkeypatch):
     for name in (ATTEMPT, "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr("fastdhm.system.peers.RANK_S", 0.1)
 
 

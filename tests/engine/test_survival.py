@@ -1,0 +1,139 @@
+"""Runs of several processes that are stopped, killed, held up or lose their disk: all end soon, one says why, once, and
+the run goes on from its last checkpoint.
+"""
+
+import re
+
+import pytest
+from many_processes import processes
+
+from fastdhm.cli import main
+from fastdhm.engine.saved.checkpoint import load_checkpoint
+from fastdhm.engine.saved.record import read_log
+from runs import command
+
+SILENT = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch is imported before the command line can set it
+
+
+def run(number: int, run_dir, *flags: str, patch: str = "", seconds: int = 60):
+    """``(exit statuses, stdout of all, lines of stderr of all)`` of a small run; ``patch`` is run first, in each."""
+    program = f"""
+import errno, signal
+from fastdhm.cli import main
+from fastdhm.engine import evaluate, train as training
+from fastdhm.engine.run import Run
+from fastdhm.engine.saved import checkpoint
+from fastdhm.engine.saved.record import Log
+from fastdhm.errors import UserError
+def die(number=signal.SIGKILL): os.kill(os.getpid(), number)
+def before(owner, name, act):
+    original, calls = getattr(owner, name), []
+    def changed(*given, **named):
+        calls.append(given)
+        act(len(calls))
+        return original(*given, **named)
+    setattr(owner, name, changed)
+{patch}
+sys.exit(main({command(run_dir, *flags)!r}))
+"""
+    ended = processes(program, number, seconds=seconds, **SILENT)
+    lines = [line for *_, err in ended for line in err.splitlines()]
+    return [child.returncode for child, *_ in ended], "".join(out for _, out, _ in ended), lines
+
+
+FULL = "raise OSError(errno.ENOSPC, 'No space left on device', str({}))"
+FAULTS = {
+    "a file that process 1 alone reads": (
+        """
+from fastdhm.data.sources.synthetic import SyntheticSource
+def damaged(n):
+    if d.rank() == 1 and n == 9: raise UserError("images/9.png is damaged")
+before(training, "take_step", damaged)
+""",
+        [2, 2],
+        r"fastdhm: error: process 1 of 2 on \S+: images/9\.png is damaged",
+        0,
+    ),
+    "a full disk at a checkpoint": (
+        f"""
+def full(n):
+    if n == 2: {FULL.format("'run/last.pt'")}
+before(checkpoint, "save_checkpoint", full)
+""",
+        [2, 2],
+        "fastdhm: error: .*no space left",
+        0,
+    ),
+    "a full disk at the log": (
+        """
+def full(n):
+    if n == 3 and d.rank() == 0: raise UserError("cannot write log.jsonl: no space left; free some space")
+before(Log, "write", full)
+""",
+        [2, 2],
+        "fastdhm: error: cannot write log.jsonl: no space left; free some space",
+        0,
+    ),
+    "a loss that is not finite in process 1": (
+        """
+original = Run.prepare
+def prepare(self, *given):
+    image, target = original(self, *given)
+    return (image * float("nan") if d.rank() == 1 and self.at.step == 4 else image), target
+Run.prepare = prepare
+""",
+        [2, 2],
+        r"fastdhm: error: the loss is not finite since step 5: .*the last good checkpoint",
+        0,
+    ),
+    "an error of ours in process 1": (
+        """
+def wrong(n):
+    if d.rank() == 1 and n == 5: raise AssertionError("of ours")
+before(training, "take_step", wrong)
+""",
+        [70, 70],
+        r"fastdhm: internal error: process 1 of 2 on \S+: AssertionError: of ours",
+        0,
+    ),
+    "process 1 is killed in a validation": (
+        "before(training, 'evaluate', lambda n: d.rank() == 1 and die())",
+        [75, -9],
+        r"fastdhm: error: another process of this run ended without a word \(memory\?\)\. Go on .* --resume",
+        10,
+    ),
+    "process 0 is killed at its second checkpoint": (
+        "before(checkpoint, 'save_checkpoint', lambda n: n == 2 and die())",
+        [-9, 75],
+        r"fastdhm: error: another process of this run ended without a word",
+        0,
+    ),
+    "process 0 is killed before the first checkpoint": (
+        "before(checkpoint, 'save_checkpoint', lambda n: die())",
+        [-9, 75],
+        r"fastdhm: error: another process of this run ended without a word",
+        None,
+    ),
+    "process 0 is killed in the last files": (
+        "before(checkpoint, 'save_network', lambda n: die())",
+        [-9, 0],
+        None,
+        20,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_ends_one_ends_all_and_is_said_once(tmp_path, fault):
+    patch, statuses, said, step = FAULTS[fault]
+    found, out, err = run(2, tmp_path / "run", "--epochs", "2", "--log-every", "4", patch=patch)
+    assert found == statuses, out + "\n".join(err)
+    errors = [line for line in err if line.startswith("fastdhm:") and "please report it" not in line]
+    assert len(errors) == (said is not None), err
+    assert said is None or re.match(said, errors[0]), errors
+    assert "Traceback" not in out + "".join(err)
+    last = tmp_path / "run" / "last.pt"
+    assert (load_checkpoint(last)["position"]["step"] if last.exists() else None) == step
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert read_log(tmp_path / "run")[-1]["epoch"] == 2 and (tmp_path / "run" / "network.safetensors").exists()
