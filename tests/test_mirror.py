@@ -78,6 +78,7 @@ THROUGH = {
     "models.base.trace": "models/attach/test_stages",
     "models.weights.files": "models/weights/test_pretrained",
     "ops._convolution": "ops/test_conv2d",
+    "reid._blocks": "reid/test_ranking",
     "reid._distances": "reid/test_metrics",
     "reid._positions": "reid/test_metrics",
     "reid._protocol": "reid/test_metrics",

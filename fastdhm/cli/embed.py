@@ -1,6 +1,7 @@
 """``fastdhm embed``: the features of a folder of images."""
 
 from fastdhm.cli.parser import Parser
+from fastdhm.cli.processes import add_processes, in_processes
 from fastdhm.system.paths import expanded
 
 
@@ -22,11 +23,13 @@ def run(argv: list[str]) -> int:
     parser.flag("--workers", "Processes that load images. (default: the run's)", int)
     parser.switch("--skip_bad", "Leave unreadable images out.")
     parser.flag("--device", "Device: cpu, cuda, cuda:1 or auto.", default="auto")
+    add_processes(parser)
     values = parser.parse(argv)
+    status = in_processes(["embed", *argv], values.pop("processes"), values["device"])
+    if status is not None:
+        return status
     from fastdhm.commands.embed import embed as run_embedding
-    from fastdhm.engine.device import use_processors
 
-    use_processors()
     path, folder, out = (expanded(values.pop(name)) for name in ("path", "folder", "out"))
     run_embedding(path, folder, out, **values)
     return 0

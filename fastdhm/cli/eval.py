@@ -1,6 +1,7 @@
 """``fastdhm eval``: how good a trained network is."""
 
 from fastdhm.cli.parser import Parser
+from fastdhm.cli.processes import add_processes, in_processes
 from fastdhm.system.paths import expanded
 
 
@@ -17,6 +18,7 @@ def run(argv: list[str]) -> int:
     parser.flag("--loader", "Who feeds the images: resident, ffcv or torch. (default: the run's)")
     parser.flag("--workers", "Threads or processes that load images. (default: the run's)", int)
     parser.flag("--device", "Device: cpu, cuda, cuda:1 or auto.", default="auto")
+    add_processes(parser)
     parser.switch("--json", "Print one JSON object instead of a table.")
     parser.switch("--reid", "Refuse a run that was not on people.")
     parser.flag("--metric", "Distance of features: euclidean or cosine.", default="euclidean")
@@ -27,10 +29,11 @@ def run(argv: list[str]) -> int:
     given = {name: values.pop(name) for name in ("metric", "flip_average", "rerank")}
     ranking = {name: value for name, value in given.items() if value not in ("euclidean", False)}
     per_query = values.pop("per_query")
+    status = in_processes(["eval", *argv], values.pop("processes"), values["device"])
+    if status is not None:
+        return status
     from fastdhm.commands.evaluate import evaluate_path
-    from fastdhm.engine.device import use_processors
 
-    use_processors()
     path, per_query = expanded(values.pop("path")), per_query and expanded(per_query)
     evaluate_path(path, as_json=values.pop("json"), per_query=per_query, **ranking, **values)
     return 0

@@ -2,12 +2,14 @@
 
 import dataclasses
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from torch import Tensor
 
 from fastdhm.data import open_pictures
-from fastdhm.engine.build import data_options, load_trained
+from fastdhm.engine import distributed
+from fastdhm.engine.build import check_network, data_options, load_trained
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.reid import features
 from fastdhm.errors import UserError
@@ -30,6 +32,8 @@ def embed(
 ) -> None:
     """Write the features of every image in ``folder`` and below, with their names, to ``out``.
 
+    Of several processes each computes its batches, and the first writes what one alone would have written.
+
     Features are the input of the classifier of the plain network at ``path`` (as in ``fastdhm eval``). The images are
     prepared as in its run's validation.
 
@@ -46,24 +50,32 @@ def embed(
         ValueError: ``path`` holds nothing of fastdhm, ``folder`` has no image, ``out`` has another suffix, or features
             are not finite.
     """
-    _check_out(out)
-    trained, console = load_trained(path), Console()
-    config = dataclasses.replace(trained.config, device=device)
-    options = dataclasses.replace(
-        data_options(config),
-        eval_batch_size=config.eval_batch_size if batch_size is None else batch_size,
-        workers=pick_workers(workers, pick_device(device)),
-        skip_bad=skip_bad,
-    )
-    pictures = open_pictures(folder, options, say=console.print)
-    names = [pictures.source.label(i) for i in range(len(pictures.source))]
-    beside = names_beside(out, names)
-    try:
-        feature_ND = features(
-            trained.plain, pictures, config, "images", console, flip_average=flip_average, normalise=normalize
+    with distributed.joined(pick_device(device)):
+        first, console = distributed.rank() == 0, Console(quiet=distributed.rank() > 0)
+        if first:
+            _check_out(out)
+        trained = load_trained(path)
+        check_network(trained)
+        config = dataclasses.replace(trained.config, device=device)
+        options = dataclasses.replace(
+            data_options(config),
+            eval_batch_size=config.eval_batch_size if batch_size is None else batch_size,
+            workers=pick_workers(workers, pick_device(device)),
+            skip_bad=skip_bad,
         )
-    finally:
-        pictures.close()
+        with closing(open_pictures(folder, options, say=console.print)) as pictures:
+            names = [pictures.source.label(i) for i in range(len(pictures.source))]
+            distributed.check_alike("images", names)
+            feature_ND = features(
+                trained.plain, pictures, config, "images", console, flip_average=flip_average, normalise=normalize,
+                to_all=False,
+            )  # fmt: skip
+        if first:
+            _save(out, feature_ND, names, console)
+
+
+def _save(out: Path, feature_ND: Tensor, names: list[str], console: Console) -> None:
+    beside = names_beside(out, names)
     try:
         save_features(out, feature_ND, names)
     except (UserError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.identity import Identity, changes, identity
 from fastdhm.data.sources.source import REID_DATASETS, is_reid
-from fastdhm.engine.build import Trained, load_trained, open_to_judge
+from fastdhm.engine import distributed
+from fastdhm.engine.build import Trained, check_network, load_trained, open_to_judge
 from fastdhm.engine.device import pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import evaluate
-from fastdhm.engine.reid import HowToRank, print_result, rank_people, write_per_query, write_pictures
+from fastdhm.engine.reid import HowToRank, open_people, print_result, rank_people, write_per_query, write_pictures
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
@@ -54,19 +56,21 @@ def evaluate_path(
     Raises:
         ValueError: ``path`` holds nothing of fastdhm, the data is missing, or an option does not fit the data set.
     """
-    trained = load_trained(path)
+    with distributed.joined(pick_device(device)):
+        given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
+        return _evaluate_path(path, given, as_json, reid, per_query, ranking)
+
+
+def _evaluate_path(
+    path: Path, given: dict[str, Any], as_json: bool, reid: bool, per_query: Path | None, ranking: dict[str, Any]
+) -> dict[str, Any]:
+    trained, dataset = load_trained(path), given["dataset"]
+    check_network(trained)
     config = trained.config
     if dataset is not None and is_reid(dataset) != is_reid(config.dataset):
         raise UserError(f"--dataset {dataset}: {path} was trained on {config.dataset}, which is judged in another way")
-    given: dict[str, Any] = {
-        "dataset": dataset,
-        "data_dir": data_dir,
-        "loader": loader,
-        "workers": workers,
-        "device": device,
-    }
     config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, quiet=distributed.rank() > 0)
     if is_reid(config.dataset):
         return _rank_people(trained, path, config, HowToRank(**ranking), per_query, console, as_json)
     wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
@@ -75,8 +79,10 @@ def evaluate_path(
             f"--{wishes[0].replace('_', '-')} is for re-identification, and {path} was trained on {config.dataset}: "
             f"needs a run on {', '.join(REID_DATASETS)}"
         )
-    (val,) = open_to_judge(config, console, "val")
+    with distributed.in_turn():
+        (val,) = open_to_judge(config, console, "val")
     try:
+        distributed.check_alike("images", val.identity)
         unnamed = trained.classes == checkpoint.numbered_classes(len(val.classes))
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
@@ -86,6 +92,8 @@ def evaluate_path(
             results |= _errors(network, config, val.loader)
     finally:
         val.close()
+    if distributed.rank():
+        return results
     about = [f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"]
     about += [f"the epoch is {FLATTERS}"] * is_chosen(path, config)
     _print(results, about, console, as_json)
@@ -108,13 +116,15 @@ def _rank_people(
     console: Console,
     as_json: bool,
 ) -> dict[str, Any]:
-    if per_query and not per_query.parent.is_dir():  # fail now, not after all the work
-        raise UserError(f"--per-query {per_query}: {per_query.parent} is no folder")
-    if per_query and per_query.is_dir():
-        raise UserError(f"--per-query {per_query} is a folder: name the CSV file to write")
-    if per_query:
-        check_writable(per_query.parent, "the folder of --per-query")
-    ranked = rank_people(trained.plain, config, how, console)
+    if per_query and distributed.rank() == 0:
+        _check_per_query(per_query)
+    with ExitStack() as opened:
+        with distributed.in_turn():
+            splits = opened.enter_context(open_people(config, console))
+        distributed.check_alike("images", [split.identity for split in splits])
+        ranked = rank_people(trained.plain, splits, config, how, console)
+    if distributed.rank():
+        return ranked.record()
     now = {name: identity(seen.images) for name, seen in (("query", ranked.query), ("gallery", ranked.gallery))}
     _say_what_changed(trained, path, now, config, console)
     if as_json:
@@ -131,6 +141,15 @@ def _rank_people(
     except (ValueError, OSError) as error:  # a read-only folder, say: the numbers matter more
         console.print(f"pictures are left out: {error}")
     return ranked.record()
+
+
+def _check_per_query(path: Path) -> None:
+    """Fail now, not after all the work."""
+    if not path.parent.is_dir():
+        raise UserError(f"--per-query {path}: {path.parent} is no folder")
+    if path.is_dir():
+        raise UserError(f"--per-query {path} is a folder: name the CSV file to write")
+    check_writable(path.parent, "the folder of --per-query")
 
 
 def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float | None]]:

@@ -1,8 +1,10 @@
 """From a config to opened images and a built network; from a file to the network in it."""
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fastdhm import models
@@ -26,9 +28,11 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
 
 
 def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
-    """Splits of a run's data set to judge its network on: every image, in order; ``console`` shows what is built."""
-    options = replace(data_options(config), share=(0, 1))  # one process ranks
-    return open_splits(config.dataset, _data_dir(config), splits, options, say=console.print)
+    """Splits of a run's data set to judge its network on, in order; ``console`` shows what is built.
+
+    Each of several processes reads its batches of them.
+    """
+    return open_splits(config.dataset, _data_dir(config), splits, data_options(config), say=console.print)
 
 
 def _data_dir(config: TrainConfig) -> Path:
@@ -114,3 +118,11 @@ def load_trained(path: Path) -> Trained:
     model = build_model(config, len(classes))
     checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
     return Trained([model], config, classes, saved.get("data", {}))
+
+
+def check_network(trained: Trained) -> None:
+    """``ValueError``, in every process, unless all have loaded the same; before it is moved to a device."""
+    if distributed.count() > 1:
+        tensors = [tensor for network in trained.networks for tensor in network.state_dict().values()]
+        found = [zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for tensor in tensors]
+        distributed.check_alike("networks", (trained.classes, found))

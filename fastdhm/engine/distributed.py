@@ -29,6 +29,7 @@ from fastdhm.system.signals import stop_signals, stop_with_parent
 from fastdhm.system.streams import tell
 from fastdhm.system.waiting import POLL_S, limit_s
 
+PIECE_BYTES = 64 << 20  # that travel at once
 _turns = itertools.count()  # all processes call in_turn equally often
 
 
@@ -109,11 +110,45 @@ def largest(number: int) -> int:
     return int(found)
 
 
+def total(number: int) -> int:
+    """The sum of what the processes have for ``number``; the host waits."""
+    found = torch.tensor(number)
+    sum_(found)
+    return int(found)
+
+
 def min_(*tensors: Tensor) -> None:
     """Replace each tensor by its least value over the processes."""
     if count() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor, dist.ReduceOp.MIN)
+
+
+def gathered(own: Tensor, rows: int, total: int, *, to_all: bool = True) -> Tensor:
+    """The ``total`` rows that the processes computed by turns, ``rows`` at a time, in order; ``own`` are this one's.
+
+    They travel in pieces: a process holds ``own``, the result and PIECE_BYTES. Without ``to_all`` the first process
+    alone gets them, and the others none.
+    """
+    if count() == 1:
+        return own
+    shape, number_N = own.shape[1:], torch.cat([torch.arange(0), *torch.arange(total).split(rows)[rank() :: count()]])
+    piece = max(1, PIECE_BYTES // max(1, own.new_empty(1, *shape).nbytes))
+    whole = own.new_empty(total if to_all or rank() == 0 else 0, *shape)
+    for first in range(0, total, piece):
+        part, here_N = own.new_zeros(min(piece, total - first), *shape), number_N // piece == first // piece
+        part[number_N[here_N] - first] = own[here_N]
+        sum_(part.view(torch.int32))  # each row is somebody's, and 0 elsewhere: its bits stay
+        if len(whole):
+            whole[first : first + piece] = part
+    return whole
+
+
+def take_from_first(module: nn.Module) -> None:
+    """Give ``module`` the parameters and buffers that the first process has for it."""
+    if count() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def from_first(value: Any) -> Any:

@@ -82,11 +82,11 @@ def evaluate(
     device: torch.device,
     precision: torch.dtype,
     side: int,
-    should_stop: ShouldStop = lambda: None,
+    should_stop: ShouldStop | None = None,
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
 
-    Each of several processes evaluates its own batches; their sums are exact.
+    Each of several processes evaluates its own batches. They are those of one process, and so is the result.
 
     The network sees the images with a short side of ``side`` pixels.
 
@@ -95,11 +95,11 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    sums_3M = torch.zeros(3, 1, dtype=torch.float64, device=device)
-    classes = 0
+    sums: list[Tensor] = []  # of each batch, [3, M]
+    classes, stop = 0, should_stop or distributed.Agreed(lambda: None)  # it tells who else has ended
     try:
         with loader.epoch(0) as batches:
-            for batch in until(should_stop, copied_ahead(batches, device), distributed.largest(len(loader))):
+            for batch in until(stop, copied_ahead(batches, device), distributed.largest(len(loader))):
                 image_BCHW = shrink(transform(batch.image_BHWC, batch.index_B, 0), side)
                 with autocast(device, precision):
                     logits = model(image_BCHW)
@@ -110,12 +110,13 @@ def evaluate(
                 )
                 ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
                 correct_2M = [count_correct(logits_MBK, batch.target_B, k) for k in (1, 5)]
-                sums_3M = sums_3M + torch.stack([*correct_2M, ce_M])
+                sums.append(torch.stack([*correct_2M, ce_M]))
     finally:
         model.train(was_training)
-    sums_3M = sums_3M.expand(3, distributed.largest(sums_3M.shape[1])).clone()  # of one without a batch: zeros
-    distributed.sum_(sums_3M)
-    classes, images = distributed.largest(classes), loader.num_samples
-    top1_M, top5_M, ce_M = to_host(sums_3M / images)
+    branches, classes = distributed.largest(sums[0].shape[1] if sums else 1), distributed.largest(classes)
+    own_N3M = torch.stack(sums) if sums else torch.zeros(0, 3, branches, dtype=torch.float64, device=device)
+    # added in the order that one process has: the same bits
+    sums_3M = distributed.gathered(own_N3M, 1, distributed.total(len(loader))).sum(0)
+    top1_M, top5_M, ce_M = to_host(sums_3M / loader.num_samples)
     top5_M = [100 * (1 - n) if classes > 5 else None for n in top5_M]
-    return Errors([100 * (1 - n) for n in top1_M], top5_M, ce_M, images)
+    return Errors([100 * (1 - n) for n in top1_M], top5_M, ce_M, loader.num_samples)

@@ -3,13 +3,14 @@
 Legend: N images, D features, Q queries.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -22,13 +23,14 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.identity import Identity
 from fastdhm.data.sources.people import CannotRank, check_rankable, sightings
 from fastdhm.data.sources.source import is_reid
+from fastdhm.engine import distributed
 from fastdhm.engine.build import open_to_judge
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import Interrupted, ShouldStop, until
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved.record import Log, to_host
 from fastdhm.errors import UserError, unknown
-from fastdhm.reid import Ranking, rank, rank_distances, rerank
+from fastdhm.reid import Ranking, Share, rank, rank_again
 from fastdhm.reid.features import extract_features
 from fastdhm.reid.pictures import Seen, cmc_plot, ranking_picture
 from fastdhm.reid.ranking import METRICS
@@ -106,50 +108,53 @@ class PeopleRanked:
 
 def rank_people(
     network: nn.Module,
+    splits: Sequence[LoadedSplit],
     config: TrainConfig,
     how: HowToRank,
     console: Console,
-    should_stop: ShouldStop = lambda: None,
+    should_stop: ShouldStop | None = None,
 ) -> PeopleRanked:
     """Rank the gallery of a re-identification set for each of its queries, by a plain network's features.
 
+    ``splits`` are queries and gallery. Each of several processes computes the features of its batches and gets those of
+    all, then ranks its share of the queries; all return the same.
+
     Raises:
-        ValueError: the data is missing.
         CannotRank: see :func:`fastdhm.data.sources.people.check_rankable`; raised before any feature is computed.
         NonFiniteFeatures: see :func:`features`.
         Interrupted: ``should_stop`` became true between two batches.
     """
-    device = pick_device(config.device)
-    with ExitStack() as opened:
-        splits = _open_judged(config, console, opened)
-        seen = [sightings(split.classes, split.source.target_N) for split in splits]
-        check_rankable(config.dataset, *seen)  # for .beton files without images, nothing has checked this yet
-        query, gallery = (
-            Split(
-                features(network, split, config, what, console, flip_average=how.flip_average, should_stop=should_stop),
-                *labels,
-                split.source,
-            )
-            for split, labels, what in zip(splits, seen, ("queries", "gallery"), strict=True)
+    device, share = pick_device(config.device), Share(distributed.rank(), distributed.count(), distributed.gathered)
+    seen = [sightings(split.classes, split.source.target_N) for split in splits]
+    check_rankable(config.dataset, *seen)  # for .beton files without images, nothing has checked this yet
+    query, gallery = (
+        Split(
+            features(network, split, config, what, console, flip_average=how.flip_average, should_stop=should_stop),
+            *labels,
+            split.source,
         )
+        for split, labels, what in zip(splits, seen, ("queries", "gallery"), strict=True)
+    )
     labels = (query.ids_N, gallery.ids_N, query.cams_N, gallery.cams_N)
-    if how.rerank:
-        distance_QG = rerank(query.feature_ND, gallery.feature_ND, metric=how.metric, device=device)
-        ranking = rank_distances(distance_QG, *labels, max_rank=MAX_RANK, top_k=SHOWN_NEAREST)
-    else:
-        ranking = rank(
-            query.feature_ND, gallery.feature_ND, *labels, how.metric,
-            device=device, max_rank=MAX_RANK, top_k=SHOWN_NEAREST,
-        )  # fmt: skip
+    ranking = (rank_again if how.rerank else rank)(
+        query.feature_ND, gallery.feature_ND, *labels, how.metric,
+        device=device, max_rank=MAX_RANK, top_k=SHOWN_NEAREST, share=share,
+    )  # fmt: skip
     return PeopleRanked(query, gallery, ranking, how)
 
 
-def _open_judged(config: TrainConfig, console: Console, opened: ExitStack) -> list[LoadedSplit]:
-    """Queries and gallery; ``opened`` closes both."""
-    splits = open_to_judge(config, console, *JUDGED)
-    for split in splits:
-        opened.callback(split.close)
-    return splits
+@contextmanager
+def open_people(config: TrainConfig, console: Console) -> Iterator[list[LoadedSplit]]:
+    """Queries and gallery, for :func:`rank_people`.
+
+    Raises:
+        ValueError: the data is missing.
+    """
+    with ExitStack() as opened:
+        splits = open_to_judge(config, console, *JUDGED)
+        for split in splits:
+            opened.callback(split.close)
+        yield splits
 
 
 def read_ranked(config: TrainConfig, console: Console) -> Identity:
@@ -161,9 +166,8 @@ def read_ranked(config: TrainConfig, console: Console) -> Identity:
         return {}
     found: Identity = {}
     try:
-        with ExitStack() as opened:
-            for name, split in zip(JUDGED, _open_judged(config, console, opened), strict=True):
-                found[name] = split.identity
+        with open_people(config, console) as splits:
+            found |= {name: split.identity for name, split in zip(JUDGED, splits, strict=True)}
     except CannotRank as error:  # no reason not to train
         console.print(f"people will not be ranked at the end: {error}")
     return found
@@ -173,7 +177,8 @@ def rank_at_end(network: nn.Module, run: Run, log: Log, console: Console, should
     """Rank people by a run's stripped network and log the result; False if a signal stopped it."""
     config = run.config
     try:
-        ranked = rank_people(network, config, HowToRank(), console, should_stop)
+        with open_people(config, console) as splits:
+            ranked = rank_people(network, splits, config, HowToRank(), console, should_stop)
     except Interrupted:
         return False
     except CannotRank as error:
@@ -199,9 +204,12 @@ def features(
     *,
     flip_average: bool = False,
     normalise: bool = False,
-    should_stop: ShouldStop = lambda: None,
+    should_stop: ShouldStop | None = None,
+    to_all: bool = True,
 ) -> Tensor:
     """The features of each image of ``split``, which ``network`` gives its classifier: ``float32 [N, D]`` on the host.
+
+    Of several processes each computes its batches, and all get the features of all; without ``to_all`` the first alone.
 
     Images are prepared as in the validation of the run with this ``config``; the progress bar calls them ``what``.
 
@@ -212,18 +220,28 @@ def features(
     device = pick_device(config.device)
     network = placed(network, device)
     transform = DeviceTransform(config.mean, config.std).to(device)
-    bar, precision = console.counting(what, len(split.loader)), pick_own_precision(config.precision, device)
-    with split.loader.epoch(0) as batches, bar as advance, autocast(device, precision):
+    loader, rows, own_ND = split.loader, 0, torch.empty(0, 0)
+    stop = should_stop or distributed.Agreed(lambda: None)
+    bar, precision = console.counting(what, len(loader)), pick_own_precision(config.precision, device)
+    with loader.epoch(0) as batches, bar as advance, autocast(device, precision):
 
         def images() -> Iterator[Tensor]:
-            for batch in until(should_stop, copied_ahead(batches, device)):
+            nonlocal rows
+            for batch in until(stop, copied_ahead(batches, device), distributed.largest(len(loader))):
+                rows = max(rows, len(batch.index_B))
                 yield transform(batch.image_BHWC, batch.index_B, 0)
                 advance(1)
 
-        layer = feature_layer(network, config)
-        feature_ND = extract_features(
-            network, images(), layer=layer, flip=flip_average, normalise=normalise, device=device
-        )
+        if len(loader):
+            own_ND = extract_features(
+                network, images(), layer=feature_layer(network, config), flip=flip_average, normalise=normalise,
+                device=device,
+            )  # fmt: skip
+        else:  # there are more processes than batches
+            list(images())
+    rows, width = distributed.largest(rows), distributed.largest(own_ND.shape[1])
+    own_ND = own_ND.reshape(len(own_ND), width)
+    feature_ND = distributed.gathered(own_ND, rows, loader.num_samples, to_all=to_all)
     wrong_N = to_host((~feature_ND.isfinite().all(1)).nonzero()[:, 0])
     if wrong_N:
         raise NonFiniteFeatures(

@@ -118,8 +118,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
             fit(run, data, compute, log, display, stop)
         trained = run.at.epoch == config.epochs
         finished = trained or not stop()
-        if finished and distributed.rank() == 0:
-            finished = finish(run, log, console, noted)
+        if finished:
+            finished = finish(run, log, console, stop)
         outcome = Outcome(run_dir, finished, noted() or stop.answer)
     if not (finished and trained):
         why = "cut by max_steps" if finished else "stopped"
@@ -243,13 +243,23 @@ def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop) -> dict[
 def finish(run: Run, log: Log, console: Console, stop: ShouldStop) -> bool:
     """Write the stripped network and the curves, and report; rank people where that is owed.
 
-    Returns False if a signal stopped the ranking, which a resumed run then does.
+    The first of several processes writes, all rank. Returns False if a signal stopped the ranking, which a resumed run
+    then does.
     """
+    to_rank = distributed.from_first(_write_results(run, console) if distributed.rank() == 0 else None)
+    if not to_rank:
+        return True
+    network = run.judged.strip()
+    distributed.take_from_first(network)
+    return rank_at_end(network, run, log, console, stop)
+
+
+def _write_results(run: Run, console: Console) -> bool:
+    """Write and report what a run leaves behind; whether a ranking of people is owed beside it."""
     kept = checkpoint.kept_checkpoint(run.dir, run.config)
     if kept.name == BEST:
         checkpoint.load_weights(run.judged, checkpoint.judged(checkpoint.load_checkpoint(kept)), kept, run.config.arch)
-    network = run.judged.strip()
-    checkpoint.save_network(run.dir / NETWORK, network, run.config, run.classes, run.identity)
+    checkpoint.save_network(run.dir / NETWORK, run.judged.strip(), run.config, run.classes, run.identity)
     rows = read_log(run.dir)
     report(run, rows, console)
-    return RANKING not in owed(run.dir, run.config, rows) or rank_at_end(network, run, log, console, stop)
+    return RANKING in owed(run.dir, run.config, rows)

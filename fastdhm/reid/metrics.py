@@ -5,6 +5,7 @@ Legend: Q queries, G gallery, R ranks, P matches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError, unknown
+from fastdhm.reid._blocks import runs
 from fastdhm.reid._positions import Places, place, tensor_of
 from fastdhm.reid._protocol import Labels, SameIdentity
 
@@ -101,7 +103,7 @@ def tally_of(
     impl: str = "auto",
 ) -> Tally:
     """The ranks of all matches, and the ``top_k`` nearest entries of each query, from a matrix of distances."""
-    tally = Tally(labels.num_queries, max_rank)
+    tally = Tally(labels.num_queries, max_rank, min(top_k, labels.num_gallery))
     _validate(distances_QG, labels, impl)
     same_identity = SameIdentity(labels)
     for first, last in runs(labels.num_queries, labels.num_gallery * 4, chunk_mib):
@@ -111,17 +113,17 @@ def tally_of(
 
 
 class Tally:
-    """Collects the ranks of matches and the nearest entries, queries in order, and computes the metrics."""
+    """Collects the ranks of matches and the K nearest entries of some queries, in order, and computes the metrics."""
 
-    def __init__(self, num_queries: int, max_rank: int):
+    def __init__(self, num_queries: int, max_rank: int, K: int):
         if max_rank < 1:
             raise ValueError(f"max_rank is {max_rank}: must be 1 or more")
         self.max_rank = max_rank
         self.ap_Q = np.full(num_queries, np.nan)
         self.first_rank_Q = np.zeros(num_queries, dtype=np.int64)
         self._filled = 0
-        self._index_QK: list[np.ndarray] = []  # parts, queries in order
-        self._distance_QK: list[np.ndarray] = []
+        self._index_QK = [np.empty((0, K), np.int64)]  # parts, queries in order
+        self._distance_QK = [np.empty((0, K), np.float32)]
 
     def add(self, places: Places) -> None:
         """Add the queries that follow those added before."""
@@ -145,6 +147,12 @@ class Tally:
         index_QK, distance_QK = np.concatenate(self._index_QK), np.concatenate(self._distance_QK)
         return torch.from_numpy(index_QK), torch.from_numpy(distance_QK)
 
+    def join(self, join: Callable[[Tensor], Tensor]) -> None:
+        """Become the tally of all queries: ``join`` gives the rows of all for the rows of these."""
+        index_QK, distance_QK = self.nearest()
+        self._index_QK, self._distance_QK = [join(index_QK).numpy()], [join(distance_QK).numpy()]
+        self.ap_Q, self.first_rank_Q = (join(torch.from_numpy(rows)).numpy() for rows in (self.ap_Q, self.first_rank_Q))
+
     def metrics(self) -> RankingMetrics:
         matched_Q = self.first_rank_Q > 0
         if not matched_Q.any():
@@ -161,14 +169,6 @@ class Tally:
             first_rank_Q=torch.from_numpy(self.first_rank_Q),
             num_without_match=int((~matched_Q).sum()),
         )
-
-
-def runs(num_queries: int, row_bytes: int, chunk_mib: float, multiple: int = 1) -> list[tuple[int, int]]:
-    """(first, last) of runs of queries whose rows fit into ``chunk_mib``: as many multiples of ``multiple``, or one."""
-    if chunk_mib <= 0:
-        raise ValueError(f"chunk_mib is {chunk_mib}: must be above 0")
-    rows = max(1, int(chunk_mib * 2**20 / row_bytes) // multiple) * multiple
-    return [(first, min(first + rows, num_queries)) for first in range(0, num_queries, rows)]
 
 
 def _floating(distances_QG: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ neighbours with the image itself, H of them for half of k1, P pairs of images, S
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError, unknown
+from fastdhm.reid._blocks import ALONE, Blocks, Share, runs
 from fastdhm.reid._distances import METRICS, Space
 from fastdhm.reid._positions import nearest, tensor_of
-from fastdhm.reid.metrics import runs
 
 CHUNK_MIB = 64
 
@@ -56,13 +57,35 @@ def rerank(
             ``lambda_value`` outside [0, 1].
     """
     query_QD, gallery_GD = (tensor_of(features) for features in (query_QD, gallery_GD))
+    _, filled = reranked(query_QD, gallery_GD, k1, k2, lambda_value, metric=metric, device=device)
+    result_QG = torch.empty(len(query_QD), len(gallery_GD))
+    for first, block_SG in filled:
+        result_QG[first : first + len(block_SG)] = block_SG
+    return result_QG
+
+
+def reranked(
+    query_QD: Tensor,
+    gallery_GD: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    metric: str,
+    device: torch.device | str | None,
+    share: Share = ALONE,
+) -> tuple[Blocks, Iterator[tuple[int, Tensor]]]:
+    """The distances of :func:`rerank` in blocks of queries: which, and the first query and the rows of those of this
+    ``share``. Each process finds the neighbours of its share of the images, and encodes all."""
     _validate(query_QD, gallery_GD, k1, k2, lambda_value, metric)
     device = torch.device(device or gallery_GD.device)
     space = Space.of(query_QD, gallery_GD, metric, device)
     feature_ND = torch.cat([features.to(device) for features in (query_QD, gallery_GD)])
-    neighbour_NK, farthest_N = _neighbours(space, feature_ND, max(k1 + 1, k2))
+    neighbour_NK, farthest_N = _neighbours(space, feature_ND, max(k1 + 1, k2), share)
     encoding = _encode(space, feature_ND, neighbour_NK[:, : k1 + 1], farthest_N).averaged(neighbour_NK[:, :k2])
-    return _combine(space, feature_ND, farthest_N, encoding, len(query_QD), lambda_value)
+    # An image shares entries with only a part of the gallery, but each shared entry needs memory for several numbers.
+    blocks = runs(len(query_QD), 64 * len(gallery_GD), CHUNK_MIB)
+    return blocks, _combine(space, feature_ND, farthest_N, encoding, len(query_QD), lambda_value, share.of(blocks))
 
 
 @dataclass(frozen=True)
@@ -92,18 +115,20 @@ class _Encoding:
         return self.summed(row_R[of_R] * self.size + self.column_P[entry_R], weight_R, self.size)
 
 
-def _neighbours(space: Space, feature_ND: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(space: Space, feature_ND: Tensor, k: int, share: Share) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` nearest images of each, itself first, then by distance and index; and its largest squared distance."""
     N = len(feature_ND)
-    neighbours, farthest = [], []
-    for first, last in runs(N, N * 4, CHUNK_MIB):
+    blocks = runs(N, N * 4, CHUNK_MIB)
+    neighbours, farthest = [torch.empty(0, min(k, N), dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)]
+    for first, last in share.of(blocks):
         distance_SN = feature_ND.new_empty(last - first, N, dtype=torch.float32)
         space.fill(distance_SN, feature_ND[first:last], feature_ND)
-        farthest.append(space.squared(distance_SN.amax(1)).clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy())
+        farthest.append(space.squared(distance_SN.amax(1)).clamp(min=torch.finfo(torch.float32).tiny).cpu())
         own_S = torch.arange(last - first, device=feature_ND.device)
         distance_SN[own_S, first + own_S] = -torch.inf  # the image itself comes before equal ones
-        neighbours.append(nearest(distance_SN, k)[0].cpu().numpy())
-    return np.concatenate(neighbours), np.concatenate(farthest)
+        neighbours.append(nearest(distance_SN, k)[0].cpu())
+    neighbour_NK, farthest_N = (share.joined(torch.cat(parts), blocks) for parts in (neighbours, farthest))
+    return neighbour_NK.numpy(), farthest_N.numpy()
 
 
 def _encode(space: Space, feature_ND: Tensor, neighbour_NK: np.ndarray, farthest_N: np.ndarray) -> _Encoding:
@@ -155,17 +180,21 @@ def _expand(start_N: np.ndarray, row_R: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _combine(
-    space: Space, feature_ND: Tensor, farthest_N: np.ndarray, encoding: _Encoding, Q: int, lambda_value: float
-) -> Tensor:
+    space: Space,
+    feature_ND: Tensor,
+    farthest_N: np.ndarray,
+    encoding: _Encoding,
+    Q: int,
+    lambda_value: float,
+    blocks: Blocks,
+) -> Iterator[tuple[int, Tensor]]:
     """``(1 - lambda) d_J + lambda d`` (Eq. 10, 12); only entries in both encodings add to the sum of minima."""
     G = encoding.size - Q
     start_N = encoding.starts()
     by_column_P = np.lexsort((encoding.row_P, encoding.column_P))
     by_column_P = by_column_P[encoding.row_P[by_column_P] >= Q]  # the gallery images that each image encodes
     column_start_N = np.searchsorted(encoding.column_P[by_column_P], np.arange(encoding.size + 1))
-    result_QG = torch.empty(Q, G)
-    # An image shares entries with only a part of the gallery, but each shared entry needs memory for several numbers.
-    for first, last in runs(Q, 64 * G, CHUNK_MIB):
+    for first, last in blocks:
         own_E = np.arange(start_N[first], start_N[last])
         of_E, place_E = _expand(column_start_N, encoding.column_P[own_E])
         other_E = by_column_P[place_E]
@@ -176,8 +205,7 @@ def _combine(
         space.fill(distance_SG, feature_ND[first:last], feature_ND[Q:])
         distance_SG = space.squared(distance_SG).cpu() / torch.from_numpy(farthest_N[first:last, None])
         jaccard_SG = torch.from_numpy(1 - overlap_SG / (2 - overlap_SG))  # each encoding sums to 1
-        result_QG[first:last] = (1 - lambda_value) * jaccard_SG + lambda_value * distance_SG
-    return result_QG
+        yield first, ((1 - lambda_value) * jaccard_SG + lambda_value * distance_SG).float()
 
 
 def _validate(query_QD: Tensor, gallery_GD: Tensor, k1: int, k2: int, lambda_value: float, metric: str) -> None:

@@ -129,3 +129,21 @@ def test_who_does_not_answer_is_not_waited_for_without_end():
     finally:
         second.kill()
         second.communicate()
+
+
+def test_rows_computed_by_turns_are_put_in_order_bit_for_bit():
+    """One row, fewer blocks than processes, a short last block, several pieces; NaN and -0.0 as they are."""
+    program = """
+    d.PIECE_BYTES = 64
+    with d.joined(torch.device("cpu")):
+        for rows, total in ((1, 1), (4, 3), (4, 23), (1, 10), (8, 16), (3, 7)):
+            whole = torch.arange(total * 2.0).view(total, 2).mul(-1)
+            whole[-1, 1] = torch.nan
+            blocks = whole.split(rows)[d.rank()::d.count()]
+            own = torch.cat([*blocks, whole[:0]])
+            for to_all in (True, False):
+                got = d.gathered(own, rows, total, to_all=to_all)
+                expected = whole if to_all or d.rank() == 0 else whole[:0]
+                assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (rows, total, to_all)
+    """
+    outputs(program, 3)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from many_processes import outputs
 
 from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.reid import _distances, rank, rank_distances, ranking_metrics, rerank
@@ -156,3 +157,26 @@ def test_no_head_is_asked_for():
 def test_wrong_input_is_refused(query, gallery, options, message):
     with pytest.raises(ValueError, match=message):
         rank(query, gallery, [1, 2], [1, 2], [1, 1], [2, 2], **options)
+
+
+def test_processes_rank_shares_of_the_queries_to_the_bits_of_one():
+    """By features and re-ranked; in a block for each, in more, and in fewer than there are processes."""
+    program = """
+    import numpy as np
+    from fastdhm.reid import Share, _blocks, _distances, rank, rank_again, rerank
+    _distances.TILES["cpu"] = (4, 16)
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    def bits(one):
+        return [t.nan_to_num() for t in (one.metrics.ap_Q, one.metrics.cmc_R, one.index_QK, one.distance_QK)]
+    with d.joined(torch.device("cpu")):
+        share = Share(d.rank(), d.count(), d.gathered)
+        for queries, mib in ((19, 1), (3, 1), (19, 1e-3)):
+            features = [torch.randn(count, 12, generator=generator) for count in (queries, 70)]
+            labels = [rng.integers(low, 8, count) for low, count in ((1, queries), (-1, 70), (0, queries), (0, 70))]
+            alone, shared = (rank(*features, *labels, memory_mib=mib, **how) for how in ({}, {"share": share}))
+            torch.testing.assert_close(bits(shared), bits(alone), rtol=0, atol=0)
+            sys.modules["fastdhm.reid.rerank"].CHUNK_MIB = mib
+            alone, shared = (rank_again(*features, *labels, **how) for how in ({}, {"share": share}))
+            torch.testing.assert_close(bits(shared), bits(alone), rtol=0, atol=0)
+    """
+    outputs(program, 3)
