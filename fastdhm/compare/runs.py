@@ -10,14 +10,13 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.sources.identity import Identity
 from fastdhm.engine.saved.checkpoint import RESUMABLE, learnt_from, moved, read_config
 from fastdhm.engine.saved.judged import best_of, validations
-from fastdhm.engine.saved.names import CONFIG, NETWORK
+from fastdhm.engine.saved.names import CONFIG, FAILURE, NETWORK
 from fastdhm.engine.saved.owed import owed
 from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
 from fastdhm.system.paths import shown
 
-FAILURE = "failed.json"
 BESIDE = "beside.json"  # what else ran on its machine: its times are then not those of a run alone
 COMPANY = "FASTDHM_COMPANY"  # the variable by which a command tells that to the runs that it starts
 Status = Literal["missing", "begun", "finished", "failed"]

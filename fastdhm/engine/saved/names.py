@@ -5,3 +5,4 @@ LOG = "log.jsonl"
 LAST, BEST = "last.pt", "best.pt"  # all that resuming needs
 NETWORK = "network.safetensors"  # the plain network
 CURVES = "curves.png"
+FAILURE = "failed.json"  # why a run of a comparison cannot go on
