@@ -32,6 +32,9 @@ Examples:
   # a table of the paper, shorter
   fastdhm compare --table 1 --epochs 16
 
+  # a run on each GPU
+  fastdhm compare --dataset cifar100 --seeds 5 --jobs auto
+
   # go on with what was stopped
   fastdhm compare --resume runs/first-comparison
 """
