@@ -58,8 +58,8 @@ class Ended:
     """Runs that ended before their end, and why; the same command goes on with them."""
     elsewhere: tuple[str, ...] = ()
     """Runs that another process is at work on."""
-    advice: str | None = None
-    """What to do after a signal, where that is not simply to resume."""
+    go_on: str | None = None
+    """The command that goes on with what is left, where that is not simply --resume."""
 
 
 Make = Callable[[Comparison, Path, HowToReport, Console], Ended]
@@ -112,9 +112,9 @@ def compare(
         ended = make(comparison, folder, how, console)
     except KeyboardInterrupt as stopped:  # between two runs
         ended = Ended(getattr(stopped, "number", signal.SIGINT))
+    go_on = ended.go_on or paste("fastdhm", "compare", "--resume", folder)
     if ended.number:
-        go_on = f"stopped; continue with: {paste('fastdhm', 'compare', '--resume', folder)}"
-        console.print(ended.advice or go_on)
+        console.print("stopped" if COMPANY in os.environ else f"stopped; continue with: {go_on}")
         return 128 + ended.number
     results = collect(read_settings(folder), folder, how)
     if not only:
@@ -122,7 +122,7 @@ def compare(
     for line in (*ended.broken, *ended.elsewhere):
         console.print(line, style="yellow")
     if ended.broken:
-        console.print(f"go on with what broke off: {paste('fastdhm', 'compare', '--resume', folder)}")
+        console.print(f"go on with what broke off: {go_on}")
     console.print(f"the results are in {folder}: see README.md there")
     return 1 if results.failed or ended.broken else 0
 

@@ -144,7 +144,7 @@ def _start(job: Job, folder: Path, how: HowToReport, number: int, of: int) -> Ru
 
 
 def _where(run: Running) -> str:
-    return f"GPU {run.place}" if _kind(run.job) == "cuda" else "the CPU"
+    return f"GPU {run.place}" if _kind(run.job) == "cuda" else "CPU"
 
 
 def _stop(running: list[Running], watch: Watch) -> None:

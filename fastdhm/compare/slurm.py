@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,26 +96,31 @@ def on_slurm(
         f"{counted(len(new), 'job')} submitted, {len(numbers) - len(new)} found from before; what they print is in "
         f"{shown(folder / LOGS)}"
     )
+    begins = {name: _size(_log(folder, name)) if name in new else 0 for name in numbers}
     with stop_signals() as stopped, Watch(console, jobs, slurm.at_once or len(numbers)) as watch:
-        broken = _wait(folder, {job.name: job for job in jobs}, numbers, slurm, watch, stopped)
+        broken = _wait(folder, {job.name: job for job in jobs}, numbers, begins, slurm, watch, stopped)
         number = stopped()
-    if not number:
-        return Ended(broken=tuple(broken))
-    cancel = "scancel" if slurm.cluster == "slurm" else "kill"
     left = [numbers[job.name] for job in jobs if job.name in numbers and job.again().open]
-    return Ended(
-        number,
-        advice=f"{counted(len(left), 'job')} left to go on; come back with: {slurm.again(folder)}\n"
-        f"cancel with: {paste(cancel, *left)}",
-    )
+    if number and left:
+        cancel = paste("scancel" if slurm.cluster == "slurm" else "kill", *left)
+        console.print(f"{counted(len(left), 'job')} left to go on without this command; cancel with: {cancel}")
+    return Ended(number, tuple(broken), go_on=slurm.again(folder))
 
 
 def _wait(
-    folder: Path, jobs: dict[str, Job], numbers: dict[str, str], slurm: Slurm, watch: Watch, stopped: Any
+    folder: Path,
+    jobs: dict[str, Job],
+    numbers: dict[str, str],
+    begins: dict[str, int],
+    slurm: Slurm,
+    watch: Watch,
+    stopped: Callable[[], int | None],
 ) -> list[str]:
-    """Show the jobs until all have ended, or a signal comes; returns why runs are not finished."""
+    """Show the jobs until all have ended, or a signal comes; returns why runs are not finished.
+
+    ``begins``: where in its log each one's output begins.
+    """
     broken: list[str] = []
-    begins = {name: _size(_log(folder, name)) for name in numbers}
     for name, number in numbers.items():
         watch.begun(jobs[name], f"job {number}")
     gone = dict.fromkeys(numbers, 0.0)
@@ -204,7 +209,7 @@ def _parameters(slurm: Slurm, jobs: list[Job], kind: Any) -> dict[str, Any]:
     return parameters
 
 
-def _states(cluster: str, numbers: Any) -> dict[str, str] | None:
+def _states(cluster: str, numbers: Collection[str]) -> dict[str, str] | None:
     """The state of each job that waits or runs; None if that cannot be known now.
 
     squeue is asked, not sacct: many clusters keep no accounts, and others may tell of an older job of that number.

@@ -60,7 +60,7 @@ class Watch:
         share = share_at(job, job.state.epochs)
         task = self.progress.add_task(job.name, total=1.0, numbers=where)
         self.seen[job.name] = Seen(job, where, task, time.monotonic(), share)
-        self.print(f"{job.name}: {'goes on' if job.resumable else 'begins'} on {where}")
+        self.print(f"{job.name}: {'goes on' if job.resumable else 'begins'} ({where})")
 
     def move(self, name: str, where: str) -> None:
         """A run is at another place, or in another state, than before."""

@@ -126,8 +126,8 @@ def _company(results: Results) -> Iterable[str]:
     if shared:
         how = " and ".join(dict.fromkeys(state.company for state in shared))
         yield (
-            f"{counted(len(shared), 'run')} shared a machine with others, or may have ({how}): their times are not those "
-            "of a run alone, and have no ratio. If time is the question, run the methods one by one."
+            f"{counted(len(shared), 'run')} shared a machine with others, or may have ({how}): their times are not "
+            "those of a run alone, and have no ratio. If time is the question, run the methods one by one."
         )
 
 

@@ -115,8 +115,8 @@ def test_jobs_go_on_without_the_command_are_found_again_and_the_last_writes_the_
         jobs = numbers(folder)
         os.kill(run.pid, signal.SIGINT)
         assert run.ended(LIMIT_S) == 128 + signal.SIGINT
-        assert "2 jobs left to go on; come back with: fastdhm compare --resume" in run.out
-        assert f"cancel with: kill {jobs[0]} {jobs[1]}" in run.out
+        assert f"2 jobs left to go on without this command; cancel with: kill {jobs[0]} {jobs[1]}" in run.out
+        assert f"continue with: fastdhm compare --resume {folder} --slurm any --slurm-args cluster=local" in run.out
     try:
         assert all(map(state_of, jobs)), "a job ended with the command"
         with started(["compare", "--resume", str(folder), *LOCAL], tmp_path / "again", ONE_THREAD) as run:

@@ -32,7 +32,7 @@ def test_where_no_line_can_be_drawn_over_each_run_has_one_now_and_then(jobs, mon
         seen.look()
         assert seen.ended(job.name).open
     lines = said.getvalue().splitlines()
-    assert lines[0] == "dhm-seed0: begins on GPU 1"
+    assert lines[0] == "dhm-seed0: begins (GPU 1)"
     assert "dhm-seed0: GPU 1  starting" in lines
     assert f"dhm-seed0: GPU 1  epoch 1.50/{job.config.epochs}  loss 2.000  1,234 img/s" in lines
     assert any(line.startswith("0 of 2 runs done, ") for line in lines)
