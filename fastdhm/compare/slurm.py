@@ -1,12 +1,14 @@
 """Runs of a comparison as jobs of SLURM, by submitit: submitted once, found again, and waited for."""
 
 import getpass
+import io
 import json
 import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,15 +179,16 @@ def _submit(folder: Path, jobs: list[Job], how: HowToReport, slurm: Slurm) -> di
     try:
         executor = kind(folder / LOGS / "submitit", max_num_timeout=NO_LIMIT)
         executor.update_parameters(**_parameters(slurm, jobs, kind))
-        with executor.batch():
+        with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says there is in the error, too
             submitted = [
                 executor.submit(RunInJob(command(folder, job.name, how), str(_log(folder, job.name)), variables))
                 for job in jobs
             ]
     except (library.core.utils.FailedJobError, ValueError, RuntimeError) as error:
         why = next((line for line in str(error).splitlines() if "error:" in line), first_line(error))
+        why = why.rpartition("error: ")[2].strip()
         raise UserError(
-            f"SLURM took no jobs ({why.strip()}): change --slurm or --slurm-args; runs on CPUs need --device cpu"
+            f"SLURM took no jobs ({why}): change --slurm or --slurm-args; runs on CPUs need --device cpu"
         ) from error
     return {job.name: str(one.job_id) for job, one in zip(jobs, submitted, strict=True)}
 
