@@ -30,6 +30,7 @@ from fastdhm.system.streams import tell
 from fastdhm.system.waiting import POLL_S, limit_s
 
 PIECE_BYTES = 64 << 20  # that travel at once
+_travelling: dict[int, dist.Work] = {}  # the last answer that each Agreed has sent
 _turns = itertools.count()  # all processes call in_turn equally often
 
 
@@ -61,6 +62,8 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         with _telling():
             yield
+            for work in _travelling.values():  # one that ends after the interpreter would crash it
+                work.wait()
     except BaseException as error:
         with stop_signals():  # a launcher that stops the others must not cut off what is said
             words.say(error)
@@ -70,6 +73,7 @@ def joined(device: torch.device) -> Iterator[None]:
     else:
         dist.destroy_process_group()
     finally:
+        _travelling.clear()
         words.close()
 
 
@@ -203,7 +207,7 @@ class Agreed:
 
     def __init__(self, question: Callable[[], int | None]):
         self.question, self.answer = question, 0
-        self._sent: tuple[Tensor, dist.Work] | None = None
+        self._sent: Tensor | None = None
 
     def __call__(self) -> int:
         """Between two steps, and as often in every process."""
@@ -211,11 +215,10 @@ class Agreed:
             self.answer = self.question() or 0
             return self.answer
         if self._sent is not None:
-            numbers, work = self._sent
-            work.wait()
-            self.answer = to_host(numbers)
-        numbers = torch.tensor(int(self.question() or 0))
-        self._sent = numbers, dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True)
+            _travelling[id(self)].wait()
+            self.answer = to_host(self._sent)
+        self._sent = torch.tensor(int(self.question() or 0))
+        _travelling[id(self)] = dist.all_reduce(self._sent, dist.ReduceOp.MAX, async_op=True)
         return self.answer
 
 

@@ -1,6 +1,6 @@
 """The layer between fastdhm, the machine and the user. Importing it does not import torch.
 
 console, streams, progress, plotting: what is printed and drawn. files, loading, typed_yaml, paths: what is written and
-read. folders: who may write in one. endings, signals, waiting: how a command ends and waits. environment, memory,
-processors: what the machine offers.
+read. folders: who may write in one. endings, peers, signals, waiting: how a command
+ends, alone and among others, and waits. environment, memory, processors: what the machine offers.
 """

@@ -3,14 +3,17 @@ the run goes on from its last checkpoint.
 """
 
 import re
+import signal
+from collections import defaultdict
 
 import pytest
+import torch
 from many_processes import processes
 
 from fastdhm.cli import main
 from fastdhm.engine.saved.checkpoint import load_checkpoint
 from fastdhm.engine.saved.record import read_log
-from runs import command
+from runs import assert_same_state, command
 
 SILENT = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch is imported before the command line can set it
 
@@ -34,7 +37,7 @@ def before(owner, name, act):
         return original(*given, **named)
     setattr(owner, name, changed)
 {patch}
-sys.exit(main({command(run_dir, *flags)!r}))
+sys.exit(main({["train", *flags] if "--resume" in flags else command(run_dir, *flags)!r}))
 """
     ended = processes(program, number, seconds=seconds, **SILENT)
     lines = [line for *_, err in ended for line in err.splitlines()]
@@ -137,3 +140,77 @@ def test_what_ends_one_ends_all_and_is_said_once(tmp_path, fault):
     assert (load_checkpoint(last)["position"]["step"] if last.exists() else None) == step
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert read_log(tmp_path / "run")[-1]["epoch"] == 2 and (tmp_path / "run" / "network.safetensors").exists()
+
+
+NOTING = """
+seen = []
+def note(run, step, batch, *given, original=training.take_step):
+    print("SEEN", run.at.step, *batch.index_B.tolist())
+    original(run, step, batch, *given)
+    if run.at.step == STOP and d.rank() == d.count() - 1: die(signal.SIGTERM)
+training.take_step = note
+"""
+SYNCED = ("--epochs", "2", "--sync-bn", "true", "--lr", "0.001")
+
+
+def seen(out: str) -> dict[int, list[int]]:
+    """The samples of each step, in rising order."""
+    samples = defaultdict(list)
+    for line in out.splitlines():
+        if line.startswith("SEEN"):
+            step, *indices = map(int, line.split()[1:])
+            samples[step] += indices
+    return {step: sorted(indices) for step, indices in sorted(samples.items())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """``whole(number)``: a run of so many processes that nothing happened to, and the samples of its steps."""
+    done = {}
+
+    def get(number):
+        if number not in done:
+            folder = tmp_path_factory.mktemp(f"whole-{number}") / "run"
+            statuses, out, err = run(number, folder, *SYNCED, patch=NOTING.replace("STOP", "-1"))
+            assert statuses == [0] * number, err
+            done[number] = folder, seen(out)
+        return done[number]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2), (2, 4), (4, 2)])
+def test_a_stopped_run_goes_on_in_any_number_of_processes(tmp_path, whole, before, after):
+    """It is stopped in the middle of its second epoch, by a signal to one process; all stop at the same step."""
+    folder = tmp_path / "run"
+    statuses, first, err = run(before, folder, *SYNCED, patch=NOTING.replace("STOP", "13"))
+    assert statuses == [128 + signal.SIGTERM] * before, err
+    assert first.count("go on with: fastdhm train --resume") == 1 and err == []
+    stopped = load_checkpoint(folder / "last.pt")["position"]
+    assert stopped["epoch"] == 1 and 3 <= stopped["batch"] <= 5
+    statuses, second, err = run(after, folder, "--resume", str(folder), patch=NOTING.replace("STOP", "-1"))
+    assert statuses == [0] * after, err
+    samples, rest = seen(first), seen(second)
+    assert set(samples) == set(range(stopped["step"])) and not samples.keys() & rest.keys()
+    other, expected = whole(2 if before == after else 1)
+    assert samples | rest == expected, "each sample once an epoch, in the batch where it belongs"
+    if before == after:
+        assert_same_state(folder / "last.pt", other / "last.pt")
+        return
+    ours, theirs = (
+        torch.cat([value.double().flatten() for value in load_checkpoint(path / "last.pt")["model"].values()])
+        for path in (folder, other)
+    )
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+    losses = [[row["loss"] for row in read_log(path) if row["kind"] == "epoch"] for path in (folder, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_by_the_new_number_is_refused(tmp_path, whole):
+    folder = whole(2)[0]
+    statuses, _, err = run(3, folder, "--resume", str(folder))
+    assert statuses == [2] * 3
+    [line] = err
+    assert "batch_size is 8, for 3 processes: must be a multiple of 3" in line
