@@ -4,7 +4,8 @@ A command is a line in :data:`GROUPS` and a file here of its first word's name (
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 
-Train and use: train, eval, embed. Compare and understand: compare, diagnose, runs, models. Data and files: data,
+Train and use: train, eval, embed. Compare and understand: compare, diagnose, runs, report,
+models. Data and files: data,
 import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages); processes.
 """
 
@@ -31,6 +32,7 @@ GROUPS = {
         "compare": "train several methods with several seeds, or a table of the paper",
         "diagnose": "compare runs: what mimicking does to kernels and gradients",
         "runs": "list runs, newest first: state, epoch, error and age",
+        "report": "write one HTML page of a run or a comparison",
         "models": "list networks: parameters, multiply-adds, what a step costs",
     },
     "Data and files": {

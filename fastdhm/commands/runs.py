@@ -101,7 +101,8 @@ def _listed(path: Path) -> Listed:
     main, validated = config.only_branch or "B0", validations(rows)
     error = validated[-1].get(f"val_error/{main}") if validated else None
     return Listed(
-        name, state, changed, at["epoch"], config.epochs, at["step"], error, config.dataset, config.arch, config.method
+        name, state, changed, at["epoch"], config.epochs, int(at["step"]), error,
+        config.dataset, config.arch, config.method,
     )  # fmt: skip
 
 

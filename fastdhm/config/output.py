@@ -34,3 +34,6 @@ class Output:
     save_minutes: float = setting(5.0, POSITIVE)
     """Minutes between checkpoints inside an epoch.
     Every epoch ends with one."""
+    report: bool = False
+    """Write report.html at the end of every epoch.
+    A page for the browser, which loads it again while the run trains. `fastdhm report RUN` writes it at any time."""

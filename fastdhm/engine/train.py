@@ -32,6 +32,7 @@ from fastdhm.engine.saved.record import Log, NoLog, read_log
 from fastdhm.engine.settle import check_weights, run_folder, settle
 from fastdhm.engine.step import make_step, take_step
 from fastdhm.engine.timer import Timer, process_seconds
+from fastdhm.page.run import keep_run_page
 from fastdhm.system.console import Console
 from fastdhm.system.endings import belonging_to
 from fastdhm.system.signals import stop_signals
@@ -215,6 +216,8 @@ def finish_epoch(
             return
         display.show_epoch(min(at.epoch, config.epochs - 1), config.epochs, scalars)
     log.write("epoch", step=at.step, epoch=run.now, **scalars)
+    if config.report and distributed.rank() == 0:
+        keep_run_page(run.dir, display.print)
     log.sync()  # first: after a power cut the checkpoint must not be ahead of the log
     main = f"val_error/{run.model.main}"
     # an epoch that max_steps cut does not count: the run may go on as if it had not been cut

@@ -6,3 +6,4 @@ LAST, BEST = "last.pt", "best.pt"  # all that resuming needs
 NETWORK = "network.safetensors"  # the plain network
 CURVES = "curves.png"
 FAILURE = "failed.json"  # why a run of a comparison cannot go on
+REPORT = "report.html"

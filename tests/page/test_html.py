@@ -1,0 +1,17 @@
+"""Pages: text is escaped, and nothing comes from elsewhere."""
+
+from fastdhm.page.html import facts, folded, note, page, table
+
+ODD = "<script>'\"&\n"
+
+
+def test_text_is_escaped_wherever_it_stands():
+    body = table([ODD], [[ODD]]) + facts({ODD: ODD}) + folded(ODD, note(ODD))
+    text = page(ODD, [ODD], {ODD: body, "empty": ""})
+    assert "<script>" not in text and text.count("&lt;script&gt;") == 10
+    assert "empty" not in text and "refresh" not in text
+    assert "http" not in text.replace("http-equiv", "") and "src=" not in text
+
+
+def test_a_live_page_is_loaded_again():
+    assert '<meta http-equiv="refresh" content="5">' in page("a", [], {}, refresh_s=5)
