@@ -18,7 +18,7 @@ from torch.utils import deterministic as _memory
 from fastdhm.engine.fast.blocks import is_deep
 from fastdhm.errors import UserError, counted
 from fastdhm.system import processors
-from fastdhm.system.place import Place, place
+from fastdhm.system.place import Place, by_srun, place
 
 # Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
@@ -69,16 +69,24 @@ def count_gpus(name: str) -> int:
     return max(1, torch.cuda.device_count()) if name in ("auto", "cuda") else 1
 
 
+def gpu_name(device: torch.device | str) -> str:
+    """What tells the GPU that a process takes from others of its machine; empty if that is not known."""
+    try:
+        return str(getattr(torch.cuda.get_device_properties(pick_device(str(device))), "uuid", ""))
+    except UserError:  # said when the processes have met
+        return ""
+
+
 def _own_gpu(name: str, here: Place) -> str:
     gpus = torch.cuda.device_count()
     if ":" in name:
         raise UserError(f"device is {name!r} for {here.count} processes: say cuda, and each takes a GPU of its own")
-    if here.local_count > gpus:
+    if here.local_count > gpus and not (gpus and by_srun()):
         raise UserError(
             f"{here.local_count} processes were started on {socket.gethostname()}, where torch sees {gpus} GPUs: "
             "start one for each GPU, or set --device cpu"
         )
-    return f"cuda:{here.local_rank}"
+    return f"cuda:{here.local_rank % gpus}"  # srun may show each of its tasks other GPUs
 
 
 @contextmanager

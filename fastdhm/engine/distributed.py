@@ -3,14 +3,15 @@
 A run of one process is the case ``count() == 1``: nothing is sent, and every function gives back what it is given.
 """
 
-import itertools
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -21,53 +22,56 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastdhm.engine.device import gpu_name
 from fastdhm.engine.saved.record import to_host
-from fastdhm.errors import UserError, few
+from fastdhm.errors import UserError
+from fastdhm.system.meeting import come, difference, meet, no_meeting
+from fastdhm.system.network import ANSWER, reached
 from fastdhm.system.peers import OWN, LastWords, PeerLost, end_as_before, first_end, of_a_lost_peer, peer_lost
-from fastdhm.system.place import ATTEMPT, attempt, place
+from fastdhm.system.place import ATTEMPT, HERE, Place, attempt, place
 from fastdhm.system.signals import stop_signals, stop_with_parent
 from fastdhm.system.streams import tell
-from fastdhm.system.waiting import POLL_S, limit_s
+from fastdhm.system.waiting import limit_s
 
 PIECE_BYTES = 64 << 20  # that travel at once
 _travelling: dict[int, dist.Work] = {}  # the last answer that each Agreed has sent
-_turns = itertools.count()  # all processes call in_turn equally often
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device | str, mistake: UserError | None = None) -> Iterator[None]:
     """Inside, the processes of this run are one group: gloo for what lies on the host, NCCL for GPUs.
 
-    The first that an exception ends says why; all end with its exit status.
+    The first that an exception ends, or the ``mistake`` of one before this, says why; all end with its exit status.
 
     Raises:
-        PeerLost: a process did not come, ended, or did not answer within ``FASTDHM_WAIT_SECONDS``.
-        ValueError: a place that cannot be.
+        PeerLost: a process ended, or did not answer within ``FASTDHM_WAIT_SECONDS``.
+        ValueError: a place that cannot be; a process that did not come, or is set up otherwise than the first.
     """
     here = place()
     if here is None or dist.is_initialized():
         yield
         return
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    os.environ |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(here.port)}
+    gpus = mistake is None and str(device) != "cpu" and torch.cuda.is_available()
     limit = timedelta(seconds=limit_s())
     if "TORCHELASTIC_RUN_ID" in os.environ:
         stop_with_parent()  # else it would train on where its launcher was killed
-    with _telling():
-        base, *_ = next(dist.rendezvous("env://", here.rank, here.count, timeout=limit))
-        end_as_before(base)
-        store = dist.PrefixStore(f"fastdhm/{attempt()}", base)  # nothing that a failed attempt left there is read
-        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
+    base = _store(here, limit)
+    end_as_before(base)
+    store = dist.PrefixStore(f"fastdhm/{attempt()}", base)  # nothing that a failed attempt left there is read
+    come(store, here, torch.__version__, gpu_name(device) if gpus else None, mistake)
     words = LastWords(base, here)
     try:
         with _telling():
+            meet(store, here, mistake)
+            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+            dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
             yield
             for work in _travelling.values():  # one that ends after the interpreter would crash it
                 work.wait()
     except BaseException as error:
         with stop_signals():  # a launcher that stops the others must not cut off what is said
             words.say(error)
-            if device.type == "cpu":  # NCCL would wait for those that are gone
+            if not gpus and dist.is_initialized():  # NCCL would wait for those that are gone
                 dist.destroy_process_group()
         raise
     else:
@@ -75,6 +79,21 @@ def joined(device: torch.device) -> Iterator[None]:
     finally:
         _travelling.clear()
         words.close()
+
+
+def _store(here: Place, limit: timedelta) -> dist.Store:
+    """What the processes share before they are a group: torchrun holds it, or the first process."""
+    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        if here.rank == 0 and not launched:
+            return dist.TCPStore(HERE, here.port, here.count, True, limit, wait_for_workers=False)
+        return dist.TCPStore(
+            reached(here.address, here.port), here.port, here.count, False, limit if launched else ANSWER
+        )
+    except (RuntimeError, ValueError) as error:
+        told = error if isinstance(error, UserError) else no_meeting(here, error)
+        vars(told)["said"] = told.status if here.local_rank else None  # one of a machine speaks
+        raise told from error
 
 
 @contextmanager
@@ -164,39 +183,43 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def check_alike(what: str, value: Any) -> None:
-    """``ValueError``, in every process, unless all have the same ``value``."""
-    if count() == 1:
-        return
-    values: list[Any] = [None] * count()
-    dist.all_gather_object(values, (value, socket.gethostname()))
-    others = [f"{number} on {host}" for number, (one, host) in enumerate(values) if one != values[0][0]]
-    if others:
-        raise UserError(
-            f"process 0 on {values[0][1]} and process {few(others)} have different {what}: give all of them the same"
-        )
+def check_alike(what: str, values: Mapping[str, Any]) -> None:
+    """``ValueError``, in every process, unless all have the same ``values``: it names the first that differ."""
+    if count() > 1:
+        found: list[Any] = [None] * count()
+        dist.all_gather_object(found, {"host": socket.gethostname(), "alike": values})
+        if wrong := difference(found, what):
+            raise UserError(wrong)
 
 
 @contextmanager
 def in_turn() -> Iterator[None]:
     """The first process goes first, then the first of each other machine, then the rest: each finds what is there.
 
-    The others wait as long as it takes, so that a data set may be built inside.
+    The others wait as long as it takes, so that a data set may be built inside; but not for one that is gone or hangs.
     """
     here = place()
     if count() == 1 or here is None:
         yield
         return
-    store, turn = dist.distributed_c10d._get_default_store(), next(_turns)
-    if here.rank > 0:
-        key = f"fastdhm/{turn}/{'first' if here.local_rank == 0 else here.rank - here.local_rank}"
-        while not store.check([key]):
-            time.sleep(POLL_S / 5)
-    yield
-    if here.local_rank == 0:
-        store.set(f"fastdhm/{turn}/{here.rank}", "")
-    if here.rank == 0:
-        store.set(f"fastdhm/{turn}/first", "")
+    for turn in range(3):
+        done = threading.Event()
+        if turn == min(here.rank, 1 + min(here.local_rank, 1)):
+            with ThreadPoolExecutor(1) as others:
+                asked = others.submit(_until_all, done)
+                try:
+                    yield
+                finally:
+                    done.set()
+                asked.result()
+        else:
+            done.set()
+            _until_all(done)
+
+
+def _until_all(done: threading.Event) -> None:
+    while largest(not done.is_set()):
+        time.sleep(0.1)
 
 
 class Agreed:
@@ -268,17 +291,6 @@ class SharedGradients:
                 part.require_backward_grad_sync = last
                 compute = partial(part, compute)
         return compute
-
-
-@torch.no_grad()
-def average_buffers(*models: nn.Module) -> None:
-    """Give all processes the mean of what each has for a buffer, such as a batch norm's running statistics."""
-    buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
-    if count() > 1 and buffers:
-        flat = torch.cat([buffer.double().flatten() for buffer in buffers])
-        sum_(flat)
-        for buffer, mean in zip(buffers, (flat / count()).split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
 
 
 def launch(processes: int, argv: list[str], restarts: int = 0) -> int:

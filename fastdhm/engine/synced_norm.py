@@ -1,5 +1,7 @@
 """Batch norms whose statistics are of the batches of all processes, as if one process had computed them.
 
+The statistics that each keeps are averaged.
+
 Legend: C channels.
 """
 
@@ -62,3 +64,14 @@ def sync_batch_norms(model: nn.Module, device: torch.device) -> None:
         if distributed.count() > 1 and isinstance(norm, _BatchNorm):
             norm.__class__ = nn.SyncBatchNorm if device.type == "cuda" else _SyncedNorm
             norm.process_group = None  # type: ignore[assignment] # all; torch.nn.SyncBatchNorm asks
+
+
+@torch.no_grad()
+def average_buffers(*models: nn.Module) -> None:
+    """Give all processes the mean of what each has for a buffer, such as a batch norm's running statistics."""
+    buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
+    if distributed.count() > 1 and buffers:
+        flat = torch.cat([buffer.double().flatten() for buffer in buffers])
+        distributed.sum_(flat)
+        for buffer, mean in zip(buffers, (flat / distributed.count()).split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))

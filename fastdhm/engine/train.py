@@ -57,7 +57,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
         ValueError: anything the user can mend: unknown names, data that is not there or not right, a run directory that
             holds another run, a full disk, a loss that is not finite.
     """
-    with distributed.joined(pick_device(config.device)):
+    with distributed.joined(config.device):
         console = Console(quiet=True) if distributed.rank() else console or Console()
         named, config = config.run_dir is not None, settle(config)
         if not resume:
@@ -68,11 +68,11 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             refuse = checkpoint.refuse_changed if resume else checkpoint.refuse_existing
             if distributed.rank() == 0:
                 refuse(run_dir, config)
-            distributed.check_alike("settings", dataclasses.replace(config, device="", data_dir=""))
+            distributed.check_alike("", dataclasses.asdict(dataclasses.replace(config, device="", data_dir="")))
             with distributed.in_turn():
                 ranked = read_ranked(config, console)
                 data = open_data(config, console)
-            distributed.check_alike("images", data.identity | ranked)
+            distributed.check_alike("images of ", data.identity | ranked)
             with closing(data), _computing(config), belonging_to(run_dir):
                 return _train(config, run_dir, dataclasses.replace(data, identity=data.identity | ranked), console)
 

@@ -87,12 +87,12 @@ def test_processes_that_were_given_different_things_say_so():
     program = """
     from fastdhm.errors import UserError
     with d.joined(torch.device("cpu")):
-        d.check_alike("images", "a")
-        try: d.check_alike("settings", d.rank() > 0)
+        d.check_alike("", {"lr": 1})
+        try: d.check_alike("", {"lr": d.rank() / 10})
         except UserError as error: print(error)
     """
     for out in outputs(program, 2):
-        assert "have different settings" in out
+        assert "has lr 0.1, and process 0 on " in out and "has 0.0: give all processes the same" in out
 
 
 def test_who_loses_a_process_ends_and_says_so():
