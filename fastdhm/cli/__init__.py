@@ -4,7 +4,7 @@ A command is a line in :data:`GROUPS` and a file here of its first word's name (
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 
-Train and use: train, eval, embed. Compare and understand: compare, diagnose, runs, report,
+Train and use: train, eval, export, embed. Compare and understand: compare, diagnose, runs, report,
 models. Data and files: data,
 import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages); processes.
 """
@@ -26,6 +26,7 @@ GROUPS = {
     "Train and use a network": {
         "train": "train a network; without flags, DHM on Fashion-MNIST",
         "eval": "measure the error of a run or a network; on people, mAP and ranks",
+        "export": "write a network as ONNX or for torch.export, checked on images",
         "embed": "write a vector of features for each image in a folder",
     },
     "Compare and understand": {
