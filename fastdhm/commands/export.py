@@ -6,7 +6,7 @@ Legend: B batch, C channels, H height, W width, K classes.
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -155,7 +155,7 @@ def _as_torch_export(module: nn.Module, example: Tensor, about: dict[str, str]) 
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
 
 
-def _any_batch() -> Sequence[dict[int, Any]]:
+def _any_batch() -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim("batch", min=1, max=2**16)},)
 
 
