@@ -39,6 +39,8 @@ class Prepared(nn.Module):
     def __init__(self, network: nn.Module, transform: DeviceTransform):
         super().__init__()
         self.network = network
+        self.gain: Tensor
+        self.bias: Tensor
         self.register_buffer("gain", transform.gain_C[:, None, None].clone())
         self.register_buffer("bias", transform.bias_C[:, None, None].clone())
 
