@@ -1,12 +1,33 @@
 """Commands that several processes compute together: started here by ``--processes``, or by torchrun or srun."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fastdhm.cli.parser import Parser
 from fastdhm.errors import UserError
+
+MOST = 1000  # on one machine: to see a slip
 
 
 def add_processes(parser: Parser) -> None:
     """The flag ``--processes``."""
     parser.flag("--processes", "Processes to start on this machine: a number, or auto for one a GPU.", metavar="N")
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """A mistake that is found inside, before the processes have met, is said by one of them and ends all."""
+    try:
+        yield
+    except UserError as error:
+        from fastdhm.system.place import place
+
+        if place() is not None:
+            from fastdhm.engine.distributed import joined
+
+            with joined("cpu", error):
+                pass
+        raise
 
 
 def in_processes(command: list[str], wanted: str | None, device: str, restarts: int = 0) -> int | None:
@@ -20,8 +41,8 @@ def in_processes(command: list[str], wanted: str | None, device: str, restarts: 
 
     given, wanted = wanted is not None, wanted or "1"
     number = count_gpus(device) if wanted == "auto" else int(wanted) if wanted.isdecimal() else 0
-    if number < 1:
-        raise UserError(f"processes is {wanted}: must be 1 or more, or auto")
+    if not 1 <= number <= MOST:
+        raise UserError(f"processes is {wanted}: must be from 1 to {MOST}, or auto")
     if restarts < 0 or (restarts and number == 1):
         raise UserError(f"restarts is {restarts}: must be 0 or more, and for several --processes")
     here = place()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdhm.cli.parser import HELP, Parser, asked
-from fastdhm.cli.processes import add_processes, in_processes
+from fastdhm.cli.processes import add_processes, in_processes, told_once
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError, few
 from fastdhm.recipes import recipe, warm_up
@@ -21,6 +21,12 @@ EXAMPLES = """\
 Examples:
   # your own images: photos/train/CLASS/*.jpg and photos/val/CLASS/*.jpg
   fastdhm train --dataset folder:photos --run-dir runs/first
+
+  # on all GPUs of this machine; on several machines, by torchrun or by SLURM's srun
+  fastdhm train --dataset imagenet --processes auto
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 \\
+      -m fastdhm train --dataset imagenet --run-dir /shared/runs/first
+  srun --ntasks-per-node 8 fastdhm train --dataset imagenet --run-dir /shared/runs/first
 
   # go on with a run that was stopped
   fastdhm train --resume runs/first
@@ -97,12 +103,16 @@ def _resumed(run_dir: Path, given: dict) -> dict:
 
 def run(argv: list[str]) -> int:
     """``fastdhm train``; returns the exit status."""
-    config, resume = resolve_training(argv)
-    given = _parser().given(asked(argv)[1])
-    restarts = given.get("restarts") or 0
-    if restarts and not (config.run_dir or resume):
-        raise UserError(f"restarts is {restarts}: needs a named --run-dir")
-    status = in_processes(["train", *argv], given.get("processes"), config.device, restarts)
+    with told_once():
+        config, resume = resolve_training(argv)
+        given = _parser().given(asked(argv)[1])
+        restarts = given.get("restarts") or 0
+        if restarts and not (config.run_dir or resume):
+            raise UserError(f"restarts is {restarts}: needs a named --run-dir")
+        wanted = given.get("processes")
+        if (wanted or "1") != "1" and config.device.startswith("cuda:"):
+            raise UserError(f"device is {config.device!r} for {wanted} processes: say cuda, and each takes a GPU")
+        status = in_processes(["train", *argv], wanted, config.device, restarts)
     if status is not None:
         return status
     from fastdhm.engine.saved.names import CONFIG

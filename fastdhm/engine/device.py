@@ -187,7 +187,8 @@ def use_processors() -> None:
     torch knows the affinity mask but no quota: with two threads on a quota of one processor, ResNet-8 trains at an
     eighth of the speed of one thread. Only for the command line: in a user's program, threads are the user's choice.
     """
-    if processors.asked() is None and torch.get_num_threads() > processors.count():
+    too_many = torch.get_num_threads() > processors.count()
+    if processors.asked() is None and (too_many or processors.of_torchrun()):
         torch.set_num_threads(processors.count())
 
 

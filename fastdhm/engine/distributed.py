@@ -26,7 +26,7 @@ from fastdhm.engine.device import gpu_name
 from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError
 from fastdhm.system.meeting import come, difference, meet, no_meeting
-from fastdhm.system.network import ANSWER, reached
+from fastdhm.system.network import in_time, reached
 from fastdhm.system.peers import OWN, LastWords, PeerLost, end_as_before, first_end, of_a_lost_peer, peer_lost
 from fastdhm.system.place import ATTEMPT, HERE, Place, attempt, place
 from fastdhm.system.signals import stop_signals, stop_with_parent
@@ -58,11 +58,12 @@ def joined(device: torch.device | str, mistake: UserError | None = None) -> Iter
     base = _store(here, limit)
     end_as_before(base)
     store = dist.PrefixStore(f"fastdhm/{attempt()}", base)  # nothing that a failed attempt left there is read
-    come(store, here, torch.__version__, gpu_name(device) if gpus else None, mistake)
+    with _telling():
+        come(store, here, torch.__version__, gpu_name(device) if gpus else None, mistake)
+        meet(store, here, mistake)
     words = LastWords(base, here)
     try:
         with _telling():
-            meet(store, here, mistake)
             backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
             yield
@@ -87,12 +88,12 @@ def _store(here: Place, limit: timedelta) -> dist.Store:
     try:
         if here.rank == 0 and not launched:
             return dist.TCPStore(HERE, here.port, here.count, True, limit, wait_for_workers=False)
-        return dist.TCPStore(
-            reached(here.address, here.port), here.port, here.count, False, limit if launched else ANSWER
-        )
-    except (RuntimeError, ValueError) as error:
+        address = reached(here.address, here.port)
+        return in_time(lambda: dist.TCPStore(address, here.port, here.count, False, limit))
+    except (RuntimeError, ValueError, TimeoutError) as error:
         told = error if isinstance(error, UserError) else no_meeting(here, error)
-        vars(told)["said"] = told.status if here.local_rank else None  # one of a machine speaks
+        if here.local_rank:  # one of a machine speaks
+            vars(told)["said"] = told.status
         raise told from error
 
 

@@ -12,13 +12,15 @@ from typing import Any
 
 from fastdhm.errors import UserError, few, first_line
 from fastdhm.system.network import GLOO, check_interface, interface_of, is_loopback, own_address, resolved
-from fastdhm.system.peers import GONE, PeerLost
+from fastdhm.system.peers import PeerLost
 from fastdhm.system.place import Place
+from fastdhm.system.signals import stop_signals
 from fastdhm.system.waiting import Wait, limit_s
 
 ASK_S = 0.1  # between two questions to the store
 MOMENT_S = 10.0  # in which those come that were started together
-MET = "met"
+SAY_S = 1.0
+MET, READ = "met", "read"
 Facts = Mapping[str, Any]
 
 
@@ -45,28 +47,42 @@ def meet(store: Any, here: Place, mistake: UserError | None = None) -> None:
     By itself it takes the one that the machine's own name has, which may be 127.0.1.1 or nothing.
 
     Raises:
-        ValueError: this process made a ``mistake``, not all come, or what they said does not fit together.
-        PeerLost: another one made a mistake, and says it.
+        ValueError: a process made a ``mistake``, not all come, or what they said does not fit together. It is ``said``
+            but in the process that says it.
     """
     if here.rank == 0:
         found, why = _all(store, here, mistake)
-        lost = mistake is not None or any(one["mistake"] for one in found)
-        verdict = {"wrong": why or ("" if lost else _misfit(found)), "lost": lost}
+        speakers = [one["rank"] for one in found if one["mistake"]]
         addresses = [one["address"] for one in found if not is_loopback(one["address"])]
-        store.set(MET, json.dumps({**verdict, "towards": (addresses or ["127.0.0.1"])[0]}))
+        verdict = {"wrong": why or ("" if speakers else _misfit(found)), "speaker": (speakers or [0])[0]}
+        store.set(MET, json.dumps({**verdict, "end": bool(speakers), "towards": (addresses or ["127.0.0.1"])[0]}))
     until = time.monotonic() + limit_s() + MOMENT_S
-    while not store.check([MET]) and time.monotonic() < until:
+    while not store.check([MET]):
+        if time.monotonic() > until:
+            raise PeerLost(f"process 0 did not answer for {limit_s():.0f} s")
         time.sleep(ASK_S)
-    said: dict[str, Any] = json.loads(store.get(MET)) if store.check([MET]) else {"lost": True}
-    if mistake is not None:
-        raise mistake
-    if said["lost"]:
-        raise PeerLost(f"another process of this run {GONE}")
-    if said["wrong"]:
-        raise UserError(said["wrong"])
+    verdict = json.loads(store.get(MET))
+    if verdict["wrong"] or verdict["end"]:
+        error = mistake or UserError(verdict["wrong"] or "another process made a mistake")
+        _end(store, here, error, verdict["speaker"])
+        raise error
     check_interface()
-    if name := interface_of(own_address(said["towards"])):
+    if name := interface_of(own_address(verdict["towards"])):
         os.environ.setdefault(GLOO, name)
+
+
+def _end(store: Any, here: Place, error: UserError, speaker: int) -> None:
+    """Leave ``error`` to the one that says it, and time to say it; the first process stays until all have heard."""
+    store.add(READ, 1)
+    with stop_signals():  # a launcher stops the others
+        until = time.monotonic() + MOMENT_S / 2
+        while here.rank == 0 and store.add(READ, 0) < here.count and time.monotonic() < until:
+            time.sleep(ASK_S)
+        if here.rank != speaker:
+            vars(error)["said"] = error.status
+            time.sleep(SAY_S)
+        elif here.rank:
+            vars(error)["by"] = f"process {here.rank} of {here.count} on {socket.gethostname()}: "
 
 
 def no_meeting(here: Place, error: Exception) -> UserError:

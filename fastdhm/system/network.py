@@ -4,18 +4,21 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import closing, suppress
-from datetime import timedelta
+from typing import TypeVar
 
 from fastdhm.errors import UserError, few
 from fastdhm.system.waiting import POLL_S, Wait, limit_s
 
 RESOLVE_S = 20.0  # a name server may learn of a machine that has just started
-ANSWER = timedelta(seconds=30)  # in which who answers at a port says that it holds a store
+ANSWER_S = 20.0  # in which who answers at a port says that it holds a store
 GLOO = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # of netdevice(7): the address of an interface
+T = TypeVar("T")
 
 
 def resolved(host: str) -> str:
@@ -47,7 +50,7 @@ def reached(host: str, port: int) -> str:
         ValueError: no name server knows it, or nothing did.
     """
     address, reason = resolved(host), "it did not answer"
-    wait = Wait(
+    coming = Wait(
         f"process 0 at {host}:{port}",
         lambda: f"{reason}; it may not have begun, or MASTER_ADDR, MASTER_PORT or a firewall is wrong",
     )
@@ -57,8 +60,28 @@ def reached(host: str, port: int) -> str:
             return address
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-        wait.on()
+        coming.on()
         time.sleep(POLL_S / 5)
+
+
+def in_time(work: Callable[[], T], seconds: float = ANSWER_S) -> T:
+    """What ``work`` gives; ``TimeoutError`` if it does not in time. Then it goes on in a thread.
+
+    torch waits without end for a port that takes a connection and says nothing.
+    """
+    answer: Future[T] = Future()
+
+    def compute() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=compute, daemon=True).start()
+    wait([answer], seconds)
+    if not answer.done():
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    return answer.result()
 
 
 def own_address(towards: str) -> str:

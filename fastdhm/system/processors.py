@@ -38,14 +38,28 @@ def why(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def asked(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The outermost level of ``OMP_NUM_THREADS``; ``None`` if that is not a number above 0."""
+    """The outermost level of ``OMP_NUM_THREADS``; ``None`` if that is not a number above 0, or torchrun's own 1."""
     first = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else None
+    return int(first) if first.isdecimal() and int(first) > 0 and not of_torchrun(environ) else None
+
+
+def of_torchrun(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``OMP_NUM_THREADS`` is what torchrun sets where the user set nothing: one thread for each process."""
+    several = "TORCHELASTIC_RUN_ID" in environ and _processes(environ) > 1
+    return several and environ.get("OMP_NUM_THREADS") == "1"
 
 
 def _processes(environ: Mapping[str, str]) -> int:
-    """How many processes of a run share this machine, as torchrun and ``fastdhm train --processes`` say it."""
+    """How many processes of a run share the processors of the affinity mask, as torchrun and srun say it.
+
+    srun may give each of its tasks a mask of its own: then that is smaller than what the job has on this machine.
+    """
     said = environ.get("LOCAL_WORLD_SIZE", "")
+    if not said and environ.get("SLURM_STEP_ID", "").isdecimal() and "SLURM_PTY_PORT" not in environ:
+        tasks = re.match(r"\d*", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        on_node = environ.get("SLURM_CPUS_ON_NODE", "")
+        shared = on_node.isdecimal() and len(os.sched_getaffinity(0)) >= int(on_node)
+        said = tasks[0] if tasks and shared else ""
     return int(said) if said.isdecimal() and int(said) else 1
 
 

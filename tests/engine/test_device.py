@@ -8,6 +8,7 @@ import torch
 
 from fastdhm import models
 from fastdhm.engine import device as choices
+from fastdhm.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -138,3 +139,30 @@ def test_the_peak_of_a_run_is_not_that_of_one_before_it_in_the_process(monkeypat
     assert not choices.restart_peak(CPU)
     monkeypatch.setattr(choices, "STATUS", tmp_path / "none")
     assert choices.peak_mib(CPU) > 0
+
+
+TASK = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "gpus", "expected"),
+    [
+        (TASK, 4, "cuda:1"),
+        (TASK, 1, "4 processes were started on .*, where torch sees 1 GPUs: start one for each GPU"),
+        (SRUN | {"SLURM_STEP_ID": "0"}, 4, "cuda:1"),
+        (SRUN | {"SLURM_STEP_ID": "0"}, 1, "cuda:0"),  # --gpus-per-task=1: each task sees its own as the first
+    ],
+    ids=["torchrun", "torchrun on too few", "srun", "srun, a GPU for each task"],
+)
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch, environ, gpus, expected):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PTY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if expected.startswith("cuda"):
+        assert str(choices.pick_device("cuda")) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            choices.pick_device("cuda")

@@ -7,7 +7,6 @@ from torch.distributed import HashStore
 
 from fastdhm.errors import UserError
 from fastdhm.system import meeting
-from fastdhm.system.peers import PeerLost
 from fastdhm.system.place import Place
 
 
@@ -15,6 +14,8 @@ from fastdhm.system.place import Place
 def store(monkeypatch):
     monkeypatch.setenv("FASTDHM_WAIT_SECONDS", "0.3")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(meeting, "SAY_S", 0)
+    monkeypatch.setattr(meeting, "MOMENT_S", 0.2)
     return HashStore()
 
 
@@ -68,12 +69,14 @@ def test_gpus_of_their_own_and_unknown_ones_are_fine(store):
     meeting.meet(store, at(0, 4))
 
 
-def test_a_mistake_of_one_ends_all(store):
+def test_a_mistake_of_one_ends_all_and_is_said_by_it(store):
     come(store, None, None, mistakes=(1,))
-    with pytest.raises(PeerLost):
+    with pytest.raises(UserError) as first:
         meeting.meet(store, at(0))
-    with pytest.raises(UserError, match="lr is x"):
+    with pytest.raises(UserError, match="lr is x") as second:
         meeting.meet(store, at(1), UserError("lr is x"))
+    assert first.value.said == 2 and not hasattr(second.value, "said")
+    assert second.value.by.startswith("process 1 of 2 on ")
 
 
 def test_the_first_difference_is_named():

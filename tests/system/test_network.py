@@ -1,6 +1,7 @@
 """Where the first process of a run is met, and over which network interface."""
 
 import socket
+import time
 
 import pytest
 
@@ -36,3 +37,11 @@ def test_an_interface_that_is_not_there_is_refused():
     network.check_interface({"GLOO_SOCKET_IFNAME": "lo"})
     with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME is nowhere0: .* has .*lo"):
         network.check_interface({"GLOO_SOCKET_IFNAME": "lo,nowhere0"} | {"GLOO_SOCKET_IFNAME": "nowhere0"})
+
+
+def test_what_gives_no_answer_is_not_waited_for():
+    assert network.in_time(lambda: 3, 5) == 3
+    with pytest.raises(TimeoutError):
+        network.in_time(lambda: time.sleep(2), 0.05)
+    with pytest.raises(KeyError):
+        network.in_time(lambda: {}[1], 5)

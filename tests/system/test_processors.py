@@ -100,6 +100,26 @@ def test_the_affinity_mask_counts(tmp_path, monkeypatch):
     assert processors.count(tmp_path, {}) == 2
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_ON_NODE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        (TORCHRUN, 4),
+        (TORCHRUN | {"OMP_NUM_THREADS": "1"}, 4),  # torchrun sets it where the user did not
+        (TORCHRUN | {"OMP_NUM_THREADS": "2"}, 2),
+        (SRUN, 2),
+        (SRUN | {"SLURM_CPUS_ON_NODE": "32"}, 8),  # the mask of eight is this task's own
+        (SRUN | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_TASKS_PER_NODE": "1"}, 8),  # a shell of salloc
+        (SRUN | {"SLURM_PTY_PORT": "1"}, 8),
+    ],
+)
+def test_the_processes_of_a_machine_share_its_processors(tmp_path, eight, environ, count):
+    assert processors.count(tmp_path, environ) == count
+
+
 def test_setup_reads_the_file_alone():
     program = f"import runpy, sys; print(runpy.run_path({processors.__file__!r})['count'](), 'torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
