@@ -118,6 +118,11 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def group() -> str:
+    """The name by which torch's operations know the processes; "" of one alone."""
+    return dist.distributed_c10d._get_default_group().group_name if count() > 1 else ""
+
+
 def sum_(*tensors: Tensor) -> None:
     """Replace each tensor by its sum over the processes."""
     if count() > 1:

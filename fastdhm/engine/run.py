@@ -27,6 +27,7 @@ from fastdhm.engine.build import IMAGENET, build_model
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.distributed import SharedGradients
 from fastdhm.engine.fast.fuse import FusedForward
+from fastdhm.engine.fast.synced_norm import sync_batch_norms
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
 from fastdhm.engine.optim.average import WeightAverage
 from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
@@ -36,7 +37,6 @@ from fastdhm.engine.saved.checkpoint import Position
 from fastdhm.engine.saved.names import LAST, NETWORK
 from fastdhm.engine.saved.record import to_host
 from fastdhm.engine.sums import NonFiniteLoss, TrainingSums
-from fastdhm.engine.synced_norm import average_buffers, sync_batch_norms
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
@@ -96,7 +96,7 @@ class Run:
         place_learning_rate(self.optimizer, self.device, config.cuda_graphs)
         self.average = WeightAverage(model, config.ema) if config.ema else None
         if config.sync_bn:
-            sync_batch_norms(model, self.device)
+            sync_batch_norms(model, distributed.group())
         self.shared = SharedGradients(compress=config.compress_gradients)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
@@ -282,7 +282,7 @@ class Run:
         All processes call it, and the first writes.
         """
         self.sums.read()
-        average_buffers(*{self.model, self.judged})
+        average_buffers(*dict.fromkeys((self.model, self.judged)))  # in the same order in all processes
         if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):
             raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}, before the loss itself broke")
         state = self.state()

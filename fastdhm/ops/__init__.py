@@ -3,5 +3,6 @@
 The method: mimic_loss (every equation of the loss; _fused_mimic_loss makes its C++ and Triton forms a torch op),
 branch_mask (which branches take part in a step).
 The network on a CPU: conv3x3, conv2d (_convolution is what both share), batch_norm_act, shortcut.
-Beside them: match_ranks (ranking people), philox (random numbers without state), _extension (loads the C++).
+Beside them: shared_norm (batch norm over several processes), match_ranks (ranking people), philox (random numbers
+without state), _extension (loads the C++).
 """

@@ -15,11 +15,11 @@ def test_a_process_alone_is_the_first_of_one():
 STEPS = """
 from fastdhm import methods, mimic_loss, models
 from fastdhm.engine.fast.fuse import FusedForward
-from fastdhm.engine.synced_norm import sync_batch_norms
+from fastdhm.engine.fast.synced_norm import sync_batch_norms
 with d.joined(torch.device("cpu")):
     torch.manual_seed(0)
     model = models.build("resnet8", 10).double().train()
-    sync_batch_norms(model, torch.device("cpu"))
+    sync_batch_norms(model, d.group())
     forward, weights = FusedForward(model), methods.weight_matrix("dhm", 3).double()
     def compute(image, target, weights, active):
         return mimic_loss(forward(image, active), target, weights)

@@ -1,0 +1,122 @@
+"""A run is the same run on any number of processes: losses, terms, errors and weights, whatever its options."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from same_runs import numbers, train_all, train_all_by
+
+from fastdhm.data.loaders.ffcv_library import why_not
+
+EVERYTHING = {  # that goes together
+    "accumulate": 2, "clip_grad": 0.1, "ema": 0.9, "epochs": 2, "max_steps": 6, "progressive": 0.5, "grad_cosine": 2,
+    "sampler": "bernoulli", "sample_every": "step", "corrupt_labels": 0.5, "label_smoothing": 0.1, "mimic_warmup": 1.0,
+    "activation_checkpointing": True, "deterministic": True, "subset": 72,
+}  # fmt: skip
+CASES = {
+    "plain": {},
+    "accumulate": {"accumulate": 2},
+    "clip": {"clip_grad": 0.1},
+    "ema": {"ema": 0.9},
+    "progressive": {"progressive": 0.5, "epochs": 2, "max_steps": 6},
+    "bernoulli": {"sampler": "bernoulli", "sample_every": "step"},
+    "structural": {"sampler": "structural", "max_steps": None, "epochs": 2},
+    "corrupt": {"corrupt_labels": 0.5},
+    "recomputed": {"activation_checkpointing": True},
+    "cosines": {"grad_cosine": 1},
+    "deterministic": {"deterministic": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "subset": {"subset": 60},
+    "amsgrad": {"optimizer": "amsgrad", "lr": 0.001},
+    "nesterov": {"nesterov": True, "scale_lr": True, "warmup_epochs": 0.5},
+    "resident": {"loader": "resident", "image_size": 32, "crop": "pad", "pad": 2},
+    "ffcv": {"loader": "ffcv", "crop": "scale"},
+    "workers": {"crop": "shift", "workers": 1},
+    "people": {"dataset": "reid-synthetic:8", "image_size": (32, 16), "crop": "enlarge"},
+    "held_out": {"dataset": "reid-synthetic:8", "image_size": (32, 16), "hold_out": True},
+    "bad_images": {"skip_bad": True, "batch_size": 12},
+    "frozen": {"freeze_epochs": 1, "epochs": 2, "max_steps": 6, "weights": "imagenet"},
+    "baseline": {"method": "baseline"},
+    "alone": {"method": "baseline", "only_branch": "B1"},
+    "dsl": {"method": "dsl"},
+    "eager": {"impl": "eager"},
+    "densenet": {"arch": "densenet-10-4"},
+    "wide": {"arch": "wrn-10-1"},
+}
+ROUNDED = {  # settings, and how far the log's losses may be off
+    "float32": ({}, 1e-4),
+    "bfloat16": ({"precision": "bfloat16"}, 0.05),
+    "compressed": ({"compress_gradients": True}, 0.01),
+}
+
+
+def assert_same(one, other):
+    """In float64, up to the order of sums; cosines are in float32."""
+    assert one.keys() == other.keys()
+    close = {
+        name: pytest.approx(value, rel=1e-8, abs=1e-5 if "cosine" in name else 1e-9) for name, value in one.items()
+    }
+    wrong = {name: (value, other[name]) for name, value in one.items() if other[name] != close[name]}
+    assert not wrong
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """With batch norms in sync; without, a process's share is what a part of an accumulated batch is to one."""
+    many = {"everything": EVERYTHING, "apart": {"sync_bn": False, "max_steps": 2}}
+    train_all({**many, "apart": {"accumulate": 2, "max_steps": 2}}, tmp_path / "one")
+    train_all_by(2, many, tmp_path / "two")
+    assert_same(*(numbers(tmp_path / which / "everything") for which in ("one", "two")))
+    learnt = [
+        {name: value for name, value in numbers(tmp_path / which / "apart").items() if not judged(name)}
+        for which in ("one", "two")
+    ]
+    assert_same(*learnt)
+
+
+def judged(name):
+    """Whether it comes from running statistics, which parts move in turn, and processes side by side."""
+    return "running" in name or "batches_tracked" in name or "val_" in name
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    train_all({"begun": {"max_steps": 1}}, folder)
+    draw = np.random.default_rng(0)
+    for split, number in (("train", 40), ("val", 15)):
+        for i in range(number):
+            path = folder / "photos" / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:200])
+    given = {name: dict(settings) for name, settings in CASES.items() if name != "ffcv" or why_not() is None}
+    given["frozen"]["weights"] = str(folder / "begun" / "network.safetensors")
+    given["bad_images"]["dataset"] = f"folder:{folder / 'photos'}"
+    return given | {name: {"wide": False, **settings} for name, (settings, _) in ROUNDED.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(cases, tmp_path_factory):
+    top = tmp_path_factory.mktemp("runs")
+    train_all(cases, top / "1")
+    for number in (2, 3, 4):
+        train_all_by(number, cases, top / str(number))
+    return top
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_every_option_trains_as_one_process_does(runs, cases, name, number):
+    if name not in cases:
+        pytest.skip(f"FFCV: {why_not()}")
+    assert_same(*(numbers(runs / str(n) / name) for n in (1, number)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_in_lower_precision_the_losses_agree_within_its_rounding(runs, name, number):
+    one, other = (numbers(runs / str(n) / name) for n in (1, number))
+    for key in one:
+        if key.startswith("step") and "error" not in key:
+            assert other[key] == pytest.approx(one[key], rel=ROUNDED[name][1], abs=1e-3), key
