@@ -1,6 +1,6 @@
 """The ways that torch offers to share gradients where a step computes some branches only.
 
-Each has the interface of :class:`fastdhm.engine.distributed.SharedGradients` and :meth:`Way.finish`, to be called
+Each has the interface of :class:`fastdhm.engine.shared_gradients.SharedGradients` and :meth:`Way.finish`, to be called
 before the optimizer's step. The gradients of branches that a step did not compute end as None, as in one process.
 
 FSDP2's ``replicate`` is not among them: it refuses weights that lie channels last.
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.distributed._composable.replicate import replicate
 from torch.nn.parallel import DistributedDataParallel
 
-from fastdhm.engine.distributed import SharedGradients, count
+from fastdhm.engine.distributed import count
+from fastdhm.engine.shared_gradients import SharedGradients
 
 
 class Way:

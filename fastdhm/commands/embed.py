@@ -65,7 +65,7 @@ def embed(
         )
         with closing(open_pictures(folder, options, say=console.print)) as pictures:
             names = [pictures.source.label(i) for i in range(len(pictures.source))]
-            distributed.check_alike("images", names)
+            distributed.check_alike("", {"images": names})
             feature_ND = features(
                 trained.plain, pictures, config, "images", console, flip_average=flip_average, normalise=normalize,
                 to_all=False,

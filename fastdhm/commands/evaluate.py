@@ -20,7 +20,15 @@ from fastdhm.engine import distributed
 from fastdhm.engine.build import Trained, check_network, load_trained, open_to_judge
 from fastdhm.engine.device import pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import evaluate
-from fastdhm.engine.reid import HowToRank, open_people, print_result, rank_people, write_per_query, write_pictures
+from fastdhm.engine.reid import (
+    JUDGED,
+    HowToRank,
+    open_people,
+    print_result,
+    rank_people,
+    write_per_query,
+    write_pictures,
+)
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
@@ -82,7 +90,7 @@ def _evaluate_path(
     with distributed.in_turn():
         (val,) = open_to_judge(config, console, "val")
     try:
-        distributed.check_alike("images", val.identity)
+        distributed.check_alike("images of ", val.identity)
         unnamed = trained.classes == checkpoint.numbered_classes(len(val.classes))
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
@@ -121,7 +129,7 @@ def _rank_people(
     with ExitStack() as opened:
         with distributed.in_turn():
             splits = opened.enter_context(open_people(config, console))
-        distributed.check_alike("images", [split.identity for split in splits])
+        distributed.check_alike("images of ", dict(zip(JUDGED, (split.identity for split in splits), strict=True)))
         ranked = rank_people(trained.plain, splits, config, how, console)
     if distributed.rank():
         return ranked.record()

@@ -125,4 +125,4 @@ def check_network(trained: Trained) -> None:
     if distributed.count() > 1:
         tensors = [tensor for network in trained.networks for tensor in network.state_dict().values()]
         found = [zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for tensor in tensors]
-        distributed.check_alike("networks", (trained.classes, found))
+        distributed.check_alike("networks of ", {"classes": trained.classes, "weights": found})

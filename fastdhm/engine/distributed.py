@@ -10,11 +10,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
@@ -132,10 +131,9 @@ def sum_(*tensors: Tensor) -> None:
 
 def largest(number: int) -> int:
     """The largest of what the processes have for ``number``; the host waits."""
-    if count() == 1:
-        return number
     found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
+    if count() > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
 
@@ -251,59 +249,17 @@ class Agreed:
         return self.answer
 
 
-class _Part(nn.Module):
-    """The parameters of the trunk or of a branch, and a call inside of which they are used."""
+def send_bfloat16(sharing: DistributedDataParallel) -> None:
+    """Have it send gradients in bfloat16."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.parameter = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
-
-    def forward(self, call: Callable, *args: Any) -> Any:
-        return call(*args)
-
-
-class SharedGradients:
-    """``around(compute, active)`` is ``compute``, after whose backward pass every process has the mean gradients.
-
-    The trunk and each branch have a DistributedDataParallel of their own, around one call of ``compute``. Those of the
-    branches that a step does not compute are not entered: nothing is searched, sent or zeroed for them, and their
-    gradients stay None, as in one process. Gradients travel while the backward pass computes those before them.
-    """
-
-    def __init__(self, *, compress: bool = False):
-        self.compress = compress
-        self.parts: dict[str, DistributedDataParallel] = {}
-        self._training: set[nn.Parameter] = set()
-
-    def begin(self, modules: Mapping[str, nn.Module]) -> None:
-        """From now on share the gradients of what trains in ``modules``, the trunk first; quick if nothing is new."""
-        training = {p for module in modules.values() for p in module.parameters() if p.requires_grad}
-        if count() == 1 or training == self._training:
-            return
-        self.parts, self._training, self._main = {}, training, next(iter(modules))
-        for name, module in modules.items():
-            part = _Part(module)
-            if len(part.parameter):
-                self.parts[name] = DistributedDataParallel(part, gradient_as_bucket_view=True)
-                if self.compress:
-                    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-                    self.parts[name].register_comm_hook(None, default_hooks.bf16_compress_hook)
-
-    def around(self, compute: Callable, active: Iterable[str] | None, *, last: bool = True) -> Callable:
-        """``last``: the gradients of this call, and of those since the last one that was, are sent."""
-        for name, part in self.parts.items():
-            if active is None or name in (self._main, *active):
-                part.require_backward_grad_sync = last
-                compute = partial(part, compute)
-        return compute
+    sharing.register_comm_hook(None, default_hooks.bf16_compress_hook)
 
 
 def launch(processes: int, argv: list[str], restarts: int = 0) -> int:
     """``fastdhm ARGV`` in so many processes on this machine, by torchrun's own launcher; returns the exit status.
 
-    A process that ends takes the others with it. Unless a signal or a mistake of the user's ended it, all are begun
-    anew, up to ``restarts`` times.
+    All end with one. Unless a signal or a mistake of the user's ended it, they are begun anew, ``restarts`` times.
     """
     for number in range(restarts + 1):
         os.environ[ATTEMPT] = str(number)

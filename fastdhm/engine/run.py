@@ -25,7 +25,6 @@ from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine import distributed
 from fastdhm.engine.build import IMAGENET, build_model
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
-from fastdhm.engine.distributed import SharedGradients
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
@@ -36,6 +35,7 @@ from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import Position
 from fastdhm.engine.saved.names import LAST, NETWORK
 from fastdhm.engine.saved.record import to_host
+from fastdhm.engine.shared_gradients import SharedGradients, average_buffers
 from fastdhm.engine.sums import NonFiniteLoss, TrainingSums
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError

@@ -9,9 +9,9 @@ from torch import nn
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform
-from fastdhm.engine.distributed import SharedGradients
 from fastdhm.engine.optim.optimizer import make_amsgrad, make_sgd
 from fastdhm.engine.run import Run
+from fastdhm.engine.shared_gradients import SharedGradients
 from fastdhm.engine.step import make_compute, make_step
 from fastdhm.engine.sums import TrainingSums
 from fastdhm.methods import drop_mimicking

@@ -159,6 +159,7 @@ def test_wrong_input_is_refused(query, gallery, options, message):
         rank(query, gallery, [1, 2], [1, 2], [1, 1], [2, 2], **options)
 
 
+@pytest.mark.slow
 def test_processes_rank_shares_of_the_queries_to_the_bits_of_one():
     """By features and re-ranked; in a block for each, in more, and in fewer than there are processes."""
     program = """
