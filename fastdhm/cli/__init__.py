@@ -129,7 +129,8 @@ def _ended(error: BaseException, argv: list[str]) -> int:
         return error.said
     status, by = exit_status(error), getattr(error, "by", "")
     if status > 128 and not isinstance(error, UserError):
-        tell(f"fastdhm: stopped by {signal.Signals(status - 128).name}")
+        if not os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")).strip("0"):  # a signal reaches all of them
+            tell(f"fastdhm: stopped by {signal.Signals(status - 128).name}")
         return status
     why = cause(error, argv[0] if argv else "")
     if why is not None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -85,3 +86,16 @@ def test_a_number_of_processes_that_cannot_be(tmp_path, number):
     run = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, env=os.environ)
     assert run.returncode == 2 and len(run.stderr.splitlines()) == 1 and "rocesses" in run.stderr, run.stderr
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_signal_while_they_start_ends_all_and_is_said_once(tmp_path):
+    argv = [sys.executable, "-m", "fastdhm", *SMALL, "--max-steps", "100000", "--epochs", "300", "--processes", "2"]
+    run = subprocess.Popen([*argv, "--run-dir", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(4)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=LIMIT_S)
+    finally:
+        run.kill()
+    assert run.returncode == 128 + signal.SIGINT and err.count("stopped by SIGINT") <= 1, err
