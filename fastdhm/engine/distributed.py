@@ -83,9 +83,8 @@ def joined(device: torch.device | str, mistake: UserError | None = None) -> Iter
 
 def _store(here: Place, limit: timedelta) -> dist.Store:
     """What the processes share before they are a group: torchrun holds it, or the first process."""
-    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        if here.rank == 0 and not launched:
+        if here.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return dist.TCPStore(HERE, here.port, here.count, True, limit, wait_for_workers=False)
         address = reached(here.address, here.port)
         return in_time(lambda: dist.TCPStore(address, here.port, here.count, False, limit))
