@@ -37,6 +37,9 @@ def mimic_loss(
     label_smoothing: float,
     ignore_index: int,
     need_grad: bool,
+    target2_B: Tensor | None = None,
+    share_B: Tensor | None = None,
+    row_weight_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its terms and its gradient (Eq. 1-9 and their closed-form gradient), without validation or autograd.
 
@@ -48,13 +51,17 @@ def mimic_loss(
         label_smoothing: in [0, 1], for the cross-entropies. Each new value compiles a kernel.
         ignore_index: the target that means "no label".
         need_grad: whether to write the gradient.
+        target2_B: the other class of mixed labels, as ``target_B``; given together with ``share_B``.
+        share_B: of ``target_B`` in a mixed label, any floating dtype, in [0, 1]; else the loss becomes NaN.
+        row_weight_B: of each row's cross-entropy, any floating dtype, finite and 0 or more; else the loss becomes NaN.
 
     Returns:
         ``(loss [], terms_MM, grad_MBK)``: the first two float32, or float64 for float64 logits. The gradient is
         contiguous, in the logits' dtype (float32 for float16), for an incoming gradient of 1; without
         ``need_grad`` it has shape (0,).
     """
-    launches, results = plan(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad)
+    settings = (temperature, label_smoothing, ignore_index, need_grad)
+    launches, results = plan(logits_MBK, target_B, weights_MM, *settings, target2_B, share_B, row_weight_B)
     run(launches, logits_MBK)
     return results
 
@@ -95,6 +102,9 @@ def plan(
     label_smoothing: float,
     ignore_index: int,
     need_grad: bool,
+    target2_B: Tensor | None = None,
+    share_B: Tensor | None = None,
+    row_weight_B: Tensor | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
     """The launches, and the tensors that they fill: (loss, terms_MM, grad_MBK)."""
     M, B, K = logits_MBK.shape
@@ -111,7 +121,9 @@ def plan(
     grad_dtype = torch.float32 if logits_MBK.dtype == torch.float16 else logits_MBK.dtype
     grad_MBK = logits_MBK.new_empty((M, B, K) if need_grad else (0,), dtype=grad_dtype)
     stride_m, stride_b, stride_k = logits_MBK.stride()
-    labels = (target_B, target_B.stride(0), ignore_index)
+    labels: tuple[Tensor | int | None, ...] = (target_B, target_B.stride(0), ignore_index)
+    for more_B in (target2_B, share_B, row_weight_B):  # to a kernel None is a constant: its code is left out
+        labels += (more_B, 1 if more_B is None else more_B.stride(0))
     weights = (weights_MM, *weights_MM.stride())
     strides = (stride_m // align, stride_b // align, stride_k)
     lanes = min(32 * num_warps, BK // align)  # the threads that share a row

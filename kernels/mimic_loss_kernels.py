@@ -28,8 +28,8 @@ UNROLL = tl.constexpr(IN_THREAD // 2)
 
 @triton.jit
 def mimic_loss_fwd_kernel(
-    logits, stride_m, stride_b, stride_k, target, stride_t, ignore_index, weights, stride_p, stride_q, sums, grad,
-    stride_g, B,
+    logits, stride_m, stride_b, stride_k, target, stride_t, ignore_index, target2, stride_t2, share, stride_s,
+    row_weight, stride_w, weights, stride_p, stride_q, sums, grad, stride_g, B,
     TEMPERATURE: tl.constexpr, SMOOTHING: tl.constexpr, ALIGN: tl.constexpr, NEED_GRAD: tl.constexpr,
     M: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +39,10 @@ def mimic_loss_fwd_kernel(
     m = tl.arange(0, BM)
     used_M = is_used(m, weights, stride_p, stride_q, M)
     if NEED_GRAD:
-        ce_scale = 1 / tl.cast(count_labelled(target, stride_t, ignore_index, B, max(512, 16 * T)), WIDE)
+        label_weight = weigh_labels(
+            target, stride_t, ignore_index, target2, stride_t2, row_weight, stride_w, B, WIDE, max(512, 16 * T)
+        )
+        ce_scale = 1 / tl.cast(label_weight, WIDE)
         mimic_scale = TEMPERATURE / tl.cast(B, WIDE)
         ce_M = tl.load(weights + m * (stride_p + stride_q), mask=m < M, other=0).to(WIDE) * ce_scale
     sums_PQ = tl.zeros([BM, BM], WIDE)
@@ -48,7 +51,16 @@ def mimic_loss_fwd_kernel(
     for row in range(tl.program_id(0), B, tl.num_programs(0)):
         row = tl.cast(row, tl.int64)
         y = tl.load(target + row * stride_t)
-        labelled = tl.where((y >= 0) & (y < K), 1.0, float("nan"))  # a target out of range makes the loss NaN
+        # the row's weight, 0 without a label; a label or weight that may not be makes the loss NaN
+        labelled = tl.where((y >= 0) & (y < K), 1.0, float("nan"))
+        if row_weight is not None:
+            w = tl.load(row_weight + row * stride_w).to(WIDE)
+            labelled *= tl.where((w >= 0) & (w < float("inf")), w, float("nan"))
+        if target2 is not None:
+            y2, part = tl.load(target2 + row * stride_t2), tl.load(share + row * stride_s).to(WIDE)
+            is_good = (part >= 0) & (part <= 1) & (y2 >= 0) & (y2 < K)
+            labelled = tl.where(is_good, labelled, float("nan"))
+            labelled = tl.where(y2 == ignore_index, 0.0, labelled)
         labelled = tl.where(y == ignore_index, 0.0, labelled)
         rows_M = logits + row * stride_b * ALIGN + m.to(tl.int64) * stride_m * ALIGN
 
@@ -71,7 +83,11 @@ def mimic_loss_fwd_kernel(
                 smooth_M += tl.sum(tl.where(k[None, :] < K, tl.log(sum_M)[:, None] - x, 0.0), 1)
 
             # A term without weight adds nothing to the gradient, even if it is NaN.
-            label_K = tl.where(k == y, tl.full([], 1 - SMOOTHING + SMOOTHING / K, WIDE), SMOOTHING / K)
+            if target2 is None:
+                label_K = tl.where(k == y, tl.full([], 1 - SMOOTHING + SMOOTHING / K, WIDE), SMOOTHING / K)
+            else:
+                label_K = tl.where(k == y, part, 0.0) + tl.where(k == y2, 1 - part, 0.0)
+                label_K = (1 - SMOOTHING) * label_K + SMOOTHING / K
             if M <= UNROLL:  # pair by pair: both directions share the differences
                 if NEED_GRAD:
                     row_ce_M = (ce_M * labelled)[:, None]
@@ -116,8 +132,10 @@ def mimic_loss_fwd_kernel(
                         out = grad + (tl.cast(q, tl.int64) * B + row) * stride_g * GRAD_ALIGN + k0
                         tl.store(out + tl.arange(0, BK), grad_K.to(grad.dtype.element_ty), mask=k < K)
 
-        nearest = tl.minimum(tl.maximum(y, 0), K - 1)
-        x_y_M = tl.load(rows_M + nearest * stride_k, mask=used_M, other=0).to(WIDE) - max_M
+        x_y_M = load_label(rows_M, used_M, stride_k, y, K).to(WIDE) - max_M
+        if target2 is not None:
+            x_y2_M = load_label(rows_M, used_M, stride_k, y2, K).to(WIDE) - max_M
+            x_y_M = tl.where(part != 0, part * x_y_M, 0.0) + tl.where(part != 1, (1 - part) * x_y2_M, 0.0)
         term_M = (1 - SMOOTHING) * (tl.log(sum_M) - x_y_M) + SMOOTHING / K * smooth_M
         term_M = tl.where(labelled == 0, 0.0, labelled * term_M)
         sums_PQ += tl.where(m[:, None] == m[None, :], term_M[:, None], 0.0)
@@ -197,6 +215,12 @@ def load_tile(rows_M, used_M, stride_k, k0, K: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
+def load_label(rows_M, used_M, stride_k, y, K: tl.constexpr):
+    """The logits of class ``y``, or of the class next to one out of range."""
+    return tl.load(rows_M + tl.minimum(tl.maximum(y, 0), K - 1) * stride_k, mask=used_M, other=0)
+
+
+@triton.jit
 def softmax_sums(z, rows_M, used_M, stride_k, TEMPERATURE: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
     """A row's maxima, sums of exp(z - max), and sums of exp((z - max) / T), [BM] each; ``z`` is its first tile."""
     # finite, so that a tile of -inf does not give NaN
@@ -235,19 +259,34 @@ def is_used(branch, weights, stride_p, stride_q, M: tl.constexpr):
 
 
 @triton.jit
-def count_labelled(target, stride_t, ignore_index, B, BLOCK: tl.constexpr):
-    """The divisor of the cross-entropies: the number of rows with a label, at least 1, but 0 for an empty batch."""
-    count = tl.zeros([BLOCK], tl.int32)
+def weigh_labels(
+    target, stride_t, ignore_index, target2, stride_t2, row_weight, stride_w, B,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The divisor of the cross-entropies: the weight of all rows with a label, 1 if that is 0; 0 for an empty batch."""
+    total = tl.zeros([BLOCK], tl.int32 if row_weight is None else WIDE)
     for first in range(0, B, BLOCK):
         b = first + tl.arange(0, BLOCK)
         y = tl.load(target + b.to(tl.int64) * stride_t, mask=b < B, other=ignore_index)
-        count += (y != ignore_index).to(tl.int32)
-    return tl.minimum(tl.maximum(tl.sum(count, 0), 1), B)
+        labelled = y != ignore_index
+        if target2 is not None:
+            y2 = tl.load(target2 + b.to(tl.int64) * stride_t2, mask=b < B, other=ignore_index)
+            labelled &= y2 != ignore_index
+        if row_weight is None:
+            total += labelled.to(tl.int32)
+        else:
+            total += tl.load(row_weight + b.to(tl.int64) * stride_w, mask=labelled, other=0).to(WIDE)
+    if row_weight is None:
+        return tl.minimum(tl.maximum(tl.sum(total, 0), 1), B)
+    else:
+        weight = tl.sum(total, 0)
+        return tl.where(weight == 0, tl.minimum(1, B).to(WIDE), weight)
 
 
 @triton.jit
 def mimic_loss_sum_kernel(
-    sums, programs, target, stride_t, ignore_index, weights, stride_p, stride_q, loss, terms, B,
+    sums, programs, target, stride_t, ignore_index, target2, stride_t2, share, stride_s, row_weight, stride_w,
+    weights, stride_p, stride_q, loss, terms, B,
     TEMPERATURE: tl.constexpr, M: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Terms and loss from the sums of all programs, in a fixed order."""
@@ -260,8 +299,8 @@ def mimic_loss_sum_kernel(
         program = first + tl.arange(0, BLOCK)[:, None]
         parts += tl.load(sums + program * BM * BM + entry[None, :], mask=program < programs, other=0)
     total = tl.sum(parts, 0)
-    num_labelled = count_labelled(target, stride_t, ignore_index, B, 2048)
-    mean = tl.where(p == q, total / num_labelled, TEMPERATURE * TEMPERATURE * total / B)
+    label_weight = weigh_labels(target, stride_t, ignore_index, target2, stride_t2, row_weight, stride_w, B, WIDE, 2048)
+    mean = tl.where(p == q, total / label_weight, TEMPERATURE * TEMPERATURE * total / B)
     used = is_used(p, weights, stride_p, stride_q, M) & is_used(q, weights, stride_p, stride_q, M)
     term = tl.where(used, mean, 0.0)
     inside = (p < M) & (q < M)

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -38,16 +39,55 @@ MimicLossRows exact_rows(at::ScalarType dtype) {
   return rows;
 }
 
-// The number of targets that are classes. Refuses one that is neither a class nor ignored: it would be out of bounds.
-int64_t count_labelled(const int64_t* target, int64_t batch, int64_t classes, int64_t ignore_index) {
-  int64_t labelled = 0;
-  for (int64_t b = 0; b < batch; ++b) {
-    if (target[b] == ignore_index) continue;
-    TORCH_CHECK_VALUE(target[b] >= 0 && target[b] < classes, "target_B holds ", target[b], ": needs a class in [0, ",
-                      classes, "), or ignore_index (", ignore_index, ")");
-    ++labelled;
+// The labels of the rows, each contiguous; the last three may be undefined.
+struct Labels {
+  at::Tensor target, second, share, weight;
+
+  Labels(const at::Tensor& target_B, const std::optional<at::Tensor>& target2_B,
+         const std::optional<at::Tensor>& share_B, const std::optional<at::Tensor>& row_weight_B, int64_t B) {
+    TORCH_CHECK_VALUE(target2_B.has_value() == share_B.has_value(), "target2 and share must be given together");
+    target = read(target_B, "target", at::kLong, B);
+    if (target2_B) second = read(*target2_B, "target2", at::kLong, B);
+    if (share_B) share = read(*share_B, "share", at::kDouble, B);
+    if (row_weight_B) weight = read(*row_weight_B, "row_weight", at::kDouble, B);
   }
-  return labelled;
+
+  static at::Tensor read(const at::Tensor& x_B, const char* name, at::ScalarType dtype, int64_t B) {
+    const bool whole = dtype == at::kLong;
+    TORCH_CHECK_VALUE(
+        x_B.sizes() == at::IntArrayRef{B} && (whole ? x_B.scalar_type() == dtype : x_B.is_floating_point()), name,
+        " must be ", whole ? "int64" : "floating point", " [B], got ", x_B.dtype(), " ", x_B.sizes());
+    return x_B.to(dtype).contiguous();
+  }
+
+  static const double* numbers(const at::Tensor& x_B) { return x_B.defined() ? x_B.const_data_ptr<double>() : nullptr; }
+  static const int64_t* classes(const at::Tensor& x_B) {
+    return x_B.defined() ? x_B.const_data_ptr<int64_t>() : nullptr;
+  }
+};
+
+// Refuses a target that is neither a class nor ignored: it would be out of bounds.
+void check_classes(const char* name, const int64_t* target, const MimicLossWork& work) {
+  for (int64_t b = 0; target != nullptr && b < work.batch; ++b) {
+    TORCH_CHECK_VALUE(target[b] == work.ignore_index || (target[b] >= 0 && target[b] < work.classes), name, " holds ",
+                      target[b], ": needs a class in [0, ", work.classes, "), or ignore_index (", work.ignore_index,
+                      ")");
+  }
+}
+
+// The sum of the weights of all labels, after a check of every number that makes up a label.
+double weigh_labels(const MimicLossWork& work) {
+  check_classes("target_B", work.target, work);
+  check_classes("target2_B", work.second, work);
+  double total = 0;
+  for (int64_t b = 0; b < work.batch; ++b) {
+    const double share = work.share == nullptr ? 1 : work.share[b], weight = work.weight == nullptr ? 1 : work.weight[b];
+    TORCH_CHECK_VALUE(share >= 0 && share <= 1, "share_B holds ", share, ": needs a number in [0, 1]");
+    TORCH_CHECK_VALUE(weight >= 0 && std::isfinite(weight), "row_weight_B holds ", weight,
+                      ": needs a finite number, 0 or more");
+    total += label_of(work, b).weight;
+  }
+  return total;
 }
 
 // Read from the weights: which branches are used, and how the gradient depends on them.
@@ -89,44 +129,41 @@ bool all_finite(const std::vector<double>& values) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& logits_MBK, const at::Tensor& target_B,
                                                               const at::Tensor& weights_MM, double temperature,
                                                               double label_smoothing, int64_t ignore_index,
-                                                              bool need_grad) {
+                                                              bool need_grad,
+                                                              const std::optional<at::Tensor>& target2_B,
+                                                              const std::optional<at::Tensor>& share_B,
+                                                              const std::optional<at::Tensor>& row_weight_B) {
   TORCH_CHECK_VALUE(logits_MBK.dim() == 3 && logits_MBK.size(0) > 0 && logits_MBK.size(2) > 0,
                     "logits must be [M, B, K] with at least one branch and class, got ", logits_MBK.sizes());
   TORCH_CHECK_VALUE(logits_MBK.is_floating_point(), "logits must be floating point, got ", logits_MBK.dtype());
-  TORCH_CHECK_VALUE(target_B.sizes() == at::IntArrayRef{logits_MBK.size(1)} && target_B.scalar_type() == at::kLong,
-                    "target must be int64 [B], got ", target_B.dtype(), " ", target_B.sizes());
   TORCH_CHECK_VALUE(weights_MM.sizes() == at::IntArrayRef({logits_MBK.size(0), logits_MBK.size(0)}),
                     "weights must be [M, M], got ", weights_MM.sizes());
   TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature) && label_smoothing >= 0 && label_smoothing <= 1,
                     "temperature must be a finite number above 0 and label_smoothing in [0, 1], got ", temperature,
                     " and ", label_smoothing);
   const at::Tensor logits = logits_MBK.stride(2) == 1 ? logits_MBK : logits_MBK.contiguous();
-  const at::Tensor target = target_B.contiguous(), weights = weights_MM.to(at::kDouble).contiguous();
+  const at::Tensor weights = weights_MM.to(at::kDouble).contiguous();
   const int64_t M = logits.size(0), B = logits.size(1), K = logits.size(2);
   const at::ScalarType dtype = logits.scalar_type();
-  const int64_t labelled = count_labelled(target.const_data_ptr<int64_t>(), B, K, ignore_index);
-  const double per_label = 1.0 / std::max<int64_t>(labelled, 1), per_row = 1.0 / B;
+  const Labels labels(target_B, target2_B, share_B, row_weight_B, B);
+  MimicLossWork work{};
+  work.batch = B, work.classes = K;
+  work.logits = logits.const_data_ptr(), work.stride_branch = logits.stride(0), work.stride_row = logits.stride(1);
+  work.target = Labels::classes(labels.target), work.second = Labels::classes(labels.second);
+  work.share = Labels::numbers(labels.share), work.weight = Labels::numbers(labels.weight);
+  work.ignore_index = ignore_index;
+  work.temperature = temperature, work.smoothing = label_smoothing;
+
+  const double label_weight = weigh_labels(work), per_label = label_weight > 0 ? 1 / label_weight : 1;
+  const double per_row = 1.0 / B;
   const Weights W(weights.const_data_ptr<double>(), M, per_label, temperature * per_row);
   const int64_t A = W.branch.size();
-
   const auto options = logits.options().dtype(dtype == at::kHalf ? at::kFloat : dtype);
   at::Tensor grad = at::empty(need_grad ? logits.sizes() : at::IntArrayRef{0}, options);
-  MimicLossWork work{A,
-                     B,
-                     K,
-                     W.branch.data(),
-                     logits.const_data_ptr(),
-                     logits.stride(0),
-                     logits.stride(1),
-                     target.const_data_ptr<int64_t>(),
-                     ignore_index,
-                     temperature,
-                     label_smoothing,
-                     W.factor.data(),
-                     W.separable,
-                     W.teacher.data(),
-                     W.student.data(),
-                     need_grad ? grad.mutable_data_ptr() : nullptr};
+  work.used = A, work.branch = W.branch.data();
+  work.factor = W.factor.data();
+  work.separable = W.separable, work.teacher = W.teacher.data(), work.student = W.student.data();
+  work.grad = need_grad ? grad.mutable_data_ptr() : nullptr;
 
   // The sums of a group of rows do not depend on the thread, so any number of threads gives the same bits.
   const int64_t group = std::max<int64_t>(4, 2048 / K), groups = (B + group - 1) / group;

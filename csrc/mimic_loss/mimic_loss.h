@@ -18,16 +18,32 @@ struct MimicLossWork {
   const int64_t* branch;         // [A] the index of each used branch among the M
   const void* logits;            // [M, B, K], classes adjacent
   int64_t stride_branch, stride_row;
-  const int64_t* target;  // [B]
+  const int64_t *target, *second;  // [B]; `second` is null if labels are not mixed
+  const double *share, *weight;    // [B] of the first label; of the row. Null: 1
   int64_t ignore_index;
   double temperature, smoothing;
-  const double* factor;  // [A, A] of the gradient: W_qq / labelled rows on the diagonal, T W_pq / B off it
+  const double* factor;  // [A, A] of the gradient: W_qq / weight of all labels on the diagonal, T W_pq / B off it
   // Whether factor[p, q] = teacher[p] * student[q] off the diagonal: then all students use the same sum over the
   // teachers.
   bool separable;
   const double *teacher, *student;  // [A]
   void* grad;                       // [M, B, K] contiguous, of type GradOf, or null
 };
+
+// The label of a row: `share` of class `first`, the rest of `second`. A weight of 0 means that it has none.
+struct MimicLossLabel {
+  int64_t first, second;
+  double share, weight;
+};
+
+inline MimicLossLabel label_of(const MimicLossWork& work, int64_t b) {
+  const int64_t first = work.target[b], second = work.second == nullptr ? first : work.second[b];
+  const bool labelled = first != work.ignore_index && second != work.ignore_index;
+  return {first, second, first == second ? 1 : work.share[b],
+          !labelled                ? 0
+          : work.weight == nullptr ? 1
+                                   : work.weight[b]};
+}
 
 // Compute rows [begin, end): write their gradient, and add to sum[A * A] their cross-entropies (on the diagonal) and
 // KL(P_p || P_q) (off it). `scratch` belongs to the thread, on a 64-byte boundary.

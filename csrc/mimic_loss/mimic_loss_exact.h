@@ -30,15 +30,15 @@ void mimic_loss_rows_exact(const MimicLossWork& work, int64_t begin, int64_t end
       lse[m] = std::log(total);
       lse_soft[m] = std::log(total_soft);
     }
-    const int64_t label = work.target[b];
-    const bool labelled = label != work.ignore_index;
+    const MimicLossLabel label = label_of(work, b);
     for (int64_t k = 0; k < K; ++k) {
-      const double target = (k == label ? 1 - smoothing : 0) + smoothing / K;  // smoothed
+      const double hard = k == label.first ? label.share : k == label.second ? 1 - label.share : 0;
+      const double target = hard * (1 - smoothing) + smoothing / K;
       for (int64_t m = 0; m < A; ++m) {
         const double x = static_cast<double>(z[m][k]) - top[m];
         log_p[m] = x * coldness - lse_soft[m];
         p[m] = std::exp(log_p[m]);
-        if (labelled && target > 0) sum[m * A + m] -= target * (x - lse[m]);
+        if (label.weight > 0 && target > 0) sum[m * A + m] -= label.weight * target * (x - lse[m]);
       }
       for (int64_t t = 0; t < A; ++t) {
         if (log_p[t] == -std::numeric_limits<double>::infinity()) continue;  // a class that P_p excludes adds 0
@@ -49,7 +49,7 @@ void mimic_loss_rows_exact(const MimicLossWork& work, int64_t begin, int64_t end
       }
       if (work.grad == nullptr) continue;
       for (int64_t q = 0; q < A; ++q) {
-        const double ce = labelled ? work.factor[q * A + q] : 0;
+        const double ce = label.weight * work.factor[q * A + q];
         double g = ce != 0 ? ce * (std::exp(static_cast<double>(z[q][k]) - top[q] - lse[q]) - target) : 0;
         for (int64_t t = 0; t < A; ++t) {
           const double weight = work.factor[t * A + q];

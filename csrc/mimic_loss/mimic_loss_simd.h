@@ -173,7 +173,8 @@ void mix_teachers(const float* e, int64_t pitch, int64_t n, int64_t A, const flo
 }
 
 // The gradient of `n` classes of all branches from class k0 on, where `e` and `sharp` begin:
-//   grad_q = own_q e_q + own_sharp_q sharp_q - even_q - sum_p w_pq P_p, and at the label less W_qq (1 - smoothing)
+//   grad_q = own_q e_q + own_sharp_q sharp_q - even_q - sum_p w_pq P_p, and at a label of that share less
+//            W_qq (1 - smoothing) share
 // If T is 1, sharp is e and own_q holds both. If the weights are separable, all students use one sum over the
 // teachers.
 template <class V, bool kTempered, class T>
@@ -181,8 +182,8 @@ void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, con
                 const Scratch<V>& scratch) {
   using F = typename V::F;
   constexpr int64_t W = V::kWidth;
-  const int64_t A = work.used, K = work.classes, pitch = scratch.pitch, label = work.target[b];
-  const bool labelled = label != work.ignore_index;
+  const int64_t A = work.used, K = work.classes, pitch = scratch.pitch;
+  const MimicLossLabel label = label_of(work, b);
   float *mix = scratch.x, *share = scratch.share;  // the teachers' sum (x is no longer needed) and their weights in it
   if (work.separable) {
     for (int64_t p = 0; p < A; ++p) share[p] = static_cast<float>(work.teacher[p]) * scratch.inverse[p];
@@ -196,7 +197,7 @@ void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, con
       for (int64_t p = 0; p < A; ++p) share[p] = static_cast<float>(weight(p)) * scratch.inverse[p];
       mix_teachers<V>(e, pitch, n, A, share, mix);
     }
-    const double ce = labelled ? work.factor[q * A + q] : 0;
+    const double ce = label.weight * work.factor[q * A + q];
     const float own = static_cast<float>(mimic + (kTempered ? 0 : ce)) * scratch.inverse[q];
     const float own_sharp = kTempered ? static_cast<float>(ce) * scratch.inverse_sharp[q] : 0;
     const float even = static_cast<float>(ce * work.smoothing / K);
@@ -210,12 +211,15 @@ void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, con
       g = V::fnma(scale_F, V::load(mix + k), g);
       n - k < W ? V::store_first(grad + k, g, n - k) : V::store(grad + k, g);
     }
-    if (labelled && label >= k0 && label < k0 + n) {
-      const int64_t k = label - k0;
-      float g = own * e_q[k] - even - scale * mix[k] - static_cast<float>(ce * (1 - work.smoothing));
+    const auto at_label = [&](int64_t k, double part) {
+      if (k < 0 || k >= n) return;
+      float g = own * e_q[k] - even - scale * mix[k] - static_cast<float>(ce * (1 - work.smoothing) * part);
       if constexpr (kTempered) g += own_sharp * sharp_q[k];
       grad[k] = static_cast<GradOf<T>>(g);
-    }
+    };
+    if (label.weight == 0) continue;
+    at_label(label.first - k0, label.share);
+    if (label.second != label.first) at_label(label.second - k0, 1 - label.share);
   }
 }
 
@@ -223,7 +227,8 @@ template <class V, bool kTempered, bool kSmoothed, class T>
 void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double* sum) {
   using F = typename V::F;
   constexpr int64_t W = V::kWidth;
-  const int64_t A = work.used, K = work.classes, block = scratch.block, label = work.target[b];
+  const int64_t A = work.used, K = work.classes, block = scratch.block;
+  const MimicLossLabel label = label_of(work, b);
   const float coldness = static_cast<float>(1 / work.temperature);
   const auto z = [&](int64_t m) {
     return static_cast<const T*>(work.logits) + work.branch[m] * work.stride_branch + b * work.stride_row;
@@ -256,13 +261,16 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
       V::store(total, V::fma(V::load(scratch.pair + (m * A + p) * W), inverse, V::load(total)));
       if (p != m) sum[m * A + p] -= log_s, sum[p * A + m] += log_s;
     }
-    if (label == work.ignore_index) {
+    if (label.weight == 0) {
       sum[m * A + m] += 0 * log_s_sharp;  // keeps a sum that is not finite visible
       continue;
     }
-    double log_p = (1 - work.smoothing) * (static_cast<double>(static_cast<float>(z(m)[label])) - scratch.top[m]);
+    const auto x_of = [&](int64_t k) { return static_cast<double>(static_cast<float>(z(m)[k])) - scratch.top[m]; };
+    double log_p = x_of(label.first);
+    if (label.second != label.first) log_p = label.share * log_p + (1 - label.share) * x_of(label.second);
+    log_p *= 1 - work.smoothing;
     if constexpr (kSmoothed) log_p += work.smoothing / K * V::sum_lanes(V::load(sums + 2 * W));
-    sum[m * A + m] += log_s_sharp - log_p;
+    sum[m * A + m] += label.weight * (log_s_sharp - log_p);
   }
 
   if (work.grad == nullptr) return;

@@ -8,17 +8,21 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from fastdhm.errors import UserError
 from fastdhm.ops import _extension
 
 # Looked up once: torch.compile asks this while it traces, and cannot trace Python's import system.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-torch.library.define(
-    "fastdhm::mimic_loss",
+SCHEMA = (
     "(Tensor logits, Tensor target, Tensor weights, float temperature, float label_smoothing, int ignore_index, "
-    "bool need_grad) -> (Tensor loss, Tensor terms, Tensor grad)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "bool need_grad, Tensor? target2=None, Tensor? share=None, Tensor? row_weight=None) -> "
+    "(Tensor loss, Tensor terms, Tensor grad)"
 )
+try:
+    torch.library.define("fastdhm::mimic_loss", SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+except RuntimeError as error:  # the extension has registered C++ of other arguments, which torch cannot take back
+    raise UserError(f"the C++ extension was built from older sources, with another loss: {_extension.BUILD}") from error
 torch.library.define("fastdhm::scale_", "(Tensor(a!) grad, Tensor factor) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 
 
@@ -51,7 +55,7 @@ def grad_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.library.register_fake("fastdhm::mimic_loss")
-def _mimic_loss_fake(logits, target, weights, temperature, label_smoothing, ignore_index, need_grad):
+def _mimic_loss_fake(logits, target, weights, temperature, label_smoothing, ignore_index, need_grad, *_):
     M, B, K = logits.shape
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     grad = logits.new_empty((M, B, K) if need_grad else (0,), dtype=grad_dtype(logits.dtype))
@@ -64,8 +68,8 @@ def _scale_fake(grad, factor):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3])
-    ctx.settings, ctx.grad, ctx.dtype = inputs[3:], output[2], inputs[0].dtype
+    ctx.save_for_backward(*inputs[:3], *inputs[7:])
+    ctx.settings, ctx.grad, ctx.dtype = inputs[3:7], output[2], inputs[0].dtype
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # else backward gets zeros as large as the logits
 
@@ -73,17 +77,18 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
     """The gradient from forward, scaled in place; a second backward through the same graph computes it again."""
     if grad_loss is None:
-        return (None,) * 7
+        return (None,) * 10
     grad, ctx.grad = ctx.grad, None
     if grad is None:
-        grad = torch.ops.fastdhm.mimic_loss(*ctx.saved_tensors, *ctx.settings)[2]
+        logits, target, weights, *more = ctx.saved_tensors
+        grad = torch.ops.fastdhm.mimic_loss(logits, target, weights, *ctx.settings, *more)[2]
     if _is_plain(grad) and _is_plain(grad_loss):
         torch.ops.fastdhm.scale_(grad, grad_loss)
     else:  # a compiler can fuse this product with later operations
         grad = grad * grad_loss
     if torch.is_grad_enabled():  # create_graph=True
         grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[0])
-    return grad.to(ctx.dtype), None, None, None, None, None, None
+    return grad.to(ctx.dtype), *(None,) * 9
 
 
 def _is_plain(tensor: Tensor) -> bool:

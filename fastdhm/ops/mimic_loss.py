@@ -11,10 +11,30 @@ from torch import Tensor, nn
 
 from fastdhm.errors import UserError, unknown
 from fastdhm.ops import _fused_mimic_loss
+from fastdhm.ops._mimic_loss_input import (
+    FLOAT_DTYPES,
+    Mix,
+    check_values,
+    check_weights,
+    validate,
+    validate_labels,
+    validate_settings,
+    validate_weights,
+)
+
+__all__ = (
+    "DEVICES",
+    "FLOAT_DTYPES",
+    "IMPLS",
+    "MimicLoss",
+    "check_values",
+    "mimic_loss",
+    "mimic_loss_eager",
+    "use_fused",
+)
 
 IMPLS = ("auto", "eager", "cpp", "triton")
 DEVICES = {"cpp": "cpu", "triton": "cuda"}  # where each fused form runs
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def mimic_loss_eager(
@@ -24,17 +44,21 @@ def mimic_loss_eager(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
+    mix: Mix | None = None,
+    row_weight_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The reference of :func:`mimic_loss` in plain torch, without validation; autograd computes the gradient."""
     logits_MBK = logits_MBK.to(torch.float64 if logits_MBK.dtype == torch.float64 else torch.float32)
     weights_MM = weights_MM.to(logits_MBK.dtype)
     is_on_MM, is_ce_MM = weights_MM != 0, torch.eye(len(weights_MM), dtype=torch.bool, device=weights_MM.device)
-    is_pair_MM, is_labelled_B = is_on_MM & ~is_ce_MM, target_B != ignore_index
+    is_pair_MM, dtype = is_on_MM & ~is_ce_MM, logits_MBK.dtype
+    labels, row_weight_B = _labels(target_B, mix, row_weight_B, ignore_index, dtype)
     used_M = is_on_MM.any(0) | is_on_MM.any(1)
     logits_MBK = logits_MBK.where(used_M[:, None, None], 0)  # an unused branch adds nothing, even if it is NaN
     # logits without a weight or without a label get no gradient
     mimicking_MBK = logits_MBK.where(is_pair_MM.any(0)[:, None, None], logits_MBK.detach())
-    classifying_MBK = logits_MBK.where((is_on_MM.diagonal()[:, None] & is_labelled_B)[..., None], logits_MBK.detach())
+    classified_MB = is_on_MM.diagonal()[:, None] & (row_weight_B != 0)
+    classifying_MBK = logits_MBK.where(classified_MB[..., None], logits_MBK.detach())
 
     x_MBK = mimicking_MBK - logits_MBK.detach().amax(-1, keepdim=True)  # else the division by T could overflow
     student_MBK = F.log_softmax(x_MBK / temperature, -1)
@@ -46,16 +70,46 @@ def mimic_loss_eager(
     summand_MMBK = (prob_MMBK * gap_MMBK).where((prob_MMBK > 0) | (gap_MMBK != torch.inf), torch.inf)  # not 0 * inf
     kl_MM = temperature**2 * summand_MMBK.sum(-1).mean(-1)
 
-    num_labelled = is_labelled_B.sum().clamp(min=min(1, len(target_B)))  # the mean of nothing is NaN
-    ce_M = torch.stack([
-        F.cross_entropy(z_BK, target_B, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
-        for z_BK in classifying_MBK
-    ])  # fmt: skip
-    terms_MM = kl_MM.where(~is_ce_MM, torch.diag(ce_M / num_labelled))
+    ce_M = _cross_entropies(classifying_MBK, labels, row_weight_B, label_smoothing, ignore_index)
+    terms_MM = kl_MM.where(~is_ce_MM, torch.diag(ce_M))
     terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
     # a weight of zero switches its term off, even an infinite one
     loss = (weights_MM * terms_MM).where(is_on_MM, 0).sum()
     return loss, terms_MM.detach()
+
+
+def _labels(
+    target_B: Tensor, mix: Mix | None, row_weight_B: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The classes of the labels, each with its share, and the weight of each row, 0 without a label."""
+    labels = [(target_B, torch.ones_like(target_B, dtype=dtype))]
+    if mix is not None:
+        share_B = mix[1].detach().to(dtype)
+        labels = [(target_B, share_B), (mix[0], 1 - share_B)]
+    row_weight_B = torch.ones_like(target_B, dtype=dtype) if row_weight_B is None else row_weight_B.detach().to(dtype)
+    for class_B, _ in labels:
+        row_weight_B = row_weight_B.where(class_B != ignore_index, 0)
+    return labels, row_weight_B
+
+
+def _cross_entropies(
+    logits_MBK: Tensor,
+    labels: list[tuple[Tensor, Tensor]],
+    row_weight_B: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    """The mean cross-entropy of each branch, by the rows' weights."""
+    total_M = logits_MBK.new_zeros(len(logits_MBK))
+    for class_B, share_B in labels:
+        each = [
+            F.cross_entropy(z_BK, class_B, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="none")
+            for z_BK in logits_MBK
+        ]
+        weight_B = row_weight_B * share_B
+        total_M = total_M + (weight_B * torch.stack(each)).where(weight_B != 0, 0).sum(1)  # not 0 * inf
+    all_rows = row_weight_B.sum()
+    return total_M / all_rows.where(all_rows != 0, min(1, len(row_weight_B)))  # the mean of an empty batch is NaN
 
 
 def mimic_loss(
@@ -66,6 +120,8 @@ def mimic_loss(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
+    mix: Mix | None = None,
+    row_weight_B: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the branches' cross-entropies and of the mimicking terms of all pairs, and the terms.
@@ -78,6 +134,16 @@ def mimic_loss(
 
     The teacher is a constant, so branch q gets its gradient from column q only:
     ``dloss/dz_q = 1/B [W_qq (softmax(z_q) - y~) + T sum_{p != q} W_pq (P_q - P_p)]``.
+
+    Mixed labels (mixup, cutmix) and row weights w (imbalanced classes) change the cross-entropies only. Of row b::
+
+        CE_b        = share_b CE(z, target_b) + (1 - share_b) CE(z, target2_b)    so y~ is the mix of both labels
+        terms[m, m] = sum_b w_b CE_b / sum_b w_b                                  over the labelled rows
+
+    Class weights are ``row_weight_B = weight_K[target_B]``: then the term is that of torch's ``weight=weight_K``. With
+    a mix they are the mean by share: ``share_B * weight_K[target_B] + (1 - share_B) * weight_K[target2_B]``. (With
+    label smoothing torch also weighs the other classes' part of the label; here a row has one weight.)
+
     A branch whose row and column of ``weights_MM`` are zero adds exactly 0, even if its logits are NaN.
 
     A logit of -inf excludes its class. A class that the teacher excludes adds 0 to the term. A class that only the
@@ -91,7 +157,11 @@ def mimic_loss(
         weights_MM: weight of each term, floating point, on the logits' device. Gets no gradient.
         temperature: T, from 1e-6 to 1e6, for the mimicking terms only.
         label_smoothing: in [0, 1), for the cross-entropies only.
-        ignore_index: the target that means "no label".
+        ignore_index: the target that means "no label". A row of which either target is that has none.
+        mix: ``(target2_B, share_B)``: the other class of each row, as ``target_B``, and the share of ``target_B`` in
+            the label, floating point, in [0, 1]. Gets no gradient.
+        row_weight_B: weight of each row's cross-entropy, floating point, finite, 0 or more. A row of weight 0 is one
+            without a label. Gets no gradient.
         impl: ``"eager"`` (plain torch, the reference), ``"cpp"`` (one pass in C++, CPU), ``"triton"`` (two launches,
             CUDA) or ``"auto"``: the fused one for the logits' device if it is available, else eager.
 
@@ -102,21 +172,25 @@ def mimic_loss(
 
     Raises:
         ValueError: a wrong shape, dtype, device, temperature or smoothing, an impl that is not available here, or, on
-            CPU tensors, a target out of range or a weight that is negative or not finite. On a GPU this check would
-            wait for the device: there, a target out of range makes the loss NaN, and :func:`check_values` finds it.
+            CPU tensors, a target or share out of range, or a weight that is negative or not finite. On a GPU this check
+            would wait for the device: there, such labels make the loss NaN, and :func:`check_values` finds them.
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    _validate(logits_MBK, target_B, weights_MM)
-    _validate_settings(temperature, label_smoothing, ignore_index)
+    validate(logits_MBK, target_B, weights_MM)
+    validate_labels(logits_MBK, mix, row_weight_B)
+    validate_settings(temperature, label_smoothing, ignore_index)
     weights_MM = weights_MM.detach()
     if not use_fused(impl, logits_MBK.device.type):
         if logits_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the C++ form checks by itself
-            check_values(logits_MBK, target_B, weights_MM, ignore_index)
-        return mimic_loss_eager(logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index)
+            check_values(logits_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
+        return mimic_loss_eager(
+            logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
+        )
     need_grad = torch.is_grad_enabled() and logits_MBK.requires_grad
+    more = [None if tensor is None else tensor.detach() for tensor in (*(mix or (None, None)), row_weight_B)]
     loss, terms_MM, _ = _fused_mimic_loss.mimic_loss(
-        logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad
+        logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad, *more
     )
     return loss, terms_MM
 
@@ -140,45 +214,25 @@ class MimicLoss(nn.Module):
         super().__init__()
         if impl not in IMPLS:
             raise unknown("impl", impl, IMPLS)
-        _validate_settings(temperature, label_smoothing, ignore_index)
-        _validate_weights(weights_MM)
+        validate_settings(temperature, label_smoothing, ignore_index)
+        validate_weights(weights_MM)
         if weights_MM.device.type == "cpu":
-            _check_weights(weights_MM)
+            check_weights(weights_MM)
         self.weights_MM: Tensor
         self.register_buffer("weights_MM", weights_MM.detach().clone())  # a copy: the caller's tensor may change
         self.settings: dict[str, Any] = {
             "temperature": temperature, "label_smoothing": label_smoothing, "ignore_index": ignore_index, "impl": impl
         }  # fmt: skip
 
-    def forward(self, logits_MBK: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, logits_MBK: Tensor, target_B: Tensor, mix: Mix | None = None, row_weight_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``(loss, terms_MM)``."""
-        return mimic_loss(logits_MBK, target_B, self.weights_MM, **self.settings)
+        return mimic_loss(logits_MBK, target_B, self.weights_MM, mix=mix, row_weight_B=row_weight_B, **self.settings)
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())
-
-
-def check_values(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, ignore_index: int = -100) -> None:
-    """Read the targets and weights and refuse wrong values. It waits for the device: do not call it in every step.
-
-    Raises:
-        ValueError: a target that is neither in [0, K) nor ``ignore_index``; a weight that is negative or not finite.
-    """
-    K = logits_MBK.shape[2]
-    wrong_B = (target_B != ignore_index) & ((target_B < 0) | (target_B >= K))
-    if wrong_B.any():
-        raise UserError(
-            f"target_B holds {int(target_B[wrong_B][0])}: needs a class in [0, {K}), or ignore_index ({ignore_index})"
-        )
-    _check_weights(weights_MM)
-
-
-def _check_weights(weights_MM: Tensor) -> None:
-    bad_MM = ~((weights_MM >= 0) & weights_MM.isfinite())  # written so that NaN is bad too
-    if bad_MM.any():
-        p, q = bad_MM.nonzero()[0].tolist()
-        raise UserError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
 
 
 def use_fused(impl: str, device: str) -> bool:
@@ -194,59 +248,3 @@ def use_fused(impl: str, device: str) -> bool:
     if reason is not None:
         raise UserError(f"impl is {impl!r}: it is not available here, as {reason}")
     return True
-
-
-def _validate(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> None:
-    if not isinstance(logits_MBK, Tensor):
-        raise UserError(
-            f"logits_MBK is a {type(logits_MBK).__name__}: must be a tensor [branches, batch, classes], such as "
-            "torch.stack of the branches' logits"
-        )
-    if logits_MBK.ndim != 3 or 0 in (logits_MBK.shape[0], logits_MBK.shape[2]):
-        raise UserError(
-            f"logits_MBK has shape {tuple(logits_MBK.shape)}: must be [branches, batch, classes] with at least one "
-            "branch and one class"
-        )
-    M, B, _ = logits_MBK.shape
-    if logits_MBK.dtype not in FLOAT_DTYPES:
-        raise UserError(f"logits_MBK is {logits_MBK.dtype}: must be one of {', '.join(map(str, FLOAT_DTYPES))}")
-    if not isinstance(target_B, Tensor) or target_B.shape != (B,) or target_B.dtype != torch.int64:
-        raise UserError(
-            f"target_B is {_describe(target_B)}: must be an int64 tensor ({B},), a class for each row of the logits; "
-            "target.long() converts whole numbers"
-        )
-    _validate_weights(weights_MM, M)
-    for name, tensor in {"target_B": target_B, "weights_MM": weights_MM}.items():
-        if tensor.device != logits_MBK.device:
-            raise UserError(
-                f"{name} is on {tensor.device} and the logits on {logits_MBK.device}: must be on one device"
-            )
-
-
-def _validate_weights(weights_MM: Tensor, M: int | None = None) -> None:
-    """``ValueError`` if the weights are no matrix for ``M`` branches (``None``: any number)."""
-    if not isinstance(weights_MM, Tensor) or weights_MM.dtype not in FLOAT_DTYPES or weights_MM.ndim != 2:
-        fits = False
-    else:
-        fits = weights_MM.shape == (M or len(weights_MM),) * 2 and len(weights_MM) > 0
-    if not fits:
-        size = f"({M}, {M})" if M else "(M, M)"
-        raise UserError(
-            f"weights_MM is {_describe(weights_MM)}: must be a floating point tensor {size}, a row and a column per "
-            "branch, such as fastdhm.methods.weight_matrix('dhm', M)"
-        )
-
-
-def _validate_settings(temperature: float, label_smoothing: float, ignore_index: int) -> None:
-    if (
-        not isinstance(temperature, (int, float)) or not 1e-6 <= temperature <= 1e6
-    ):  # its square must not overflow or vanish
-        raise UserError(f"temperature is {temperature!r}: must be a number from 1e-6 to 1e6")
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing is {label_smoothing!r}: must be a number in [0, 1)")
-    if not isinstance(ignore_index, int) or not -(2**63) <= ignore_index < 2**63:
-        raise UserError(f"ignore_index is {ignore_index!r}: must be a whole number of 64 bits")
-
-
-def _describe(value) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

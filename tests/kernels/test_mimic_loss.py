@@ -42,20 +42,21 @@ def case(M, B, K, dtype=F32, weights="dhm", seed=0):
     return logits_MBK.to(DEVICE), target_B.to(DEVICE), weights_of(weights, M).to(DEVICE)
 
 
-def eager(logits_MBK, target_B, weights_MM, dtype, options):
+def eager(logits_MBK, target_B, weights_MM, dtype, options, target2_B=None, share_B=None, row_weight_B=None):
     logits_MBK = logits_MBK.detach().to(dtype).requires_grad_()
-    loss, terms_MM = mimic_loss_eager(logits_MBK, target_B, weights_MM.to(dtype), *options)
+    mix = None if target2_B is None else (target2_B, share_B)
+    loss, terms_MM = mimic_loss_eager(logits_MBK, target_B, weights_MM.to(dtype), *options, mix, row_weight_B)
     (grad_MBK,) = torch.autograd.grad(loss, logits_MBK)
     return loss.detach(), terms_MM, grad_MBK
 
 
-def check(logits_MBK, target_B, weights_MM, temperature=1.0, smoothing=0.0, ignore_index=-100):
+def check(logits_MBK, target_B, weights_MM, temperature=1.0, smoothing=0.0, ignore_index=-100, labels=()):
     """Loss, terms and gradient are the reference's in float64, to within what it loses in our precision itself."""
     options = (temperature, smoothing, ignore_index)
     wide = F64 if logits_MBK.dtype == F64 else F32
-    ours = kernel.mimic_loss(logits_MBK, target_B, weights_MM, *options, True)
-    exact = eager(logits_MBK, target_B, weights_MM, F64, options)
-    rounded = eager(logits_MBK, target_B, weights_MM, wide, options)
+    ours = kernel.mimic_loss(logits_MBK, target_B, weights_MM, *options, True, *labels)
+    exact = eager(logits_MBK, target_B, weights_MM, F64, options, *labels)
+    rounded = eager(logits_MBK, target_B, weights_MM, wide, options, *labels)
     assert [tensor.dtype for tensor in ours] == [wide, wide, F32 if logits_MBK.dtype == F16 else logits_MBK.dtype]
     assert ours[2].is_contiguous()
     for name, our, true, other in zip(("loss", "terms", "gradient"), ours, exact, rounded, strict=True):
@@ -101,6 +102,72 @@ def check(logits_MBK, target_B, weights_MM, temperature=1.0, smoothing=0.0, igno
 )
 def test_loss_terms_and_gradient(M, B, K, dtype, weights, temperature, smoothing):
     check(*case(M, B, K, dtype, weights), temperature, smoothing)
+
+
+def labels_of(B, K, dtype=F32):
+    """The second targets, shares and row weights, with the special numbers among them."""
+    generator = torch.Generator().manual_seed(B)
+    target2_B, numbers_2B = torch.randint(K, (B,), generator=generator), torch.rand(2, B, generator=generator)
+    numbers_2B[0, 1::4], numbers_2B[0, 2::4], numbers_2B[1, 3::4] = 0, 1, 0
+    share_B, row_weight_B = numbers_2B.to(DEVICE, dtype)
+    return target2_B.to(DEVICE), share_B, 5 * row_weight_B
+
+
+@pytest.mark.parametrize("given", ["mix", "weights", "both"])
+@pytest.mark.parametrize(
+    ("M", "B", "K", "dtype", "weights", "temperature", "smoothing"),
+    [
+        (1, 5, 1, F32, "dhm", 1.0, 0.1),
+        (3, 9, 10, F32, "random", 1.0, 0.0),
+        (3, 5, 100, BF16, "dhm", 3.0, 0.1),
+        (3, 5, 100, F16, "dsl", 1.0, 1.0),
+        (2, 6, 33, F64, "random", 2.0, 0.1),
+        (3, 4, 4097, F32, "dhm", 1.0, 0.1),
+        (5, 5, 10, F64, "random", 1.0, 0.1),
+        (8, 4, 100, BF16, "dhm", 1.0, 0.0),
+        (17, 4, 40, F32, "dhm", 2.0, 0.1),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_mixed_and_weighted_labels(M, B, K, dtype, weights, temperature, smoothing, given):
+    logits_MBK, target_B, weights_MM = case(M, B, K, dtype, weights)
+    target2_B, share_B, row_weight_B = labels_of(B, K, F64 if dtype == F64 else F32)
+    target_B[0] = target2_B[-1] = -100
+    mixed = (target2_B, share_B) if given != "weights" else (None, None)
+    labels = (*mixed, row_weight_B if given != "mix" else None)
+    check(logits_MBK, target_B, weights_MM, temperature, smoothing, labels=labels)
+
+
+def test_labels_of_any_strides_and_types():
+    logits_MBK, target_B, weights_MM = case(2, 5, 20)
+    target2_B, share_B, row_weight_B = (x_B.repeat_interleave(3)[::3] for x_B in labels_of(5, 20))
+    check(logits_MBK, target_B, weights_MM, labels=(target2_B, share_B.half(), row_weight_B.bfloat16()))
+
+
+def test_an_excluded_class_of_share_0_and_a_row_of_weight_0_add_nothing():
+    logits_MBK, target_B, weights_MM = case(2, 3, 6, weights="dsl")
+    logits_MBK[:, :, 4] = -torch.inf
+    target_B[:], target2_B = 4, torch.ones_like(target_B)
+    share_B, weight_B = torch.tensor([[0.0, 0.5, 0.0], [1.0, 0.0, 2.0]], device=DEVICE)
+    loss, _, grad_MBK = check(logits_MBK, target_B, weights_MM, labels=(target2_B, share_B, weight_B))
+    assert loss.isfinite() and grad_MBK.isfinite().all()
+
+
+def test_rows_without_any_weight():
+    logits_MBK, target_B, weights_MM = case(2, 3, 6)
+    _, terms_MM, _ = check(logits_MBK, target_B, weights_MM, labels=(None, None, torch.zeros(3, device=DEVICE)))
+    assert terms_MM.diag().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"), [(0, 6), (0, -1), (1, -0.1), (1, 1.1), (1, float("nan")), (2, -1.0), (2, float("inf"))]
+)
+def test_wrong_labels_show(place, wrong):
+    logits_MBK, target_B, weights_MM = case(2, 3, 6)
+    labels = [torch.zeros_like(target_B), torch.full((3,), 0.5, device=DEVICE), torch.ones(3, device=DEVICE)]
+    labels[place][1] = wrong
+    loss, terms_MM, _ = kernel.mimic_loss(logits_MBK, target_B, weights_MM, 1.0, 0.0, -100, True, *labels)
+    assert loss.isnan() and terms_MM.diag().isnan().all() and terms_MM[0, 1].isfinite()
 
 
 @pytest.mark.parametrize(("temperature", "smoothing"), [(1.0, 0.0), (1.0, 0.1), (3.0, 0.1)])

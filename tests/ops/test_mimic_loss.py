@@ -174,11 +174,12 @@ def divergence(teacher_K, student_K):
     )
 
 
-def by_hand(logits_MBK, target_B, weights_MM, temperature, smoothing):
+def by_hand(logits_MBK, weights_MM, temperature, smoothing, targets, others, shares, row_weights):
     """Terms and gradient, number by number, of labels among which -100 is none."""
     M, B, K = logits_MBK.shape
-    logits, weights, labels = logits_MBK.tolist(), weights_MM.tolist(), target_B.tolist()
-    labelled = max(1, sum(y != -100 for y in labels))
+    logits, weights = logits_MBK.tolist(), weights_MM.tolist()
+    row_weights = [0 if -100 in pair else w for w, *pair in zip(row_weights, targets, others, strict=True)]
+    all_rows = sum(row_weights) or 1
     terms, grad = torch.zeros(M, M, dtype=torch.float64), torch.zeros(M, B, K, dtype=torch.float64)
     used = [any(weights[m]) or any(row[m] for row in weights) for m in range(M)]
     for b, (p, q) in itertools.product(range(B), itertools.product(range(M), repeat=2)):
@@ -188,12 +189,13 @@ def by_hand(logits_MBK, target_B, weights_MM, temperature, smoothing):
             teacher, student = (log_softmax(logits[m][b], temperature) for m in (p, q))
             terms[p, q] += temperature**2 * divergence(teacher, student) / B
             pull = [temperature * (math.exp(s) - math.exp(t)) / B for s, t in zip(student, teacher, strict=True)]
-        elif labels[b] != -100:
-            log_p = log_softmax(logits[p][b], 1)
-            label = [(k == labels[b]) * (1 - smoothing) + smoothing / K for k in range(K)]
-            terms[p, p] += sum(-y * z if y else 0 for y, z in zip(label, log_p, strict=True)) / labelled
-            pull = [(math.exp(z) - y) / labelled for y, z in zip(label, log_p, strict=True)]
-        if weights[p][q] and (p != q or labels[b] != -100):
+        elif row_weights[b]:
+            log_p, share, w = log_softmax(logits[p][b], 1), shares[b], row_weights[b] / all_rows
+            hard = [share * (k == targets[b]) + (1 - share) * (k == others[b]) for k in range(K)]
+            label = [(1 - smoothing) * y + smoothing / K for y in hard]
+            terms[p, p] += w * sum(-y * z if y else 0 for y, z in zip(label, log_p, strict=True))
+            pull = [w * (math.exp(z) - y) for y, z in zip(label, log_p, strict=True)]
+        if weights[p][q] and (p != q or row_weights[b]):
             grad[q, b] += weights[p][q] * torch.tensor(pull, dtype=torch.float64)
     return terms, grad
 
@@ -208,21 +210,32 @@ def test_any_logits_mean_the_same_in_every_form(mimic_loss, data, dtype):
     """Excluded classes, broken rows, numbers at the ends of what a float holds: value and gradient."""
     if data is None:
         logits_MBK = torch.tensor([[[0.0, -200.0]], [[0.0, -math.inf]]])
-        target_B, weights_MM, temperature, smoothing = torch.tensor([0]), torch.tensor([[0.0, 1.0], [0.0, 0.0]]), 1.0, 0
+        weights_MM, temperature, smoothing = torch.tensor([[0.0, 1.0], [0.0, 0.0]]), 1.0, 0
+        labels = [0], [0], [1.0], [1.0]
     else:
         M, B, K = (data.draw(st.integers(1, most), name) for name, most in (("M", 3), ("B", 3), ("K", 5)))
         rows = st.lists(st.sampled_from(LOGITS[: data.draw(st.sampled_from([3, 10, 12, 14]))]), min_size=K, max_size=K)
         repeat = data.draw(st.sampled_from([1, 1, 15]), "repeat")  # as long as some vectors
         logits_MBK = torch.tensor([[data.draw(rows) * repeat for _ in range(B)] for _ in range(M)])
-        target_B = torch.tensor(data.draw(st.lists(st.sampled_from([-100, *range(K)]), min_size=B, max_size=B)))
+        choices = {"targets": [-100, *range(K)], "others": [-100, *range(K), *range(K)]}
+        choices |= {"shares": [0.0, 0.25, 1.0], "row weights": [1.0, 2.5, 0.0]}
+        labels = [
+            data.draw(st.lists(st.sampled_from(some), min_size=B, max_size=B), name) for name, some in choices.items()
+        ]
+        if data.draw(st.booleans(), "plain"):
+            labels[1:] = labels[0], [1.0] * B, [1.0] * B
         weights = st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=M, max_size=M)
         weights_MM = torch.tensor([data.draw(weights) for _ in range(M)])
         temperature = data.draw(st.sampled_from([1.0, 1e-3, 0.5, 4.0, 50.0]), "temperature")
         smoothing = data.draw(st.sampled_from([0.0, 0.1, 0.99]), "smoothing")
     logits_MBK = logits_MBK.to(dtype).requires_grad_()
-    loss, terms_MM = mimic_loss(logits_MBK, target_B, weights_MM, temperature=temperature, label_smoothing=smoothing)
+    target_B, target2_B, share_B, row_weight_B = map(torch.tensor, labels)
+    plain = torch.equal(target_B, target2_B) and (row_weight_B == 1).all()
+    more = {} if plain else {"mix": (target2_B, share_B), "row_weight_B": row_weight_B}
+    options = {"temperature": temperature, "label_smoothing": smoothing} | more
+    loss, terms_MM = mimic_loss(logits_MBK, target_B, weights_MM, **options)
     loss.backward()
-    terms, grad = by_hand(logits_MBK.detach(), target_B, weights_MM, temperature, smoothing)
+    terms, grad = by_hand(logits_MBK.detach(), weights_MM, temperature, smoothing, *labels)
     close = {"equal_nan": True, "rtol": 1e-2 if dtype == torch.bfloat16 else 1e-4}
     torch.testing.assert_close(terms_MM.double(), terms, atol=1e-5 * max(1, temperature**2), **close)
     torch.testing.assert_close(logits_MBK.grad.double(), grad, atol=1e-5 * max(1, temperature), **close)

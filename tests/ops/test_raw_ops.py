@@ -20,7 +20,18 @@ def whole(*values):
 
 X, W3, V = images(2, 8, 6, 6), images(8, 8, 3, 3), torch.ones(8, dtype=F64)
 NCHW, HALF = torch.ones(2, 8, 6, 6, dtype=F64), images(2, 8, 6, 6, dtype=torch.float16)
-LOSS = (torch.zeros(2, 3, 5), whole(0, 1, 2), torch.ones(2, 2), 1.0, 0.0, -100, True)
+LOSS = (
+    torch.zeros(2, 3, 5),
+    whole(0, 1, 2),
+    torch.ones(2, 2),
+    1.0,
+    0.0,
+    -100,
+    True,
+    whole(1, 0, 0),
+    torch.ones(3),
+    torch.ones(3),
+)
 RANKS = (torch.zeros(2, 3), whole(0), whole(1), whole(), whole(), whole(), 2)
 NORM = (X, V.clone(), V.clone(), V, V, None, 0.1, 1e-5, True)
 NORM_BACK = (X, X, X, V, V, V, V, 1e-5, True, True)
@@ -33,7 +44,10 @@ CALLS = {
         {0: [torch.zeros(3, 5), torch.zeros(2, 3, 0), torch.zeros(0, 3, 5), torch.zeros(2, 3, 5).long()],
          1: [whole(0, 1), whole(0, 1, 5), whole(0, 1, -1), torch.zeros(3), whole(0, 1, 2)[:, None]],
          2: [torch.ones(3, 3), torch.ones(2), -torch.ones(2, 2), torch.full((2, 2), torch.nan)],
-         3: [0.0, -1.0, float("nan"), float("inf")], 4: [-0.1, 1.5, float("nan")]},
+         3: [0.0, -1.0, float("nan"), float("inf")], 4: [-0.1, 1.5, float("nan")],
+         7: [None, whole(0, 1), whole(0, 1, 5), torch.zeros(3)],
+         8: [None, torch.zeros(2), whole(0, 1, 0), torch.tensor([0, 1.5, 0]), torch.tensor([0, torch.nan, 0])],
+         9: [torch.ones(2), whole(1, 1, 1), -torch.ones(3), torch.tensor([1, torch.inf, 1])]},
     ),
     "scale_": ((torch.ones(3), torch.tensor(2.0)), {0: [torch.ones(3).long()], 1: [torch.ones(2), torch.ones(0)]}),
     "branch_mask": (
