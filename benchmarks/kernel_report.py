@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -31,19 +32,38 @@ from fastdhm.system.files import write_text
 OUTPUT = Path(__file__).parents[1] / "docs" / "kernels.md"
 TARGETS = {80: "A100", 90: "H100, H200", 100: "B200"}
 B = 256
-Variant = tuple[int, int, torch.dtype, float, float, bool]  # M, K, dtype, temperature, label smoothing, gradient
-VARIANTS: list[Variant] = [
-    *((3, 1000, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
-    (3, 1000, torch.float32, 1.0, 0.0, False),
-    (3, 1000, torch.bfloat16, 3.0, 0.1, True),
-    *((3, 100, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16)),
-    (1, 1000, torch.float32, 1.0, 0.1, True),
-    *((8, 1000, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16)),
-    *((3, 21841, dtype, 1.0, 0.0, True) for dtype in (torch.float32, torch.bfloat16)),
-    (3, 21841, torch.float32, 3.0, 0.1, True),
-    (16, 1000, torch.bfloat16, 1.0, 0.0, True),
-    (3, 1000, torch.float64, 1.0, 0.0, True),
-    (3, 1000, torch.float64, 3.0, 0.1, True),
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for; ``labels``: with mixed labels and row weights."""
+
+    M: int
+    K: int
+    dtype: torch.dtype
+    temperature: float = 1.0
+    smoothing: float = 0.0
+    need_grad: bool = True
+    labels: bool = False
+
+
+F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+VARIANTS = [
+    *(Variant(3, 1000, dtype) for dtype in (F32, BF16, F16)),
+    Variant(3, 1000, F32, need_grad=False),
+    Variant(3, 1000, BF16, 3.0, 0.1),
+    *(Variant(3, 1000, dtype, labels=True) for dtype in (F32, BF16)),
+    Variant(3, 1000, BF16, 3.0, 0.1, labels=True),
+    *(Variant(3, 100, dtype) for dtype in (F32, BF16)),
+    Variant(3, 100, F32, labels=True),
+    Variant(1, 1000, F32, smoothing=0.1),
+    *(Variant(8, 1000, dtype) for dtype in (F32, BF16)),
+    Variant(8, 1000, F32, labels=True),
+    *(Variant(3, 21841, dtype) for dtype in (F32, BF16)),
+    Variant(3, 21841, F32, 3.0, 0.1),
+    Variant(3, 21841, F32, labels=True),
+    Variant(16, 1000, BF16),
+    Variant(3, 1000, F64),
+    Variant(3, 1000, F64, 3.0, 0.1),
 ]
 
 
@@ -107,13 +127,13 @@ def compile_launch(launch: Launch, capability: int) -> CompiledKernel:
     return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
 
 
-def loss_launches(
-    M: int, K: int, dtype: torch.dtype, temperature: float, smoothing: float, need_grad: bool
-) -> tuple[Launch, Launch]:
+def loss_launches(variant: Variant) -> tuple[Launch, Launch]:
     """The launches of the loss for contiguous logits and a batch of B."""
+    M, K, dtype, temperature, smoothing, need_grad, labels = variant
     logits_MBK, target_B = torch.empty(M, B, K, dtype=dtype), torch.empty(B, dtype=torch.int64)
     options = (temperature, smoothing, -100, need_grad)
-    first, second = mimic_loss.plan(logits_MBK, target_B, torch.empty(M, M), *options)[0]
+    more = (torch.empty_like(target_B), torch.empty(B), torch.empty(B)) if labels else ()
+    first, second = mimic_loss.plan(logits_MBK, target_B, torch.empty(M, M), *options, *more)[0]
     return first, second
 
 
@@ -151,11 +171,11 @@ def compiled_cells(launch: Launch, targets: Sequence[int]) -> list[str]:
 
 def rows_line(variant: Variant, targets: Sequence[int]) -> list[str]:
     """A line of the table of the forward kernel."""
-    M, K, dtype, temperature, smoothing, need_grad = variant
-    rows, _ = loss_launches(*variant)
+    M, K, dtype, temperature, smoothing, need_grad, labels = variant
+    rows, _ = loss_launches(variant)
     BK = rows.arguments[-2]
     settings = [f"T = {temperature:g}"] * (temperature != 1) + [f"smoothing {smoothing:g}"] * (smoothing > 0)
-    settings += ["no gradient"] * (not need_grad)
+    settings += ["no gradient"] * (not need_grad) + ["mixed, weighted labels"] * labels
     written = need_grad * (4 if dtype == torch.float16 else dtype.itemsize)  # a float16 gradient is kept in float32
     floor = dtype.itemsize + written
     moved = floor if BK >= K else floor + dtype.itemsize
@@ -168,7 +188,7 @@ def rows_line(variant: Variant, targets: Sequence[int]) -> list[str]:
 
 def sum_line(M: int, dtype: torch.dtype, targets: Sequence[int]) -> list[str]:
     """A line of the table of the second kernel."""
-    _, total = loss_launches(M, 1000, dtype, 1.0, 0.0, True)
+    _, total = loss_launches(Variant(M, 1000, dtype))
     return [str(M), name_of(dtype), *compiled_cells(total, targets)]
 
 

@@ -36,6 +36,7 @@ MARKS = {
     "compiled loops over fused": ("compiled", "fused"),
     "fused over softmax": ("fused", "softmax"),
     "fused over copy": ("fused", "copy"),
+    "mixed and weighted labels over fused": ("labels", "fused"),
     "forward alone over softmax": ("forward", "softmax"),
 }
 

@@ -5,7 +5,8 @@ Legend: M branches, B batch, K classes.
 Peers, forward and backward to the gradient of the logits unless said otherwise:
 
 - ``fused``     ``mimic_loss(impl="auto")`` on the stack ``[M, B, K]``, as a branched model returns it;
-- ``forward``   the same without gradient, as in evaluation;
+- ``labels``    the same with mixed labels and row weights;
+- ``forward``   ``fused`` without gradient, as in evaluation;
 - ``loops``     a softmax, a log_softmax and a kl_div for each ordered pair, a cross_entropy for each branch, float32,
                 on M separate tensors, which spares it the copies that indexing a stack would cost it;
 - ``compiled``  ``torch.compile`` of ``loops``;
@@ -46,13 +47,18 @@ class Case:
         self.target_B = torch.randint(K, (B,), generator=generator, device=device)
         self.weights_MM = weight_matrix("dhm", M).to(device)
         self.logits_MBK = logits_MBK.to(DTYPES[dtype]).requires_grad_()
+        target2_B = self.target_B.roll(1)
+        share_B, row_weight_B = torch.rand(2, B, generator=generator, device=device)
+        self.labels = {"mix": (target2_B, share_B), "row_weight_B": row_weight_B}
         self.expected = oracle(self.logits_MBK.detach(), self.target_B, self.weights_MM)
+        self.expected_labels = oracle_of_labels(self.expected, self.logits_MBK.detach(), self.target_B, **self.labels)
 
     def peers(self, compiled: bool) -> list[Peer]:
         """Every peer, the fused op first."""
         alone = [logits_BK.detach().clone().requires_grad_() for logits_BK in self.logits_MBK]
         runs = {
             "fused": lambda: self.mimic("auto"),
+            "labels": lambda: self.mimic("auto", **self.labels),
             "forward": self.evaluate,
             "loops": lambda: self.separately(loops, alone),
         }
@@ -65,12 +71,13 @@ class Case:
             "softmax": lambda: {"probabilities": self.logits_MBK.detach().softmax(-1)},
             "copy": lambda: {"copy": self.logits_MBK.detach().clone()},
         }
-        check = harness.agrees_with(self.expected)
-        return [Peer(name=name, run=run, check=check) for name, run in runs.items()]
+        checks = {name: harness.agrees_with(self.expected) for name in runs}
+        checks["labels"] = harness.agrees_with(self.expected_labels)
+        return [Peer(name=name, run=run, check=checks[name]) for name, run in runs.items()]
 
-    def mimic(self, impl: str) -> dict[str, Tensor]:
+    def mimic(self, impl: str, **labels) -> dict[str, Tensor]:
         """Loss, terms and gradient by the op."""
-        loss, terms_MM = mimic_loss(self.logits_MBK, self.target_B, self.weights_MM, impl=impl)
+        loss, terms_MM = mimic_loss(self.logits_MBK, self.target_B, self.weights_MM, impl=impl, **labels)
         (gradient_MBK,) = torch.autograd.grad(loss, self.logits_MBK)
         return {"loss": loss, "terms": terms_MM, "gradient": gradient_MBK}
 
@@ -118,6 +125,24 @@ def oracle(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> dict[str
     probs_MBK = logits_MBK.double().softmax(-1)
     whole = {"loss": loss, "terms": terms_MM, "gradient": gradient_MBK, "probabilities": probs_MBK, "copy": logits_MBK}
     return whole | each
+
+
+def oracle_of_labels(
+    plain: dict[str, Tensor], logits_MBK: Tensor, target_B: Tensor, mix: tuple[Tensor, Tensor], row_weight_B: Tensor
+) -> dict[str, Tensor]:
+    """The expected results with other labels: those of ``oracle``, the cross-entropies replaced, in float64."""
+    terms_MM, gradient_MBK = plain["terms"].clone(), plain["gradient"].clone()
+    other_B, share_B = mix
+    share_B, weight_B = share_B.double()[:, None], row_weight_B.double() / row_weight_B.double().sum()
+    K = logits_MBK.shape[2]
+    old_BK = F.one_hot(target_B, K).double()
+    new_BK = share_B * old_BK + (1 - share_B) * F.one_hot(other_B, K)
+    for m, logits_BK in enumerate(logits_MBK):
+        log_prob_BK = logits_BK.double().log_softmax(-1)
+        prob_BK = log_prob_BK.exp()
+        terms_MM[m, m] = -(weight_B[:, None] * new_BK * log_prob_BK).sum()
+        gradient_MBK[m] += weight_B[:, None] * (prob_BK - new_BK) - (prob_BK - old_BK) / len(target_B)
+    return {"loss": terms_MM.sum(), "terms": terms_MM, "gradient": gradient_MBK}
 
 
 def parse_shape(text: str) -> Shape:

@@ -81,7 +81,8 @@ double weigh_labels(const MimicLossWork& work) {
   check_classes("target2_B", work.second, work);
   double total = 0;
   for (int64_t b = 0; b < work.batch; ++b) {
-    const double share = work.share == nullptr ? 1 : work.share[b], weight = work.weight == nullptr ? 1 : work.weight[b];
+    const double share = work.share == nullptr ? 1 : work.share[b];
+    const double weight = work.weight == nullptr ? 1 : work.weight[b];
     TORCH_CHECK_VALUE(share >= 0 && share <= 1, "share_B holds ", share, ": needs a number in [0, 1]");
     TORCH_CHECK_VALUE(weight >= 0 && std::isfinite(weight), "row_weight_B holds ", weight,
                       ": needs a finite number, 0 or more");

@@ -82,6 +82,8 @@ def validate(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> None:
 
 def validate_labels(logits_MBK: Tensor, mix: Mix | None, row_weight_B: Tensor | None) -> None:
     """``ValueError`` if the parts of mixed or weighted labels do not fit the logits."""
+    if mix is None and row_weight_B is None:
+        return
     if mix is not None and (not isinstance(mix, (tuple, list)) or len(mix) != 2):
         raise UserError(f"mix is {_describe(mix)}: must be (target2_B, share_B), the other classes and the shares")
     target2_B, share_B = (None, None) if mix is None else mix

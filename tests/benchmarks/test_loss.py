@@ -33,7 +33,7 @@ def one_line(capsys):
 @pytest.mark.parametrize("shape", [(1, 4, 1), (2, 5, 7), (3, 33, 100)], ids=label)
 def test_every_peer_gives_the_oracles_result(shape, dtype):
     peers = Case(shape, dtype, CPU).peers(compiled=False)
-    assert [peer.name for peer in peers] == ["fused", "forward", "loops", "eager", "softmax", "copy"]
+    assert [peer.name for peer in peers] == ["fused", "labels", "forward", "loops", "eager", "softmax", "copy"]
     assert {peer.name: peer.check(peer.run()) for peer in peers} == dict.fromkeys([peer.name for peer in peers])
 
 
@@ -68,7 +68,8 @@ def test_smoke_run(tmp_path, capsys):
     assert record["comparisons"][0]["peers"]["fused"]["median_ms"] > 0
     assert {mark["name"] for mark in record["marks"]} == {
         "loops over fused", "fused over softmax", "fused over copy", "forward alone over softmax",
-        "memory beyond logits and gradient", "growth from M = 2 to M = 8", "bfloat16 over float32",
+        "memory beyond logits and gradient", "mixed and weighted labels over fused",
+        "growth from M = 2 to M = 8", "bfloat16 over float32",
     }  # fmt: skip
     plots = {"loss.png", "loss_branches.png", "loss_classes.png"}
     assert {path.name for path in tmp_path.iterdir()} == plots | {"loss.json", "loss.csv"}
@@ -76,8 +77,8 @@ def test_smoke_run(tmp_path, capsys):
 
 
 def test_wrong_op_gets_no_time_and_status_1(tmp_path, capsys, monkeypatch):
-    def slightly_off(*args, impl="auto"):
-        value, terms_MM = mimic_loss(*args, impl=impl)
+    def slightly_off(*args, impl="auto", **labels):
+        value, terms_MM = mimic_loss(*args, impl=impl, **labels)
         return (1.001 * value if impl == "auto" else value), terms_MM
 
     monkeypatch.setattr(loss_peers, "mimic_loss", slightly_off)
