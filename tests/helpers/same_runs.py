@@ -14,6 +14,7 @@ from many_processes import outputs
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.engine import report
+from fastdhm.engine import train as engine
 from fastdhm.engine.saved.checkpoint import load_checkpoint
 from fastdhm.engine.saved.record import read_log
 from fastdhm.engine.train import train
@@ -47,10 +48,14 @@ def in_float64() -> Iterator[None]:
     def wide(self, image_BHWC, index_B, epoch, dtype=torch.float64):
         return transform(self, image_BHWC, index_B, epoch, dtype)
 
-    before = torch.get_default_dtype()
+    def ranked(*args):  # as always: features are float32
+        torch.set_default_dtype(torch.float32)
+        return rank(*args)
+
+    before, rank = torch.get_default_dtype(), engine.rank_at_end
     torch.set_default_dtype(torch.float64)
     try:
-        with mock.patch.object(DeviceTransform, "forward", wide):
+        with mock.patch.object(DeviceTransform, "forward", wide), mock.patch.object(engine, "rank_at_end", ranked):
             yield
     finally:
         torch.set_default_dtype(before)
