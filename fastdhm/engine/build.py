@@ -27,6 +27,15 @@ def open_data(config: TrainConfig, console: Console) -> LoadedData:
     return open_loaders(config.dataset, _data_dir(config), data_options(config), say=console.print)
 
 
+def opened_alike(data: LoadedData, config: TrainConfig, console: Console) -> LoadedData:
+    """``data`` by the loader that the first process has taken: machines may differ in memory, and in what they have."""
+    kind = distributed.from_first(data.kind)
+    if kind == data.kind:
+        return data
+    data.close()
+    return open_data(replace(config, loader=kind), console)
+
+
 def open_to_judge(config: TrainConfig, console: Console, *splits: str) -> list[LoadedSplit]:
     """Splits of a run's data set to judge its network on, in order; ``console`` shows what is built.
 

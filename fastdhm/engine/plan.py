@@ -5,6 +5,7 @@ from rich.text import Text
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
+from fastdhm.engine import distributed
 from fastdhm.engine.compiling import when_compiled
 from fastdhm.engine.device import describe_threads
 from fastdhm.engine.fast.fuse import FusedForward
@@ -75,6 +76,10 @@ def _machine(run: Run, why_not_compiled: str) -> str:
     config, compiled = run.config, when_compiled(run)
     words = [config.device, describe_threads(), config.precision, f"compile {config.compile}"]
     words[-1] += compiled or why_not_compiled
+    if (processes := distributed.count()) > 1:
+        norms = "over all processes" if config.sync_bn else "of each process"
+        share = config.batch_size // processes
+        words[0] = f"{processes} processes, each with {share} images of a batch, batch norms {norms}; {words[0]}"
     if isinstance(run.forward, FusedForward) and not compiled:
         words.append(run.forward.describe(run.model.branch_names[1:]))
     words += ["deterministic"] * config.deterministic

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fastdhm.data.loaders.loader import Batch
+from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.fast.blocks import allow_compilations
 from fastdhm.engine.run import Run
 from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import mimic_loss
+from fastdhm.ops.philox import STREAM_NOISE, draw
 
 NUM_SIDES = 3  # image sizes in a progressive run
 
@@ -81,6 +83,13 @@ def make_step(run: Run, compute: Callable) -> Callable:
     return step
 
 
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """What the random numbers of a step, such as those of dropout, begin with in a process of several: each has other
+    ones, which a resumed run has again."""
+    high, low, _, _ = draw(rank, step, STREAM_NOISE, seed)
+    return high << 31 | low >> 1
+
+
 def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -> Tensor:
     """Take a step on a batch from a loader and add its numbers to the run's sums; returns the loss, on the device.
 
@@ -91,6 +100,8 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
     """
     image_BCHW, target_B = run.prepare(batch, run.at.epoch, side)
     active, weights_AA = run.sample()
+    if distributed.count() > 1:
+        torch.manual_seed(noise_seed(run.config.seed, run.at.step, distributed.rank()))
     run.measure_cosines(image_BCHW, target_B, active)
     run.between_steps = False
     loss, terms_AA, correct_A = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)

@@ -13,7 +13,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine import distributed
-from fastdhm.engine.build import open_data
+from fastdhm.engine.build import open_data, opened_alike
 from fastdhm.engine.compiling import SwitchingCompute, check_compiled
 from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_compile, pick_device
 from fastdhm.engine.display import TrainingDisplay
@@ -72,6 +72,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             with distributed.in_turn():
                 ranked = read_ranked(config, console)
                 data = open_data(config, console)
+            data = opened_alike(data, config, console)
             distributed.check_alike("images of ", data.identity | ranked)
             with closing(data), _computing(config), belonging_to(run_dir):
                 return _train(config, run_dir, dataclasses.replace(data, identity=data.identity | ranked), console)
@@ -102,6 +103,8 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         feature_layer(run.model.trunk, config)  # fail now, not after the training, if there are no features to rank by
     run.learn_from(data)
     compiled, why_not = pick_compile(config.compile, run.device, run.total_steps, run.model)
+    if distributed.largest(not compiled) and compiled:
+        compiled, why_not = False, " (another process does not)"
     check_compiled(run, compiled)
     run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
     _begin(run)

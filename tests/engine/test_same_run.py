@@ -1,11 +1,17 @@
 """A run is the same run on any number of processes: losses, terms, errors and weights, whatever its options."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import same_runs
+from many_processes import outputs
 from PIL import Image
 from same_runs import numbers, train_all, train_all_by
 
 from fastdhm.data.loaders.ffcv_library import why_not
+from fastdhm.engine.saved.checkpoint import read_config
+from fastdhm.engine.step import noise_seed
 
 EVERYTHING = {  # that goes together
     "accumulate": 2, "clip_grad": 0.1, "ema": 0.9, "epochs": 2, "max_steps": 6, "progressive": 0.5, "grad_cosine": 2,
@@ -76,6 +82,35 @@ def test_two_processes_train_as_one_does(tmp_path):
 def judged(name):
     """Whether it comes from running statistics, which parts move in turn, and processes side by side."""
     return "running" in name or "batches_tracked" in name or "val_" in name
+
+
+def test_noise_differs_between_processes_and_steps():
+    seeds = {noise_seed(seed, step, rank) for seed in (0, 1) for step in range(9) for rank in range(9)}
+    assert len(seeds) == 2 * 9 * 9
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.slow
+def test_all_processes_take_the_loader_and_the_step_of_those_that_can_least(tmp_path):
+    """Here the second has less memory, so that it would not hold the images by itself, and no compiler."""
+    program = f"""
+    import pathlib
+    from unittest import mock
+    sys.path.insert(0, {str(Path(same_runs.__file__).parent)!r})
+    from same_runs import train_all
+    from fastdhm.data.loaders import resident_loader
+    from fastdhm.engine import train
+    def check_room(needed_bytes, device, *, asked):
+        if d.rank() == 1 and not asked:
+            raise resident_loader.CannotHold("they are too many")
+    settings = dict(loader="auto", image_size=32, max_steps=1)
+    with d.joined("cpu"), mock.patch.object(resident_loader, "check_room", check_room):
+        with mock.patch.object(train, "pick_compile", lambda *_: (d.rank() == 0, "")):
+            train_all(dict(run=settings), pathlib.Path({str(tmp_path)!r}))
+    """
+    outputs(program, 2)
+    config = read_config(tmp_path / "run")
+    assert (config.loader, config.compile) == ("resident", "off")
 
 
 @pytest.fixture(scope="module")

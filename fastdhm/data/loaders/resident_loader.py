@@ -3,6 +3,9 @@
 No thread, no worker process, nothing compiled. It holds images that need no resizing: all have one size, and a batch
 has them whole, or a box of the output's size cut from each.
 
+Each of several processes holds all images: a batch is drawn from all of them, so a process that held a share would have
+to ask the others for most of its rows in every epoch.
+
 Legend: N samples, B batch, H height, W width, C channels (1 or 3, as stored).
 """
 
@@ -21,6 +24,7 @@ from fastdhm.data.loaders.loader import Batch, LoaderOptions
 from fastdhm.data.sources.source import Source, gives_arrays, peeked
 from fastdhm.errors import UserError
 from fastdhm.system import memory
+from fastdhm.system.place import place
 
 COMFORTABLE_BYTES = 2 << 30  # more than that only if the user asks for this loader
 COMFORTABLE_SHARE, LARGEST_SHARE = 0.25, 0.5  # of the device's memory, or the container's
@@ -105,7 +109,8 @@ def check_room(needed_bytes: int, device: torch.device, *, asked: bool) -> None:
     if device.type == "cuda":
         memory_bytes = torch.cuda.get_device_properties(device).total_memory
     else:
-        memory_bytes = memory.total_bytes()
+        here = place()
+        memory_bytes = memory.total_bytes() // (here.local_count if here else 1)
     limit = LARGEST_SHARE * memory_bytes if asked else min(COMFORTABLE_BYTES, COMFORTABLE_SHARE * memory_bytes)
     if needed_bytes > limit:
         raise CannotHold(
