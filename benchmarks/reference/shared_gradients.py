@@ -16,7 +16,7 @@ from torch.distributed._composable.replicate import replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from fastdhm.engine.distributed import count
-from fastdhm.engine.shared_gradients import SharedGradients
+from fastdhm.engine.shared_gradients import Call, SharedGradients
 
 
 class Way:
@@ -71,19 +71,8 @@ class Hooks(Way):
         self.works.clear()
 
 
-class _Call(nn.Module):
-    """Parameters and a call that uses them."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]):
-        super().__init__()
-        self.parameter = nn.ParameterList(parameters)
-
-    def forward(self, call: Callable, *args: Any) -> Any:
-        return call(*args)
-
-
 def _wrapped(parameters: Iterable[nn.Parameter], **options: Any) -> DistributedDataParallel:
-    return DistributedDataParallel(_Call(parameters), broadcast_buffers=False, **options)
+    return DistributedDataParallel(Call(parameters), broadcast_buffers=False, **options)
 
 
 class FindUnused(Way):
@@ -149,7 +138,7 @@ class Replicate(Way):
 
     def begin(self, modules: Mapping[str, nn.Module]) -> None:
         super().begin(modules)
-        self.parts = {name: replicate(_Call(module.parameters())) for name, module in modules.items()}
+        self.parts = {name: replicate(Call(module.parameters())) for name, module in modules.items()}
 
     def around(self, compute: Callable, active: Iterable[str] | None, *, last: bool = True) -> Callable:
         call = compute

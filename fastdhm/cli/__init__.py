@@ -4,9 +4,9 @@ A command is a line in :data:`GROUPS` and a file here of its first word's name (
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 
-Train and use: train, eval, export, embed. Compare and understand: compare, diagnose, runs, report,
-models. Data and files: data,
-import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages); processes.
+Train and use: train, eval, export, embed. Compare and understand: compare, diagnose, runs, report, models. Data and
+files: data, import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages) and
+processes (several that compute together).
 """
 
 import os
@@ -124,12 +124,13 @@ def main(argv: list[str] | None = None) -> int:
 def _ended(error: BaseException, argv: list[str]) -> int:
     """Say why a command ended, unless another process of its run did; its exit status."""
     from fastdhm.system.endings import cause, exit_status, report_crash
+    from fastdhm.system.place import speaks
 
     if hasattr(error, "said"):
         return error.said
     status, by = exit_status(error), getattr(error, "by", "")
     if status > 128 and not isinstance(error, UserError):
-        if not os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")).strip("0"):  # a signal reaches all of them
+        if speaks():
             tell(f"fastdhm: stopped by {signal.Signals(status - 128).name}")
         return status
     why = cause(error, argv[0] if argv else "")

@@ -114,12 +114,13 @@ def run(argv: list[str]) -> int:
         dry_run(comparison, jobs, folder, Console(), at_once)
         return 0
     use_processors()
-    make = partial(one_by_one) if at_once == 1 else partial(side_by_side, at_once=at_once)
     if slurm is not None:
-        make = partial(on_slurm, slurm=slurm)
-    return compare(
-        comparison, jobs, folder, how, Console(), partial(make, only=only), only, elsewhere=slurm is not None
-    )
+        make = partial(on_slurm, slurm=slurm, only=only)
+    elif at_once > 1:
+        make = partial(side_by_side, at_once=at_once, only=only)
+    else:
+        make = partial(one_by_one, only=only)
+    return compare(comparison, jobs, folder, how, Console(), make, only, elsewhere=slurm is not None)
 
 
 def _slurm(own: dict[str, Any]):

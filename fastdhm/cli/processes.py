@@ -40,6 +40,8 @@ def in_processes(command: list[str], wanted: str | None, device: str, restarts: 
     from fastdhm.system.place import place
 
     given, wanted = wanted is not None, wanted or "1"
+    if wanted != "1" and device.startswith("cuda:"):
+        raise UserError(f"device is {device!r} for {wanted} processes: say cuda, and each takes a GPU")
     number = count_gpus(device) if wanted == "auto" else int(wanted) if wanted.isdecimal() else 0
     if not 1 <= number <= MOST:
         raise UserError(f"processes is {wanted}: must be from 1 to {MOST}, or auto")

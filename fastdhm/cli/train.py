@@ -56,10 +56,17 @@ def _parser() -> Parser:
 
 def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
     """The config of ``fastdhm train ARGV`` (recipe, then --config, then flags), and whether it resumes a run."""
+    config, beside = _resolved(argv)
+    return config, beside["resume"] is not None
+
+
+def _resolved(argv: list[str]) -> tuple[TrainConfig, dict[str, Any]]:
+    """The config, and what the flags in :data:`BESIDE` were given; None for those that were not."""
     parser = _parser()
     asks, flags = asked(argv)
     given = parser.given(flags)
-    resume, *_ = (given.pop(name, None) for name in BESIDE)
+    beside = {name: given.pop(name, None) for name in BESIDE}
+    resume = beside["resume"]
     values = (recipe_for(given) if resume is None else _resumed(expanded(resume), given)) | given
     if set(asks) & set(HELP):
         parser.show(asks, values)
@@ -69,7 +76,7 @@ def resolve_training(argv: list[str]) -> tuple[TrainConfig, bool]:
         raise UserError(str(error)) from error
     if asks:
         parser.show(asks, values)
-    return config, resume is not None
+    return config, beside
 
 
 def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
@@ -104,15 +111,11 @@ def _resumed(run_dir: Path, given: dict) -> dict:
 def run(argv: list[str]) -> int:
     """``fastdhm train``; returns the exit status."""
     with told_once():
-        config, resume = resolve_training(argv)
-        given = _parser().given(asked(argv)[1])
-        restarts = given.get("restarts") or 0
+        config, beside = _resolved(argv)
+        resume, restarts = beside["resume"] is not None, beside["restarts"] or 0
         if restarts and not (config.run_dir or resume):
             raise UserError(f"restarts is {restarts}: needs a named --run-dir")
-        wanted = given.get("processes")
-        if (wanted or "1") != "1" and config.device.startswith("cuda:"):
-            raise UserError(f"device is {config.device!r} for {wanted} processes: say cuda, and each takes a GPU")
-        status = in_processes(["train", *argv], wanted, config.device, restarts)
+        status = in_processes(["train", *argv], beside["processes"], config.device, restarts)
     if status is not None:
         return status
     from fastdhm.engine.saved.names import CONFIG

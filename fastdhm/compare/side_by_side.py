@@ -132,8 +132,13 @@ def side_by_side(
     return Ended(number, tuple(broken), tuple(elsewhere))
 
 
+def log_of(folder: Path, name: str) -> Path:
+    """What the process of a run prints."""
+    return folder / LOGS / f"{name}.log"
+
+
 def _start(job: Job, folder: Path, how: HowToReport, number: int, of: int) -> Running:
-    path, kind = folder / LOGS / f"{job.name}.log", _kind(job)
+    path, kind = log_of(folder, job.name), _kind(job)
     with open(path, "ab") as log:
         begins = log.tell()
         process = subprocess.Popen(

@@ -17,7 +17,7 @@ from fastdhm.compare.jobs import Job, chosen, find_jobs
 from fastdhm.compare.plan import Comparison
 from fastdhm.compare.runner import Ended, HowToReport, holding, update_results
 from fastdhm.compare.runs import COMPANY
-from fastdhm.compare.side_by_side import LOGS, PARENT, command, said_last
+from fastdhm.compare.side_by_side import LOGS, PARENT, command, log_of, said_last
 from fastdhm.compare.slurm_job import COMPANY as IN_A_JOB
 from fastdhm.compare.slurm_job import RunInJob
 from fastdhm.compare.watch import Watch
@@ -98,7 +98,7 @@ def on_slurm(
         f"{counted(len(new), 'job')} submitted, {len(numbers) - len(new)} found from before; what they print is in "
         f"{shown(folder / LOGS)}"
     )
-    begins = {name: _size(_log(folder, name)) if name in new else 0 for name in numbers}
+    begins = {name: _size(log_of(folder, name)) if name in new else 0 for name in numbers}
     with stop_signals() as stopped, Watch(console, jobs, slurm.at_once or len(numbers)) as watch:
         broken = _wait(folder, {job.name: job for job in jobs}, numbers, begins, slurm, watch, stopped)
         number = stopped()
@@ -139,7 +139,7 @@ def _wait(
             gone[name] += POLL_S[slurm.cluster]
             late = gone[name] < GONE_S[slurm.cluster] and jobs[name].again().open
             if not late and watch.ended(name).open:
-                log = _log(folder, name)
+                log = log_of(folder, name)
                 last = said_last(log, begins[name])
                 broken.append(f"{name}: job {numbers[name]} ended before its run did: {last} (see {shown(log)})")
                 watch.print(broken[-1], style="yellow")
@@ -181,7 +181,7 @@ def _submit(folder: Path, jobs: list[Job], how: HowToReport, slurm: Slurm) -> di
         executor.update_parameters(**_parameters(slurm, jobs, kind))
         with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says there is in the error, too
             submitted = [
-                executor.submit(RunInJob(command(folder, job.name, how), str(_log(folder, job.name)), variables))
+                executor.submit(RunInJob(command(folder, job.name, how), str(log_of(folder, job.name)), variables))
                 for job in jobs
             ]
     except (library.core.utils.FailedJobError, ValueError, RuntimeError) as error:
@@ -245,10 +245,6 @@ def _lives(number: str) -> bool:
         return state not in "ZX" and b"submitit" in Path(f"/proc/{number}/cmdline").read_bytes()
     except OSError:
         return False
-
-
-def _log(folder: Path, name: str) -> Path:
-    return folder / LOGS / f"{name}.log"
 
 
 def _size(path: Path) -> int:

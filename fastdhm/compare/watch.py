@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 
-from fastdhm.compare.jobs import Job, share_at, time_left
+from fastdhm.compare.jobs import Job, share_at, share_done, time_left
 from fastdhm.engine.saved.record import last_row
 from fastdhm.errors import counted
 from fastdhm.system.console import Console, every, words
@@ -57,9 +57,8 @@ class Watch:
 
     def begun(self, job: Job, where: str) -> None:
         """A run is at work, or waits for it, on ``where``."""
-        share = share_at(job, job.state.epochs)
         task = self.progress.add_task(job.name, total=1.0, numbers=where)
-        self.seen[job.name] = Seen(job, where, task, time.monotonic(), share)
+        self.seen[job.name] = Seen(job, where, task, time.monotonic(), share_done(job))
         self.print(f"{job.name}: {'goes on' if job.resumable else 'begins'} ({where})")
 
     def move(self, name: str, where: str) -> None:

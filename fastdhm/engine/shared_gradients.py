@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fastdhm.engine import distributed
 
 
-class _Part(nn.Module):
-    """The parameters of the trunk or of a branch, and a call inside of which they are used."""
+class Call(nn.Module):
+    """Some parameters, and a call inside of which they are used."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, parameters: Iterable[nn.Parameter]):
         super().__init__()
-        self.parameter = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
+        self.parameter = nn.ParameterList(parameters)
 
     def forward(self, call: Callable, *args: Any) -> Any:
         return call(*args)
@@ -42,9 +42,9 @@ class SharedGradients:
             return
         self.parts, self._training, self._main = {}, training, next(iter(modules))
         for name, module in modules.items():
-            part = _Part(module)
-            if len(part.parameter):
-                self.parts[name] = DistributedDataParallel(part, gradient_as_bucket_view=True)
+            part = [p for p in module.parameters() if p.requires_grad]
+            if part:
+                self.parts[name] = DistributedDataParallel(Call(part), gradient_as_bucket_view=True)
                 if self.compress:
                     distributed.send_bfloat16(self.parts[name])
 

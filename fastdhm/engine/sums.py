@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from fastdhm.engine import distributed
-from fastdhm.engine.saved.record import to_host
+from fastdhm.engine.saved.record import term_name, to_host
 from fastdhm.errors import UserError
-
-
-def term_name(teacher: str, student: str) -> str:
-    """``ce/B0`` for a cross-entropy, ``mimic/B1->B2`` for a mimicking term."""
-    return f"ce/{student}" if teacher == student else f"mimic/{teacher}->{student}"
 
 
 class NonFiniteLoss(UserError):

@@ -13,7 +13,7 @@ from fastdhm.engine.saved.checkpoint import load_checkpoint, read_config
 from fastdhm.engine.saved.judged import best_of, judged_images, judged_on, validations
 from fastdhm.engine.saved.names import LAST, REPORT
 from fastdhm.engine.saved.owed import at_end
-from fastdhm.engine.saved.record import read_log
+from fastdhm.engine.saved.record import read_log, term_name
 from fastdhm.errors import UserError
 from fastdhm.page.html import facts, figures, folded, note, page, table
 from fastdhm.page.svg import Points, curves, heat_map, number
@@ -113,7 +113,7 @@ def _terms(log: Rows) -> str:
     names = sorted(_named(log, "ce/"))
     if len(names) < 2:
         return ""
-    terms = {(p, q): f"ce/{p}" if p == q else f"mimic/{p}->{q}" for p, q in itertools.product(names, names)}
+    terms = {(p, q): term_name(p, q) for p, q in itertools.product(names, names)}
     rows = {p if p == q else f"{p} → {q}": _points(log, key) for (p, q), key in terms.items()}
     mimicking = {name: points for name, points in rows.items() if "→" in name}
     own = {name: points for name, points in rows.items() if "→" not in name}

@@ -66,8 +66,7 @@ def rank(
             match.
     """
     labels = Labels.checked(query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G)
-    query_QD, gallery_GD = (tensor_of(features) for features in (query_QD, gallery_GD))
-    _validate(query_QD, gallery_GD, labels, metric, top_k)
+    query_QD, gallery_GD = _validated(query_QD, gallery_GD, labels, metric, top_k)
     device = torch.device(device or gallery_GD.device)
     space = Space.of(query_QD, gallery_GD, metric, device)
     tile_S, _ = TILES["cpu" if device.type == "cpu" else "cuda"]
@@ -119,8 +118,7 @@ def rank_again(
     Arguments and errors are those of :func:`rank`.
     """
     labels = Labels.checked(query_ids_Q, gallery_ids_G, query_cams_Q, gallery_cams_G)
-    query_QD, gallery_GD = (tensor_of(features) for features in (query_QD, gallery_GD))
-    _validate(query_QD, gallery_GD, labels, metric, top_k)
+    query_QD, gallery_GD = _validated(query_QD, gallery_GD, labels, metric, top_k)
     blocks, filled = reranked(query_QD, gallery_GD, metric=metric, device=device, share=share)
     return _rank_blocks(filled, blocks, labels, share, max_rank, top_k)
 
@@ -145,7 +143,11 @@ def rank_distances(
     return Ranking(tally.metrics(), *tally.nearest())
 
 
-def _validate(query_QD: Tensor, gallery_GD: Tensor, labels: Labels, metric: str, top_k: int) -> None:
+def _validated(
+    query_QD: Tensor | np.ndarray, gallery_GD: Tensor | np.ndarray, labels: Labels, metric: str, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Both features as tensors, once they fit the labels and each other."""
+    query_QD, gallery_GD = (tensor_of(features) for features in (query_QD, gallery_GD))
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
     if top_k < 0:
@@ -162,3 +164,4 @@ def _validate(query_QD: Tensor, gallery_GD: Tensor, labels: Labels, metric: str,
             f"query_QD has {query_QD.shape[1]} features, but gallery_GD has {gallery_GD.shape[1]}: must be the same "
             "number. Are both from the same network?"
         )
+    return query_QD, gallery_GD

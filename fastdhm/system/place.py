@@ -54,6 +54,15 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
     return Place(rank, count, local_rank, local_count, address, _port(environ, slurm))
 
 
+def speaks(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process says what all of its run have to say, such as a signal that reached all: the first does."""
+    try:
+        here = place(environ)
+    except UserError:  # what it stands in is not known
+        return True
+    return here is None or here.rank == 0
+
+
 def attempt(environ: Mapping[str, str] = os.environ) -> int:
     """How often a launcher, torch's or ours, has started the processes of this run before."""
     return int(environ.get(ATTEMPT) or environ.get("TORCHELASTIC_RESTART_COUNT") or 0)

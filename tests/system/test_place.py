@@ -3,7 +3,7 @@
 import pytest
 
 from fastdhm.errors import UserError
-from fastdhm.system.place import Place, attempt, place
+from fastdhm.system.place import Place, attempt, place, speaks
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
 # of a job of more tasks; as srun 22.05 sets them
@@ -32,6 +32,14 @@ def test_a_launcher_of_one_process_a_machine_says_no_local_rank():
 def test_slurm_says_where_a_process_stands():
     assert place(SLURM) == Place(5, 8, 1, 4, "gpu07", 20000 + 31 * 123456 % 10000)
     assert place(SLURM | {"MASTER_ADDR": "a", "MASTER_PORT": "7"}) == Place(5, 8, 1, 4, "a", 7)
+
+
+def test_the_first_speaks_and_whoever_is_alone():
+    assert speaks({})
+    assert speaks(TORCHRUN | {"RANK": "0"})
+    assert not speaks(TORCHRUN)
+    assert not speaks(SLURM)
+    assert speaks(TORCHRUN | {"RANK": "x"}), "a place that cannot be is said"
 
 
 def test_steps_of_slurm_meet_at_ports_of_their_own():

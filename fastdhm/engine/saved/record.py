@@ -1,7 +1,4 @@
-"""Where numbers leave the device: sums are kept on it and copied to the host at log points, in one piece.
-
-Legend: M branches, A those that a step computes, E what some steps measure.
-"""
+"""Where numbers leave the device, in one piece at log points, and the log that they are written to."""
 
 import json
 import threading
@@ -25,6 +22,11 @@ NEAR = 2**14  # bytes at the end of a log that last_row reads: some rows
 def to_host(tensor: Tensor) -> Any:
     """The tensor's values as Python numbers, in lists by its dimensions. The only wait for the device in the engine."""
     return tensor.tolist()
+
+
+def term_name(teacher: str, student: str) -> str:
+    """``ce/B0`` for a cross-entropy, ``mimic/B1->B2`` for a mimicking term."""
+    return f"ce/{student}" if teacher == student else f"mimic/{teacher}->{student}"
 
 
 class Log:

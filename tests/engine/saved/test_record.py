@@ -1,4 +1,4 @@
-"""Sums on the device, the log, and what a non-finite loss says."""
+"""The log of a run: what it keeps, forgets and survives."""
 
 import errno
 import json
@@ -6,20 +6,9 @@ import sys
 import threading
 
 import pytest
-import torch
 
 from fastdhm.engine.saved.record import Log, read_log
 from fastdhm.errors import UserError
-from fastdhm.methods import weight_matrix
-
-NAMES = ("B0", "B1")
-DHM = weight_matrix("dhm", 2)
-
-
-def step(sums, number, loss=2.0, terms_MM=None, correct_M=(3.0, 1.0), weights_MM=DHM, active=("B1",)):
-    terms_MM = torch.tensor([[1.0, 0.5], [0.25, 1.0]]) if terms_MM is None else terms_MM
-    correct_M = torch.tensor(correct_M, dtype=torch.float64)
-    sums.add(number, 4, torch.tensor(loss), terms_MM, correct_M, weights_MM, active)
 
 
 def test_a_resumed_log_forgets_the_future(tmp_path):
