@@ -10,6 +10,7 @@ _FACE = {
     "MimicLoss": "fastdhm.ops.mimic_loss",
     "branch_mask": "fastdhm.ops.branch_mask",
     "attach": "fastdhm.models.attach",
+    "load": "fastdhm.engine.predictor",
     "models": "",
     "methods": "",
     "reid": "",

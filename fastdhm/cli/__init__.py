@@ -4,9 +4,9 @@ A command is a line in :data:`GROUPS` and a file here of its first word's name (
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 
-Train and use: train, eval, export, embed. Compare and understand: compare, diagnose, runs, report, models. Data and
-files: data, import_official. This machine: doctor, bench. For all of them: parser (flags, help texts, messages) and
-processes (several that compute together).
+Train and use: train, eval, predict, export, embed. Compare and understand: compare, diagnose, runs, report, models.
+Data and files: data, import_official. This machine: doctor, bench. For all of them: parser (flags, help texts,
+messages) and processes (several that compute together).
 """
 
 import os
@@ -27,6 +27,7 @@ GROUPS = {
         "train": "train a network; without flags, DHM on Fashion-MNIST",
         "eval": "measure the error of a run or a network; on people, mAP and ranks",
         "export": "write a network as ONNX or for torch.export, checked on images",
+        "predict": "write classes and probabilities of images to a file",
         "embed": "write a vector of features for each image in a folder",
     },
     "Compare and understand": {
@@ -102,9 +103,9 @@ def _command(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0: done. 1: a benchmark's check failed, or a run of a comparison. 2: something that the user or the machine can
-    mend, said in a sentence. 70: an error of ours, with the file to report. 75: another process of the run is lost.
-    128 + N: stopped by signal N.
+    0: done. 1: a benchmark's check failed, a run of a comparison, or an image that was to be predicted. 2: something
+    that the user or the machine can mend, said in a sentence. 70: an error of ours, with the file to report. 75: another
+    process of the run is lost. 128 + N: stopped by signal N.
     """
     argv = sys.argv[1:] if argv is None else argv
     ready_streams()

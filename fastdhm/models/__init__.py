@@ -9,6 +9,7 @@ from fastdhm.models.attach import AttachedModel, attach
 from fastdhm.models.base.alone import AloneBranch, alone
 from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.classifier import classifier_of
+from fastdhm.models.base.ensemble import one_network
 from fastdhm.models.base.recompute import checkpoint_activations
 from fastdhm.models.by_name import DEFAULT_BRANCHES, FAMILIES, build, build_alone, check, family_of, inventory
 from fastdhm.models.cost import Cost, Inventory, measure
@@ -17,7 +18,27 @@ from fastdhm.models.weights.official import load_official
 from fastdhm.models.weights.pretrained import Pretrained, load_pretrained
 
 __all__ = [
-    "DEFAULT_BRANCHES", "FAMILIES", "AloneBranch", "AttachedModel", "Branch", "BranchedModel", "Cost", "Family",
-    "Inventory", "Pretrained", "alone", "attach", "build", "build_alone", "check", "checkpoint_activations",
-    "classifier_of", "family_of", "inventory", "load_official", "load_pretrained", "measure",
+    "DEFAULT_BRANCHES",
+    "FAMILIES",
+    "AloneBranch",
+    "AttachedModel",
+    "Branch",
+    "BranchedModel",
+    "Cost",
+    "Family",
+    "Inventory",
+    "Pretrained",
+    "alone",
+    "attach",
+    "build",
+    "build_alone",
+    "check",
+    "checkpoint_activations",
+    "classifier_of",
+    "family_of",
+    "inventory",
+    "load_official",
+    "load_pretrained",
+    "measure",
+    "one_network",
 ]  # fmt: skip

@@ -114,14 +114,19 @@ def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None) -> Image:
                 f"{shown(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,.0f}: "
                 "shrink it, or set FASTDHM_MAX_PIXELS"
             )
-        _scale_key(image)
-        heed_tags(image)
-        grey = grey_of(image)
-        _load(image)
-        upright = _upright(without_unused_alpha(image))
-        rgb = to_8_bits(upright, grey, grey_range) if grey else _to_rgb(upright)
-        rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts and profiles are not needed from here on
-        return rgb
+        return as_rgb(image, grey_range)
+
+
+def as_rgb(image: Image, grey_range: GreyRange | None = None) -> Image:
+    """An image of Pillow as :func:`read_image` gives it: 8-bit RGB, upright, transparency on white."""
+    _scale_key(image)
+    heed_tags(image)
+    grey = grey_of(image)
+    _load(image)
+    upright = _upright(without_unused_alpha(image))
+    rgb = to_8_bits(upright, grey, grey_range) if grey else _to_rgb(upright)
+    rgb.info = {"grey": rgb.info["grey"]} if grey else {}  # texts and profiles are not needed from here on
+    return rgb
 
 
 def _open(file: BinaryIO, name: str) -> Image:

@@ -86,16 +86,19 @@ class _Cut:
                 raise UserError(f"{error}. Remove it, or leave such files out with --skip-bad") from error
         height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
         box_B4 = self.options.boxes(height_B, width_B, index_B, self.epoch)
-        cut = [self._cut(*pair) for pair in zip(images, box_B4.tolist(), strict=True)]
+        size_HW = self.options.size_HW
+        cut = [cut_out(*pair, size_HW) for pair in zip(images, box_B4.tolist(), strict=True)]
         if room is None:
             return np.stack(cut)
         np.stack(cut, out=self.array(index_B, room))
         return None  # nothing to send, the images are there
 
-    def _cut(self, image_HWC: np.ndarray, box: list[int]) -> np.ndarray:
-        top, left, height, width = box
-        image_HWC = image_HWC[top : top + height, left : left + width]
-        if (height, width) == self.options.size_HW:
-            return image_HWC
-        image_CHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)
-        return functional.resize(image_CHW, list(self.options.size_HW), antialias=True).permute(1, 2, 0).numpy()
+
+def cut_out(image_HWC: np.ndarray, box: list[int], size_HW: tuple[int, int]) -> np.ndarray:
+    """The ``box`` (top, left, height, width) of an image, resized to ``size_HW``."""
+    top, left, height, width = box
+    image_HWC = image_HWC[top : top + height, left : left + width]
+    if (height, width) == size_HW:
+        return image_HWC
+    image_CHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)
+    return functional.resize(image_CHW, list(size_HW), antialias=True).permute(1, 2, 0).numpy()

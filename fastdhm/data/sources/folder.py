@@ -98,16 +98,16 @@ class FolderSource:
         return len(self.target_N)
 
     def label(self, i: int) -> str:
-        return shown(self._path(i))
+        return shown(self.path(i))
 
     def image(self, i: int) -> Image:
-        path = self._path(i)
+        path = self.path(i)
         reason = self.unreadable.get(os.fsdecode(bytes(self._name_N[i]))) if self.unreadable else None
         if reason:
             raise UserError(f"{shown(path)}: cannot be read: {reason}")
         return read_image(path, self.grey_range)
 
-    def _path(self, i: int) -> Path:
+    def path(self, i: int) -> Path:
         return self.root / os.fsdecode(bytes(self._name_N[i]))
 
     def digest(self) -> str:
@@ -131,7 +131,7 @@ class FolderSource:
         for i in range(0, len(self), -(-len(self) // LOOKED_INTO)):
             with suppress(OSError):
                 if size_N[i] >= 0:
-                    with open(self._path(i), "rb") as file:
+                    with open(self.path(i), "rb") as file:
                         digest.update(file.read(LOOKED_AT))
         return digest.hexdigest()
 
