@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
     0: done. 1: a benchmark's check failed, a run of a comparison, or an image that was to be predicted. 2: something
-    that the user or the machine can mend, said in a sentence. 70: an error of ours, with the file to report. 75: another
-    process of the run is lost. 128 + N: stopped by signal N.
+    that the user or the machine can mend, said in a sentence. 70: an error of ours, with the file to report. 75:
+    another process of the run is lost. 128 + N: stopped by signal N.
     """
     argv = sys.argv[1:] if argv is None else argv
     ready_streams()

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def _check_out(out: Path) -> None:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        pyarrow = import_module("pyarrow")
+        import_module("pyarrow.parquet")
     except ImportError as error:
         raise UserError(f"--out FILE.parquet needs pyarrow ({error}): pip install 'fastdhm[parquet]'") from error
     return pyarrow

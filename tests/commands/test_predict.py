@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -81,3 +82,9 @@ def test_a_plain_network_has_no_branches(run, tmp_path, capsys):
     assert "best.pt or last.pt" in capsys.readouterr().err
     assert main([*argv, "B0", "--workers", "0"]) == 0
     assert capsys.readouterr().out.startswith("image,class_1,probability_1")
+
+
+def test_parquet_without_its_library(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["predict", *map(str, run), "--out", str(tmp_path / "p.parquet")]) == 2
+    assert "pip install 'fastdhm[parquet]'" in capsys.readouterr().err
