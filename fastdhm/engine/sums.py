@@ -107,12 +107,11 @@ class TrainingSums:
         images."""
         first_2, vectors = self.vectors[:, 0].clone(), self.vectors.clone()
         if distributed.count() > 1:
-            first_2[first_2 == self.NEVER] = math.inf
+            first_2 = first_2.masked_fill(first_2 == self.NEVER, math.inf)
             distributed.sum_(vectors)
             distributed.min_(first_2)
-            first_2[first_2 == math.inf] = self.NEVER
-            vectors[:, self._once] /= distributed.count()
-            vectors[:, 0] = first_2
+            vectors = torch.where(self._once, vectors / distributed.count(), vectors)
+            vectors[:, 0] = first_2.masked_fill(first_2 == math.inf, self.NEVER)
         return vectors
 
     def restore(self, saved: Tensor) -> None:
@@ -126,7 +125,7 @@ class TrainingSums:
         self.reset()
         if distributed.rank() == 0:
             self.vectors[:, : saved.shape[1]].copy_(saved)
-            self.vectors[:, self._once] *= distributed.count()
+            self.vectors[:] = torch.where(self._once, self.vectors * distributed.count(), self.vectors)
 
     def _measured_places(self, names: tuple[str, ...]) -> Tensor:
         if names not in self.places:

@@ -1,130 +1,23 @@
 """Between log points the loop never waits for the device: whatever would is counted, in a whole run of `fit`."""
 
-from contextlib import contextmanager
+import json
+from pathlib import Path
 
+import host_waits
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from host_waits import watch
+from many_processes import outputs
 
 from fastdhm.cli import main
 from fastdhm.engine import evaluate, run, sums, train
-from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.saved import record
-from fastdhm.ops import branch_mask, mimic_loss
-
-aten = torch.ops.aten
-# What torch.cuda.set_sync_debug_mode names on a GPU: reading a value, and results whose size the values decide.
-WAITING_OPS = {
-    aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select,
-    aten.unique_dim, aten._unique2, aten.bincount, aten.repeat_interleave,
-}  # fmt: skip
-WAITING_METHODS = {
-    "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__",
-    "nonzero", "is_nonzero", "equal", "allclose", "synchronize",
-    "tensor", "as_tensor",  # made on the host, and copied from memory that is not page-locked
-}  # fmt: skip
-
-
-class _Ops(TorchDispatchMode):
-    """Sees every operation, of autograd and of optimizers too."""
-
-    def __init__(self, note):
-        super().__init__()
-        self.note = note
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masks = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        if func.overloadpacket in WAITING_OPS or masks:
-            self.note(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-class _Methods(TorchFunctionMode):
-    """Sees what Python asks of a tensor, which on a CPU is no operation: `tolist`, `cpu`, `numpy`."""
-
-    def __init__(self, note):
-        super().__init__()
-        self.note = note
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        to_cpu = func is torch.Tensor.to and "cpu" in map(str, (*args[1:], *(kwargs or {}).values()))
-        if getattr(func, "__name__", "") in WAITING_METHODS or (to_cpu and not args[0].is_cpu):
-            self.note(func.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def events(monkeypatch):
-    """What happens in the training loop, in order: a step's number, "read" where `record.to_host` does, else a wait."""
-    seen, inside = [], []
-
-    def note(name):
-        if inside == ["fit"]:  # not in to_host, where waiting is allowed, nor in the loader, which has no device
-            seen.append(name)
-
-    @contextmanager
-    def within(what):
-        inside.append(what)
-        yield
-        inside.pop()
-
-    to_host, add, fit = record.to_host, sums.TrainingSums.add, train.fit
-
-    def counted_to_host(tensor):
-        seen.append("read")
-        with within("to_host"):
-            return to_host(tensor)
-
-    def counted_add(self, step, *values):
-        add(self, step, *values)
-        seen.append(step)
-
-    def loading(batches):
-        batches = iter(batches)
-        while True:
-            with within("loader"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-    def counted_fit(run, data, *rest):
-        epoch = data.train.epoch
-
-        @contextmanager
-        def counted_epoch(*args, **options):
-            with within("loader"):
-                opened = epoch(*args, **options)
-                batches = opened.__enter__()
-            yield loading(batches)
-            with within("loader"):
-                opened.__exit__(None, None, None)
-
-        monkeypatch.setattr(data.train, "epoch", counted_epoch)
-        with within("fit"), _Methods(note), _Ops(note):
-            fit(run, data, *rest)
-
-    def allow(module, name):
-        function = getattr(module, name)
-
-        def allowed(*args, **options):
-            with within(name):
-                return function(*args, **options)
-
-        monkeypatch.setattr(module, name, allowed)
-
-    allow(train, "evaluate")  # waits as often as it likes
-    allow(branch_mask, "_check")  # these two read values on a CPU only
-    allow(mimic_loss, "check_values")
-    allow(FusedForward, "_trace")  # once for each set of branches, and on a CPU only
-    for module in (record, run, evaluate, sums):
-        monkeypatch.setattr(module, "to_host", counted_to_host)
-    monkeypatch.setattr(sums.TrainingSums, "add", counted_add)
-    monkeypatch.setattr(train, "fit", counted_fit)
-    return seen
+    """What happens in the training loop, in order."""
+    return watch(monkeypatch)
 
 
 def command(tmp_path, *flags):
@@ -135,6 +28,7 @@ def command(tmp_path, *flags):
     return ["train", *base.split(), *folders, "--compile", "off", "--log-every", "4", *flags]
 
 
+ON_A_CPU = ("--device", "cpu", "--precision", "float32")
 RECIPES = {
     "plain": [],
     "everything": [
@@ -160,10 +54,33 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_loop_waits_only_where_it_logs(tmp_path, events, recipe):
     """Ten steps, log points at 4 and 8; the reads after the tenth are the epoch's checkpoints and validation."""
-    assert main(command(tmp_path, "--device", "cpu", "--precision", "float32", *RECIPES[recipe])) == 0
+    assert main(command(tmp_path, *ON_A_CPU, *RECIPES[recipe])) == 0
+    assert_waits_only_where_it_logs(events)
+    assert {event for event in events if not isinstance(event, int)} == {"read"}, "and before and after"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["everything", "bernoulli", "structural", "synced"])
+def test_nor_do_several_processes_wait(tmp_path, recipe):
+    """Before and after their steps they wait for each other."""
+    flags = ["--sync-bn", "true"] if recipe == "synced" else RECIPES[recipe]
+    program = f"""
+    import json, pytest
+    sys.path.insert(0, {str(Path(host_waits.__file__).parent)!r})
+    from fastdhm.cli import main
+    from host_waits import watch
+    with pytest.MonkeyPatch.context() as patch:
+        events = watch(patch)
+        assert main({command(tmp_path, *ON_A_CPU, *flags)!r}) == 0
+    print(json.dumps(events))
+    """
+    for out in outputs(program, 2):
+        assert_waits_only_where_it_logs(json.loads(out.splitlines()[-1]))
+
+
+def assert_waits_only_where_it_logs(events):
     begin, end = events.index(1), events.index(10)
     assert events[begin : end + 1] == [1, 2, 3, 4, "read", 5, 6, 7, 8, "read", 9, 10]
-    assert {event for event in events if not isinstance(event, int)} == {"read"}
 
 
 def test_a_wait_between_log_points_is_seen(tmp_path, events, monkeypatch):
