@@ -78,7 +78,6 @@ THROUGH = {
     "models.base.initialise": "models/families/test_families",
     "models.base.trace": "models/attach/test_stages",
     "models.weights.files": "models/weights/test_pretrained",
-    "ops.shared_norm": "engine/test_distributed",
     "ops._convolution": "ops/test_conv2d",
     "ops._mimic_loss_input": "ops/test_mimic_loss",
     "reid._blocks": "reid/test_ranking",
