@@ -53,13 +53,14 @@ def predict(
     _check_out(out)
     predictor, console = load(path, branch=branch, device=device), Console(stderr=True)
     top = min(top, len(predictor.classes))
-    size = predictor.config.eval_batch_size if batch_size is None else batch_size
-    if min(size or 1, top) < 1 or size == 0:
-        raise UserError(f"batch size {size} and top {top}: each must be 1 or more")
-    names, bad = _named(images, console), 0
+    sizes = batch_size, predictor.config.eval_batch_size, predictor.config.batch_size
+    size = next(size for size in sizes if size is not None)
+    if min(size, top) < 1:
+        raise UserError(f"batch size {size}, top {top}: each must be 1 or more")
+    names, bad = _Names(images, console), 0
     cut = _Cut(predictor.transform, names)
     with (
-        _prepared(cut, size or predictor.config.batch_size, pick_workers(workers, predictor.device)) as batches,
+        _prepared(cut, size, pick_workers(workers, predictor.device)) as batches,
         _opened(out, top) as write,
         console.counting("predict", len(names)) as advance,
     ):
@@ -69,7 +70,7 @@ def predict(
             good = [i for i in range(len(index_B)) if i not in wrong]
             if good:
                 answers = predictor.answers(torch.from_numpy(image_BHWC[good]), top)
-                write([names[int(index_B[i])] for i in good], answers)
+                write([names[index_B[i]] for i in good], answers)
             bad += len(wrong)
             advance(len(index_B))
         if bad == len(names):
@@ -78,24 +79,33 @@ def predict(
     return bad
 
 
-def _named(images: Sequence[Path], console: Console) -> list[str]:
+class _Names(Sequence[str]):
     """The path of every image: files as given, folders with all that is below them."""
-    names: list[str] = []
-    for image in images:
-        if not image.is_dir():
-            names.append(str(image))
-            continue
-        found = PictureSource(image)
-        if found.note:
-            console.print(found.note)
-        names += [str(image / os.path.relpath(found.path(i), found.root)) for i in range(len(found))]
-    return names
+
+    def __init__(self, images: Sequence[Path], console: Console):
+        names: list[str] = []
+        for image in images:
+            if not image.is_dir():
+                names.append(str(image))
+                continue
+            found = PictureSource(image)
+            if found.note:
+                console.print(found.note)
+            names += [os.path.join(image, found.name_of(i)) for i in range(len(found))]
+        # of a fixed width: the reference counts of a million strings would make every worker copy them
+        self._name_N = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._name_N)
+
+    def __getitem__(self, i: Any) -> Any:
+        return os.fsdecode(bytes(self._name_N[i]))
 
 
 class _Cut:
     """``cut(index_B, room)`` writes these images to ``room`` and gives the reasons of those that cannot be read."""
 
-    def __init__(self, transform: Transform, names: list[str]):
+    def __init__(self, transform: Transform, names: _Names):
         self.transform, self.names = transform, names
         height, width = transform.size_HW
         self.shape_HWC = (height, width, 3)
@@ -192,7 +202,7 @@ def _row(name: str, found: Prediction) -> list[Any]:
 
 
 def _csv(file: Any, top: int) -> Write:
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file)  # its own line end, \r\n: else a cell that holds the other sign is not quoted
     writer.writerow(_columns(top))
     return lambda names, found: writer.writerows(map(_row, names, found))
 

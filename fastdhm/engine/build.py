@@ -1,8 +1,11 @@
 """From a config to opened images and a built network; from a file to the network in it."""
 
+from __future__ import annotations
+
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,7 +20,9 @@ from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import NETWORK
 from fastdhm.errors import UserError
-from fastdhm.system.console import Console
+
+if TYPE_CHECKING:
+    from fastdhm.system.console import Console  # rich is not needed to load a network
 
 IMAGENET = "imagenet"  # the weights that torchvision has
 

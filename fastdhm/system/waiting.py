@@ -11,7 +11,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from fastdhm.errors import UserError
-from fastdhm.system.console import Console
 from fastdhm.system.environment import positive
 
 POLL_S = 0.5  # the longest sleep between two calls of Wait.on
@@ -49,6 +48,8 @@ class Wait:
             )
         if self.seconds >= max(SAY_S, 2 * self._said):
             self._said = self.seconds
+            from fastdhm.system.console import Console  # rich only if there is something to say
+
             Console(stderr=True).print(f"waiting for {self._what} for {self.seconds:.0f} s: {self._why()}")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from fastdhm.cli import main
 from fastdhm.engine.predictor import load
 
-CLASSES = ('a, "one"', "two\nlines")
+CLASSES = ('a, "one"', "a\rb", "two\nlines")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def run(tmp_path_factory):
         for number, name in enumerate(CLASSES):
             (root / "photos" / split / name).mkdir(parents=True)
             for i in range(8):
-                noise = random.integers(0, 200 + 55 * number, (40 + i, 36 + 2 * i, 3), np.uint8)
+                noise = random.integers(0, 120 + 60 * number, (40 + i, 36 + 2 * i, 3), np.uint8)
                 Image.fromarray(noise).save(root / "photos" / split / name / f"{i}.png")
     flags = "--arch resnet8 --image-size 32 --batch-size 8 --max-steps 2 --loader torch --workers 0 --precision float32"
     argv = ["train", "--dataset", f"folder:{root / 'photos'}", "--run-dir", str(root / "run"), *flags.split()]
@@ -45,7 +45,7 @@ def test_the_error_is_that_of_eval(run, tmp_path, capsys, branch):
     argv = ["predict", str(run_dir), str(val), "--out", str(out), "--workers", "0", "--branch", branch]
     assert main(argv) == 0
     rows = rows_of(out)
-    assert len(rows) == 16
+    assert len(rows) == 24 and {row["class_1"] for row in rows} <= set(CLASSES)
     wrong = [row["class_1"] != os.path.basename(os.path.dirname(row["image"])) for row in rows]
     assert 100 * np.mean(wrong) == pytest.approx(told, abs=1e-9)
 
@@ -74,6 +74,23 @@ def test_bad_files_are_listed_and_the_rest_is_done(run, tmp_path, capsys):
     assert row["image"].endswith('odd, "\\xe9\n.png')
     assert main(["predict", str(run_dir), str(folder / "broken.png"), "--out", str(tmp_path / "q.csv")]) == 2
     assert not (tmp_path / "q.csv").exists()
+
+
+def test_csv_and_parquet_hold_the_same(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("p.csv", "p.parquet"):
+        argv = ["predict", str(run[0]), str(run[1]), "--out", str(tmp_path / name), "--workers", "0"]
+        assert main([*argv, "--batch-size", "5", "--top", "2"]) == 0
+    rows, table = rows_of(tmp_path / "p.csv"), parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    assert list(table[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+    assert [{name: str(value) for name, value in row.items()} for row in table] == rows
+    assert {row["class_2"] for row in rows} <= set(CLASSES)
+
+
+def test_without_pyarrow_the_message_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["predict", str(run[0]), str(run[1]), "--out", str(tmp_path / "p.parquet")]) == 2
+    assert "pip install 'fastdhm[parquet]'" in capsys.readouterr().err
 
 
 def test_a_plain_network_has_no_branches(run, tmp_path, capsys):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.engine.predictor import Transform
+from fastdhm.engine.saved.checkpoint import save_network
 
 
 def test_every_kind_of_an_image_is_prepared_alike(tmp_path):
@@ -36,8 +38,19 @@ def test_images_of_other_modes(mode):
     assert ready.shape == (3, 32, 32)
 
 
-def test_the_training_is_not_imported():
-    program = "import sys, fastdhm; fastdhm.load; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"fastdhm.engine.train", "fastdhm.engine.report", "ffcv", "matplotlib", "tensorboard", "jsonargparse"}
-    assert not heavy & set(loaded)
+def test_three_lines_import_no_part_of_the_training(tmp_path):
+    """Nor what draws, logs and prints: a server that answers loads only what it needs."""
+    path = tmp_path / "network.safetensors"
+    config = TrainConfig(arch="resnet8", image_size=32, eval_batch_size=4, precision="float32")
+    save_network(path, models.build("resnet8", 2, ()).strip(), config, ("a/b", "c"))
+    program = """if True:
+        import sys, fastdhm, numpy
+        predictor = fastdhm.load(sys.argv[1], device="cpu")
+        found, = predictor.predict(numpy.zeros((40, 32, 3), numpy.uint8))
+        assert sorted(found.classes) == ["a/b", "c"] and abs(sum(found.probabilities) - 1) < 1e-6
+        print(*sys.modules)"""
+    told = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    parts = "train", "step", "run", "plan", "settle", "display", "report", "optim", "compiling", "fast.fuse"
+    heavy = "rich", "tensorboard", "torch.utils.tensorboard", "matplotlib", "jsonargparse", "ffcv", "numba"
+    unwanted = {*heavy, *(f"fastdhm.engine.{part}" for part in parts), "fastdhm.ops.mimic_loss", "fastdhm.compare"}
+    assert not unwanted & set(told.stdout.split())

@@ -31,7 +31,6 @@ from typing import Any, NoReturn
 
 from fastdhm.data.images.read import silence_pillow
 from fastdhm.errors import UserError
-from fastdhm.system.console import Console
 from fastdhm.system.waiting import POLL_S, Wait
 
 AHEAD = 2  # items that each worker is given, so that it never waits for the next
@@ -254,6 +253,8 @@ class _Worker:
         except OSError:
             return
         if state == "T":
+            from fastdhm.system.console import Console  # rich only if there is something to say
+
             Console(stderr=True).print(f"worker process {self.pid} was stopped (SIGSTOP): continuing it")
             os.kill(self.pid, signal.SIGCONT)
 

@@ -102,13 +102,17 @@ class FolderSource:
 
     def image(self, i: int) -> Image:
         path = self.path(i)
-        reason = self.unreadable.get(os.fsdecode(bytes(self._name_N[i]))) if self.unreadable else None
+        reason = self.unreadable.get(self.name_of(i)) if self.unreadable else None
         if reason:
             raise UserError(f"{shown(path)}: cannot be read: {reason}")
         return read_image(path, self.grey_range)
 
     def path(self, i: int) -> Path:
-        return self.root / os.fsdecode(bytes(self._name_N[i]))
+        return self.root / self.name_of(i)
+
+    def name_of(self, i: int) -> str:
+        """The path of an image below ``root``."""
+        return os.fsdecode(bytes(self._name_N[i]))
 
     def digest(self) -> str:
         """Covers name, size and time of change of every file, but not the content: a million files take seconds."""
@@ -174,7 +178,7 @@ class PictureSource(FolderSource):
 
     def label(self, i: int) -> str:
         """The path below the folder."""
-        return printable(os.fsdecode(bytes(self._name_N[i])))
+        return printable(self.name_of(i))
 
 
 def may_be_deep(name: bytes | str) -> bool:

@@ -18,7 +18,6 @@ from fastdhm.models.attach.stages import Block, Layout, channels_first, find_lay
 from fastdhm.models.base.branched import BranchedModel
 from fastdhm.models.base.copies import copied, on_meta, refuse_computed, unwrapped
 from fastdhm.models.base.trace import BATCH, Trace, probe, trace
-from fastdhm.system.console import Console
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,8 @@ def attach(
     attached = AttachedModel(trunk, sides, {name: branch.fork for name, branch in told.items()}, summary)
     _check(attached, size_CHW)
     if verbose:
+        from fastdhm.system.console import Console  # rich only if there is something to say
+
         Console().print(str(summary))
     return attached.train(model.training)
 
