@@ -4,8 +4,8 @@ A command is a line in :data:`GROUPS` and a file here of its first word's name (
 ``run(argv) -> exit status``: it parses into a config and calls one function. Only the file of the command given is
 imported, and it imports what computes after parsing, so that a mistake is told at once.
 
-Train and use: train, eval, predict, export, embed. Compare and understand: compare, diagnose, runs, report, models.
-Data and files: data, import_official. This machine: doctor, bench. For all of them: parser (flags, help texts,
+Train and use: train, eval, predict, average, export, embed. Compare and understand: compare, diagnose, runs, report,
+models. Data and files: data, import_official. This machine: doctor, bench. For all of them: parser (flags, help texts,
 messages) and processes (several that compute together).
 """
 
@@ -28,6 +28,7 @@ GROUPS = {
         "eval": "measure the error of a run or a network; on people, mAP and ranks",
         "export": "write a network as ONNX or for torch.export, checked on images",
         "predict": "write classes and probabilities of images to a file",
+        "average": "write the mean of several networks' weights, with their errors",
         "embed": "write a vector of features for each image in a folder",
     },
     "Compare and understand": {
