@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.config.method import TOLERANCE
@@ -84,6 +85,15 @@ def scale_mimicking(weights_MM: Tensor, scale: float | Tensor) -> Tensor:
     """W with its mimicking weights (off the diagonal) times ``scale``: the ramp that short runs need at the start."""
     diagonal_MM = torch.diag(torch.diag(weights_MM))
     return diagonal_MM + scale * (weights_MM - diagonal_MM)
+
+
+def add_teacher(weights_MM: Tensor, weight: float) -> Tensor:
+    """W with a teacher behind the branches, ``[M + 1, M + 1]``: a row, and a column of zeros, as it learns nothing.
+
+    It has the same weight for every branch that learns from the labels.
+    """
+    row_M = weight * (torch.diag(weights_MM) != 0)
+    return F.pad(torch.cat([weights_MM, row_M[None].to(weights_MM.dtype)]), (0, 1))
 
 
 def drop_mimicking(weights_MM: Tensor, mask_S: Tensor) -> Tensor:

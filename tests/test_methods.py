@@ -7,7 +7,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastdhm.methods import branch_sets, check, drop_mimicking, pick_branches, scale_mimicking, weight_matrix
+from fastdhm import mimic_loss
+from fastdhm.methods import (
+    add_teacher,
+    branch_sets,
+    check,
+    drop_mimicking,
+    pick_branches,
+    scale_mimicking,
+    weight_matrix,
+)
 from fastdhm.ops import philox
 from fastdhm.ops.branch_mask import branch_mask
 
@@ -171,3 +180,27 @@ def test_the_bernoulli_mask_of_successive_steps_is_uniform():
 def test_samplers_do_not_share_their_draws():
     streams = (philox.STREAM_BRANCH_MASK, philox.STREAM_AUGMENT, philox.STREAM_ORDER, philox.STREAM_BRANCH_SET)
     assert len(set(streams)) == len(streams)
+
+
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+@pytest.mark.parametrize("method", ["baseline", "dsl", "dhm"])
+def test_a_teacher_teaches_whoever_learns_and_learns_nothing(method, impl):
+    torch.manual_seed(0)
+    logits_MBK, taught_BK, T = torch.randn(3, 6, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True), 2.0
+    target_B, weights_MM = torch.randint(5, (6,)), weight_matrix(method, 3)
+    with_teacher_MM = add_teacher(weights_MM, 0.5)
+    assert with_teacher_MM.tolist()[-1] == [0.5 * (w > 0) for w in weights_MM.diag().tolist()] + [0]
+    assert not with_teacher_MM[:, -1].any()
+    stacked = torch.cat([logits_MBK, taught_BK[None]])
+    loss, terms = mimic_loss(stacked, target_B, with_teacher_MM, temperature=T, impl=impl)
+    got = torch.autograd.grad(loss, (logits_MBK, taught_BK))
+    assert not got[1].any()
+
+    expected = mimic_loss(logits_MBK, target_B, weights_MM, temperature=T, impl="eager")[0]
+    target_BK = (taught_BK.detach() / T).softmax(-1)
+    for m in range(1 if method == "baseline" else 3):  # Hinton et al. (2015), with KL for the cross-entropy
+        kl = torch.nn.functional.kl_div((logits_MBK[m] / T).log_softmax(-1), target_BK, reduction="batchmean")
+        torch.testing.assert_close(terms[3, m], T**2 * kl.detach())
+        expected = expected + 0.5 * T**2 * kl
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(got[0], torch.autograd.grad(expected, logits_MBK)[0])

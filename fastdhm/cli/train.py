@@ -99,7 +99,7 @@ def _resumed(run_dir: Path, given: dict) -> dict:
         new = dataclasses.replace(config, **given)
     except ValueError as error:
         raise UserError(str(error)) from error
-    changed = differing(config, new, free=(*RESUMABLE, *moved(config, new)))
+    changed = differing(config, new, free=("epochs", *RESUMABLE, *moved(config, new)))
     if changed:
         raise UserError(
             f"--resume keeps what {run_dir} learns, and this would change it ({few(changed, 2)}): "

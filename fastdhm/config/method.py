@@ -1,9 +1,10 @@
-"""What the branches learn from: the labels, and each other."""
+"""What the branches learn from: the labels, each other, and a teacher."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fastdhm.config.images import SIZE
 from fastdhm.config.rules import BELOW_ONE, NOT_NEGATIVE, RAMP, SHARE, Rule, setting
 
 TOLERANCE = 1e-6  # how far the sum of probabilities written as decimals may be from 1
@@ -43,7 +44,7 @@ class Method:
     """Probability of each set that structural draws.
     Write {B1+B2: 0.5, B1: 0.25, none: 0.25}, say. Null: all alike. The empty set is one of them."""
     temperature: float = setting(1.0, TEMPERATURE)
-    """Temperature of the mimicking terms."""
+    """Temperature of the mimicking terms, a teacher's too."""
     ce_weight: float = setting(1.0, NOT_NEGATIVE)
     """Weight of a side branch's cross-entropy (Eq. 8).
     It is the paper's lambda. The main branch's is 1."""
@@ -55,3 +56,19 @@ class Method:
     Short runs stall without it; the paper's long runs do not."""
     label_smoothing: float = setting(0.0, BELOW_ONE)
     """Label smoothing of the cross-entropies, in [0, 1)."""
+    teacher: str | None = None
+    """Learn from a trained network too: a run or a file, say.
+    It is a run directory, a checkpoint or network.safetensors of a run, any file of weights (with --teacher-arch),
+    torchvision:NAME or timm:NAME with the weights of that library. Every branch that learns from the labels learns from
+    its predictions too: with the baseline this is plain distillation. Its classes must be those of the data set.
+    Null: no teacher."""
+    teacher_weight: float = setting(1.0, NOT_NEGATIVE)
+    """Weight of the teacher's terms, one for each branch.
+    The cross-entropy has weight 1. The ramp of mimic_warmup leaves them alone: a teacher knows something from the
+    first step on."""
+    teacher_arch: str | None = None
+    """Network of a teacher's file, such as timm:resnet50d.
+    A name as of --arch. Null: as the file says, which those of a run do."""
+    teacher_size: int | tuple[int, int] | None = setting(None, SIZE)
+    """Pixels that the teacher sees: a side, or HEIGHT,WIDTH.
+    The images of a step are resized to them. Null: the images as the network sees them."""

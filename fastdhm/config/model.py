@@ -24,8 +24,10 @@ class Model:
     The trunk up to the branch's fork and the branch are the whole network; B0 is the trunk itself.
     Null: the method decides."""
     weights: str | None = None
-    """Weights to start from: imagenet, or a file.
-    They are the trunk's. imagenet is torchvision's. Null: random."""
+    """Weights to start from: imagenet, a run, or a file.
+    imagenet is torchvision's. A run, or a checkpoint of one, gives its branches too, where they are built alike. Of a
+    file that holds several networks, FILE:ENTRY takes one: last.pth:model_ema, say. A classifier of other classes is
+    left out. Null: random."""
     freeze_epochs: int = setting(0, AT_LEAST_ZERO)
     """Epochs at the start in which pre-trained layers are frozen.
     Only what the weights lack trains then: the branches and the classifier."""

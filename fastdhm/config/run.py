@@ -94,5 +94,8 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
     ("nesterov", lambda run: not run.nesterov or run.momentum > 0, "false when momentum is 0"),
     ("nesterov", lambda run: not run.nesterov or run.optimizer == "sgd", "false: only sgd has it"),
     ("betas", lambda run: tuple(run.betas) == BETAS or run.optimizer == "amsgrad", "left out: only amsgrad uses it"),
+    ("teacher_weight", lambda run: run.teacher or run.teacher_weight == 1, "left out: there is no teacher"),
+    ("teacher_arch", lambda run: run.teacher, "left out: there is no teacher"),
+    ("teacher_size", lambda run: run.teacher, "left out: there is no teacher"),
     ("cuda_graphs", lambda run: not (run.cuda_graphs and run.ema), "false with ema: its decay changes at each step"),
 )

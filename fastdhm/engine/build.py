@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,21 @@ def build_plain(config: TrainConfig, num_classes: int) -> nn.Module:
 
 def _alone(config: TrainConfig, num_classes: int, branch: str) -> models.BranchedModel:
     return models.build_alone(config.arch, num_classes, branch, dropout=config.dropout)
+
+
+def weights_of(config: TrainConfig) -> str | None:
+    """The file that a run starts from, and the network in it; None for torchvision's weights.
+
+    Of a run it is the checkpoint that its network comes from, and of a checkpoint the average of the weights, if any.
+    """
+    if config.weights in (None, IMAGENET):
+        return None
+    path, entry = models.chosen_weights(config.weights)
+    if path.is_dir():
+        path = checkpoint.kept_checkpoint(path, checkpoint.run_config(path))
+    with suppress(UserError):  # a file of another program
+        entry = entry or ("average" if "average" in checkpoint.load_checkpoint(path, mmap=True) else "model")
+    return f"{path}:{entry}" if entry else str(path)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
@@ -153,14 +155,19 @@ def computes(run: Run, compiled: bool) -> Callable:
         known = inductor.compile_threads or processors.count()
         inductor.compile_threads = min(known, processors.count())  # torch counts without quotas
     compute = make_compute(forward, config.temperature, config.label_smoothing, in_one_piece, config.impl, variants)
-    if not calls:
-        return compute
+    if calls:
+        compute = partial(_by_block, calls, compute)
+    return compute if run.teacher is None else partial(_taught, run.teacher.logits(NUM_SIDES * compiled), compute)
 
-    def compute_by_block(*args: Any) -> tuple[torch.Tensor, ...]:
-        with forwards(calls):
-            return compute(*args)
 
-    return compute_by_block
+def _by_block(calls: Mapping[nn.Module, Callable], compute: Callable, *args: Any) -> tuple[torch.Tensor, ...]:
+    with forwards(calls):
+        return compute(*args)
+
+
+def _taught(teacher: Callable, compute: Callable, image_BCHW: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
+    """The teacher's graph is its own: there is one whatever the set of branches is."""
+    return compute(image_BCHW, *args, teacher(image_BCHW))
 
 
 class Child:
@@ -254,7 +261,7 @@ def compute_all(run: Run, epoch: int) -> None:
         run.begin_epoch()
         image_BCHW, target_B = (part.chunk(config.accumulate)[0] for part in run.prepare(random_batch(run), 0, side))
         with autocast(run.device, run.precision):
-            loss, *_ = compute(image_BCHW, target_B, run.weights[active], active)
+            loss, *_ = compute(image_BCHW, target_B, run.taught(run.weights[active]), active)
         run.scaler.scale(loss / config.accumulate).backward()
         run.optimizer.zero_grad()
 

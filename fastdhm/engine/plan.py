@@ -28,6 +28,7 @@ def plan(run: Run, data: LoadedData, why_not_compiled: str) -> dict[str, str]:
         "images": images,
         "schedule": falls + "; --milestones sets others" * bool(falls),
         "method": _method(run),
+        "teacher": run.teacher.told if run.teacher else "",
         "machine": _machine(run, why_not_compiled),
         "run": str(run.dir),
     }
@@ -93,6 +94,7 @@ def method_name(config: TrainConfig) -> str:
     words += [config.direction] if config.direction != "both" else []
     for name in ("ce_weight", "mimic_weight", "temperature"):
         words += [f"{name} {getattr(config, name):g}"] if getattr(config, name) != 1 else []
+    words += ["a teacher"] if config.teacher else []
     if config.sampler != "binary":
         prob = f" {config.keep_prob:g}" if config.sampler == "bernoulli" else ""
         words.append(f"{config.sampler}{prob} every {config.sample_every or methods.SAMPLERS[config.sampler]}")

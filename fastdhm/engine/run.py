@@ -23,7 +23,7 @@ from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine import distributed
-from fastdhm.engine.build import IMAGENET, build_model
+from fastdhm.engine.build import build_model, weights_of
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
@@ -37,6 +37,7 @@ from fastdhm.engine.saved.names import LAST, NETWORK
 from fastdhm.engine.saved.record import to_host
 from fastdhm.engine.shared_gradients import SharedGradients, average_buffers
 from fastdhm.engine.sums import NonFiniteLoss, TrainingSums
+from fastdhm.engine.teacher import TEACHER, check_same, open_teacher
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
@@ -100,7 +101,9 @@ class Run:
         self.shared = SharedGradients(compress=config.compress_gradients)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
-        self.sums = TrainingSums(model.branch_names, self.device, cosine_names(model))
+        self.teacher = open_teacher(config, classes, self.device)
+        names = (*model.branch_names, *([TEACHER] if self.teacher else []))
+        self.sums = TrainingSums(names, self.device, cosine_names(model))
         self.at = Position()
         self.between_steps = True  # its state can be saved only there
         self.stopwatch = Stopwatch()
@@ -118,10 +121,8 @@ class Run:
             self.num_samples = len(data.target_N)
 
     def load_pretrained(self) -> None:
-        """Start the trunk from the weights that the config names; raises as ``models.load_pretrained``."""
-        weights = self.config.weights
-        path = None if weights in (None, IMAGENET) else Path(weights)
-        found = models.load_pretrained(self.model, self.config.arch, path)
+        """Start from the weights that the config names; raises as ``models.load_pretrained``."""
+        found = models.load_pretrained(self.model, self.config.arch, weights_of(self.config))
         for active in self.branch_sets if self.config.freeze_epochs else ():
             parts = ("trunk.", *(f"branches.{name}." for name in active))
             if not any(name.startswith(parts) for name in found.new):
@@ -202,6 +203,10 @@ class Run:
             weights_AA = methods.drop_mimicking(weights_AA, branch_mask(self.keep_S, config.seed, number))
         return active, weights_AA
 
+    def taught(self, weights_AA: Tensor) -> Tensor:
+        """The weights with those of the teacher, if there is one."""
+        return weights_AA if self.teacher is None else methods.add_teacher(weights_AA, self.config.teacher_weight)
+
     def measure_cosines(self, image_BCHW: Tensor, target_B: Tensor, active: tuple[str, ...]) -> None:
         """Before every ``grad_cosine``-th step, note how far the branches' gradients agree at the forks.
 
@@ -238,6 +243,7 @@ class Run:
             "train_seconds": self.stopwatch.seconds,
             "pretrained": list(self.pretrained),
             "data": self.identity,
+            **({"teacher": self.teacher.digest} if self.teacher is not None else {}),
             **({"average": self.average.model.state_dict()} if self.average is not None else {}),
         }
 
@@ -257,6 +263,7 @@ class Run:
                 f"{self.config.dataset} is not what {path} has learnt from ({'; '.join(changed)}): put it back as it "
                 "was, or start a new run"
             )
+        check_same(self.config, self.teacher, saved.get("teacher"), path)
         checkpoint.load_weights(self.model, saved["model"], path, self.config.arch)
         if self.average is not None:
             checkpoint.load_weights(self.average.model, saved["average"], path, self.config.arch)

@@ -12,6 +12,8 @@ from fastdhm.config import TrainConfig
 from fastdhm.engine import distributed
 from fastdhm.engine.build import IMAGENET
 from fastdhm.engine.device import pick_device, pick_precision
+from fastdhm.engine.saved.checkpoint import read_config
+from fastdhm.engine.teacher import LIBRARIES
 from fastdhm.errors import UserError
 from fastdhm.ops.mimic_loss import use_fused
 from fastdhm.system.console import Console
@@ -40,6 +42,13 @@ def settle(config: TrainConfig) -> TrainConfig:
     weights = config.weights
     if weights not in (None, IMAGENET):
         weights = str(expanded(weights).absolute())
+    teacher = config.teacher
+    if teacher is not None and teacher.startswith(LIBRARIES):
+        models.check(teacher)
+    elif teacher is not None:
+        teacher = str(expanded(teacher).absolute())
+    if config.teacher_arch is not None:
+        models.check(config.teacher_arch)
     short = short_name(dataset.rpartition("/")[2].replace(":", "-"))
     method = config.method + (f"-{config.only_branch}" if config.only_branch else "")
     name = f"{short}-{config.arch}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -48,6 +57,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         dataset=dataset,
         data_dir=str(data_dir),
         weights=weights,
+        teacher=teacher,
         run_dir=str(expanded(config.run_dir) if config.run_dir else Path("runs") / name),
         device=str(device) if distributed.count() == 1 else device.type,
         precision=precision,
@@ -55,9 +65,14 @@ def settle(config: TrainConfig) -> TrainConfig:
 
 
 def check_weights(config: TrainConfig) -> None:
-    """``ValueError`` if a new run should begin from a file that does not exist."""
-    if config.weights not in (None, IMAGENET) and not Path(config.weights).is_file():
-        raise UserError(f"weights is {config.weights}: no such file; give one, or {IMAGENET} for torchvision's")
+    """``ValueError`` if a new run should begin from a file or a run that does not exist."""
+    if config.weights in (None, IMAGENET):
+        return
+    path, _ = models.chosen_weights(config.weights)
+    if not path.exists():
+        raise UserError(f"weights is {path}: no such file or run; give one, or {IMAGENET} for torchvision's")
+    if path.is_dir():
+        read_config(path)  # raises where it is no run
 
 
 def _check_processes(config: TrainConfig) -> None:

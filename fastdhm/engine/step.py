@@ -32,16 +32,23 @@ def make_compute(
 ) -> Callable:
     """The differentiable part of a step.
 
-    ``(image_BCHW, target_B, weights_AA, active) -> loss, terms_AA, correct_A`` of B0 and the ``active`` side branches
-    (``None``: all). ``forward``, a model or a replacement for it, gives their logits. ``variants`` is the number of
-    graphs that torch.compile will see in a run at each image size: sets of branches, times two if the run begins with
-    a part frozen.
+    ``(image_BCHW, target_B, weights_AA, active, taught_BK) -> loss, terms_AA, correct_A`` of B0 and the ``active``
+    side branches (``None``: all), and behind them of the teacher whose logits are ``taught_BK``, if there is one.
+    ``forward``, a model or a replacement for it, gives the branches' logits. ``variants`` is the number of graphs that
+    torch.compile will see in a run at each image size: sets of branches, times two if the run begins with a part
+    frozen.
     """
 
     def compute(
-        image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
+        image_BCHW: Tensor,
+        target_B: Tensor,
+        weights_AA: Tensor,
+        active: tuple[str, ...] | None = None,
+        taught_BK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logits_ABK = forward(image_BCHW, active)
+        if taught_BK is not None:
+            logits_ABK = torch.cat([logits_ABK, taught_BK[None].to(logits_ABK.dtype)])
         loss, terms_AA = mimic_loss(
             logits_ABK, target_B, weights_AA, temperature=temperature, label_smoothing=label_smoothing, impl=impl
         )
@@ -104,9 +111,10 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
         torch.manual_seed(noise_seed(run.config.seed, run.at.step, distributed.rank()))
     run.measure_cosines(image_BCHW, target_B, active)
     run.between_steps = False
-    loss, terms_AA, correct_A = step(image_BCHW, target_B, scale_mimicking(weights_AA, scale), active)
+    loss, terms_AA, correct_A = step(image_BCHW, target_B, run.taught(scale_mimicking(weights_AA, scale)), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
     # count terms that the ramp has scaled to 0, too (hence the unscaled weights)
-    run.sums.add(run.at.step, len(target_B), loss, terms_AA, correct_A, weights_AA, active)
+    members = (*active, *run.sums.names[len(run.model.branch_names) :])  # and the teacher
+    run.sums.add(run.at.step, len(target_B), loss, terms_AA, correct_A, run.taught(weights_AA), members)
     run.between_steps = True
     return loss

@@ -19,6 +19,7 @@ from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_co
 from fastdhm.engine.display import TrainingDisplay
 from fastdhm.engine.evaluate import Interrupted, ShouldStop, evaluate
 from fastdhm.engine.fast.graphs import GraphedStep
+from fastdhm.engine.longer import refuse_other_past
 from fastdhm.engine.optim.schedule import full_size_steps, image_side
 from fastdhm.engine.plan import plan, print_plan
 from fastdhm.engine.reid import feature_layer, rank_at_end, read_ranked
@@ -68,6 +69,8 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
             refuse = checkpoint.refuse_changed if resume else checkpoint.refuse_existing
             if distributed.rank() == 0:
                 refuse(run_dir, config)
+                if resume:
+                    refuse_other_past(run_dir, config)
             distributed.check_alike("", dataclasses.asdict(dataclasses.replace(config, device="", data_dir="")))
             with distributed.in_turn():
                 ranked = read_ranked(config, console)
@@ -179,7 +182,7 @@ def fit(
                 if at.step == timer.first_step:
                     log.write("startup", step=at.step, epoch=now, startup_seconds=process_seconds())
                 if at.step % config.log_every == 0:
-                    scalars = run.sums.read_interval().scalars(run.model.branch_names)
+                    scalars = run.sums.read_interval().scalars(run.sums.names)
                     scalars |= {"lr": lr, "mimic_scale": scale, **timer.interval(config.batch_size, at.step)}
                     scalars["peak_mib"] = peak_mib(run.device)
                     log.write("step", step=at.step, epoch=run.now, **scalars)
@@ -207,7 +210,7 @@ def finish_epoch(
     epoch_done, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
     scalars: dict[str, Any] = {}
     if at.batch:
-        scalars |= run.sums.read().scalars(run.model.branch_names)  # the device has finished its steps
+        scalars |= run.sums.read().scalars(run.sums.names)  # the device has finished its steps
         scalars |= {"peak_mib": peak_mib(run.device), **timer.epoch(config.batch_size, at.step)}
     run.stopwatch.stop()
     scalars["train_seconds"] = run.stopwatch.seconds

@@ -14,6 +14,8 @@ from fastdhm.models.base.recompute import checkpoint_activations
 from fastdhm.models.by_name import DEFAULT_BRANCHES, FAMILIES, build, build_alone, check, family_of, inventory
 from fastdhm.models.cost import Cost, Inventory, measure
 from fastdhm.models.families.family import Family
+from fastdhm.models.weights.files import chosen as chosen_weights
+from fastdhm.models.weights.library import library_network
 from fastdhm.models.weights.official import load_official
 from fastdhm.models.weights.pretrained import Pretrained, load_pretrained
 
@@ -34,9 +36,11 @@ __all__ = [
     "build_alone",
     "check",
     "checkpoint_activations",
+    "chosen_weights",
     "classifier_of",
     "family_of",
     "inventory",
+    "library_network",
     "load_official",
     "load_pretrained",
     "measure",

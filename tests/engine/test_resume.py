@@ -68,7 +68,7 @@ def test_a_whole_run_whose_last_row_was_lost_validates_again(run):
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("batch_size: 64", "batch_size: 8 -> 64"), ("epochs: 3", "epochs: 2 -> 3"), ("seed: 1", "seed: 0 -> 1"),
+        ("batch_size: 64", "batch_size: 8 -> 64"), ("ema: 0.9", "ema: 0.0 -> 0.9"), ("seed: 1", "seed: 0 -> 1"),
         ("arch: resnet14", "arch: resnet8 -> resnet14"), ("lr: 1e-3", "lr: 0.05 -> 0.001"), ("flip: no", "flip: True"),
     ],
 )  # fmt: skip

@@ -174,13 +174,13 @@ def refuse_existing(run_dir: Path, config: TrainConfig) -> None:
 def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
     """``ValueError`` if ``config`` differs from the run's checkpoint in a field that changes what is learnt.
 
-    That is so if the config file was edited since.
+    That is so if the config file was edited since. Other ``epochs`` may be the same run: its resuming compares.
     """
     if not (run_dir / LAST).exists():
         return
     saved = config_from(load_checkpoint(run_dir / LAST, mmap=True)["config"], run_dir / LAST)
     unused = () if saved.scale_lr or config.scale_lr else ("lr_batch_size",)
-    free = ("run_dir", "preset", *unused, *RESUMABLE, *moved(saved, config))
+    free = ("run_dir", "preset", "epochs", *unused, *RESUMABLE, *moved(saved, config))
     changed = differing(saved, config, free=free)
     if changed:
         raise UserError(
@@ -190,9 +190,10 @@ def refuse_changed(run_dir: Path, config: TrainConfig) -> None:
 
 
 def moved(old: TrainConfig, new: TrainConfig) -> tuple[str, ...]:
-    """``("dataset",)`` if both are folders: they may hold the same images, which their identity tells."""
+    """What may lie elsewhere and be the same: folders of images and a teacher, whose content is compared."""
     kinds = {config.dataset.partition(":")[0] for config in (old, new)}
-    return ("dataset",) if kinds in ({"folder"}, {"reid-folder"}) else ()
+    folders = ("dataset",) if kinds in ({"folder"}, {"reid-folder"}) else ()
+    return folders + ("teacher",) * (None not in (old.teacher, new.teacher))
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:

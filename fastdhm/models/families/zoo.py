@@ -28,7 +28,7 @@ def _torchvision():
     return torchvision.models
 
 
-def _split(arch: str) -> tuple[str, str]:
+def split(arch: str) -> tuple[str, str]:
     """Library and name; ``UserError`` with the nearest names if the library has no such network."""
     library, name = arch.split(":", 1)
     if library == "timm":
@@ -44,10 +44,11 @@ def _split(arch: str) -> tuple[str, str]:
     return library, name
 
 
-def _create(library: str, name: str, num_classes: int) -> nn.Module:
+def create(library: str, name: str, num_classes: int, *, trained: bool = False) -> nn.Module:
+    """The plain network; one that gets ``trained`` weights of torchvision takes images as these expect them."""
     if library == "timm":
         return _timm().create_model(name, num_classes=num_classes)
-    given = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    given = {"aux_logits": False, "init_weights": not trained, "transform_input": trained} if name in AUXILIARY else {}
     return _torchvision().get_model(name, weights=None, num_classes=num_classes, **given)
 
 
@@ -57,19 +58,19 @@ def build(arch: str, num_classes: int, branches: tuple[str, ...]) -> BranchedMod
     Raises:
         ValueError: the library is not installed or has no such network, or the network has too few stages.
     """
-    library, name = _split(arch)
+    library, name = split(arch)
     device = torch.empty(0).device  # in torch 2.6, torch.get_default_device() ignores `with torch.device`
     try:
-        trunk = _create(library, name, num_classes)
+        trunk = create(library, name, num_classes)
     except NotImplementedError:  # some compute their sizes with tensors, whose values the meta device does not have
         with torch.device("cpu"):
-            trunk = _create(library, name, num_classes).to(device)
+            trunk = create(library, name, num_classes).to(device)
     size = getattr(trunk, "default_cfg", {}).get("input_size", (3, 224, 224))  # timm's networks state their size
     return attach(trunk, branches=branches, input_size=tuple(size), verbose=False)
 
 
 def _branches(arch: str) -> tuple[str, ...]:
-    _split(arch)
+    split(arch)
     return BRANCHES
 
 

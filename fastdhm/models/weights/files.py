@@ -20,6 +20,7 @@ from fastdhm.system.loading import load_without_code
 
 NAMED = 3  # names of each kind that an error lists
 DEPTH = 2  # levels of a checkpoint in which tensors are looked for
+COUNTER = "num_batches_tracked"  # of batch norms; a number as momentum, as everybody has it, needs no count
 # torch.compile, FSDP and activation checkpointing add parts to names; torchvision's DenseNet files have old names
 RENAMED = (
     (re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."), ""),
@@ -41,12 +42,23 @@ class Fit:
     """The other names in the file."""
 
     @property
+    def name(self) -> str:
+        """What a user chooses it by, where several fit."""
+        return ".".join(filter(None, [self.place, self.prefix.rstrip(".")]))
+
+    @property
     def told(self) -> str:
         """Where they were found, in words."""
         parts = [f"its {self.place!r}"] if self.place else []
         parts += [f"names that begin with {self.prefix!r}"] if self.prefix else []
         parts += [f"without {some(self.left_out)}"] if self.left_out else []
         return ", ".join(parts)
+
+
+def chosen(source: str | Path) -> tuple[Path, str]:
+    """A file and, behind a colon, the entry or prefix in it that is asked for: ``last.pth:model_ema``; "" for none."""
+    path, colon, entry = str(source).rpartition(":")
+    return (Path(path), entry) if colon and not Path(source).exists() and Path(path).is_file() else (Path(source), "")
 
 
 def read(path: Path, what: str = "weights file") -> dict[str, dict[str, Tensor]]:
@@ -109,14 +121,16 @@ def under(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], 
     return taken, tuple(name for name in state if not name.startswith(prefix))
 
 
-def the_one(fits: list[Fit], source: str) -> Fit:
-    """The only fit of a file; ``ValueError`` if there are several."""
-    if len(fits) > 1:
-        ways = "; ".join(fit.told or "the file itself" for fit in fits)
-        raise UserError(
-            f"{source} holds {len(fits)} networks that fit ({ways}): save the right one in a file of its own"
-        )
-    return fits[0]
+def the_one(fits: list[Fit], source: str, entry: str = "") -> Fit:
+    """The only fit of a file, or the one that ``entry`` names; ``ValueError`` if there are several, or none of it."""
+    asked = [fit for fit in fits if entry in ("", fit.name, fit.place, fit.prefix.rstrip("."))]
+    if len(asked) == 1:
+        return asked[0]
+    ways = "; ".join(fit.told or "the file itself" for fit in asked or fits)
+    names = " or ".join(f"{source}:{fit.name}" for fit in asked or fits if fit.name)
+    if not asked:
+        raise UserError(f"{source} has no network that fits under {entry!r} (only: {ways}): give {names or source}")
+    raise UserError(f"{source} holds {len(asked)} networks that fit ({ways}): give one of them, {names}")
 
 
 def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], kept: Iterable[str]) -> str:
@@ -145,10 +159,12 @@ def as_weights(
         like = own[name]
         dense = given.to_dense() if given.layout != torch.strided else given
         kind = str(given.dtype).removeprefix("torch.") if dense is given else f"sparse {given.dtype}"
+        if name.endswith(COUNTER) and _is_whole(dense):  # whoever halves a whole state dict halves the counts too
+            dense = dense.nan_to_num(posinf=float(torch.iinfo(torch.int32).max)).to(like.dtype)
         if dense.is_quantized or dense.is_complex() or dense.is_floating_point() != like.is_floating_point():
             wrong.append(f"{name} {kind}")
             continue
-        if dense.dtype != like.dtype or dense is not given:
+        if dense.dtype != like.dtype or given.layout != torch.strided:
             formats.add(kind)
         taken[name] = dense.to(like.dtype)
         if like.is_floating_point() and not (dense.is_meta or taken[name].isfinite().all()):
@@ -163,6 +179,11 @@ def as_weights(
             f"{source} holds {counted(broken)} with NaN or infinity ({some(broken)}): use an earlier checkpoint"
         )
     return taken, tuple(f"{kind} converted" for kind in sorted(formats))
+
+
+def _is_whole(count: Tensor) -> bool:
+    """Whether a count in a float is a whole number, or too large for its format."""
+    return bool(((count == count.round()) & (count >= 0)).all()) if count.is_floating_point() else False
 
 
 def counted(names: Sequence[str]) -> str:

@@ -130,6 +130,9 @@ SAVED = {
         "its 'model'",
     ),
     "half": (lambda net: {n: t.half() if t.ndim else t for n, t in net.state_dict().items()}, "float16 converted"),
+    "half with its counts": (
+        lambda net: {n: (t + 70_000 * (t.ndim == 0)).half() for n, t in net.state_dict().items()}, "float16 converted",
+    ),
     "double": (lambda net: {n: t.double() if t.ndim else t for n, t in net.state_dict().items()}, "float64 converted"),
     "sparse": (lambda net: net.state_dict() | {"fc.weight": net.fc.weight.detach().to_sparse()}, "sparse .* convert"),
 }  # fmt: skip
@@ -146,6 +149,50 @@ def test_files_of_other_programs_are_loaded_with_a_note(case, trunk, tmp_path):
     assert model.trunk.conv1.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("entry", ["model_ema", "model_ema.module", "student"])
+def test_of_several_networks_in_a_file_one_is_named(entry, trunk, tmp_path):
+    """torchvision's references keep an average beside the network; tools for distillation a student and a teacher."""
+    wanted = {n: t + t.is_floating_point() for n, t in trunk.state_dict().items()}
+    prefix, place = ("student.", "state_dict") if entry == "student" else ("module.", "model_ema")
+    saved = {"model": trunk.state_dict(), "state_dict": {f"teacher.{n}": t for n, t in trunk.state_dict().items()}}
+    saved[place] = saved.get(place, {}) | {f"{prefix}{n}": t for n, t in wanted.items()}
+    torch.save(saved, tmp_path / "file.pth")
+    model = models.build("resnet8", 10, ())
+    models.load_pretrained(model, "resnet8", f"{tmp_path / 'file.pth'}:{entry}")
+    assert torch.equal(model.trunk.conv1.weight, wanted["conv1.weight"])
+    with pytest.raises(ValueError, match=r"no network that fits under 'ema' \(only: .*: give .*file.pth:model or"):
+        models.load_pretrained(model, "resnet8", f"{tmp_path / 'file.pth'}:ema")
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_a_checkpoint_of_a_run_gives_its_branches_too(classes, tmp_path):
+    torch.manual_seed(3)
+    theirs, model = models.build("resnet8", 10, ("B1",)), models.build("resnet8", classes)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "last.pt")
+    before = model.state_dict() | {}
+    found = models.load_pretrained(model, "resnet8", tmp_path / "last.pt")
+    other = classes != 10
+    for name, tensor in model.state_dict().items():
+        new = name.startswith("branches.B2.") or (other and ".fc." in name)
+        assert torch.equal(tensor, before[name] if new else theirs.state_dict()[name]), name
+        assert (name in found.new) == (new and name not in dict(model.named_buffers()))
+    notes = ("its classifier of 10 classes left out", "its B1 but for the classifier") if other else ("its B1",)
+    assert found.notes == ("its 'model', names that begin with 'trunk.'", *notes)
+
+
+def test_a_branch_that_is_built_otherwise_stays_new_and_is_named(tmp_path):
+    theirs, model = models.build("resnet8", 10, ("B1", "B2")), models.build("resnet8", 10, ("B1", "B2"))
+    swapped = {"B1": "B2", "B2": "B1"}
+    state = {
+        f"branches.{swapped[n.split('.')[1]]}.{n.split('.', 2)[2]}" if n.startswith("branches.") else n: t
+        for n, t in theirs.state_dict().items()
+    }
+    torch.save({"model": state}, tmp_path / "last.pt")
+    found = models.load_pretrained(model, "resnet8", tmp_path / "last.pt")
+    assert found.notes[1:] == ("its B1 is built otherwise, left out", "its B2 is built otherwise, left out")
+    assert torch.equal(model.trunk.fc.weight, theirs.trunk.fc.weight)
+
+
 def _with(name, tensor):
     return lambda net: net.state_dict() | {name: tensor}
 
@@ -158,7 +205,7 @@ UNUSABLE = {
     "counters of floats": (_with("bn1.num_batches_tracked", torch.tensor(1.5)), "num_batches_tracked float32"),
     "two that fit": (
         lambda net: {"model": net.state_dict(), "ema": net.state_dict()},
-        "holds 2 networks that fit .its 'model'; its 'ema'.: save the right one",
+        "holds 2 networks that fit .its 'model'; its 'ema'.: give one of them, .*file.pth:model or .*file.pth:ema",
     ),
     "another under a prefix": (
         lambda net: {f"module.{n}": t for n, t in models.build("resnet14", 10, ()).trunk.state_dict().items()},
