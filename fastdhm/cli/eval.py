@@ -20,6 +20,8 @@ def run(argv: list[str]) -> int:
     parser.flag("--device", "Device: cpu, cuda, cuda:1 or auto.", default="auto")
     add_processes(parser)
     parser.switch("--json", "Print one JSON object instead of a table.")
+    parser.switch("--per_class", "Write tables and pictures of each class: recall, confusion, calibration, mistakes.")
+    parser.flag("--out", "Folder of --per-class. (default: per-class in the run)", metavar="FOLDER")
     parser.switch("--reid", "Refuse a run that was not on people.")
     parser.flag("--metric", "Distance of features: euclidean or cosine.", default="euclidean")
     parser.switch("--flip_average", "Average features with those of the mirror image.")
@@ -28,12 +30,12 @@ def run(argv: list[str]) -> int:
     values = parser.parse(argv)
     given = {name: values.pop(name) for name in ("metric", "flip_average", "rerank")}
     ranking = {name: value for name, value in given.items() if value not in ("euclidean", False)}
-    per_query = values.pop("per_query")
+    per_query, out = values.pop("per_query"), values.pop("out")
     status = in_processes(["eval", *argv], values.pop("processes"), values["device"])
     if status is not None:
         return status
     from fastdhm.commands.evaluate import evaluate_path
 
-    path, per_query = expanded(values.pop("path")), per_query and expanded(per_query)
-    evaluate_path(path, as_json=values.pop("json"), per_query=per_query, **ranking, **values)
+    path, per_query, out = expanded(values.pop("path")), per_query and expanded(per_query), out and expanded(out)
+    evaluate_path(path, as_json=values.pop("json"), per_query=per_query, out=out, **ranking, **values)
     return 0

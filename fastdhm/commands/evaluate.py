@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from rich.table import Table
 from torch import nn
 
 from fastdhm import models
+from fastdhm.commands.per_class import per_class_folder, print_per_class, write_per_class
 from fastdhm.config import TrainConfig
+from fastdhm.data import LoadedSplit
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Loader
@@ -19,7 +21,7 @@ from fastdhm.data.sources.source import REID_DATASETS, is_reid
 from fastdhm.engine import distributed
 from fastdhm.engine.build import Trained, check_network, load_trained, open_to_judge
 from fastdhm.engine.device import pick_device, pick_own_precision, placed
-from fastdhm.engine.evaluate import evaluate
+from fastdhm.engine.evaluate import Kept, evaluate
 from fastdhm.engine.reid import (
     JUDGED,
     HowToRank,
@@ -32,8 +34,11 @@ from fastdhm.engine.reid import (
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
+from fastdhm.per_class.measures import Answers, Calibration
 from fastdhm.system.console import Console
 from fastdhm.system.folders import check_writable
+
+COLUMNS = {"top1_error": "top-1 %", "top5_error": "top-5 %", "calibration_error": "calibration error %"}
 
 
 def evaluate_path(
@@ -47,6 +52,8 @@ def evaluate_path(
     as_json: bool = False,
     reid: bool = False,
     per_query: Path | None = None,
+    per_class: bool = False,
+    out: Path | None = None,
     **ranking: Any,
 ) -> dict[str, Any]:
     """Evaluate what is at ``path`` on its run's data, print a table (or JSON) and return the numbers.
@@ -59,53 +66,103 @@ def evaluate_path(
         dataset: judge on this one instead: the new place of the images, or other images of the same classes.
         reid: refuse a run on a data set that is not a re-identification set.
         per_query: write the average precision of each query to this CSV file.
+        per_class: write tables and pictures of each class into ``out``, a folder for each branch; the result gains the
+            ``calibration_error`` of each.
+        out: ``None``: the folder ``per-class`` next to ``path``.
         ranking: fields of :class:`HowToRank` that are not at their default.
 
     Raises:
         ValueError: ``path`` holds nothing of fastdhm, the data is missing, or an option does not fit the data set.
     """
+    if out is not None and not per_class:
+        raise UserError(f"--out {out} is the folder of --per-class: give both, or neither")
     with distributed.joined(pick_device(device)):
         given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
-        return _evaluate_path(path, given, as_json, reid, per_query, ranking)
+        trained = load_trained(path)
+        check_network(trained)
+        config, console = _config(trained, path, given), Console(stderr=as_json, quiet=distributed.rank() > 0)
+        if not is_reid(config.dataset):
+            wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
+            if wishes:
+                raise UserError(
+                    f"--{wishes[0].replace('_', '-')} is for re-identification, and {path} was trained on "
+                    f"{config.dataset}: needs a run on {', '.join(REID_DATASETS)}"
+                )
+            return _judge(trained, path, config, console, as_json, per_class, out)
+        if per_class:
+            raise UserError(
+                f"--per-class is for classes, and {path} was trained on {config.dataset}, whose people are ranked: "
+                "--per-query FILE gives the precision of each query"
+            )
+        return _rank_people(trained, path, config, HowToRank(**ranking), per_query, console, as_json)
 
 
-def _evaluate_path(
-    path: Path, given: dict[str, Any], as_json: bool, reid: bool, per_query: Path | None, ranking: dict[str, Any]
-) -> dict[str, Any]:
-    trained, dataset = load_trained(path), given["dataset"]
-    check_network(trained)
-    config = trained.config
+def _config(trained: Trained, path: Path, given: dict[str, Any]) -> TrainConfig:
+    """The run's settings, with what was ``given`` instead."""
+    config, dataset = trained.config, given["dataset"]
     if dataset is not None and is_reid(dataset) != is_reid(config.dataset):
         raise UserError(f"--dataset {dataset}: {path} was trained on {config.dataset}, which is judged in another way")
-    config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
-    console = Console(stderr=as_json, quiet=distributed.rank() > 0)
-    if is_reid(config.dataset):
-        return _rank_people(trained, path, config, HowToRank(**ranking), per_query, console, as_json)
-    wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
-    if wishes:
-        raise UserError(
-            f"--{wishes[0].replace('_', '-')} is for re-identification, and {path} was trained on {config.dataset}: "
-            f"needs a run on {', '.join(REID_DATASETS)}"
-        )
+    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def _judge(
+    trained: Trained,
+    path: Path,
+    config: TrainConfig,
+    console: Console,
+    as_json: bool,
+    per_class: bool,
+    out: Path | None,
+) -> dict[str, Any]:
+    """The errors of all networks; of the first one, what it does with each class where that is asked for."""
+    folder = per_class_folder(path, out) if per_class and distributed.rank() == 0 else None
     with distributed.in_turn():
         (val,) = open_to_judge(config, console, "val")
-    try:
+    with closing(val):
         distributed.check_alike("images of ", val.identity)
         unnamed = trained.classes == checkpoint.numbered_classes(len(val.classes))
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
         _say_what_changed(trained, path, {"val": val.identity}, config, console)
         results: dict[str, dict[str, float | None]] = {}
+        answers: dict[str, Answers] = {}
         for network in trained.networks:
-            results |= _errors(network, config, val.loader)
-    finally:
-        val.close()
-    if distributed.rank():
-        return results
-    about = [f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"]
-    about += [f"the epoch is {FLATTERS}"] * is_chosen(path, config)
-    _print(results, about, console, as_json)
+            kept = Kept() if per_class and not results else None
+            found = _errors(network, config, val.loader, kept)
+            results |= found
+            if kept is not None:  # the first process has them
+                answers = dict(zip(found, kept.answers(val.loader, len(val.classes)), strict=False))
+        if distributed.rank():
+            return results
+        for name, of_images in answers.items():
+            results[name]["calibration_error"] = 100 * Calibration.of(of_images).expected_error
+        told = f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"
+        about = [told, *[f"the epoch is {FLATTERS}"] * is_chosen(path, config)]
+        _print(results, about, console, as_json)
+        if folder is not None:
+            _keep_classes(folder, answers, val, trained.step, path, config, console, as_json)
     return results
+
+
+def _keep_classes(
+    folder: Path,
+    answers: dict[str, Answers],
+    val: LoadedSplit,
+    step: int | None,
+    path: Path,
+    config: TrainConfig,
+    console: Console,
+    as_json: bool,
+) -> None:
+    """Write and print what the branches of the network at ``path`` do with each class."""
+    main = next(iter(answers))
+    if not as_json:
+        print_per_class(console, main, answers[main], val.classes)
+    about = f"{path}, on {judged_images(config)}"
+    for name, of_images in answers.items():
+        title = f"{name} of {config.arch}, {config.method}, {config.dataset}"
+        write_per_class(folder / name, of_images, val.source, about, title, step)
+    console.print(f"tables and pictures of each class: {', '.join(str(folder / name) for name in answers)}")
 
 
 def _say_what_changed(trained: Trained, path: Path, now: Identity, config: TrainConfig, console: Console) -> None:
@@ -160,12 +217,14 @@ def _check_per_query(path: Path) -> None:
     check_writable(path.parent, "the folder of --per-query")
 
 
-def _errors(network: nn.Module, config: TrainConfig, loader: Loader) -> dict[str, dict[str, float | None]]:
+def _errors(
+    network: nn.Module, config: TrainConfig, loader: Loader, kept: Kept | None
+) -> dict[str, dict[str, float | None]]:
     device = pick_device(config.device)
     network = placed(network, device)
     transform = DeviceTransform(config.mean, config.std).to(device)
     precision, side = pick_own_precision(config.precision, device), min(height_width(config.image_size))
-    errors = evaluate(network, loader, transform, device, precision, side)
+    errors = evaluate(network, loader, transform, device, precision, side, kept=kept)
     names = network.branch_names if isinstance(network, models.BranchedModel) else ("network",)
     columns = zip(names, errors.top1_M, errors.top5_M, strict=True)
     return {name: {"top1_error": top1, "top5_error": top5} for name, top1, top5 in columns}
@@ -179,11 +238,12 @@ def _print(results: dict[str, dict[str, float | None]], about: list[str], consol
         return
     console.result(title, style="italic")
     table = Table()
-    for column in ("branch", "top-1 %", "top-5 %"):
-        table.add_column(column, justify="left" if column == "branch" else "right")
-    for name, row in results.items():
-        cells = ("-" if value is None else f"{value:.4f}" for value in row.values())
-        table.add_row(name, *cells, style="bold" if name == "B0" else "")
+    columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in results.values())}
+    for title in ("branch", *columns.values()):
+        table.add_column(title, justify="left" if title == "branch" else "right")
+    for branch, row in results.items():
+        cells = ("-" if (value := row.get(name)) is None else f"{value:.4f}" for name in columns)
+        table.add_row(branch, *cells, style="bold" if branch == "B0" else "")
     console.result(table)
     for note in notes:
         console.result(note)

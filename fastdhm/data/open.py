@@ -39,6 +39,8 @@ class LoadedData:
     """The training labels by sample index, int64."""
     identity: Identity
     """Which images these are."""
+    val_source: Source
+    """The validation images, one at a time."""
 
     def close(self) -> None:
         """Close both loaders."""
@@ -93,7 +95,7 @@ def open_loaders(dataset: str, data_dir: Path, options: DataOptions, *, say: Say
             "error says whether training works, not how good it is"
         )
     identity = {"train": train.identity, "val": val.identity}
-    return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N, identity)
+    return LoadedData(train.loader, val.loader, train.classes, train.kind, train.source.target_N, identity, val.source)
 
 
 def open_splits(

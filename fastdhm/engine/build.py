@@ -117,6 +117,8 @@ class Trained:
     classes: tuple[str, ...]
     data: Identity
     """Which images; empty if an older version wrote the file."""
+    step: int | None = None
+    """How far it was trained; None where the file does not say."""
 
     @property
     def plain(self) -> nn.Module:
@@ -147,7 +149,7 @@ def load_trained(path: Path) -> Trained:
     config, classes = checkpoint.config_from(saved["config"], path), tuple(saved["classes"])
     model = build_model(config, len(classes))
     checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
-    return Trained([model], config, classes, saved.get("data", {}))
+    return Trained([model], config, classes, saved.get("data", {}), saved.get("position", {}).get("step"))
 
 
 def check_network(trained: Trained) -> None:

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
 from fastdhm.data.loaders.ahead import copied_ahead
-from fastdhm.data.loaders.loader import Loader
+from fastdhm.data.loaders.loader import Batch, Loader
 from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
-from fastdhm.engine.saved.record import to_host
+from fastdhm.engine.saved.record import to_array, to_host
+from fastdhm.per_class.measures import Answers, NoAnswer
 
 T = TypeVar("T")
 ShouldStop = Callable[[], int | None]  # the signal that asks to end, if one has come
@@ -74,6 +76,50 @@ def count_correct(logits_MBK: Tensor, target_B: Tensor, k: int) -> Tensor:
     return ((rank_MB < k) & logits_MBK.isfinite().all(2)).sum(1).double()
 
 
+class Kept:
+    """What each branch says of every image, on the device until all is seen.
+
+    A row is an image: its index and class; then, of every branch, the class that it names (K if logits are not finite),
+    the probability of this class, and that of the image's own.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []  # of each batch, [B, 2 + 3 M], float64
+
+    def add(self, logits_MBK: Tensor, batch: Batch) -> None:
+        """Keep the answers to a batch; of equal logits the first class wins, as in :func:`count_correct`."""
+        M, _, K = logits_MBK.shape
+        first_MBK = torch.where(
+            logits_MBK == logits_MBK.amax(2, keepdim=True), torch.arange(K, device=logits_MBK.device), K
+        )
+        said_MB = torch.where(logits_MBK.isfinite().all(2), first_MBK.amin(2), K)
+        chance_MBK = logits_MBK.softmax(2)
+        true_MB = chance_MBK.gather(2, batch.target_B[None, :, None].expand(M, -1, 1))[..., 0]
+        columns = [batch.index_B, batch.target_B, *said_MB, *chance_MBK.amax(2), *true_MB]
+        self.rows.append(torch.stack([column.double() for column in columns], 1))
+
+    def answers(self, loader: Loader, num_classes: int) -> list[Answers]:
+        """The answers of each branch to all images of ``loader``: of all processes, and in the first alone.
+
+        Raises:
+            NoAnswer: some logits are not finite.
+        """
+        rows, width = (distributed.largest(max((each.shape[axis] for each in self.rows), default=0)) for axis in (0, 1))
+        own_NW = to_array(torch.cat(self.rows)) if self.rows else np.zeros((0, width))
+        all_NW = distributed.gathered(torch.from_numpy(own_NW), rows, loader.num_samples, to_all=False)
+        all_WN = to_array(all_NW).T
+        if not all_WN.shape[1]:
+            return []
+        index_N, target_N = all_WN[:2].astype(np.int64)
+        said_MN, confidence_MN, true_MN = all_WN[2:].reshape(3, -1, all_WN.shape[1])
+        broken = int((said_MN == num_classes).any(0).sum())
+        if broken:
+            raise NoAnswer(f"logits of {broken:,} of {len(index_N):,} images are NaN or infinite: the network is "
+                           "broken, or its run diverged")  # fmt: skip
+        said_MN = said_MN.astype(np.int64)
+        return [Answers(index_N, target_N, *each) for each in zip(said_MN, confidence_MN, true_MN, strict=True)]
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -83,12 +129,13 @@ def evaluate(
     precision: torch.dtype,
     side: int,
     should_stop: ShouldStop | None = None,
+    kept: Kept | None = None,
 ) -> Errors:
     """Top-1 and top-5 error and cross-entropy over ``loader``, of each branch of a model or of a plain network.
 
     Each of several processes evaluates its own batches. They are those of one process, and so is the result.
 
-    The network sees the images with a short side of ``side`` pixels.
+    The network sees the images with a short side of ``side`` pixels. ``kept`` gets its answers, image by image.
 
     Raises:
         Interrupted: ``should_stop`` came true between two batches.
@@ -111,6 +158,8 @@ def evaluate(
                 ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
                 correct_2M = [count_correct(logits_MBK, batch.target_B, k) for k in (1, 5)]
                 sums.append(torch.stack([*correct_2M, ce_M]))
+                if kept is not None:
+                    kept.add(logits_MBK, batch)
     finally:
         model.train(was_training)
     branches, classes = distributed.largest(sums[0].shape[1] if sums else 1), distributed.largest(classes)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,13 @@ from fastdhm.engine.build import open_data, opened_alike
 from fastdhm.engine.compiling import SwitchingCompute, check_compiled
 from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_compile, pick_device
 from fastdhm.engine.display import TrainingDisplay
-from fastdhm.engine.evaluate import Interrupted, ShouldStop, evaluate
+from fastdhm.engine.evaluate import Interrupted, Kept, ShouldStop, evaluate
 from fastdhm.engine.fast.graphs import GraphedStep
 from fastdhm.engine.longer import refuse_other_past
 from fastdhm.engine.optim.schedule import full_size_steps, image_side
 from fastdhm.engine.plan import plan, print_plan
 from fastdhm.engine.reid import feature_layer, rank_at_end, read_ranked
-from fastdhm.engine.report import report, say_how_to_go_on, telling_how_to_go_on
+from fastdhm.engine.report import keep_answers, report, say_how_to_go_on, telling_how_to_go_on
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import judged_on
@@ -217,7 +217,7 @@ def finish_epoch(
     run.save()  # before the validation, which can take long: nothing learnt may be lost during it
     if last or (at.epoch + 1) % config.eval_every == 0:
         try:
-            scalars |= _validate(run, data, last, stop)
+            scalars |= _validate(run, data, last, stop, display.print)
         except Interrupted:
             return
         display.show_epoch(min(at.epoch, config.epochs - 1), config.epochs, scalars)
@@ -238,13 +238,16 @@ def finish_epoch(
     run.save()
 
 
-def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop) -> dict[str, float]:
+def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop, say: Callable[[str], None]) -> dict[str, float]:
     """The errors after an epoch, as the log has them. A progressive run is validated at the image size that it has
     reached: how its network does on larger ones says little."""
     config, started = run.config, time.monotonic()
     progress = 1.0 if last else (run.at.epoch + 1) / config.epochs
     side = image_side(progress, run.side, config.progressive)
-    errors = evaluate(run.judged, data.val, run.val_transform, run.device, run.precision, side, stop)
+    kept = Kept() if config.report and side == run.side and not is_reid(config.dataset) else None
+    errors = evaluate(run.judged, data.val, run.val_transform, run.device, run.precision, side, stop, kept)
+    if kept is not None:
+        keep_answers(run, data, kept, say)
     times = {"val_side": side, "val_seconds": time.monotonic() - started}
     return errors.scalars(run.model.branch_names) | times
 

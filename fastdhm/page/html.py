@@ -1,7 +1,9 @@
 """A page of HTML that needs nothing beside itself: its style, its sections, its tables. All text in it is escaped."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#5b6570;--rule:#d9dee3;--heat:#0b4f9e;
@@ -27,6 +29,11 @@ svg text{font-size:12px;fill:var(--soft)}.end{text-anchor:end}.mid{text-anchor:m
 th,td{padding:.25rem .7rem .25rem 0;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
 th{font-weight:600}th:first-child,td:first-child,.facts td{text-align:left}
 summary{cursor:pointer}img{max-width:100%;height:auto}
+.shots{display:grid;grid-template-columns:repeat(auto-fill,minmax(7.5rem,1fr));gap:.8rem}
+.shots img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--rule);display:block}
+.shots img[src*="/png"]{image-rendering:pixelated}.shots figcaption{display:block;line-height:1.25;margin-top:.2rem}
+.right{color:var(--c2)}.wrong{color:var(--c1)}
+.right.cell{fill:var(--c2)}.wrong.cell{fill:var(--c1)}svg .count{font-size:9px;fill:var(--text)}
 """
 
 
@@ -70,6 +77,24 @@ def facts(values: Mapping[str, str]) -> str:
 def folded(summary: str, body: str) -> str:
     """Content that a click unfolds."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""
+
+
+class Shot(NamedTuple):
+    """An image as a ``data:`` address, empty if there is none, and lines below it: ``right``, ``wrong`` or neither."""
+
+    image: str
+    lines: Sequence[tuple[str, str]]
+
+
+def shots(found: Sequence[Shot]) -> str:
+    """Small images beside each other."""
+    parts = []
+    for image, lines in found:
+        whole = re.fullmatch("data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", image)
+        below = "<br>".join(f'<span class="{kind}">{escape(text)}</span>' for text, kind in lines)
+        shown = f'<img alt="" src="{image}">' if whole else "no image"
+        parts.append(f"<figure>{shown}<figcaption>{below}</figcaption></figure>")
+    return f'<div class="shots">{"".join(parts)}</div>' if parts else ""
 
 
 def note(text: str) -> str:

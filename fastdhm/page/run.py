@@ -16,6 +16,7 @@ from fastdhm.engine.saved.owed import at_end
 from fastdhm.engine.saved.record import read_log, term_name
 from fastdhm.errors import UserError
 from fastdhm.page.html import facts, figures, folded, note, page, table
+from fastdhm.page.per_class import per_class_sections
 from fastdhm.page.svg import Points, curves, heat_map, number
 from fastdhm.system.files import write_text
 from fastdhm.system.paths import printable
@@ -50,6 +51,7 @@ def run_page(run_dir: Path, *, live: bool = False) -> str:
     sections = {
         "Branches": _branches(config, rows, classes),
         "Curves": figures(*_curves(log, epochs, config)),
+        **per_class_sections(run_dir, max((row["step"] for row in validations(rows)), default=0)),
         "Terms of the loss": _terms(log),
         "Speed": figures(*_speed(log)),
         "Machine": facts(_machine(config, rows)),

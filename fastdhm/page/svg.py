@@ -71,6 +71,36 @@ def heat_map(rows: Mapping[str, Points], x_label: str, what: str) -> str:
     return _figure(parts, height, f"{what} over {x_label}", [ends])
 
 
+def matrix(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], what: str) -> str:
+    """A figure of counts, a row for each true class: its own column is green, the others are red, the darker the
+    larger their share of the row."""
+    left, top = 92, 78
+    step = (WIDTH - RIGHT - left) / len(columns)
+    parts = []
+    for c, name in enumerate(columns):
+        place = f"translate({left + (c + 0.7) * step:.1f} {top - 5}) rotate(-60)"
+        parts.append(f'<text transform="{place}">{_cut(name)}</text>')
+    for r, (name, row) in enumerate(zip(rows, counts, strict=True)):
+        y, total = top + r * step, max(1, sum(row))
+        parts.append(f'<text class="end" x="{left - 5}" y="{y + step / 2 + 4:.1f}">{_cut(name)}</text>')
+        for c, count in enumerate(row):
+            x, strength = left + c * step, math.sqrt(count / total)  # rare mistakes are seen too
+            told = f"{name} taken for {columns[c]}: {count:,} of {sum(row):,}"
+            parts.append(f'<rect class="{"right" if r == c else "wrong"} cell" x="{x:.1f}" y="{y:.1f}" '
+                         f'width="{step - 1:.1f}" height="{step - 1:.1f}" fill-opacity="{0.04 + 0.8 * strength:.2f}">'
+                         f"<title>{escape(told)}</title></rect>")  # fmt: skip
+            if count and step > 6 * len(str(count)):
+                at = f'x="{x + step / 2:.1f}" y="{y + step / 2 + 3:.1f}"'
+                parts.append(f'<text class="mid count" {at}>{count}</text>')
+    return _figure(parts, round(top + step * len(rows) + 4), what, ["<span>rows: true; columns: predicted</span>"])
+
+
+def _cut(name: str) -> str:
+    """A name beside a matrix: cut where it is long, whole where the pointer rests on it."""
+    short = name if len(name) <= 12 else f"{name[:11]}…"
+    return f"{escape(short)}<title>{escape(name)}</title>"
+
+
 def thinned(points: Points, most: int = POINTS) -> list[tuple[float, float]]:
     """At most ``most`` points: the means of neighbours. Values that are not finite are left out."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]

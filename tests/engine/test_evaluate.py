@@ -1,14 +1,17 @@
 """How correct predictions are counted, and on which images it is said they were."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastdhm.commands.evaluate import _print
 from fastdhm.config import TrainConfig
-from fastdhm.engine.evaluate import Errors, count_correct
+from fastdhm.data.loaders.loader import Batch
+from fastdhm.engine.evaluate import Errors, Kept, count_correct
 from fastdhm.engine.saved.judged import is_chosen, judged_images, judged_on
+from fastdhm.per_class.measures import NoAnswer
 from fastdhm.system.console import Console
 
 
@@ -33,6 +36,32 @@ def test_fewer_classes_than_five():
 
 def test_nan_is_never_right():
     assert count_correct(torch.full((1, 2, 3), float("nan")), torch.tensor([0, 1]), 5).tolist() == [0]
+
+
+def answers_to(logits_MBK, target_B):
+    kept, rows = Kept(), torch.arange(len(target_B)).split(3)
+    for index_b in rows:
+        kept.add(logits_MBK[:, index_b], Batch(torch.empty(0), target_B[index_b], index_b))
+    return kept.answers(SimpleNamespace(num_samples=len(target_B)), logits_MBK.shape[2])
+
+
+def test_answers_agree_with_the_errors_and_ties_go_to_the_first_class():
+    generator = torch.Generator().manual_seed(0)
+    logits_MBK = torch.randint(3, (2, 50, 4), generator=generator).float()  # many are equal
+    target_B = torch.randint(4, (50,), generator=generator)
+    for logits_BK, answers in zip(logits_MBK, answers_to(logits_MBK, target_B), strict=True):
+        right = (answers.said_N == answers.target_N).sum()
+        assert right == count_correct(logits_BK[None], target_B, 1).item() and answers.index_N.tolist() == [*range(50)]
+        chance_BK = logits_BK.softmax(1)
+        assert answers.confidence_N.tolist() == chance_BK.amax(1).tolist()
+        assert answers.true_N.tolist() == chance_BK[torch.arange(50), target_B].tolist()
+
+
+def test_answers_of_a_network_that_diverged_are_refused():
+    logits_MBK = torch.zeros(1, 4, 3)
+    logits_MBK[0, 2, 1] = float("nan")
+    with pytest.raises(NoAnswer, match="logits of 1 of 4 images are NaN"):
+        answers_to(logits_MBK, torch.zeros(4, dtype=torch.int64))
 
 
 def test_five_classes_have_no_top_5_error(capsys):

@@ -1,6 +1,6 @@
 """Pages: text is escaped, and nothing comes from elsewhere."""
 
-from fastdhm.page.html import facts, folded, note, page, table
+from fastdhm.page.html import Shot, facts, folded, note, page, shots, table
 
 ODD = "<script>'\"&\n"
 
@@ -15,3 +15,10 @@ def test_text_is_escaped_wherever_it_stands():
 
 def test_a_live_page_is_loaded_again():
     assert '<meta http-equiv="refresh" content="5">' in page("a", [], {}, refresh_s=5)
+
+
+def test_images_are_data_and_nothing_else():
+    good = "data:image/png;base64,iVBORw0KGgo="
+    text = shots([Shot(good, [(ODD, "right")]), Shot('http://x/" onload="', [("b", "")]), Shot("", [])])
+    assert text.count("<img ") == 1 and good in text and "onload" not in text and "<script>" not in text
+    assert text.count("no image") == 2 and shots([]) == ""

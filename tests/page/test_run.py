@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+from answers import drawn_answers, drawn_image
 
 from fastdhm.cli import main
 from fastdhm.config import TrainConfig
 from fastdhm.engine.saved.checkpoint import save_checkpoint, write_config
 from fastdhm.engine.saved.names import LAST, LOG
 from fastdhm.page.run import keep_run_page, run_page
+from fastdhm.per_class.result import FOLDER, result, write_result
 
 TERMS = {"ce/B0": 1.0, "ce/B1": 2.0, "mimic/B0->B1": 0.1, "mimic/B1->B0": 0.2}
 STEP = {"kind": "step", "step": 2, "epoch": 0.5, "loss": 3.0, "lr": 0.1, "images_per_s": 9.0, "data_wait": 0.1, **TERMS}
@@ -71,7 +73,8 @@ def test_training_writes_it_after_every_epoch(tmp_path):
         "--dataset synthetic --arch resnet8 --precision float32 --max-steps 2 --batch-size 16 --subset 32 --report true"
     )
     assert main(["train", *flags.split(), "--workers", "0", "--run-dir", str(tmp_path / "run")]) == 0
-    assert "multiply-adds" in (tmp_path / "run/report.html").read_text()
+    text = (tmp_path / "run/report.html").read_text()
+    assert "multiply-adds" in text and "The surest mistakes" in text and "B0 after 2 steps" in text
 
 
 @pytest.mark.parametrize("width", [1200, 360])
@@ -82,7 +85,11 @@ def test_a_browser_shows_it_without_a_network(tmp_path, width, scheme):
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium is installed")
-    make_run(tmp_path, STEP, EPOCH, classes=("<b>", "x" * 300))
+    classes = ("<b>", "x" * 300, *(f"class {n}" for n in range(40)))
+    make_run(tmp_path, STEP, EPOCH, classes=classes)
+    for branch in ("B0", "B1"):
+        values = result(drawn_answers(len(classes), 90), classes, drawn_image, "the validation", 4)
+        write_result(tmp_path / FOLDER / branch, values)
     assert main(["report", str(tmp_path)]) == 0
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -93,7 +100,7 @@ def test_a_browser_shows_it_without_a_network(tmp_path, width, scheme):
         page.goto((tmp_path / "report.html").as_uri())
         page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("svg").count() == 8 and asked == [page.url] and not said
+        assert page.locator("svg").count() == 12 and asked == [page.url] and not said
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
         assert dark == (scheme == "dark")
         browser.close()

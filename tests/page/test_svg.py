@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fastdhm.page.svg import curves, heat_map, thinned, ticks
+from fastdhm.page.svg import curves, heat_map, matrix, thinned, ticks
 
 
 def parsed(figure):
@@ -47,3 +47,13 @@ def test_many_points_become_their_means():
 )
 def test_ticks(values, found):
     assert ticks(*values) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_a_matrix_has_a_cell_for_each_pair_and_its_diagonal_is_right(count):
+    names, counts = [f'{n}"<&> and a long name' for n in range(count)], [[n] * (count + 1) for n in range(count)]
+    drawn = parsed(matrix(names, [*names, "all others"], counts, "confusion"))
+    cells = list(drawn.iter("rect"))
+    assert len(cells) == count * (count + 1)
+    assert [cell.get("class") for cell in cells].count("right cell") == count
+    assert cells[0].get("fill-opacity") == "0.04", "a class without images"

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
 from torch import Tensor
 
 from fastdhm.engine.saved.names import LOG
@@ -22,6 +23,11 @@ NEAR = 2**14  # bytes at the end of a log that last_row reads: some rows
 def to_host(tensor: Tensor) -> Any:
     """The tensor's values as Python numbers, in lists by its dimensions. The only wait for the device in the engine."""
     return tensor.tolist()
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """The tensor's values as an array: a wait like :func:`to_host`, for values by the million."""
+    return tensor.cpu().numpy()
 
 
 def term_name(teacher: str, student: str) -> str:

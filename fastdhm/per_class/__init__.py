@@ -1,0 +1,2 @@
+"""A network's answers, class by class. measures (numbers alone), tables (CSV), pictures (PNG), result (JSON, for the
+report's page)."""
