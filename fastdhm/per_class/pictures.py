@@ -62,7 +62,7 @@ def confusion_picture(path: Path, confusion: Confusion, classes: Sequence[str], 
 
     shown_C = confusion.most_confused(NAMED)
     whole, side = len(shown_C) < len(classes), 3.0 + 0.3 * len(shown_C)
-    wide = [6.0, side] if whole else [side]
+    wide = [7.5, side] if whole else [side]
     figure = Figure(figsize=(sum(wide) + 1, max(side - 0.6, 6.0 * whole)), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(1, len(wide), squeeze=False, width_ratios=wide)[0]
@@ -94,7 +94,7 @@ def _pooled(confusion: Confusion) -> np.ndarray:
 
 def _draw_whole(axis: Axes, mistake_DD: np.ndarray, K: int, red: ScalarMappable) -> None:
     extent = (-0.5, K - 0.5, K - 0.5, -0.5)
-    axis.imshow(red.to_rgba(mistake_DD), extent=extent, interpolation="nearest")
+    axis.imshow(np.where(mistake_DD[..., None], red.to_rgba(mistake_DD), 1), extent=extent, interpolation="nearest")
     axis.plot([0, K - 1], [0, K - 1], color=RIGHT, lw=0.6)
     axis.set(xlabel="predicted, number of the class", ylabel="true, number of the class")
     axis.set_title(f"mistakes of all {K:,} classes", fontsize=9)
@@ -109,6 +109,7 @@ def _draw_named(
     C, others = len(shown_C), len(shown_C) < len(classes)
     share_CC = share_CC if others else share_CC[:, :C]
     rgba_CC4 = red.to_rgba(share_CC)
+    rgba_CC4[share_CC == 0] = 1
     right_C = np.arange(C)
     rgba_CC4[right_C, right_C] = colormaps["Greens"](share_CC[right_C, right_C] / 125)
     axis.imshow(rgba_CC4, interpolation="nearest")
@@ -159,10 +160,13 @@ def mistakes_picture(
 
     places = answers.mistakes()[: COLUMNS * ROWS]
     rows = -(-len(places) // COLUMNS)
-    figure = Figure(figsize=(1.9 * COLUMNS, 2.5 * rows + 0.5), layout="constrained")
-    figure.suptitle(f"{title}: the surest mistakes", fontsize=10)
+    height = 2.15 * rows + 0.5
+    figure = Figure(figsize=(1.8 * COLUMNS, height))
+    figure.subplots_adjust(0.01, 0, 0.99, 1 - 0.85 / height, wspace=0.08, hspace=0.3)
+    figure.suptitle(f"{title}: the surest mistakes (true class, what the network says)", fontsize=10)
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axis in axes:
+        axis.set_anchor("NW")
         axis.set_axis_off()
     for axis, n in zip(axes, places, strict=False):
         try:
@@ -173,7 +177,7 @@ def mistakes_picture(
             image = image.convert("RGB")
             image.thumbnail((SIDE, SIDE))
             axis.imshow(np.asarray(image))
-        true, said = (short(classes[each[n]]) for each in (answers.target_N, answers.said_N))
+        true, said = (short(classes[each[n]], 18) for each in (answers.target_N, answers.said_N))
         axis.set_title(f"{true}\n", fontsize=8, color=RIGHT, loc="left")
         axis.text(0, 1.02, f"{said} {100 * answers.confidence_N[n]:.1f}%", fontsize=8, color=WRONG,
                   transform=axis.transAxes, va="bottom")  # fmt: skip
