@@ -6,25 +6,11 @@ from collections.abc import Callable
 import torch
 
 from fastdhm.benchmarks.harness.machine import tf32, wait_for
+from fastdhm.engine import profile
 
 PROFILED_STEPS = 3
-CONVOLUTION, NORM, LOSS, OPTIMIZER, COPIES, OTHER = KINDS = (
-    "convolutions", "norm, activation, residual", "loss and accuracy", "optimizer", "casts and copies", "other"
-)  # fmt: skip
-# kind -> what the name of an operation holds, in small letters; of an operation and those that called it, the outermost
-# that fits decides. All that is compiled lies within torch's names for that, which tell something of the rest alone.
-NAMES = {
-    OPTIMIZER: ("optimizer.", "_fused_sgd", "_fused_adam", "_foreach_"),
-    CONVOLUTION: ("conv", "addmm", "aten::linear", "aten::mm"),
-    LOSS: ("mimic", "softmax", "nll", "kl_div", "kldiv", "cross_entropy", "crossentropy", "topk", "gather"),
-    # every op of ours except the loss
-    NORM: ("norm", "relu", "pool", "pad", "aten::add", "addbackward", "mean", "fastdhm::"),
-}
-# A kernel of the compiler does the work between convolutions, although its name lists everything fused into it.
-MADE = "triton_"
-COMPILED = "compiled"
-CASTS = ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::contiguous")
 PEAK_ROUNDS = 5
+KINDS = tuple(kind for kind in profile.KINDS if kind not in (profile.WAIT, profile.COMMUNICATION))
 
 
 def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, float]:
@@ -33,44 +19,15 @@ def profile_step(run: Callable[[], object], device: torch.device) -> dict[str, f
     On CUDA the times are those of kernels, and ``other`` includes the time that the GPU waits. The profiler slows a
     step down a little: trust the shares, not the sums.
     """
-    on_gpu = device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
     run()
-    with torch.profiler.profile(activities=activities) as profile:
+    with profile.profiler(device) as profiler:
         start = time.perf_counter()
         for _ in range(PROFILED_STEPS):
             run()
         wait_for(device)
         seconds = time.perf_counter() - start
-    spent = dict.fromkeys(KINDS, 0.0)
-    for event in profile.events():
-        own_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if own_us > 0 and event.device_type == torch.autograd.DeviceType.CPU:
-            spent[kind_of(_lineage(event))] += own_us / 1e3 / PROFILED_STEPS
-    spent[OTHER] += max(0.0, 1e3 * seconds / PROFILED_STEPS - sum(spent.values()))
-    return spent
-
-
-def kind_of(lineage: list[str]) -> str:
-    """The kind of an operation, from its name and the names of the operations around it, itself first."""
-    if lineage[0] in CASTS and not any("optimizer." in name.lower() for name in lineage):
-        return COPIES
-    for name in reversed(lineage):
-        small = name.lower()
-        if small.startswith(MADE):
-            return NORM
-        for kind, parts in NAMES.items() if COMPILED not in small else ():
-            if any(part in small for part in parts):
-                return kind
-    return NORM if any(COMPILED in name.lower() for name in lineage) else OTHER
-
-
-def _lineage(event) -> list[str]:
-    names = []
-    while event is not None:
-        names.append(event.name)
-        event = event.cpu_parent
-    return names
+    found = profile.spent(profiler.events(), device.type == "cuda", PROFILED_STEPS, seconds)
+    return {kind: found[kind] for kind in KINDS}
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -34,6 +34,15 @@ class Output:
     save_minutes: float = setting(5.0, POSITIVE)
     """Minutes between checkpoints inside an epoch.
     Every epoch ends with one."""
+    log_to: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Log to wandb, mlflow or both, too.
+    Every row of log.jsonl goes there as well, and a resumed run goes on with the same run there. Their own environment
+    variables say where: WANDB_MODE=offline, MLFLOW_TRACKING_URI, ... A failure of theirs is said once and ends no
+    run."""
     report: bool = False
     """Write report.html at the end of every epoch.
     A page for the browser, which loads it again while the run trains. `fastdhm report RUN` writes it at any time."""
+    profile: int = setting(0, AT_LEAST_ZERO)
+    """Profile N steps: a trace, and a table by kind of work; 0: none.
+    torch's profiler writes trace.json into the run's folder, in Chrome's format. The steps are the sixth and the
+    following, once the step is compiled if it will be. The profiler slows them down: trust the shares, not the sums."""

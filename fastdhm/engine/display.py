@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from fastdhm.system.console import PLAIN_LINE_SECONDS, Console, every, words
@@ -88,6 +89,6 @@ class TrainingDisplay:
         judged = (f"{self.judged_on} error % {test}", "bold")
         self.print(Text.assemble(f"epoch {epoch + 1}/{epochs}  {loss}  ", judged))
 
-    def print(self, text: str | Text) -> None:
+    def print(self, text: str | Text | Table) -> None:
         """Print above the bar."""
         self.progress.console.print(text)

@@ -22,6 +22,7 @@ from fastdhm.engine.fast.graphs import GraphedStep
 from fastdhm.engine.longer import refuse_other_past
 from fastdhm.engine.optim.schedule import full_size_steps, image_side
 from fastdhm.engine.plan import plan, print_plan
+from fastdhm.engine.profile import StepProfile
 from fastdhm.engine.reid import feature_layer, rank_at_end, read_ranked
 from fastdhm.engine.report import keep_answers, report, say_how_to_go_on, telling_how_to_go_on
 from fastdhm.engine.run import Run
@@ -30,6 +31,7 @@ from fastdhm.engine.saved.judged import judged_on
 from fastdhm.engine.saved.names import BEST, LAST, NETWORK
 from fastdhm.engine.saved.owed import LAST_EPOCH, RANKING, owed
 from fastdhm.engine.saved.record import Log, NoLog, read_log
+from fastdhm.engine.saved.watchers import check_installed, watchers
 from fastdhm.engine.settle import check_weights, run_folder, settle
 from fastdhm.engine.step import make_step, take_step
 from fastdhm.engine.timer import Timer, process_seconds
@@ -71,6 +73,7 @@ def train(config: TrainConfig, *, resume: bool = False, console: Console | None 
                 refuse(run_dir, config)
                 if resume:
                     refuse_other_past(run_dir, config)
+                check_installed(config.log_to)
             distributed.check_alike("", dataclasses.asdict(dataclasses.replace(config, device="", data_dir="")))
             with distributed.in_turn():
                 ranked = read_ranked(config, console)
@@ -151,8 +154,10 @@ def _begin(run: Run) -> None:
 
 
 def _log_of(run: Run, display: TrainingDisplay) -> Log:
-    kind = Log if distributed.rank() == 0 else NoLog
-    return kind(run.dir, run.at.step, run.at.epoch, display.print)
+    if distributed.rank():
+        return NoLog()
+    beside = watchers(run.config, run.dir, display.print)
+    return Log(run.dir, run.at.step, run.at.epoch, display.print, beside)
 
 
 def fit(
@@ -160,6 +165,7 @@ def fit(
 ) -> None:
     """Train from where the run stands to its end, to ``max_steps`` or to a signal; its last state is saved."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
+    profile = StepProfile(run, lambda: not compute.waiting, display.print)
     save_is_due = distributed.Agreed(lambda: timer.minutes_since_save() >= config.save_minutes)
     step = make_step(run, compute)
     if config.cuda_graphs:
@@ -171,7 +177,7 @@ def fit(
     while not run.ended() and not stop():
         run.begin_epoch()
         run.stopwatch.start()
-        with timer.feed(data.train, at.epoch, at.batch, run.device) as batches:
+        with timer.feed(data.train, at.epoch, at.batch, run.device) as fed, profile.of(fed) as batches:
             for batch in batches:
                 now = run.now
                 lr, scale, side = run.scheduled(now)

@@ -30,7 +30,7 @@ FORMAT = 1
 RESUMABLE = (
     "data_dir", "max_steps", "loader", "workers",
     "device", "impl", "precision", "compile", "cuda_graphs", "activation_checkpointing", "log_every", "save_minutes",
-    "grad_cosine", "report",
+    "grad_cosine", "report", "profile", "log_to",
 )  # fmt: skip
 HOW_IT_RUNS = tuple(name for name in RESUMABLE if name != "max_steps")  # another max_steps makes another run
 

@@ -7,3 +7,4 @@ NETWORK = "network.safetensors"  # the plain network
 CURVES = "curves.png"
 FAILURE = "failed.json"  # why a run of a comparison cannot go on
 REPORT = "report.html"
+TRACE = "trace.json"  # of torch's profiler

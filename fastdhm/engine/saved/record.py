@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fastdhm.engine.saved.names import LOG
+from fastdhm.engine.saved.watchers import Watcher, why
 from fastdhm.errors import UserError
 from fastdhm.system.files import plain_name, sync, why_not_written, write_text, writing
 
@@ -36,14 +37,21 @@ def term_name(teacher: str, student: str) -> str:
 
 
 class Log:
-    """``log.jsonl`` and TensorBoard events of a run.
+    """``log.jsonl`` and TensorBoard events of a run, and what goes to other ``watchers``.
 
     A run resumed at ``step``, with ``epoch`` epochs behind it, drops the rows that its checkpoint does not know of.
     ``say`` tells a person of rows that are damaged, and of a TensorBoard that does not work here.
     """
 
-    def __init__(self, run_dir: Path, step: int, epoch: int, say: Callable[[str], None] = lambda text: None):
-        self.path, self.say = run_dir / LOG, say
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        epoch: int,
+        say: Callable[[str], None] = lambda text: None,
+        watchers: Sequence[Watcher] = (),
+    ):
+        self.path, self.say, self.watchers = run_dir / LOG, say, watchers
         rows, damaged = _read_lines(self.path)
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
@@ -69,8 +77,7 @@ class Log:
         except OSError:
             raise
         except Exception as error:  # of any kind: with another protobuf it is a TypeError
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            self.say(f"TensorBoard cannot be used here ({why}): the run goes on without; its log is {self.path}")
+            self.say(f"TensorBoard cannot be used here ({why(error)}): the run goes on without; its log is {self.path}")
             return None
 
     def write(self, kind: str, *, step: int, **scalars: Any) -> None:
@@ -79,6 +86,8 @@ class Log:
             self.file.write(json.dumps({"kind": kind, "step": step, **scalars}) + "\n")
             for name, value in scalars.items() if self.tensorboard else ():
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        for watcher in self.watchers:
+            watcher.write(kind, step, scalars)
 
     def sync(self) -> None:
         """Have the disk hold all rows so far."""
@@ -86,13 +95,15 @@ class Log:
             sync(self.path)
 
     def close(self) -> None:
-        """Flush and close both."""
-        with writing(self.path), ExitStack() as both:
-            both.callback(self.open.close)
-            both.callback(setattr, threading, "excepthook", self.excepthook)
+        """Flush and close all."""
+        with writing(self.path), ExitStack() as all_of_them:
+            for watcher in self.watchers:
+                all_of_them.callback(watcher.close)
+            all_of_them.callback(self.open.close)
+            all_of_them.callback(setattr, threading, "excepthook", self.excepthook)
             if vars(self).get("tensorboard"):  # nothing was written otherwise
-                both.callback(self.tensorboard.close)
-            both.callback(self.file.close)
+                all_of_them.callback(self.tensorboard.close)
+            all_of_them.callback(self.file.close)
 
     def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure :meth:`write` meets too: once is enough."""
