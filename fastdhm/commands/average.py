@@ -2,10 +2,11 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -63,7 +64,7 @@ def average(
     first = found[0]
     for path, trained in zip(paths[1:], found[1:], strict=True):
         _check_alike(first, trained, paths[0], path)
-    given = {"dataset": dataset, "data_dir": data_dir, "device": device}
+    given: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
     config = dataclasses.replace(first.config, **{name: value for name, value in given.items() if value is not None})
     with closing(open_data(config, console)) as data:
         if first.classes not in (data.classes, checkpoint.numbered_classes(len(data.classes))):
@@ -110,7 +111,7 @@ def renew_batch_norms(network: nn.Module, config: TrainConfig, data: LoadedData,
     pad = config.pad if config.crop == "pad" else 0
     transform = DeviceTransform(config.mean, config.std, pad=pad, flip=config.flip, seed=config.seed).to(device)
 
-    def inputs() -> Iterator[Tensor]:
+    def inputs() -> Generator[Tensor, None, None]:
         nonlocal seen
         with data.train.epoch(0) as batches:
             for batch in islice(copied_ahead(batches, device), -(-images // config.batch_size)):

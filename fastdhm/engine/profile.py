@@ -5,7 +5,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -111,7 +111,7 @@ class StepProfile:
             self.done = True
             self.say(f"profile is {self.run.config.profile}: the run ended before its first step to profile")
 
-    def _profiled(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _profiled(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
         run, profile, first, seconds = self.run, None, 0, 0.0
         try:
             while not self.done:
