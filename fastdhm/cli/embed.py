@@ -1,7 +1,7 @@
 """``fastdhm embed``: the features of a folder of images."""
 
 from fastdhm.cli.parser import Parser
-from fastdhm.cli.processes import add_processes, in_processes
+from fastdhm.cli.processes import add_processes, in_processes, told_once
 from fastdhm.system.paths import expanded
 
 
@@ -24,8 +24,9 @@ def run(argv: list[str]) -> int:
     parser.switch("--skip_bad", "Leave unreadable images out.")
     parser.flag("--device", "Device: cpu, cuda, cuda:1 or auto.", default="auto")
     add_processes(parser)
-    values = parser.parse(argv)
-    status = in_processes(["embed", *argv], values.pop("processes"), values["device"])
+    with told_once():
+        values = parser.parse(argv)
+        status = in_processes(["embed", *argv], values.pop("processes"), values["device"])
     if status is not None:
         return status
     from fastdhm.commands.embed import embed as run_embedding

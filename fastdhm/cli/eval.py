@@ -1,7 +1,7 @@
 """``fastdhm eval``: how good a trained network is."""
 
 from fastdhm.cli.parser import Parser
-from fastdhm.cli.processes import add_processes, in_processes
+from fastdhm.cli.processes import add_processes, in_processes, told_once
 from fastdhm.system.paths import expanded
 
 
@@ -27,13 +27,14 @@ def run(argv: list[str]) -> int:
     parser.switch("--flip_average", "Average features with those of the mirror image.")
     parser.switch("--rerank", "Rank again by k-reciprocal neighbours.")
     parser.flag("--per_query", "Write every query's AP to this CSV file.", metavar="FILE")
-    values = parser.parse(argv)
+    with told_once():
+        values = parser.parse(argv)
+        status = in_processes(["eval", *argv], values.pop("processes"), values["device"])
+    if status is not None:
+        return status
     given = {name: values.pop(name) for name in ("metric", "flip_average", "rerank")}
     ranking = {name: value for name, value in given.items() if value not in ("euclidean", False)}
     per_query, out = values.pop("per_query"), values.pop("out")
-    status = in_processes(["eval", *argv], values.pop("processes"), values["device"])
-    if status is not None:
-        return status
     from fastdhm.commands.evaluate import evaluate_path
 
     path, per_query, out = expanded(values.pop("path")), per_query and expanded(per_query), out and expanded(out)

@@ -50,7 +50,8 @@ def embed(
         ValueError: ``path`` holds nothing of fastdhm, ``folder`` has no image, ``out`` has another suffix, or features
             are not finite.
     """
-    with distributed.joined(pick_device(device)):
+    with distributed.joined(device):
+        pick_device(device)  # raise now, if there is none
         first, console = distributed.rank() == 0, Console(quiet=distributed.rank() > 0)
         if first:
             _check_out(out)

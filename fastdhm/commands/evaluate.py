@@ -74,9 +74,10 @@ def evaluate_path(
     Raises:
         ValueError: ``path`` holds nothing of fastdhm, the data is missing, or an option does not fit the data set.
     """
-    if out is not None and not per_class:
-        raise UserError(f"--out {out} is the folder of --per-class: give both, or neither")
-    with distributed.joined(pick_device(device)):
+    with distributed.joined(device):
+        pick_device(device)  # raise now, if there is none
+        if out is not None and not per_class:
+            raise UserError(f"--out {out} is the folder of --per-class: give both, or neither")
         given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
         trained = load_trained(path)
         check_network(trained)

@@ -57,6 +57,23 @@ def test_a_wrong_start_is_said_once(tmp_path, more, said):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", [["eval"], ["embed", "pictures", "--out", "found.npy"]])
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [([], "nothing is not there"), (["--devise", "cpu"], "did you mean --device"), (["--device", "cuda:0"], "say cuda")],
+    ids=["a file", "a flag", "one GPU"],
+)
+def test_what_eval_and_embed_cannot_do_is_said_once(command, more, said):
+    name, *rest = command
+    argv = [name, "nothing", *rest, *more]
+    program = f"from fastdhm.cli import main\nsys.exit(main({argv!r}))"
+    ended = processes(program, 2)
+    err = "".join(err for *_, err in ended)
+    assert [child.returncode for child, *_ in ended] == [2, 2], err
+    assert err.count("fastdhm: error") == 1 and said in err and "Traceback" not in err
+
+
+@pytest.mark.slow
 def test_a_port_in_use_is_said_once(tmp_path):
     with socket.create_server(("", 0)) as server:
         err, statuses = train(tmp_path, MASTER_PORT=str(server.getsockname()[1]), seconds=8)

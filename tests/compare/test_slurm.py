@@ -19,7 +19,7 @@ from fastdhm.compare.slurm import Slurm
 from fastdhm.errors import UserError
 
 LIMIT_S = 240
-TRAINING = "--dataset synthetic:40 --arch resnet8 --batch-size 8 --epochs 2 --branches [B2] --log-every 2"
+TRAINING = "--dataset synthetic:40 --arch resnet8 --batch-size 8 --branches [B2] --log-every 2"
 MACHINE = "--device cpu --precision float32 --compile off --loader torch --workers 0"
 FLAGS = ["compare", *TRAINING.split(), *MACHINE.split(), "--methods", "baseline,dhm", "--seeds", "1"]
 LOCAL = ["--slurm", "any", "--slurm-args", "cluster=local"]
@@ -92,8 +92,8 @@ def test_a_squeue_that_fails_is_no_end_of_the_jobs(monkeypatch):
     assert slurm._states("slurm", ["12_0"]) is None
 
 
-def flags(out: Path) -> list[str]:
-    return [*FLAGS, "--out", str(out), "--data-dir", str(out.parent / "data"), *LOCAL]
+def flags(out: Path, epochs: int = 2) -> list[str]:
+    return [*FLAGS, "--epochs", str(epochs), "--out", str(out), "--data-dir", str(out.parent / "data"), *LOCAL]
 
 
 def numbers(folder: Path) -> list[int]:
@@ -138,13 +138,14 @@ def test_jobs_go_on_without_the_command_are_found_again_and_the_last_writes_the_
 @pytest.mark.slow
 def test_a_preempted_job_saves_and_is_put_back_and_a_cancelled_one_is_told(tmp_path):
     folder = tmp_path / "comparison"
-    with started(flags(folder), tmp_path / "said", ONE_THREAD) as run:
+    with started(flags(folder, epochs=60), tmp_path / "said", ONE_THREAD) as run:  # so that none is done before
         run.printed("2 jobs submitted")
         jobs = numbers(folder)
         try:
-            wait_for(lambda: len(list(folder.glob("runs/*/last.pt"))) == 2, "both runs", LIMIT_S)
+            wait_for((folder / "runs/dhm-seed0/last.pt").exists, "a run", LIMIT_S)
             for pid in tasks(jobs[1]):
                 os.kill(pid, signal.SIGUSR2)  # as SLURM does
+            wait_for((folder / "runs/baseline-seed0/last.pt").exists, "the other", LIMIT_S)
             for pid in runs_under(jobs[0]):
                 os.kill(pid, signal.SIGTERM)  # as scancel does
             assert run.ended(LIMIT_S) == 1
