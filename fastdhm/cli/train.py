@@ -1,6 +1,7 @@
 """``fastdhm train``: a recipe, a file and flags become the config of a run."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def run(argv: list[str]) -> int:
         resume, restarts = beside["resume"] is not None, beside["restarts"] or 0
         if restarts and not (config.run_dir or resume):
             raise UserError(f"restarts is {restarts}: needs a named --run-dir")
-        status = in_processes(["train", *argv], beside["processes"], config.device, restarts)
+        status = in_processes(["train", *argv], beside["processes"], config.device, restarts, partial(_check, config))
     if status is not None:
         return status
     from fastdhm.engine.saved.names import CONFIG
@@ -126,3 +127,9 @@ def run(argv: list[str]) -> int:
     resume = resume or (attempt() > 0 and config.run_dir is not None and (Path(config.run_dir) / CONFIG).exists())
     outcome = run_training(config, resume=resume)
     return 0 if outcome.finished or outcome.signal is None else 128 + outcome.signal
+
+
+def _check(config: TrainConfig, processes: int) -> None:
+    from fastdhm.engine.settle import check_processes
+
+    check_processes(config, processes)

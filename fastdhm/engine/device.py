@@ -23,6 +23,8 @@ from fastdhm.system.place import Place, by_srun, place
 # Compiling gains a few tenths of a step. On a CPU the fused norms gain as much from the first step on; on a GPU the run
 # stands still for some seconds at the change, which hundreds of steps repay (a guess, not measured).
 STEPS_THAT_REPAY_COMPILING = {"cpu": math.inf, "cuda": 1000}
+# Processes of one run that a machine without GPUs may start.
+PER_PROCESSOR, LEAST_OF_ALL = 8, 16
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 memory: Any = _memory  # Any: torch replaces this module by an object, whose setting type checkers do not see
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -67,6 +69,12 @@ def placed(network: M, device: torch.device, layout: torch.memory_format = torch
 def count_gpus(name: str) -> int:
     """How many processes, each with a GPU of its own, this machine has room for on that device; 1 on a CPU."""
     return max(1, torch.cuda.device_count()) if name in ("auto", "cuda") else 1
+
+
+def most_processes(name: str) -> int:
+    """How many processes this machine may start on that device: to see a slip before it has no memory left."""
+    gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    return gpus or max(LEAST_OF_ALL, PER_PROCESSOR * processors.count())
 
 
 def gpu_name(device: torch.device | str) -> str:

@@ -26,7 +26,7 @@ from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError
 from fastdhm.system.meeting import come, difference, meet, no_meeting
 from fastdhm.system.network import in_time, reached
-from fastdhm.system.peers import OWN, LastWords, PeerLost, end_as_before, first_end, of_a_lost_peer, peer_lost
+from fastdhm.system.peers import OWN, LastWords, PeerLost, end_as_before, first_end, launcher, of_a_lost_peer, peer_lost
 from fastdhm.system.place import ATTEMPT, HERE, Place, attempt, place
 from fastdhm.system.signals import stop_signals, stop_with_parent
 from fastdhm.system.streams import tell
@@ -53,7 +53,7 @@ def joined(device: torch.device | str, mistake: UserError | None = None) -> Iter
     gpus = mistake is None and str(device) != "cpu" and torch.cuda.is_available()
     limit = timedelta(seconds=limit_s())
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        stop_with_parent()  # else it would train on where its launcher was killed
+        stop_with_parent(launcher())  # else it would train on where that was killed
     base = _store(here, limit)
     end_as_before(base)
     store = dist.PrefixStore(f"fastdhm/{attempt()}", base)  # nothing that a failed attempt left there is read

@@ -32,7 +32,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     device = pick_device(config.device)
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
-    _check_processes(config)
+    check_processes(config, distributed.count())
     precision: Any = str(pick_precision(config.precision, device)).removeprefix("torch.")  # one that the config knows
     use_fused(config.impl, device.type)  # raise now, not in the first step
     dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()
@@ -75,8 +75,9 @@ def check_weights(config: TrainConfig) -> None:
         read_config(path)  # raises where it is no run
 
 
-def _check_processes(config: TrainConfig) -> None:
-    count, parts = distributed.count(), config.accumulate
+def check_processes(config: TrainConfig, count: int) -> None:
+    """``ValueError`` unless a run can be shared by so many processes."""
+    parts = config.accumulate
     if config.batch_size % (count * parts):
         raise UserError(
             f"batch_size is {config.batch_size}, for {count} processes{f' and {parts} parts' * (parts > 1)}: must be a "

@@ -38,6 +38,7 @@ from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.page.run import keep_run_page
 from fastdhm.system.console import Console
 from fastdhm.system.endings import belonging_to
+from fastdhm.system.files import sha256_of
 from fastdhm.system.signals import stop_signals
 
 
@@ -142,6 +143,9 @@ def _begin(run: Run) -> None:
     last = run.dir / LAST
     resumed = distributed.from_first(last.exists())  # not so if it was killed before its first checkpoint
     if resumed:
+        if distributed.count() > 1:  # machines may see folders of their own, or one that a network drive holds back
+            own = sha256_of(last)[:12] if last.exists() else "none"
+            distributed.check_alike("", {f"a {LAST} of checksum": own})
         run.restore(last)
     elif run.config.weights is not None:
         run.load_pretrained()

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import os
 import secrets
@@ -20,6 +21,7 @@ from fastdhm.errors import UserError
 from fastdhm.system.paths import shown
 
 PREFIX, SUFFIX = ".fastdhm-", ".tmp"  # of a file that is being written
+READ_BYTES = 1 << 22
 ABANDONED = 24 * 3600  # seconds after which a temporary file of another machine counts as abandoned
 # Errors of file systems that cannot sync, or cannot sync a folder (network drives, FUSE); and of those without locks.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
@@ -96,6 +98,15 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, An
     writer.writerow(columns)
     writer.writerows([row.get(c, "") for c in columns] if isinstance(row, Mapping) else row for row in rows)
     write_text(path, text.getvalue())
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -42,6 +42,12 @@ def peer_lost(error: Exception) -> PeerLost:
     return PeerLost(f"another process of this run {what}. Go on from the last checkpoint with --resume")
 
 
+def launcher() -> int | None:
+    """The process that started those of this run, if that is a launcher of ours."""
+    number = os.environ.get("TORCHELASTIC_RUN_ID", "").removeprefix(OWN)
+    return int(number) if number.isdecimal() and OWN + number == os.environ["TORCHELASTIC_RUN_ID"] else None
+
+
 class LastWords:
     """Which process of the run ended first by an error, and its exit status: told through torch's ``store``."""
 

@@ -10,6 +10,10 @@ import time
 
 import pytest
 from many_processes import LIMIT_S, processes
+from processes import children_of, state_of, wait_for
+
+from fastdhm.cli import main
+from fastdhm.engine import distributed
 
 SMALL = [
     "train", "--dataset", "synthetic", "--arch", "resnet8", "--precision", "float32", "--epochs", "1",
@@ -60,7 +64,11 @@ def test_a_wrong_start_is_said_once(tmp_path, more, said):
 @pytest.mark.parametrize("command", [["eval"], ["embed", "pictures", "--out", "found.npy"]])
 @pytest.mark.parametrize(
     ("more", "said"),
-    [([], "nothing is not there"), (["--devise", "cpu"], "did you mean --device"), (["--device", "cuda:0"], "say cuda")],
+    [
+        ([], "nothing is not there"),
+        (["--devise", "cpu"], "did you mean --device"),
+        (["--device", "cuda:0"], "say cuda"),
+    ],
     ids=["a file", "a flag", "one GPU"],
 )
 def test_what_eval_and_embed_cannot_do_is_said_once(command, more, said):
@@ -93,6 +101,37 @@ def test_a_first_process_that_is_nowhere_is_said_once(tmp_path):
     err, statuses = train(tmp_path, MASTER_ADDR="nowhere.invalid", seconds=2)
     assert statuses == [2, 2], err
     assert "nowhere.invalid, the machine of process 0, has no address on" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--processes", "2", "--batch-size", "15"], "batch_size is 15, for 2 processes: must be a multiple of 2"),
+        (["--processes", "999"], "processes is 999: must be from 1 to "),
+        (["--processes", ""], "processes is '': must be from 1 to "),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_process_starts(capsys, monkeypatch, flags, said):
+    monkeypatch.setattr(distributed, "launch", lambda *given: pytest.fail("they were started"))
+    assert main([*SMALL, *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", ["at once", "training"])
+def test_none_outlives_a_launcher_that_is_killed(tmp_path, signalled):
+    argv = [sys.executable, "-m", "fastdhm", *SMALL, "--max-steps", "100000", "--epochs", "10000", "--processes", "2"]
+    folder = tmp_path / "run"
+    run = subprocess.Popen([*argv, "--run-dir", str(folder)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(children_of(run.pid)) == 2, "both processes", LIMIT_S)
+        if signalled == "training":
+            wait_for((folder / "last.pt").exists, "the first checkpoint", LIMIT_S)
+        left = children_of(run.pid)
+    finally:
+        run.kill()
+        run.wait()
+    wait_for(lambda: not any(map(state_of, left)), "both to end", LIMIT_S)
 
 
 @pytest.mark.slow

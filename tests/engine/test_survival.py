@@ -208,6 +208,16 @@ def test_a_stopped_run_goes_on_in_any_number_of_processes(tmp_path, whole, befor
 
 
 @pytest.mark.slow
+def test_machines_that_see_other_checkpoints_are_told(tmp_path, whole):
+    """As where each has a run folder of its own."""
+    folder, own = whole(2)[0], "training.sha256_of = lambda path: os.environ['RANK'] * 12"
+    statuses, _, err = run(2, folder, "--resume", str(folder), patch=own)
+    assert statuses == [2] * 2
+    [line] = err
+    assert re.search(r"process 1 on .* has a last.pt of checksum 1{12}, and process 0 on .* has 0{12}", line), err
+
+
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_by_the_new_number_is_refused(tmp_path, whole):
     folder = whole(2)[0]
     statuses, _, err = run(3, folder, "--resume", str(folder))

@@ -20,11 +20,11 @@ import fastdhm
 from fastdhm.data.beton.build import bad_files_error, bad_files_path, check_space, write_images
 from fastdhm.data.beton.format import read_index
 from fastdhm.data.beton.settings import ImageSettings
-from fastdhm.data.beton.verify import find_damage, sha256_of
+from fastdhm.data.beton.verify import find_damage
 from fastdhm.data.sources.source import Source
 from fastdhm.errors import UserError
 from fastdhm.system import processors
-from fastdhm.system.files import replacing
+from fastdhm.system.files import replacing, sha256_of
 from fastdhm.system.folders import held
 from fastdhm.system.paths import expanded, short_name, shown
 from fastdhm.system.progress import progress_bar

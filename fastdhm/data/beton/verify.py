@@ -5,7 +5,6 @@ Legend: N samples.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,15 +14,6 @@ from fastdhm.data.beton.format import MODES, Index
 from fastdhm.data.images.pool import WorkerPool, in_hand
 
 CHUNK = 64  # images that a worker gets at a time
-READ_BYTES = 1 << 22
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_damage(path: Path, index: Index, workers: int, bar: AbstractContextManager) -> list[str]:
