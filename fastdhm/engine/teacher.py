@@ -83,7 +83,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def _logits(self, network: Callable[[Tensor], Tensor], image_BCHW: Tensor) -> Tensor:
-        if self.gain_C is not None:
+        if self.gain_C is not None and self.bias_C is not None:
             image_BCHW = image_BCHW * self.gain_C + self.bias_C
         if self.size is not None and self.size != image_BCHW.shape[-2:]:
             image_BCHW = F.interpolate(image_BCHW, self.size, mode="bilinear", antialias=True)
@@ -206,8 +206,8 @@ def _try(teacher: Teacher, config: TrainConfig, found: Found, device: torch.devi
         try:
             teacher(image_BCHW)
         except (RuntimeError, AssertionError, ValueError) as error:  # whatever its forward checks
-            size = found.image_size or 224
-            size = size if isinstance(size, int) else ",".join(map(str, size))
+            given = found.image_size or 224
+            size = str(given) if isinstance(given, int) else ",".join(map(str, given))
             shape = "x".join(map(str, image_BCHW.shape[-2:]))
             raise UserError(
                 f"the teacher ({found.told}) does not take images of {shape} ({first_line(error)}): "

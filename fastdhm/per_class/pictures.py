@@ -122,7 +122,7 @@ def _draw_named(
     count_CC = confusion.block(shown_C) if C <= NUMBERED or others else np.zeros((C, C), int)
     for (true, said), share in np.ndenumerate(share_CC):
         if count_CC[true, said]:
-            dark = share > 75 if true == said else share > 0.5 * (red.norm.vmax or 1)
+            dark = share > 75 if true == said else share > 0.5 * float(red.get_clim()[1] or 1)
             text = f"{count_CC[true, said]:,}"
             axis.text(said, true, text, ha="center", va="center", fontsize=7 if len(text) < 4 else 5,
                       color="white" if dark else INK)  # fmt: skip

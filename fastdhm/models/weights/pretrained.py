@@ -81,7 +81,8 @@ def _branches(
     A branch fits if it has the tensors of ours in their shapes, but for a classifier of other classes.
     """
     root = fit.prefix.removesuffix("trunk.")
-    begun, told = {}, []
+    begun: dict[str, Tensor] = {}
+    told: list[str] = []
     for branch, module in model.branches.items() if root != fit.prefix else ():
         own, (given, _) = module.state_dict(), under(state, f"{root}branches.{branch}.")
         if not given:
