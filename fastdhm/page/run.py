@@ -113,14 +113,16 @@ def _curves(log: Rows, epochs: Rows, config: TrainConfig) -> Iterable[str]:
 def _terms(log: Rows) -> str:
     """The M x M terms: over time as a heat map, and the last ones as a matrix."""
     names = sorted(_named(log, "ce/"))
-    if len(names) < 2:
+    said = {key.partition("/")[2].partition("->")[0] for row in log for key in row}
+    teachers = [*names, *(["teacher"] if "teacher" in said else [])]
+    if len(teachers) < 2:
         return ""
-    terms = {(p, q): term_name(p, q) for p, q in itertools.product(names, names)}
+    terms = {(p, q): term_name(p, q) for p, q in itertools.product(teachers, names)}
     rows = {p if p == q else f"{p} → {q}": _points(log, key) for (p, q), key in terms.items()}
     mimicking = {name: points for name, points in rows.items() if "→" in name}
     own = {name: points for name, points in rows.items() if "→" not in name}
     last = {key: next((row[key] for row in reversed(log) if key in row), None) for key in terms.values()}
-    grid = [[p, *("-" if (v := last[terms[p, q]]) is None else number(v) for q in names)] for p in names]
+    grid = [[p, *("-" if (v := last[terms[p, q]]) is None else number(v) for q in names)] for p in teachers]
     maps = figures(
         heat_map(own, "epoch", "cross-entropy of each branch"),
         heat_map(mimicking, "epoch", "mimicking, teacher → student"),

@@ -79,6 +79,17 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert_same(*learnt)
 
 
+@pytest.mark.slow
+def test_every_process_has_the_teacher(tmp_path):
+    train_all({"teacher": {"method": "baseline"}}, tmp_path / "first")
+    taught = {"teacher": str(tmp_path / "first" / "teacher"), "teacher_weight": 2.0, "temperature": 2.0}
+    cases = {"dhm": {**taught, "sampler": "structural"}, "baseline": {**taught, "method": "baseline", "accumulate": 2}}
+    train_all(cases, tmp_path / "one")
+    train_all_by(2, cases, tmp_path / "two")
+    for case in cases:
+        assert_same(*(numbers(tmp_path / which / case) for which in ("one", "two")))
+
+
 def judged(name):
     """Whether it comes from running statistics, which parts move in turn, and processes side by side."""
     return "running" in name or "batches_tracked" in name or "val_" in name

@@ -44,6 +44,12 @@ def test_a_page_has_every_part(tmp_path):
         assert part in text
 
 
+def test_a_teacher_has_a_row_of_its_own(tmp_path):
+    taught = {name: value for name, value in STEP.items() if "B1" not in name} | {"mimic/teacher->B0": 0.625}
+    text = run_page(make_run(tmp_path, taught, EPOCH))
+    assert "teacher → B0" in text and "<td>teacher</td><td>0.625</td>" in text.replace(' class="name"', "")
+
+
 @pytest.mark.parametrize("rows", [[], [STEP]], ids=["no-row", "no-epoch"])
 def test_a_run_before_its_first_epoch_has_a_page(tmp_path, rows):
     text = run_page(make_run(tmp_path, *rows))
