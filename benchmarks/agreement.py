@@ -96,11 +96,11 @@ def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console)
         lr, scale, _ = run.scheduled(now)
         for engine in engines.values():
             engine.run.at.epoch = run.at.epoch = number // len(data.train)
-        image_BCHW, target_B = run.prepare(batch, run.at.epoch, run.side)
+        image_BCHW, labels = run.prepare(batch, run.at.epoch, run.side)
         for name, reference in references.items():
             reference.set_learning_rate(lr)
             layout = torch.contiguous_format if name == "reference" else torch.channels_last
-            logged = reference.step(image_BCHW.contiguous(memory_format=layout), target_B, scale)
+            logged = reference.step(image_BCHW.contiguous(memory_format=layout), labels.target_B, scale)
             losses[name].append(reference.loss(logged, scale))
         for name, engine in engines.items():
             engine.run.set_learning_rate(lr)

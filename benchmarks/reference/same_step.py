@@ -64,7 +64,7 @@ class Yard:
         self.images = images_that_fit(self.model, config, self.device)
         batch = random_batch(dataclasses.replace(self.config, batch_size=self.images), num_classes)
         engine = self.engine(self.config)
-        self.image_BCHW, self.target_B = engine.run.prepare(batch, 0, engine.run.side)
+        self.image_BCHW, self.labels = engine.run.prepare(batch, 0, engine.run.side)
         self.before = _state(self.model)
         self.yardsticks: dict[torch.dtype, Errors] = {}
         self.oracle = self._by_reference(torch.float64, torch.float64, torch.contiguous_format)
@@ -83,7 +83,7 @@ class Yard:
         """What is wrong with the steps of an engine at the initial weights, or None; runs the steps."""
         active, weights_AA = engine.run.sample()
         engine.run.set_learning_rate(LR)
-        given = (self.image_BCHW, self.target_B, weights_AA, active)
+        given = (self.image_BCHW, self.labels, weights_AA, active)
         with machine.tf32(False), engine.captured(lambda: self._rewind(engine, given)):
             # a captured step's results are overwritten by its next replay
             terms = [engine.step(*given)[1].clone() for _ in range(STEPS)]
@@ -119,7 +119,7 @@ class Yard:
         reference = Reference(model, self.config, self.device, precision=autocast)
         image_BCHW = self.image_BCHW.to(dtype).contiguous(memory_format=layout)
         with machine.tf32(False):  # true float32, whichever layouts have TF32 in cuDNN
-            logged = [reference.step(image_BCHW, self.target_B) for _ in range(STEPS)]
+            logged = [reference.step(image_BCHW, self.labels.target_B) for _ in range(STEPS)]
         terms = [value for name, value in logged[0].items() if "->" in name]
         return Taken(torch.tensor(terms, dtype=torch.float64), _state(reference.network))
 

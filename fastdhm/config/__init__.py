@@ -4,8 +4,8 @@ A topic a file, each a dataclass of its own; ``run.TrainConfig`` is all of them 
 topic: type, default, the rule that its value keeps (``rules.setting``), and a docstring whose first line is the help of
 its flag. The rules over several fields stand in ``run.TOGETHER``.
 
-What is learnt from: data, images. What is trained: model, method. How: optimizer, steps, machine. What is left: output.
-Beside the topics: rules (what several fields share), run (all topics together).
+What is learnt from: data, images, labels. What is trained: model, method. How: optimizer, steps, machine. What is left:
+output. Beside the topics: rules (what several fields share), run (all topics together).
 
 The defaults are neutral: a data set's and a network's own values come from ``fastdhm.recipes``.
 """

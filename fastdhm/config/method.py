@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastdhm.config.images import SIZE
-from fastdhm.config.rules import BELOW_ONE, NOT_NEGATIVE, RAMP, SHARE, Rule, setting
+from fastdhm.config.rules import NOT_NEGATIVE, RAMP, SHARE, Rule, setting
 
 TOLERANCE = 1e-6  # how far the sum of probabilities written as decimals may be from 1
 
@@ -54,8 +54,6 @@ class Method:
     mimic_warmup: float = setting(0.0, RAMP)
     """Epochs in which the mimicking weights rise from 0.
     Short runs stall without it; the paper's long runs do not."""
-    label_smoothing: float = setting(0.0, BELOW_ONE)
-    """Label smoothing of the cross-entropies, in [0, 1)."""
     teacher: str | None = None
     """Learn from a trained network too: a run or a file, say.
     It is a run directory, a checkpoint or network.safetensors of a run, any file of weights (with --teacher-arch),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastdhm.config.data import Data
 from fastdhm.config.images import Images
+from fastdhm.config.labels import Labels
 from fastdhm.config.machine import Machine
 from fastdhm.config.method import Method
 from fastdhm.config.model import Model
@@ -14,12 +15,12 @@ from fastdhm.config.output import Output
 from fastdhm.config.rules import Rule, check
 from fastdhm.config.steps import Steps
 
-TOPICS = (Data, Model, Method, Images, Steps, Optimizer, Machine, Output)
+TOPICS = (Data, Model, Method, Labels, Images, Steps, Optimizer, Machine, Output)
 MAX_LR = 3.4e38  # the weights are float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(Output, Machine, Optimizer, Steps, Images, Method, Model, Data):
+class TrainConfig(Output, Machine, Optimizer, Steps, Images, Labels, Method, Model, Data):
     """A training run.
 
     The bases stand from last to first: a dataclass begins with the fields of its last base. Their slots are empty
@@ -42,6 +43,16 @@ class TrainConfig(Output, Machine, Optimizer, Steps, Images, Method, Model, Data
 # The rules over several fields: which field the error names, whether it holds, and what the field must be.
 TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
     ("corrupt_seed", lambda run: not run.corrupt_seed or run.corrupt_labels, "left out: corrupt_labels is 0"),
+    (
+        "mix_off_epochs",
+        lambda run: not run.mix_off_epochs or run.mixup or run.cutmix,
+        "0 without mixup and cutmix",
+    ),
+    (
+        "mix_off_epochs",
+        lambda run: not run.mix_off_epochs or run.mix_off_epochs < run.epochs,
+        "below epochs ({run.epochs})",
+    ),
     (
         "only_branch",
         lambda run: run.method == "baseline",

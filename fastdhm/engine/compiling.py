@@ -259,9 +259,10 @@ def compute_all(run: Run, epoch: int) -> None:
     for (epoch, side), active in itertools.product(stages, run.branch_sets):
         run.at.epoch = epoch
         run.begin_epoch()
-        image_BCHW, target_B = (part.chunk(config.accumulate)[0] for part in run.prepare(random_batch(run), 0, side))
+        image_BCHW, labels = (part.chunk(config.accumulate)[0] for part in run.prepare(random_batch(run), 0, side))
         with autocast(run.device, run.precision):
-            loss, *_ = compute(image_BCHW, target_B, run.taught(run.weights[active]), active)
+            weights_AA = run.taught(run.weights[active])
+            loss, *_ = compute(image_BCHW, labels.target_B, weights_AA, active, *labels.soft)
         run.scaler.scale(loss / config.accumulate).backward()
         run.optimizer.zero_grad()
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
+from fastdhm.engine.labels import Labels
 from fastdhm.models import BranchedModel
 
 TINY = torch.finfo(torch.float32).tiny
@@ -46,7 +46,7 @@ class _Keep:
 def gradient_cosines(
     model: BranchedModel,
     image_BCHW: Tensor,
-    target_B: Tensor,
+    labels: Labels,
     active: tuple[str, ...],
     *,
     precision: torch.dtype = torch.float32,
@@ -55,10 +55,11 @@ def gradient_cosines(
 ) -> dict[str, Tensor]:
     """For each fork f and each two paths p, q through it, ``<g_p, g_q> / (|g_p| |g_q|)`` with ``g_m = dCE_m / df``.
 
-    ``f`` is the feature map at the fork of the whole batch, ``CE_m`` the mean cross-entropy of B0 or of an ``active``
-    branch, and the gradient one vector over batch, channels and pixels. It takes a forward pass and, per path, a
-    backward pass to its first fork, without gradients of parameters. Nothing that training depends on changes:
-    parameters have no gradient of it, batch-norm statistics and random generators are put back.
+    ``f`` is the feature map at the fork of the whole batch, ``CE_m`` the cross-entropy that B0 or an ``active`` branch
+    is trained by, labels mixed and weighed as they are, and the gradient one vector over batch, channels and pixels. It
+    takes a forward pass and, per path, a backward pass to its first fork, without gradients of parameters. Nothing that
+    training depends on changes: parameters have no gradient of it, batch-norm statistics and random generators are put
+    back.
 
     Args:
         model: in the mode of the training step.
@@ -85,7 +86,7 @@ def gradient_cosines(
                 hook.remove()
         directions = {}
         for path, logits_BK in logits.items():
-            loss = F.cross_entropy(logits_BK.float(), target_B, label_smoothing=label_smoothing)
+            loss = labels.cross_entropy(logits_BK.float(), label_smoothing)
             loss = loss if scaler is None else scaler.scale(loss)
             gradients = torch.autograd.grad(loss, list(features.values()), retain_graph=True, allow_unused=True)
             for fork, gradient in zip(features, gradients, strict=True):

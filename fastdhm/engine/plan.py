@@ -26,6 +26,7 @@ def plan(run: Run, data: LoadedData, why_not_compiled: str) -> dict[str, str]:
         "network": _network(run),
         "branches": grown,
         "images": images,
+        "labels": run.labelling.describe(),
         "schedule": falls + "; --milestones sets others" * bool(falls),
         "method": _method(run),
         "teacher": run.teacher.told if run.teacher else "",
@@ -41,7 +42,7 @@ def _data(run: Run, data: LoadedData) -> str:
     left_out = data.train.num_samples % config.batch_size
     train += f" (each epoch leaves out {left_out:,} that fill no batch, others each time)" * bool(left_out)
     val += f" ({judged_images(config)})" * (config.dataset in TEST_SETS)
-    corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.changed_labels:,} of them wrong"
+    corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.labelling.changed:,} of them wrong"
     said = f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
     return said + corrupt * (config.corrupt_labels > 0)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,15 +18,14 @@ from fastdhm.data import LoadedData
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
-from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.identity import Identity, changes
-from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine import distributed
 from fastdhm.engine.build import build_model, weights_of
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
+from fastdhm.engine.labels import Labelling, Labels
 from fastdhm.engine.optim.average import WeightAverage
 from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
 from fastdhm.engine.optim.schedule import image_side, learning_rate, mimic_scale
@@ -88,8 +86,7 @@ class Run:
         self.keep_S = torch.full((len(side_branches),), config.keep_prob, device=self.device)
         self.epoch_steps = 1  # known once it has its data
         self.num_samples: int | None = None  # set if an epoch's augmentations are drawn at its beginning
-        self.label_N: Tensor | None = None  # labels by sample index if some were corrupted; else None
-        self.changed_labels = 0
+        self.labelling = Labelling(config, len(classes), self.device)
         self.identity: Identity = {}  # the images that it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         self.begun: tuple[str, ...] = ()  # where they were in the file, and what was converted
@@ -116,7 +113,7 @@ class Run:
     def learn_from(self, data: LoadedData) -> None:
         """Take note of the images to train on."""
         self.identity, self.epoch_steps = data.identity, len(data.train)
-        self.corrupt_labels(data.target_N)
+        self.labelling.learn_from(data.target_N, self.classes)
         if self.device.type == "cuda":
             self.num_samples = len(data.target_N)
 
@@ -134,18 +131,6 @@ class Run:
         if self.average is not None:
             self.average.restart()
         self.pretrained, self.begun = found.loaded, found.notes
-
-    def corrupt_labels(self, target_N: np.ndarray) -> None:
-        """Replace the share ``corrupt_labels`` of ``target_N`` by random labels to learn from (App. E).
-
-        They are a table by sample index on the device, so they work with every loader.
-        """
-        share, seed, subset = self.config.corrupt_labels, self.config.corrupt_seed, self.config.subset
-        if share:
-            label_N = corrupt_targets(target_N, len(self.classes), share, seed)
-            self.label_N = torch.from_numpy(label_N).to(self.device)
-            learnt = slice(None) if subset is None else balanced_subset(target_N, len(self.classes), subset)
-            self.changed_labels = int((label_N != target_N)[learnt].sum())
 
     @property
     def judged(self) -> models.BranchedModel:
@@ -207,26 +192,27 @@ class Run:
         """The weights with those of the teacher, if there is one."""
         return weights_AA if self.teacher is None else methods.add_teacher(weights_AA, self.config.teacher_weight)
 
-    def measure_cosines(self, image_BCHW: Tensor, target_B: Tensor, active: tuple[str, ...]) -> None:
+    def measure_cosines(self, image_BCHW: Tensor, labels: Labels, active: tuple[str, ...]) -> None:
         """Before every ``grad_cosine``-th step, note how far the branches' gradients agree at the forks.
 
         Of a batch that is cut into parts, only the first part is used.
         """
         config = self.config
         if config.grad_cosine and self.at.step % config.grad_cosine == 0:
-            part = (image_BCHW.chunk(config.accumulate)[0], target_B.chunk(config.accumulate)[0])
+            part = (image_BCHW.chunk(config.accumulate)[0], labels.chunk(config.accumulate)[0])
             cosines = gradient_cosines(
                 self.model, *part, active,
                 precision=self.precision, label_smoothing=config.label_smoothing, scaler=self.scaler,
             )  # fmt: skip
             self.sums.measure(cosines)
 
-    def prepare(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Tensor]:
-        """The images of a training batch, augmented, normalised and shrunk to a short side of ``side``, and targets."""
+    def prepare(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Labels]:
+        """The images of the next training batch, augmented, normalised, shrunk to a short side of ``side`` and then
+        mixed with each other, and their labels."""
         batch = batch.to(self.device)  # a no-op for batches from a loader
         image_BCHW = self.train_transform(batch.image_BHWC, batch.index_B, epoch)
-        target_B = batch.target_B if self.label_N is None else self.label_N[batch.index_B]
-        return shrink(image_BCHW, side), target_B
+        image_BCHW = shrink(image_BCHW, side)
+        return image_BCHW, self.labelling.label(batch, image_BCHW, epoch, self.at.batch)
 
     def state(self) -> dict[str, Any]:
         """All that a bit-for-bit continuation needs."""

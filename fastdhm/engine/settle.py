@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
+from fastdhm.data.sources.class_weights import check_class_weights, read_class_weights
 from fastdhm.engine import distributed
 from fastdhm.engine.build import IMAGENET
 from fastdhm.engine.device import pick_device, pick_precision
@@ -39,6 +40,11 @@ def settle(config: TrainConfig) -> TrainConfig:
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder") and folder:
         dataset = f"{kind}:{expanded(folder).absolute()}"
+    class_weights = config.class_weights
+    if isinstance(class_weights, str) and class_weights != "auto":
+        class_weights = read_class_weights(expanded(class_weights))
+    elif isinstance(class_weights, dict):
+        check_class_weights(class_weights)
     weights = config.weights
     if weights not in (None, IMAGENET):
         weights = str(expanded(weights).absolute())
@@ -58,6 +64,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         data_dir=str(data_dir),
         weights=weights,
         teacher=teacher,
+        class_weights=class_weights,
         run_dir=str(expanded(config.run_dir) if config.run_dir else Path("runs") / name),
         device=str(device) if distributed.count() == 1 else device.type,
         precision=precision,
@@ -77,11 +84,14 @@ def check_weights(config: TrainConfig) -> None:
 
 def check_processes(config: TrainConfig, count: int) -> None:
     """``ValueError`` unless a run can be shared by so many processes."""
-    parts = config.accumulate
-    if config.batch_size % (count * parts):
+    parts, images = config.accumulate, 2 if config.mixup or config.cutmix else 1
+    whole = count * parts * images
+    if config.batch_size % whole:
+        numbers = {f"{count} processes": count, f"{parts} parts": parts, "pairs to mix": images}
+        shares = [words for words, number in numbers.items() if number > 1]
         raise UserError(
-            f"batch_size is {config.batch_size}, for {count} processes{f' and {parts} parts' * (parts > 1)}: must be a "
-            f"multiple of {count * parts}, such as {max(1, config.batch_size // (count * parts)) * count * parts}"
+            f"batch_size is {config.batch_size}, for {' and '.join(shares)}: must be a multiple of {whole}, such as "
+            f"{max(1, config.batch_size // whole) * whole}"
         )
     if count > 1 and config.cuda_graphs:
         raise UserError(

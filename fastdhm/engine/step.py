@@ -14,6 +14,7 @@ from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.fast.blocks import allow_compilations
+from fastdhm.engine.labels import Labels
 from fastdhm.engine.run import Run
 from fastdhm.methods import scale_mimicking
 from fastdhm.ops.mimic_loss import mimic_loss
@@ -32,11 +33,11 @@ def make_compute(
 ) -> Callable:
     """The differentiable part of a step.
 
-    ``(image_BCHW, target_B, weights_AA, active, taught_BK) -> loss, terms_AA, correct_A`` of B0 and the ``active``
-    side branches (``None``: all), and behind them of the teacher whose logits are ``taught_BK``, if there is one.
-    ``forward``, a model or a replacement for it, gives the branches' logits. ``variants`` is the number of graphs that
-    torch.compile will see in a run at each image size: sets of branches, times two if the run begins with a part
-    frozen.
+    ``(image_BCHW, target_B, weights_AA, active, ..., taught_BK) -> loss, terms_AA, correct_A`` of B0 and the ``active``
+    side branches (``None``: all), and behind them of the teacher whose logits are ``taught_BK``, if there is one. What
+    stands between are the fields of :class:`Labels`. ``forward``, a model or a replacement for it, gives the branches'
+    logits. ``variants`` is the number of graphs that torch.compile will see in a run at each image size: sets of
+    branches, times two if the run begins with a part frozen.
     """
 
     def compute(
@@ -44,15 +45,23 @@ def make_compute(
         target_B: Tensor,
         weights_AA: Tensor,
         active: tuple[str, ...] | None = None,
+        target2_B: Tensor | None = None,
+        share_B: Tensor | None = None,
+        row_weight_B: Tensor | None = None,
         taught_BK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logits_ABK = forward(image_BCHW, active)
         if taught_BK is not None:
             logits_ABK = torch.cat([logits_ABK, taught_BK[None].to(logits_ABK.dtype)])
+        mix, main_B = None, target_B
+        if target2_B is not None and share_B is not None:
+            # a mixed image counts as right if the class of its larger share is named
+            mix, main_B = (target2_B, share_B), torch.where(share_B < 0.5, target2_B, target_B)
         loss, terms_AA = mimic_loss(
-            logits_ABK, target_B, weights_AA, temperature=temperature, label_smoothing=label_smoothing, impl=impl
-        )
-        return loss, terms_AA, count_correct(logits_ABK.detach(), target_B, 1)
+            logits_ABK, target_B, weights_AA,
+            temperature=temperature, label_smoothing=label_smoothing, mix=mix, row_weight_B=row_weight_B, impl=impl,
+        )  # fmt: skip
+        return loss, terms_AA, count_correct(logits_ABK.detach(), main_B, 1)
 
     if not compiled:
         return compute
@@ -67,15 +76,15 @@ def make_step(run: Run, compute: Callable) -> Callable:
     config, parts = run.config, run.config.accumulate
 
     def step(
-        image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
+        image_BCHW: Tensor, labels: Labels, weights_AA: Tensor, active: tuple[str, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         values: list[tuple[Tensor, Tensor, Tensor]] = []
-        for part, (image, target) in enumerate(zip(image_BCHW.chunk(parts), target_B.chunk(parts), strict=True), 1):
+        for part, (image, own) in enumerate(zip(image_BCHW.chunk(parts), labels.chunk(parts), strict=True), 1):
             with autocast(run.device, run.precision):
                 call = run.shared.around(compute, active, last=part == parts)
-                loss, terms_AA, correct_A = call(image, target, weights_AA, active)
+                loss, terms_AA, correct_A = call(image, own.target_B, own.as_part(weights_AA), active, *own.soft)
             run.scaler.scale(loss / parts).backward()
-            values.append((loss.detach() / parts, terms_AA / parts, correct_A))
+            values.append((loss.detach() / parts, own.as_part(terms_AA) / parts, correct_A))
         loss, terms_AA, correct_A = (functools.reduce(torch.add, column) for column in zip(*values, strict=True))
         if config.clip_grad is not None:
             run.scaler.unscale_(run.optimizer)
@@ -105,16 +114,16 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
         scale: factor of the mimicking weights.
         side: short side of the images that the network sees.
     """
-    image_BCHW, target_B = run.prepare(batch, run.at.epoch, side)
+    image_BCHW, labels = run.prepare(batch, run.at.epoch, side)
     active, weights_AA = run.sample()
     if distributed.count() > 1:
         torch.manual_seed(noise_seed(run.config.seed, run.at.step, distributed.rank()))
-    run.measure_cosines(image_BCHW, target_B, active)
+    run.measure_cosines(image_BCHW, labels, active)
     run.between_steps = False
-    loss, terms_AA, correct_A = step(image_BCHW, target_B, run.taught(scale_mimicking(weights_AA, scale)), active)
+    loss, terms_AA, correct_A = step(image_BCHW, labels, run.taught(scale_mimicking(weights_AA, scale)), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
     # count terms that the ramp has scaled to 0, too (hence the unscaled weights)
     members = (*active, *run.sums.names[len(run.model.branch_names) :])  # and the teacher
-    run.sums.add(run.at.step, len(target_B), loss, terms_AA, correct_A, run.taught(weights_AA), members)
+    run.sums.add(run.at.step, len(labels.target_B), loss, terms_AA, correct_A, run.taught(weights_AA), members)
     run.between_steps = True
     return loss

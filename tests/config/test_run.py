@@ -9,6 +9,8 @@ from fastdhm.config.run import TOGETHER
 
 WRONG = {
     "corrupt-seed": ({"corrupt_seed": 3}, {"corrupt_labels": 0.1}, "corrupt_seed is 3: must be left out"),
+    "no-mix": ({"mix_off_epochs": 3}, {"cutmix": 1.0}, "mix_off_epochs is 3: must be 0 without mixup and cutmix"),
+    "never-mixed": ({"mix_off_epochs": 5, "mixup": 0.2, "epochs": 5}, {"epochs": 6}, "must be below epochs (5)"),
     "lone-method": ({"only_branch": "B1"}, {"method": "baseline"}, "only_branch is B1: must be left out with dhm"),
     "lone-weights": (
         {"only_branch": "B1", "method": "baseline", "weights": "imagenet"}, {"only_branch": "B0"},

@@ -164,16 +164,16 @@ def test_a_run_learns_from_corrupt_labels_whoever_loads(tmp_path):
     """The labels that a batch brings do not matter: a table by sample index has those to learn."""
     config = TrainConfig(arch="resnet8", corrupt_labels=0.5, corrupt_seed=9, device="cpu", precision="float32")
     run, target_N = Run(config, tmp_path, tuple("abcde")), np.arange(40) % 5
-    run.corrupt_labels(target_N)
+    run.labelling.learn_from(target_N, run.classes)
     index_B = torch.tensor([3, 39, 0])
     batch = Batch(torch.zeros(3, 32, 32, 3, dtype=torch.uint8), torch.from_numpy(target_N)[index_B], index_B)
     corrupt_N = corrupt_targets(target_N, 5, 0.5, 9)
-    assert run.prepare(batch, 0, 32)[1].tolist() == corrupt_N[index_B].tolist()
-    assert run.changed_labels == (corrupt_N != target_N).sum() > 0
+    assert run.prepare(batch, 0, 32)[1].target_B.tolist() == corrupt_N[index_B].tolist()
+    assert run.labelling.changed == (corrupt_N != target_N).sum() > 0
     part = Run(dataclasses.replace(config, subset=10), tmp_path, tuple("abcde"))
-    part.corrupt_labels(target_N)
+    part.labelling.learn_from(target_N, part.classes)
     learnt = balanced_subset(target_N, 5, 10)
-    assert part.changed_labels == (corrupt_N != target_N)[learnt].sum() < run.changed_labels
+    assert part.labelling.changed == (corrupt_N != target_N)[learnt].sum() < run.labelling.changed
 
 
 def test_corrupt_labels_are_told_recorded_kept_and_never_validated_on(tmp_path, capsys):

@@ -11,6 +11,7 @@ from torch import nn
 from fastdhm import models
 from fastdhm.cli import main
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
+from fastdhm.engine.labels import Labels
 from fastdhm.engine.saved.checkpoint import load_checkpoint
 from fastdhm.engine.saved.record import read_log
 from fastdhm.engine.sums import TrainingSums
@@ -23,7 +24,7 @@ ALL = {
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(6, 3, 16, 16, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+    return torch.randn(6, 3, 16, 16, generator=generator), Labels(torch.randint(0, 10, (6,), generator=generator))
 
 
 def build(arch: str = "resnet8", **given) -> models.BranchedModel:
@@ -31,7 +32,15 @@ def build(arch: str = "resnet8", **given) -> models.BranchedModel:
     return models.build(arch, 10, **given)
 
 
-def by_definition(model, image_BCHW, target_B, fork: str, pair: tuple[str, str]) -> float:
+def soft(labels: Labels) -> torch.Tensor:
+    """The labels as probabilities."""
+    label_BK = F.one_hot(labels.target_B, 10).float()
+    if labels.share_B is None:
+        return label_BK
+    return label_BK * labels.share_B[:, None] + F.one_hot(labels.target2_B, 10) * (1 - labels.share_B[:, None])
+
+
+def by_definition(model, image_BCHW, labels, fork: str, pair: tuple[str, str]) -> float:
     """The branches' losses differentiated one by one, through a trunk that runs again for each."""
     gradients = []
     for name in pair:
@@ -39,13 +48,18 @@ def by_definition(model, image_BCHW, target_B, fork: str, pair: tuple[str, str])
         hook = model.trunk.get_submodule(fork).register_forward_hook(lambda *args, kept=kept: kept.append(args[2]))
         logits_MBK = model(image_BCHW)
         hook.remove()
-        loss = F.cross_entropy(logits_MBK[model.branch_names.index(name)], target_B)
+        loss_B = F.cross_entropy(logits_MBK[model.branch_names.index(name)], soft(labels), reduction="none")
+        loss = loss_B.mean() if labels.row_weight_B is None else loss_B @ labels.row_weight_B
         gradients.append(torch.autograd.grad(loss, kept[0])[0].flatten())
     return float(F.cosine_similarity(*(gradient.double() for gradient in gradients), dim=0, eps=0))
 
 
-def test_every_pair_of_paths_at_every_fork(batch):
+@pytest.mark.parametrize("kind", ["plain", "mixed_and_weighed"])
+def test_every_pair_of_paths_at_every_fork(batch, kind):
     model = build()
+    if kind != "plain":
+        rows = torch.linspace(0.1, 0.9, 6)
+        batch = batch[0], Labels(batch[1].target_B, batch[1].target_B.flip(0), rows, 3 * rows.flip(0))
     cosines = gradient_cosines(model, *batch, ("B1", "B2"))
     assert cosines.keys() == ALL and set(cosine_names(model)) > ALL
     for name, cosine in cosines.items():
@@ -70,7 +84,7 @@ def test_equal_branches_agree_and_opposite_ones_do_not(batch):
     branches = {"B1": nn.Sequential(*pooled, like), "B2": nn.Sequential(*pooled, opposite)}
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), *pooled, head)
     model = models.BranchedModel(trunk, branches, dict.fromkeys(branches, "0"))
-    cosines = gradient_cosines(model, batch[0], batch[1] % 2, ("B1", "B2"))
+    cosines = gradient_cosines(model, batch[0], Labels(batch[1].target_B % 2), ("B1", "B2"))
     assert float(cosines["grad_cosine/B0-B1@0"]) == pytest.approx(1, abs=1e-5)
     assert float(cosines["grad_cosine/B0-B2@0"]) < -0.9
 

@@ -17,6 +17,7 @@ EVERYTHING = {  # that goes together
     "accumulate": 2, "clip_grad": 0.1, "ema": 0.9, "epochs": 2, "max_steps": 6, "progressive": 0.5, "grad_cosine": 2,
     "sampler": "bernoulli", "sample_every": "step", "corrupt_labels": 0.5, "label_smoothing": 0.1, "mimic_warmup": 1.0,
     "activation_checkpointing": True, "deterministic": True, "subset": 72,
+    "mixup": 0.4, "cutmix": 1.0, "mix_off_epochs": 1, "class_weights": "auto",
 }  # fmt: skip
 CASES = {
     "plain": {},
@@ -31,6 +32,8 @@ CASES = {
     "cosines": {"grad_cosine": 1},
     "deterministic": {"deterministic": True},
     "smoothing": {"label_smoothing": 0.1},
+    "mixed": {"mixup": 0.4, "cutmix": 1.0, "grad_cosine": 1},
+    "weighed": {"class_weights": "auto", "mixup": 0.4, "grad_cosine": 1, "subset": 95},
     "subset": {"subset": 60},
     "amsgrad": {"optimizer": "amsgrad", "lr": 0.001},
     "nesterov": {"nesterov": True, "scale_lr": True, "warmup_epochs": 0.5},
@@ -48,7 +51,7 @@ CASES = {
     "densenet": {"arch": "densenet-10-4"},
     "wide": {"arch": "wrn-10-1"},
 }
-MORE = ("accumulate", "structural", "people")  # by three and four processes, too
+MORE = ("accumulate", "structural", "people", "mixed", "weighed")  # by three and four processes, too
 ROUNDED = {  # settings, and how far the log's losses may be off
     "float32": ({}, 1e-4),
     "bfloat16": ({"precision": "bfloat16"}, 0.05),

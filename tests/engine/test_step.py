@@ -9,6 +9,8 @@ from torch import nn
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform
+from fastdhm.data.loaders.loader import Batch
+from fastdhm.engine.labels import Labelling, Labels
 from fastdhm.engine.optim.optimizer import make_amsgrad, make_sgd
 from fastdhm.engine.run import Run
 from fastdhm.engine.shared_gradients import SharedGradients
@@ -36,36 +38,44 @@ def step_on(device, config, optimizer=None):
     return run, make_step(run, make_compute(model, 1.0, 0.0, compiled=False))
 
 
-def test_nothing_in_a_step_waits_for_the_device():
+@pytest.mark.parametrize("labels", [{}, {"mixup": 0.2}, {"cutmix": 1.0, "class_weights": "auto"}], ids=str)
+def test_nothing_in_a_step_waits_for_the_device(labels):
     """Meta tensors have no values: whatever asks for one (``item``, ``tolist``, a branch on a tensor) raises."""
     device = torch.device("meta")
-    _, step = step_on(device, TrainConfig(accumulate=2, clip_grad=1.0))
+    config = TrainConfig(accumulate=2, clip_grad=1.0, **labels)
+    _, step = step_on(device, config)
+    labelling = Labelling(config, 10, device)
     with device:
         transform = DeviceTransform((0.5,) * 3, (0.5,) * 3, pad=2, flip=True, seed=1)
-        image_BHWC, index_B = torch.zeros(8, 28, 28, 3, dtype=torch.uint8), torch.arange(8)
-        target_B, weights_MM = torch.zeros(8, dtype=torch.int64), torch.ones(3, 3)
+        index_B, weights_MM = torch.arange(8), torch.ones(3, 3)
+        batch = Batch(torch.zeros(8, 28, 28, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64), index_B)
         keep_S = torch.full((2,), 0.5)
     sums = TrainingSums(("B0", "B1", "B2"), device)
     for number in (1, 2):
         sampled_MM = drop_mimicking(weights_MM, branch_mask(keep_S, 0, number))
-        values = step(transform(image_BHWC, index_B, 0), target_B, sampled_MM, ("B1", "B2"))
+        image_BCHW = transform(batch.image_BHWC, batch.index_B, 0)
+        values = step(image_BCHW, labelling.label(batch, image_BCHW, 0, number), sampled_MM, ("B1", "B2"))
         sums.add(number, 8, *values, sampled_MM, ("B1", "B2"))
     with pytest.raises((RuntimeError, NotImplementedError)):
         sums.read()  # the log point does wait, which shows that the others did not
 
 
-def test_parts_of_a_batch_add_up_to_the_batch():
-    """Without batch statistics, the gradient of the whole is the mean over the parts."""
-    gradients = []
+@pytest.mark.parametrize("weigh", [False, True], ids=["alike", "weighed"])
+def test_parts_of_a_batch_add_up_to_the_batch(weigh):
+    """Without batch statistics, the gradient of the whole is the mean over the parts; one of them may weigh nothing."""
+    gradients, losses = [], []
     for parts in (1, 4):
         run, step = step_on(torch.device("cpu"), TrainConfig(batch_size=8, accumulate=parts))
         run.model.eval()
         run.optimizer.step = run.optimizer.zero_grad = lambda *_: None
         generator = torch.Generator().manual_seed(1)
         image_BCHW, target_B = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8)
-        loss, terms_MM, _ = step(image_BCHW, target_B, torch.ones(3, 3))
+        labels = Labels(target_B, row_weight_B=torch.tensor([0.0, 0, 1, 9, 0.5, 0.5, 2, 3]) if weigh else None)
+        loss, terms_MM, _ = step(image_BCHW, labels, torch.ones(3, 3))
         gradients.append([p.grad.clone() for p in run.model.parameters()])
+        losses.append(loss)
         torch.testing.assert_close(loss, terms_MM.sum())
+    torch.testing.assert_close(*losses)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
@@ -75,7 +85,7 @@ def test_clipping_bounds_the_whole_gradient():
     run.optimizer.step = lambda: seen.update(
         norm=torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
     )
-    step(torch.randn(8, 3, 16, 16), torch.arange(8), torch.ones(3, 3))
+    step(torch.randn(8, 3, 16, 16), Labels(torch.arange(8)), torch.ones(3, 3))
     assert seen["norm"].item() == pytest.approx(0.01, rel=1e-3)
 
 
@@ -129,10 +139,11 @@ def test_a_branch_that_is_out_is_neither_computed_nor_changed(optimizer):
     else:
         run.optimizer = make_sgd(run.model, 0.1, 0.9 if optimizer == "sgd-momentum" else 0.0, False, 0.1, True)
     step = make_step(run, make_compute(run.model, 1.0, 0.0, compiled=False))
-    image_BCHW, target_B = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    image_BCHW = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = Labels(torch.arange(8))
     for active in [("B1",), ("B2",), (), ("B1", "B2"), ("B2",)]:
         before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-        _, terms_AA, correct_A = step(image_BCHW, target_B, torch.ones(1 + len(active), 1 + len(active)), active)
+        _, terms_AA, correct_A = step(image_BCHW, labels, torch.ones(1 + len(active), 1 + len(active)), active)
         assert terms_AA.shape == (1 + len(active), 1 + len(active)) and correct_A.shape == (1 + len(active),)
         for part in ("trunk.fc.weight", "branches.B1.fc.weight", "branches.B2.fc.weight"):
             changed = not torch.equal(before[part], run.model.state_dict()[part])

@@ -20,19 +20,64 @@ def case(M, B, K, seed=0):
     return logits_MBK, target_B, torch.ones(M, M, device="cuda")
 
 
-def test_a_captured_graph_follows_its_inputs():
+@pytest.mark.parametrize("kind", ["plain", "mixed_and_weighed"])
+def test_a_captured_graph_follows_its_inputs(kind):
     arguments, other = case(3, 64, 100), case(3, 64, 100, seed=1)
-    kernel.mimic_loss(*arguments, *OPTIONS)  # compiles, which a capture may not
+    soft = [labels(64, 100, kind, seed) for seed in (0, 1)]
+    kernel.mimic_loss(*arguments, *OPTIONS, *soft[0])  # compiles, which a capture may not
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = kernel.mimic_loss(*arguments, *OPTIONS)
+        captured = kernel.mimic_loss(*arguments, *OPTIONS, *soft[0])
     other[2][1], other[2][:, 1] = 0, 0  # another mask without another capture
-    for ours, new in zip(arguments, other, strict=True):
-        ours.copy_(new)
-    expected = kernel.mimic_loss(*other, *OPTIONS)
+    for ours, new in zip((*arguments, *soft[0]), (*other, *soft[1]), strict=True):
+        if ours is not None:
+            ours.copy_(new)
+    expected = kernel.mimic_loss(*other, *OPTIONS, *soft[1])
     for _ in range(3):
         graph.replay()
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(captured, expected, strict=True))
+
+
+def labels(B, K, kind, seed=0):
+    """Mixed labels and row weights, zeros and ones among them, as the op takes them; None for what the kind has not."""
+    generator = torch.Generator("cuda").manual_seed(100 + seed)
+    target2_B = torch.randint(K, (B,), generator=generator, device="cuda")
+    share_B, row_weight_B = torch.rand(2, B, generator=generator, device="cuda")
+    share_B[1::4], share_B[2::5], row_weight_B[3::4] = 0, 1, 0
+    mixed, weighed = "mixed" in kind, "weighed" in kind
+    return target2_B if mixed else None, share_B if mixed else None, 3 * row_weight_B if weighed else None
+
+
+@pytest.mark.parametrize("kind", ["mixed", "weighed", "mixed_and_weighed"])
+@pytest.mark.parametrize("mode", ["eager", "default"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_mixed_and_weighed_labels_are_the_reference_in_float64(dtype, mode, kind):
+    """A row that does not fit on chip, and one that does."""
+
+    def step(logits_MBK, target_B, weights_MM, target2_B, share_B, row_weight_B):
+        mix = None if target2_B is None else (target2_B, share_B)
+        return mimic_loss(
+            logits_MBK, target_B, weights_MM, temperature=2.0, label_smoothing=0.1, mix=mix, row_weight_B=row_weight_B
+        )
+
+    run = step if mode == "eager" else torch.compile(step, fullgraph=True, dynamic=False)
+    for shape in ((3, 61, 100), (2, 7, 70_001)):
+        logits_MBK, target_B, weights_MM = case(*shape)
+        target_B[::5] = -100
+        own = labels(*shape[1:], kind)
+        logits_MBK = logits_MBK.to(dtype).requires_grad_()
+        loss, terms_MM = run(logits_MBK, target_B, weights_MM, *own)
+        loss.backward()
+        wide_MBK = logits_MBK.detach().double().requires_grad_()
+        wide = [None if tensor is None else tensor.double() for tensor in own[1:]]
+        mix = None if own[0] is None else (own[0], wide[0])
+        exact, exact_MM = mimic_loss_eager(wide_MBK, target_B, weights_MM.double(), 2.0, 0.1, -100, mix, wide[1])
+        exact.backward()
+        torch.testing.assert_close(loss.double(), exact.detach(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(terms_MM.double(), exact_MM, rtol=1e-4, atol=1e-6)
+        size = wide_MBK.grad.abs().max().item()
+        epsilon = max(torch.finfo(dtype).eps, 1e-5)
+        torch.testing.assert_close(logits_MBK.grad.double(), wide_MBK.grad, rtol=epsilon, atol=epsilon * size)
 
 
 @pytest.mark.parametrize("mode", ["eager", "default", "reduce-overhead"])
@@ -60,12 +105,13 @@ def test_the_loss_in_a_step_is_the_reference_in_float64(dtype, mode):
         torch.testing.assert_close(logits_MBK.grad.double(), wide_MBK.grad, rtol=epsilon, atol=epsilon * size)
 
 
-def test_the_host_never_waits():
-    arguments = case(3, 64, 100)
+@pytest.mark.parametrize("kind", ["plain", "mixed_and_weighed"])
+def test_the_host_never_waits(kind):
+    arguments, soft = case(3, 64, 100), labels(64, 100, kind)
     factor = torch.tensor(0.5, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        kernel.scale_(kernel.mimic_loss(*arguments, *OPTIONS)[2], factor)
+        kernel.scale_(kernel.mimic_loss(*arguments, *OPTIONS, *soft)[2], factor)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

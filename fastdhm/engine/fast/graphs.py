@@ -5,6 +5,7 @@ Written for NVIDIA GPUs and not yet run on one.
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,22 +43,26 @@ class GraphedStep:
     def __init__(self, step: Callable, form: Callable[[], Hashable], graphs: "Graphs | None" = None):
         self.step, self.form, self.graphs = step, form, graphs or Graphs()
         self.warm: Counter[Hashable] = Counter()
-        self.captured: dict[Hashable, tuple[tuple[Tensor, ...], Callable]] = {}
+        self.captured: dict[Hashable, tuple[tuple[Tensor | None, ...], Callable]] = {}
 
     def __call__(
-        self, image_BCHW: Tensor, target_B: Tensor, weights_AA: Tensor, active: tuple[str, ...] | None = None
+        self, image_BCHW: Tensor, labels: Any, weights_AA: Tensor, active: tuple[str, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        given = (image_BCHW, target_B, weights_AA)
+        """``labels`` is a named tuple of tensors, of which some may be None."""
+        given = (image_BCHW, weights_AA, *labels)
         form = (image_BCHW.shape, active, self.form())
         if form not in self.captured:
             self.warm[form] += 1
             if self.warm[form] <= WARM_UP:
-                return self.graphs.warm_up(lambda: self.step(*given, active))
-            own = tuple(tensor.clone() for tensor in given)
-            self.captured[form] = own, self.graphs.capture(lambda: self.step(*own, active))
+                return self.graphs.warm_up(lambda: self.step(image_BCHW, labels, weights_AA, active))
+            own = tuple(None if tensor is None else tensor.clone() for tensor in given)
+            image, weights, *rest = own
+            step = partial(self.step, image, type(labels)(*rest), weights, active)
+            self.captured[form] = own, self.graphs.capture(step)
         own, replay = self.captured[form]
         for mine, tensor in zip(own, given, strict=True):
-            mine.copy_(tensor)
+            if mine is not None:
+                mine.copy_(tensor)
         return replay()
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,22 +27,28 @@ def test_each_form_is_captured_once_and_replayed_on_what_is_given():
             captured.append(function)
             return function
 
-    def step(image, target, weights, active):
-        return image.sum() + target.sum(), weights * 2, torch.tensor(len(active))
+    class Labels(NamedTuple):
+        target: torch.Tensor
+        share: torch.Tensor | None = None
+
+    def step(image, labels, weights, active):
+        assert labels.share is None
+        return image.sum() + labels.target.sum(), weights * 2, torch.tensor(len(active))
 
     graphed = GraphedStep(step, lambda: form[0], Graphs())
     number = 0
     for _ in range(2 * WARM_UP):
         for shape, active in [((2, 3), ("B1", "B2")), ((2, 3), ("B1",)), ((4, 3), ("B1",))]:
             number += 1
-            image, target, weights = torch.full(shape, float(number)), torch.arange(2) * number, torch.ones(2) * number
-            results = graphed(image, target, weights, active)
-            for result, expected in zip(results, step(image, target, weights, active), strict=True):
+            image, weights = torch.full(shape, float(number)), torch.ones(2) * number
+            labels = Labels(torch.arange(2) * number)
+            results = graphed(image, labels, weights, active)
+            for result, expected in zip(results, step(image, labels, weights, active), strict=True):
                 assert torch.equal(result, expected)
     assert len(captured) == 3
     form[0] = "compiled"
     for _ in range(WARM_UP + 1):
-        graphed(image, target, weights, active)
+        graphed(image, labels, weights, active)
     assert len(captured) == 4
 
 
