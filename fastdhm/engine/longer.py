@@ -42,6 +42,7 @@ def first_change(before: TrainConfig, after: TrainConfig, epochs: int) -> str:
     kinds = {
         "learning rate": learning_rate_of,
         "size of the images": lambda run, now: image_side(now / run.epochs, side, run.progressive),
+        "mix of the images": lambda run, now: run.mix_off_epochs > 0 and now >= run.epochs - run.mix_off_epochs,
     }
     times = [number / PER_EPOCH for number in range(PER_EPOCH * epochs)]
     return next((what for what, of in kinds.items() if any(of(before, t) != of(after, t) for t in times)), "")

@@ -24,9 +24,11 @@ BASE = TrainConfig(epochs=10, milestones=(4.0,), schedule="step")
         (dataclasses.replace(BASE, schedule="linear", warmup_epochs=2.0), 3, "learning rate"),
         (dataclasses.replace(BASE, progressive=0.5), 3, ""),
         (dataclasses.replace(BASE, progressive=0.5), 4, "size of the images"),
+        (dataclasses.replace(BASE, mixup=0.2, mix_off_epochs=3), 7, ""),
+        (dataclasses.replace(BASE, mixup=0.2, mix_off_epochs=3), 8, "mix of the images"),
         (dataclasses.replace(BASE, schedule="cosine"), 0, ""),
     ],
-    ids=["step", "cosine", "warm-up", "linear", "small", "grown", "not begun"],
+    ids=["step", "cosine", "warm-up", "linear", "small", "grown", "mixed", "unmixed", "not begun"],
 )  # fmt: skip
 def test_a_longer_run_keeps_its_past(config, epochs, change):
     assert first_change(config, dataclasses.replace(config, epochs=20), epochs) == change
