@@ -18,6 +18,7 @@ from fastdhm.data.sources.class_weights import check_every_class, weights_by_cou
 from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.data.sources.subset import balanced_subset
 from fastdhm.engine import distributed
+from fastdhm.engine.saved.record import to_host
 from fastdhm.ops.mimic_loss import mimic_loss
 
 
@@ -135,7 +136,7 @@ class Labelling:
             off = f", off in the last {config.mix_off_epochs} epochs" if config.mix_off_epochs else ""
             words.append(f"mixed by {' or '.join(kinds)}{off}")
         if self.weight_K is not None:
-            least, most = self.weight_K.min().item(), self.weight_K.max().item()
+            least, most = to_host(torch.stack(self.weight_K.aminmax()))
             words.append(f"classes weighed by {least:.3g} to {most:.3g}")
         words += [f"smoothed by {config.label_smoothing:g}"] * (config.label_smoothing > 0)
         return "; ".join(words)
