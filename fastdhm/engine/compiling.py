@@ -259,7 +259,8 @@ def compute_all(run: Run, epoch: int) -> None:
     for (epoch, side), active in itertools.product(stages, run.branch_sets):
         run.at.epoch = epoch
         run.begin_epoch()
-        image_BCHW, labels = (part.chunk(config.accumulate)[0] for part in run.prepare(random_batch(run), 0, side))
+        image_BCHW, labels = run.prepare(random_batch(run), 0, side)
+        image_BCHW, labels = image_BCHW.chunk(config.accumulate)[0], labels.chunk(config.accumulate)[0]
         with autocast(run.device, run.precision):
             weights_AA = run.taught(run.weights[active])
             loss, *_ = compute(image_BCHW, labels.target_B, weights_AA, active, *labels.soft)

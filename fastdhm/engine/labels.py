@@ -57,7 +57,7 @@ class Labels(NamedTuple):
             total = self.row_weight_B.sum(dtype=torch.float64)
             distributed.sum_(total)
             mean = (total / (parts * distributed.count())).clamp_min(torch.finfo(total.dtype).tiny)
-            weights = [column.sum(dtype=torch.float64) / mean for column in columns[3]]
+            weights = [own_B.sum(dtype=torch.float64) / mean for own_B in self.row_weight_B.chunk(parts)]
         return tuple(Labels(*part) for part in zip(*columns, weights, strict=True))
 
     def as_part(self, terms_AA: Tensor) -> Tensor:
