@@ -11,6 +11,9 @@ Examples:
   # takes uint8 pixels: the normalisation is in the file
   fastdhm export runs/first --preprocess --out cats.onnx
 
+  # int8 weights and activations, with the error that this costs
+  fastdhm export runs/first --int8
+
   # for torch alone, without fastdhm
   fastdhm export runs/first --format torch-export
 """
@@ -27,9 +30,10 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("path", type=str, help="Run directory, checkpoint (.pt) or network (.safetensors).")
     parser.flag("--format", "Form of the file: onnx or torch-export.", default="onnx")
-    parser.flag("--out", "New file to write. (default: network.onnx or network.pt2 beside it)", metavar="FILE")
+    parser.flag("--out", "New file to write. (default: network.onnx, .int8.onnx or .pt2 beside it)", metavar="FILE")
     parser.switch("--preprocess", "Include the normalisation: the input is uint8 images.")
     parser.flag("--images", "Folder of images to check on. (default: the run's validation)", metavar="FOLDER")
+    parser.switch("--int8", "Quantize it, on training images of the run; needs onnx.")
     values = parser.parse(argv)
     from fastdhm.commands.export import export
     from fastdhm.engine.device import use_processors

@@ -55,6 +55,7 @@ def export(
     out: Path | None = None,
     preprocess: bool = False,
     images: Path | None = None,
+    int8: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Write the plain network at ``path`` to ``out``, for batches of any size; returns where.
@@ -65,6 +66,7 @@ def export(
         out: a new file; ``None``: ``network.onnx`` or ``network.pt2`` beside the network.
         preprocess: include the normalisation; the input is then uint8 images, ``[B, H, W, C]``.
         images: a folder of images to check on; ``None``: the run's validation images.
+        int8: write it with int8 weights and activations instead, with its error beside that of the float32 network.
 
     Raises:
         ValueError: ``out`` exists or cannot be written, a package is missing, there is no image to check on, or the
@@ -73,10 +75,12 @@ def export(
     console = console or Console()
     if format not in ENDINGS:
         raise unknown("format", format, ENDINGS)
+    if int8 and format != "onnx":
+        raise UserError(f"--int8 is for --format onnx, not {format}: onnxruntime's quantizer makes it")
     missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format {format} needs what is not installed: pip install {' '.join(missing)}")
-    out = out or (path if path.is_dir() else path.parent) / f"network{ENDINGS[format]}"
+    out = out or (path if path.is_dir() else path.parent) / f"network{'.int8' * int8}{ENDINGS[format]}"
     if out.exists():
         raise UserError(f"{shown(out)} is there already: choose another --out, or remove it")
     check_writable(out.parent, "the folder of --out")
@@ -85,17 +89,28 @@ def export(
     transform = DeviceTransform(trained.config.mean, trained.config.std)
     plain = trained.plain.cpu().float().eval()
     module = Prepared(plain, transform).eval() if preprocess else plain
-    inputs = image_BHWC if preprocess else transform(image_BHWC, torch.arange(len(image_BHWC)), 0).contiguous()
+
+    def as_input(image_BHWC: Tensor) -> Tensor:
+        return image_BHWC if preprocess else transform(image_BHWC, torch.arange(len(image_BHWC)), 0).contiguous()
+
+    inputs = as_input(image_BHWC)
     with torch.no_grad():
         make = _as_onnx if format == "onnx" else _as_torch_export
         data, runs = make(module, inputs[:2], _about(trained, preprocess))
         error = _largest_difference(module, runs, inputs)
+    said = ""
+    if int8:
+        from fastdhm.commands.quantize import quantized
+
+        data, said = quantized(data, trained.config, as_input, console)
     with replacing(out) as temporary:
         temporary.write_bytes(data)
     sizes = ", ".join(map(str, BATCHES))
     console.print(
         f"{format}: {out}; logits differ by {error:.1e} at most (batches of {sizes} from {len(inputs)} images)"
     )
+    if int8:
+        console.print(f"int8: {said}")
     return out
 
 
