@@ -50,6 +50,9 @@ def _code_in(path: Path) -> str:
     """The first objects in a file of ``torch.save`` that need code to be made; "" if damage hides them."""
     import torch
 
+    with suppress(Exception), zipfile.ZipFile(path) as parts:
+        if any("/code/__torch__" in name for name in parts.namelist()):
+            return "TorchScript"
     with suppress(Exception), plain_name(path) as name, torch.serialization.safe_globals(_harmless()):
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(name))[:3])
     return ""

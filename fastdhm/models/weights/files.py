@@ -19,7 +19,7 @@ from fastdhm.system.files import plain_name
 from fastdhm.system.loading import load_without_code
 
 NAMED = 3  # names of each kind that an error lists
-DEPTH = 2  # levels of a checkpoint in which tensors are looked for
+DEPTH = 4  # levels of a checkpoint in which tensors are looked for; VISSL has so many
 COUNTER = "num_batches_tracked"  # of batch norms; a number as momentum, as everybody has it, needs no count
 # torch.compile, FSDP and activation checkpointing add parts to names; torchvision's DenseNet files have old names
 RENAMED = (
@@ -126,11 +126,10 @@ def the_one(fits: list[Fit], source: str, entry: str = "") -> Fit:
     asked = [fit for fit in fits if entry in ("", fit.name, fit.place, fit.prefix.rstrip("."))]
     if len(asked) == 1:
         return asked[0]
-    ways = "; ".join(fit.told or "the file itself" for fit in asked or fits)
-    names = " or ".join(f"{source}:{fit.name}" for fit in asked or fits if fit.name)
+    names = " or ".join(f"{source}:{fit.name}".rstrip(":") for fit in asked or fits)
     if not asked:
-        raise UserError(f"{source} has no network that fits under {entry!r} (only: {ways}): give {names or source}")
-    raise UserError(f"{source} holds {len(asked)} networks that fit ({ways}): give one of them, {names}")
+        raise UserError(f"{source} has no network that fits under {entry!r}: give {names}")
+    raise UserError(f"{source} holds {len(asked)} networks that fit: give one of them, {names}")
 
 
 def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], kept: Iterable[str]) -> str:

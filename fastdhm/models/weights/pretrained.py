@@ -109,6 +109,10 @@ def _fit(model: BranchedModel, sets: dict[str, dict[str, Tensor]], source: str, 
         for prefix in dict.fromkeys([*prefixes(state, anchor), ""]):
             taken, rest = under(state, prefix)
             taken = {name: tensor for name, tensor in taken.items() if not switched_off(trunk, name)}
+            heads = {name for name in taken if layer and name.startswith(f"{layer}.")}
+            if heads and not heads & of_layer:  # of other layers, such as MoCo's: it is another classifier
+                taken = {name: tensor for name, tensor in taken.items() if name not in heads}
+                rest += tuple(prefix + name for name in sorted(heads))
             kept = _other_classifier(own, of_layer, taken) | _counters(own, taken)
             found = Fit(taken, frozenset(kept), place, prefix, rest)
             wrong = differences(own, taken, kept)

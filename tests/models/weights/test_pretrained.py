@@ -129,6 +129,15 @@ SAVED = {
         lambda net: {"model": net.state_dict(), "args": argparse.Namespace(output_dir=Path("x"), best=np.float64(1))},
         "its 'model'",
     ),
+    "VISSL's": (
+        lambda net: {"classy_state_dict": {"base_model": {"model": {"trunk": Held(_feature_blocks=net).state_dict()}}}},
+        "its 'classy_state_dict.base_model.model.trunk', names that begin with '_feature_blocks.'",
+    ),
+    "MoCo's": (
+        lambda net: {n: t for n, t in Held(encoder_q=net).state_dict().items() if ".fc." not in n}
+        | {"encoder_q.fc.0.weight": torch.zeros(2, 2)},
+        "names that begin with 'encoder_q.', without encoder_q.fc.0.weight",
+    ),
     "half": (lambda net: {n: t.half() if t.ndim else t for n, t in net.state_dict().items()}, "float16 converted"),
     "half with its counts": (
         lambda net: {n: (t + 70_000 * (t.ndim == 0)).half() for n, t in net.state_dict().items()}, "float16 converted",
@@ -160,7 +169,7 @@ def test_of_several_networks_in_a_file_one_is_named(entry, trunk, tmp_path):
     model = models.build("resnet8", 10, ())
     models.load_pretrained(model, "resnet8", f"{tmp_path / 'file.pth'}:{entry}")
     assert torch.equal(model.trunk.conv1.weight, wanted["conv1.weight"])
-    with pytest.raises(ValueError, match=r"no network that fits under 'ema' \(only: .*: give .*file.pth:model or"):
+    with pytest.raises(ValueError, match="no network that fits under 'ema': give .*file.pth:model or"):
         models.load_pretrained(model, "resnet8", f"{tmp_path / 'file.pth'}:ema")
 
 
@@ -205,7 +214,7 @@ UNUSABLE = {
     "counters of floats": (_with("bn1.num_batches_tracked", torch.tensor(1.5)), "num_batches_tracked float32"),
     "two that fit": (
         lambda net: {"model": net.state_dict(), "ema": net.state_dict()},
-        "holds 2 networks that fit .its 'model'; its 'ema'.: give one of them, .*file.pth:model or .*file.pth:ema",
+        "holds 2 networks that fit: give one of them, .*file.pth:model or .*file.pth:ema",
     ),
     "another under a prefix": (
         lambda net: {f"module.{n}": t for n, t in models.build("resnet14", 10, ()).trunk.state_dict().items()},
@@ -276,6 +285,13 @@ def test_files_without_weights_are_refused(model, tmp_path, content, message):
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
         models.load_pretrained(model, "resnet8", path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_program_is_refused_as_code(model, tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"contains code \(TorchScript\), which is not executed"):
+        models.load_pretrained(model, "resnet8", tmp_path / "file.pt")
 
 
 def test_safetensors_under_another_suffix_are_taken(trunk, model, tmp_path):
