@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--out", type=str, required=True, metavar="FILE", help="File to write: .csv, .json, .parquet; - for the output."
     )
-    parser.flag("--branch", "Network: B0, B1, ... or ensemble, of a run or a checkpoint. (default: the run's)")
+    parser.flag("--branch", "Network of a run or a checkpoint: B0, another branch or ensemble. (default: the run's)")
     parser.flag("--top", "Classes for each image.", int, 5)
     parser.flag("--batch_size", "Images at a time. (default: the run's)", int)
     parser.flag("--workers", "Processes that load images. (default: the run's)", int)
