@@ -8,14 +8,19 @@ and normalises on its device (``bench step`` and ``bench epoch`` count that). It
 reference's images are normalised floats. Every loader is checked first: each sample must appear once, and each image
 must have the colour of its label.
 
+Two more groups have augmentation, and everything is finished in both. ``trivial`` is TrivialAugment, which the
+reference does too; ``rand`` is RandAugment with two operations of strength 9; ``colours`` is jitter of colours and hue,
+grey, and random erasing. What they cost is the difference from the groups before. There only the samples are checked.
+
 Legend: N samples, B batch, H height, W width, C channels, K classes.
 """
 
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +33,6 @@ from fastdhm.benchmarks.harness.frame import Frame, check_counts
 from fastdhm.benchmarks.harness.timing import Comparison, Peer
 from fastdhm.benchmarks.reference.data import training_set
 from fastdhm.config import TrainConfig
-from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.beton.files import ensure
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.loaders.build import build_loader, pick_kind
@@ -36,6 +40,7 @@ from fastdhm.data.loaders.loader import Kind, LoaderOptions
 from fastdhm.data.sources.arrays import ArraySource
 from fastdhm.data.sources.folder import FolderSource
 from fastdhm.data.sources.source import Source
+from fastdhm.engine.build import training_transform
 from fastdhm.errors import UserError
 from fastdhm.system import processors
 
@@ -48,6 +53,11 @@ STORED: dict[str, tuple[int, Literal["raw", "jpg"]]] = {
     "ffcv raw 256": (256, "raw"),
 }
 SMALL_IMAGES, QUICK_SMALL_IMAGES = 20_000, 128
+AUGMENTED: dict[str, dict[str, Any]] = {
+    "trivial": {"augment": "trivial"},
+    "rand": {"augment": "rand-2-9"},
+    "colours": {"color_jitter": (0.4, 0.4, 0.4, 0.1), "random_grey": 0.2, "random_erase": 0.25},
+}
 
 
 def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
@@ -69,9 +79,12 @@ def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
         folder = Path(temporary)
         frame.say(f"\ndrawing {images:,} photographs of {WIDTH}x{HEIGHT} pixels")
         photographs, with_ffcv = draw_photographs(folder / "train", images), _has_ffcv(frame)
+        drawn, sizes = draw_small(small), (batch_size, workers)
         groups = {
-            f"{images} photographs to 224": photograph_peers(photographs, folder, batch_size, workers, with_ffcv),
-            f"{small} images of {SMALL}": small_peers(draw_small(small), folder, batch_size, workers, with_ffcv),
+            f"{images} photographs to 224": photograph_peers(photographs, folder, *sizes, with_ffcv),
+            f"{small} images of {SMALL}": small_peers(drawn, folder, *sizes, with_ffcv),
+            f"{images} photographs to 224, augmented": augmented_photographs(photographs, folder, *sizes, with_ffcv),
+            f"{small} images of {SMALL}, augmented": augmented_small(drawn, *sizes),
         }
         settings = {"max_seconds": 120, "min_sample_seconds": 0, "memory": False}
         comparisons = [frame.compare(label, peers, **settings) for label, peers in groups.items()]
@@ -114,8 +127,7 @@ def draw_small(count: int) -> ArraySource:
 
 def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
     """The loaders of photographs; FFCV's if it is installed."""
-    config = TrainConfig(image_size=224, crop="scale", flip=True, batch_size=batch_size)
-    options = LoaderOptions(batch_size=batch_size, image_size=224, crop="scale", shuffle=True, workers=workers)
+    config, options = _photographic(batch_size, workers)
     peers = []
     for name, (side, mode) in (STORED if with_ffcv else {}).items():
         settings = ImageSettings(max_resolution=side, mode=mode, quality=90)
@@ -126,13 +138,41 @@ def photograph_peers(source: Source, folder: Path, batch_size: int, workers: int
 
 def small_peers(source: ArraySource, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
     """The loaders of small images; the time includes their crops and flips, which run on the device."""
-    config = TrainConfig(image_size=SMALL, crop="pad", pad=2, flip=True, batch_size=batch_size)
-    options = LoaderOptions(batch_size=batch_size, image_size=SMALL, crop="pad", shuffle=True, workers=workers)
+    config, options = _small(batch_size, workers)
     peers = [_ours("resident", "resident", options, source, None, config)]
     if with_ffcv:
         peers.append(_ours("ffcv", "ffcv", options, source, _beton(source, folder, ImageSettings()), config))
     peers.append(_ours("torch", "torch", options, source, None, config))
     return [*peers, _theirs(source, config, workers)]
+
+
+def augmented_photographs(source: Source, folder: Path, batch_size: int, workers: int, with_ffcv: bool) -> list[Peer]:
+    """TrivialAugment of photographs, on the device of our loaders and in the workers of the reference."""
+    config, options = _photographic(batch_size, workers)
+    config = dataclasses.replace(config, **AUGMENTED["trivial"])
+    peers = [_ours("torch trivial", "torch", options, source, None, config), _theirs(source, config, workers)]
+    if with_ffcv:
+        beton = _beton(source, folder, ImageSettings(max_resolution=256, mode="jpg", quality=90))
+        peers.insert(0, _ours("ffcv jpg 256 trivial", "ffcv", options, source, beton, config))
+    return peers
+
+
+def augmented_small(source: ArraySource, batch_size: int, workers: int) -> list[Peer]:
+    """Every augmentation of small images that lie in memory, and TrivialAugment of the reference."""
+    config, options = _small(batch_size, workers)
+    of = {name: dataclasses.replace(config, **values) for name, values in AUGMENTED.items()}
+    peers = [_ours(f"resident {name}", "resident", options, source, None, config) for name, config in of.items()]
+    return [*peers, _theirs(source, of["trivial"], workers)]
+
+
+def _photographic(batch_size: int, workers: int) -> tuple[TrainConfig, LoaderOptions]:
+    config = TrainConfig(image_size=224, crop="scale", flip=True, batch_size=batch_size)
+    return config, LoaderOptions(batch_size=batch_size, image_size=224, crop="scale", shuffle=True, workers=workers)
+
+
+def _small(batch_size: int, workers: int) -> tuple[TrainConfig, LoaderOptions]:
+    config = TrainConfig(image_size=SMALL, crop="pad", pad=2, flip=True, batch_size=batch_size)
+    return config, LoaderOptions(batch_size=batch_size, image_size=SMALL, crop="pad", shuffle=True, workers=workers)
 
 
 def _beton(source: Source, folder: Path, settings: ImageSettings) -> Path:
@@ -153,15 +193,15 @@ def _ours(
 ) -> Peer:
     """A loader of the engine; with ``config``, its batches are augmented and normalised as on the device."""
     loader, epochs = build_loader(kind, options, source=source, beton=beton), itertools.count()
-    transform = None
-    if config is not None:
-        transform = DeviceTransform(config.mean, config.std, pad=config.pad, flip=config.flip)
+    transform = None if config is None else training_transform(config)
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:
         epoch = next(epochs)
         with loader.epoch(epoch) as batches:
             for batch in batches:
-                image = batch.image_BHWC if transform is None else transform(batch.image_BHWC, batch.index_B, epoch)
+                image = batch.image_BHWC
+                if transform is not None:
+                    image = transform(image, batch.index_B, epoch, view_B=batch.view_B)
                 yield image, batch.target_B
 
     return _peer(name, read, source, config)
@@ -179,8 +219,9 @@ def _peer(name: str, read: Callable, source: Source, config: TrainConfig | None)
     def check(result: dict[str, Tensor]) -> str | None:
         targets, wrong = [], 0
         for image, target_B in read():
-            colour_BC = mean_colours(image, config)
-            wrong += int(((colour_BC - torch.from_numpy(COLOURS)[target_B]).abs().amax(1) > FAR).sum())
+            if config is None or not is_augmented(config):
+                colour_BC = mean_colours(image, config)
+                wrong += int(((colour_BC - torch.from_numpy(COLOURS)[target_B]).abs().amax(1) > FAR).sum())
             targets.append(target_B)
         return find_fault(torch.cat(targets), torch.from_numpy(source.target_N), wrong)
 
@@ -188,6 +229,11 @@ def _peer(name: str, read: Callable, source: Source, config: TrainConfig | None)
         return {"samples": torch.tensor(sum(len(target_B) for _, target_B in read()))}
 
     return Peer(name=name, run=run, check=check)
+
+
+def is_augmented(config: TrainConfig) -> bool:
+    """Whether images lose the colours of their labels."""
+    return training_transform(config).augmentation is not None
 
 
 def mean_colours(image: Tensor, config: TrainConfig | None) -> Tensor:

@@ -30,6 +30,7 @@ OF_SEVERAL = {
     "config/test_old_run": "the config as earlier versions wrote it",
     "data/test_open_people": "open.py's people, through every loader",
     "engine/test_ablations": "branches alone, corrupt labels: through whole runs",
+    "engine/test_augmented": "augmented runs, resumed and by every loader",
     "engine/test_failures": "whatever ends a run from outside",
     "engine/test_host_waits": "where a whole run waits for the device",
     "engine/test_same_run": "one run on several processes, whatever its options",

@@ -23,6 +23,8 @@ from fastdhm.errors import UserError
 from fastdhm.system.paths import default_data_dir
 
 CROPS = ("pad", "scale", "shift", "center")  # those that torchvision's plain transforms can do
+BILINEAR = transforms.InterpolationMode.BILINEAR
+POLICIES = {"none": [], "trivial": [transforms.TrivialAugmentWide(interpolation=BILINEAR)]}
 
 
 class Images(Dataset):
@@ -52,7 +54,10 @@ def training_transform(config: TrainConfig) -> transforms.Compose:
         ],
         "center": [transforms.CenterCrop((height, width))],
     }[config.crop]
+    if config.augment not in POLICIES:
+        raise UserError(f"augment is {config.augment}: the reference only has {', '.join(POLICIES)}")
     flip = [transforms.RandomHorizontalFlip()] if config.flip else []
+    flip += POLICIES[config.augment]
     return transforms.Compose([*cut, *flip, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)])
 
 

@@ -42,6 +42,7 @@ GROUPS = {
         "data build": "write a data set as .beton files, and check every image",
         "data verify": "check .beton files against their manifests",
         "data info": "print what .beton files hold",
+        "data show": "draw training images as a run's network sees them",
         "import-official": "make a run directory of a checkpoint of the authors' code",
     },
     "This machine": {

@@ -27,7 +27,10 @@ HELP = ("-h", "--help")
 ASKING = (*HELP, "--print_config", "--print-config")  # flags that ask what a run would be, and start none
 NOT_VALUES = ("config", "help", "print_config")
 # what other programs call a value -> its name here
-ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "model": "arch"}
+ELSEWHERE = {
+    "learning_rate": "lr", "wd": "weight_decay", "model": "arch",
+    "auto_augment": "augment", "aa": "augment", "reprob": "random_erase", "ra_reps": "repeats",
+}  # fmt: skip
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

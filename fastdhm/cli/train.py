@@ -80,6 +80,20 @@ def _resolved(argv: list[str]) -> tuple[TrainConfig, dict[str, Any]]:
     return config, beside
 
 
+def config_of(given: dict[str, Any], run_dir: str | None = None) -> TrainConfig:
+    """The config of the run in ``run_dir``, or of the recipe, with what is ``given``."""
+    if run_dir is None:
+        values = recipe_for(given)
+    else:
+        from fastdhm.engine.saved.checkpoint import read_config
+
+        values = dataclasses.asdict(read_config(expanded(run_dir)))
+    try:
+        return TrainConfig(**(values | given))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
     """The recipe for what is ``given``, with the warm-up that a scaled learning rate needs."""
     base = TrainConfig()

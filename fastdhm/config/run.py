@@ -85,6 +85,7 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
         lambda run: not run.grad_cosine or (run.method != "baseline" and run.branches != ()),
         "0: without side branches there are no two gradients",
     ),
+    ("repeats", lambda run: run.repeats <= run.batch_size, "at most batch_size ({run.batch_size})"),
     ("accumulate", lambda run: run.batch_size % run.accumulate == 0, "a divisor of batch_size ({run.batch_size})"),
     (
         "scale_lr",

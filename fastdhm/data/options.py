@@ -47,6 +47,8 @@ class DataOptions:
     """Leave images out that cannot be read, and do not stop at the first."""
     hold_out: bool = False
     """Of a re-identification set, keep the validation pictures out of training."""
+    repeats: int = 1
+    """Of training, show each sample of an epoch so often."""
     subset: int | None = None
     """Train on that many images, the same for every seed: see ``subset.balanced_subset``."""
 
@@ -58,7 +60,7 @@ class DataOptions:
 
     def for_training(self) -> LoaderOptions:
         """Whole batches in the order that is drawn for each epoch."""
-        whole = {"shuffle": True, "drop_last": True, "parts": self.accumulate}
+        whole = {"shuffle": True, "drop_last": True, "parts": self.accumulate, "repeats": self.repeats}
         return self._loader(self.batch_size, crop=self.crop, subset=self.subset, **whole)
 
     def for_judging(self) -> LoaderOptions:

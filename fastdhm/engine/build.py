@@ -14,6 +14,9 @@ from torch import nn
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data import DataOptions, LoadedData, LoadedSplit, open_loaders, open_splits
+from fastdhm.data.augment.augmentation import Augmentation
+from fastdhm.data.augment.policy import parse_policy, spread_of
+from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.beton.settings import ImageSettings
 from fastdhm.data.sources.identity import Identity
 from fastdhm.engine import distributed
@@ -64,8 +67,24 @@ def data_options(config: TrainConfig) -> DataOptions:
         workers=pick_workers(config.workers, device), device=str(device),
         share=(distributed.rank(), distributed.count()), accumulate=config.accumulate,
         settings=how_stored(config), grey_range=config.grey_range,
-        skip_bad=config.skip_bad, hold_out=config.hold_out, subset=config.subset,
+        skip_bad=config.skip_bad, hold_out=config.hold_out, subset=config.subset, repeats=config.repeats,
     )  # fmt: skip
+
+
+def training_transform(config: TrainConfig) -> DeviceTransform:
+    """What a run does to its training images on the device.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    policy, jitter = parse_policy(config.augment), spread_of(config.color_jitter)
+    augmentation = Augmentation(
+        policy=policy, jitter=jitter, grey=config.random_grey, erase=config.random_erase, seed=config.seed
+    )
+    pad = config.pad if config.crop == "pad" else 0
+    return DeviceTransform(
+        config.mean, config.std, pad=pad, flip=config.flip, augmentation=augmentation or None, seed=config.seed
+    )
 
 
 def how_stored(config: TrainConfig) -> ImageSettings | None:

@@ -27,6 +27,7 @@ def plan(run: Run, data: LoadedData, why_not_compiled: str) -> dict[str, str]:
         "branches": grown,
         "images": images,
         "labels": run.labelling.describe(),
+        "augment": _augmentation(config),
         "schedule": falls + "; --milestones sets others" * bool(falls),
         "method": _method(run),
         "teacher": run.teacher.told if run.teacher else "",
@@ -45,6 +46,17 @@ def _data(run: Run, data: LoadedData) -> str:
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.labelling.changed:,} of them wrong"
     said = f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
     return said + corrupt * (config.corrupt_labels > 0)
+
+
+def _augmentation(config: TrainConfig) -> str:
+    """What is done to images beside crops and flips; empty if nothing is."""
+    words = [config.augment] if config.augment != "none" else []
+    words += [f"colours {','.join(f'{x:g}' for x in config.color_jitter)}"] if any(config.color_jitter) else []
+    words += [f"{config.random_grey:.0%} grey"] if config.random_grey else []
+    words += [f"{config.random_erase:.0%} with a rectangle erased"] if config.random_erase else []
+    if config.repeats > 1:
+        words.append(f"each image {config.repeats} times, so that an epoch shows one in {config.repeats}")
+    return ", ".join(words)
 
 
 def _network(run: Run) -> str:

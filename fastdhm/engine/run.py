@@ -20,7 +20,7 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.engine import distributed
-from fastdhm.engine.build import build_model, weights_of
+from fastdhm.engine.build import build_model, training_transform, weights_of
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
@@ -85,8 +85,8 @@ class Run:
         }
         self.keep_S = torch.full((len(side_branches),), config.keep_prob, device=self.device)
         self.epoch_steps = 1  # known once it has its data
-        self.num_samples: int | None = None  # set if an epoch's augmentations are drawn at its beginning
         self.labelling = Labelling(config, len(classes), self.device)
+        self.num_views: int | None = None  # set if an epoch's crops and flips are drawn at its beginning
         self.identity: Identity = {}  # the images that it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         self.begun: tuple[str, ...] = ()  # where they were in the file, and what was converted
@@ -105,9 +105,7 @@ class Run:
         self.between_steps = True  # its state can be saved only there
         self.stopwatch = Stopwatch()
         self.peak_restarts = True
-        pad = config.pad if config.crop == "pad" else 0
-        augment = DeviceTransform(config.mean, config.std, pad=pad, flip=config.flip, seed=config.seed)
-        self.train_transform = augment.to(self.device)
+        self.train_transform = training_transform(config).to(self.device)
         self.val_transform = DeviceTransform(config.mean, config.std).to(self.device)
 
     def learn_from(self, data: LoadedData) -> None:
@@ -115,7 +113,7 @@ class Run:
         self.identity, self.epoch_steps = data.identity, len(data.train)
         self.labelling.learn_from(data.target_N, self.classes)
         if self.device.type == "cuda":
-            self.num_samples = len(data.target_N)
+            self.num_views = len(data.target_N) * self.config.repeats
 
     def load_pretrained(self) -> None:
         """Start from the weights that the config names; raises as ``models.load_pretrained``."""
@@ -141,8 +139,8 @@ class Run:
         """Set what trains in this epoch: everything, or in the first ``freeze_epochs`` only what is new."""
         freeze(self.model, self.pretrained if self.at.epoch < self.config.freeze_epochs else ())
         self.shared.begin({self.model.main: self.model.trunk, **self.model.branches})
-        if self.num_samples is not None:
-            self.train_transform.draw_epoch(self.num_samples, self.at.epoch)
+        if self.num_views is not None:
+            self.train_transform.draw_epoch(self.num_views, self.at.epoch)
         self.peak_restarts = restart_peak(self.device)  # without the memory that a validation took
 
     @property
@@ -210,7 +208,7 @@ class Run:
         """The images of the next training batch, augmented, normalised, shrunk to a short side of ``side`` and then
         mixed with each other, and their labels."""
         batch = batch.to(self.device)  # a no-op for batches from a loader
-        image_BCHW = self.train_transform(batch.image_BHWC, batch.index_B, epoch)
+        image_BCHW = self.train_transform(batch.image_BHWC, batch.index_B, epoch, view_B=batch.view_B)
         image_BCHW = shrink(image_BCHW, side)
         return image_BCHW, self.labelling.label(batch, image_BCHW, epoch, self.at.batch)
 

@@ -11,7 +11,7 @@ from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.class_weights import check_class_weights, read_class_weights
 from fastdhm.engine import distributed
-from fastdhm.engine.build import IMAGENET
+from fastdhm.engine.build import IMAGENET, training_transform
 from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.engine.saved.checkpoint import read_config
 from fastdhm.engine.teacher import LIBRARIES
@@ -30,6 +30,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     methods.check(config.method, config.direction, config.sampler, config.ce_weight, config.mimic_weight)
     if config.sampler == "structural":
         methods.branch_sets(config.branch_sets, models.DEFAULT_BRANCHES if config.branches is None else config.branches)
+    training_transform(config)  # raise now if there is no such augmentation
     device = pick_device(config.device)
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")

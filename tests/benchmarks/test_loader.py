@@ -32,10 +32,12 @@ def has_ffcv():
 def test_smoke_run(tmp_path, capsys):
     assert main([*QUICK, "--out", str(tmp_path)]) == 0
     record = json.loads(capsys.readouterr().out)
-    photographs, small = (list(comparison["peers"]) for comparison in record["comparisons"])
+    photographs, small, *augmented = (list(comparison["peers"]) for comparison in record["comparisons"])
     ffcv = ["ffcv jpg 500", "ffcv jpg 256", "ffcv raw 256"] if has_ffcv() else []
     assert photographs == [*ffcv, "torch", "torchvision"]
     assert small == ["resident", *(["ffcv"] if has_ffcv() else []), "torch", "torchvision"]
+    assert augmented[0] == [*(["ffcv jpg 256 trivial"] if has_ffcv() else []), "torch trivial", "torchvision"]
+    assert augmented[1] == ["resident trivial", "resident rand", "resident colours", "torchvision"]
     assert record["speedup"] > 0
     assert record["fastdhm_loader"] == ("ffcv jpg 256" if has_ffcv() else "torch")
     assert {path.name for path in tmp_path.iterdir()} == {"loader.json", "loader.csv", "loader.png"}

@@ -27,6 +27,7 @@ WRONG = {
     "one-gradient": ({"grad_cosine": 5, "method": "baseline"}, {"method": "dsl"}, "grad_cosine is 5: must be 0"),
     "no-branches": ({"grad_cosine": 5, "branches": ()}, {"branches": ("B1",)}, "grad_cosine is 5: must be 0"),
     "parts": ({"accumulate": 3, "batch_size": 64}, {"batch_size": 66}, "must be a divisor of batch_size (64)"),
+    "repeats": ({"repeats": 9, "batch_size": 8}, {"batch_size": 9}, "repeats is 9: must be at most batch_size (8)"),
     "no-warm-up": (
         {"scale_lr": True, "batch_size": 512}, {"warmup_epochs": 5.0}, "scale_lr is True: must be with warmup_epochs",
     ),

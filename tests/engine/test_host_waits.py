@@ -47,6 +47,10 @@ RECIPES = {
     "cosines": ["--grad-cosine", "1"],
     "corrupt": ["--corrupt-labels", "0.5"],
     "structural": ["--sampler", "structural"],
+    "augmented": [
+        *("--augment", "rand-4-9", "--color-jitter", "0.4,0.4,0.4,0.1", "--random-grey", "0.2"),
+        *("--random-erase", "0.5", "--repeats", "2", "--corrupt-labels", "0.5"),
+    ],
     "amsgrad": ["--optimizer", "amsgrad", "--nesterov", "false"],
 }
 

@@ -18,6 +18,7 @@ EVERYTHING = {  # that goes together
     "sampler": "bernoulli", "sample_every": "step", "corrupt_labels": 0.5, "label_smoothing": 0.1, "mimic_warmup": 1.0,
     "activation_checkpointing": True, "deterministic": True, "subset": 72,
     "mixup": 0.4, "cutmix": 1.0, "mix_off_epochs": 1, "class_weights": "auto",
+    "augment": "rand-2-9", "color_jitter": [0.2, 0.2, 0.2, 0.1], "random_grey": 0.2, "random_erase": 0.5, "repeats": 3,
 }  # fmt: skip
 CASES = {
     "plain": {},
@@ -35,6 +36,9 @@ CASES = {
     "mixed": {"mixup": 0.4, "cutmix": 1.0, "grad_cosine": 1},
     "weighed": {"class_weights": "auto", "mixup": 0.4, "grad_cosine": 1, "subset": 95},
     "subset": {"subset": 60},
+    "trivial": {"augment": "trivial", "random_erase": 0.5},
+    "colours": {"color_jitter": [0.4, 0.4, 0.4, 0.1], "random_grey": 0.5},
+    "repeats": {"augment": "rand-3-15", "repeats": 5, "accumulate": 2, "corrupt_labels": 0.5},
     "amsgrad": {"optimizer": "amsgrad", "lr": 0.001},
     "nesterov": {"nesterov": True, "scale_lr": True, "warmup_epochs": 0.5},
     "resident": {"loader": "resident", "image_size": 32, "crop": "pad", "pad": 2},

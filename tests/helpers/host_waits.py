@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import functional
 
 from fastdhm.engine import distributed, evaluate, run, sums, train
 from fastdhm.engine.fast.fuse import FusedForward
@@ -120,6 +121,8 @@ def watch(patch) -> list:
     allow(branch_mask, "_check")  # these two read values on a CPU only
     allow(mimic_loss, "check_values")
     allow(distributed.Agreed, "__call__")  # of numbers on the host
+    allow(functional, "autocontrast")  # fills where a mask is, by one value of the host's
+    allow(functional, "adjust_hue")  # copies a small table, without waiting for it
     allow(FusedForward, "_trace")  # once for each set of branches, and on a CPU only
     for module in (record, run, evaluate, sums):
         patch.setattr(module, "to_host", counted_to_host)

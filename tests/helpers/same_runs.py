@@ -45,8 +45,8 @@ def in_float64() -> Iterator[None]:
     """Inside, a run whose precision is float32 computes in float64."""
     transform = DeviceTransform.forward
 
-    def wide(self, image_BHWC, index_B, epoch, dtype=torch.float64):
-        return transform(self, image_BHWC, index_B, epoch, dtype)
+    def wide(self, image_BHWC, index_B, epoch, dtype=torch.float64, **views):
+        return transform(self, image_BHWC, index_B, epoch, dtype, **views)
 
     def ranked(*args):  # as always: features are float32
         torch.set_default_dtype(torch.float32)

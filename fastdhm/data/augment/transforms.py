@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: pad and crop, flip, normalise.
+"""What happens to a batch on the device: pad and crop, flip, augment, normalise.
 
 Legend: B batch, H height, W width, C channels, X = W C.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastdhm.data.augment.augmentation import Augmentation
+from fastdhm.data.augment.erase import erase
+from fastdhm.data.augment.operations import apply_rounds
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
 AT_ONCE = 1 << 18  # samples of an epoch that are drawn at once: this takes some 30 MB of memory
@@ -33,24 +37,32 @@ class DeviceTransform(nn.Module):
     """``uint8`` BHWC images to normalised channels-last BCHW: ``(image / 255 - mean) / std``.
 
     With ``pad``, each image is padded by that many black pixels, and a window of the old size is cut out at random.
-    With ``flip``, each image is mirrored with probability 1/2. The draws are a pure function of (seed, epoch, sample
-    index). They are made on the images' device: no global generator is used, and the host does not wait. For
-    evaluation, turn both off.
+    With ``flip``, each image is mirrored with probability 1/2. ``augmentation`` says what is done after that. The draws
+    are a pure function of (seed, epoch, view): no global generator is used, and the host does not wait. A view is a
+    sample's index, or stands for another copy of it. For evaluation, turn all off.
 
-    A draw takes some 220 small operations, for a batch of any size. On a GPU, each one is a launch. So
-    :meth:`draw_epoch` makes the draws of all samples at once, and a batch looks up its own.
+    Crops and flips are drawn on the images' device. A draw takes some 220 small operations, for a batch of any size. On
+    a GPU, each one is a launch. So :meth:`draw_epoch` makes the draws of all views at once, and a batch looks up its
+    own. ``augmentation`` is drawn on the host, which has to know what to launch.
     """
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], *, pad: int = 0, flip: bool = False, seed: int = 0
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        pad: int = 0,
+        flip: bool = False,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if pad < 0:
             raise ValueError(f"pad is {pad}: must be 0 pixels or more")
         if min(std) <= 0:
             raise ValueError(f"std is {tuple(std)}: must be above 0 in every channel")
-        self.pad, self.flip, self.seed = pad, flip, seed
-        self._drawn: tuple[int, torch.Tensor] | None = None  # an epoch, and the draws of all samples in it
+        self.pad, self.flip, self.augmentation, self.seed = pad, flip, augmentation, seed
+        self._drawn: tuple[int, torch.Tensor] | None = None  # an epoch, and the draws of all views in it
         mean_C, std_C = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, std))
         self.gain_C: torch.Tensor
         self.bias_C: torch.Tensor
@@ -58,10 +70,10 @@ class DeviceTransform(nn.Module):
         self.register_buffer("bias_C", (-mean_C / std_C).float(), persistent=False)
 
     @torch.no_grad()
-    def draw_epoch(self, num_samples: int, epoch: int) -> None:
-        """Make the draws of samples 0, ..., ``num_samples`` - 1 for the batches of ``epoch``."""
+    def draw_epoch(self, num_views: int, epoch: int) -> None:
+        """Make the draws of crops and flips of views 0, ..., ``num_views`` - 1 for the batches of ``epoch``."""
         if self.pad or self.flip:
-            index_N = torch.arange(num_samples, device=self.gain_C.device)
+            index_N = torch.arange(num_views, device=self.gain_C.device)
             self._drawn = epoch, torch.cat([self._draw(part, epoch) for part in index_N.split(AT_ONCE)])
 
     @torch.no_grad()
@@ -71,15 +83,28 @@ class DeviceTransform(nn.Module):
         index_B: torch.Tensor,
         epoch: int | torch.Tensor,
         dtype: torch.dtype = torch.float32,
+        *,
+        view_B: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """``index_B`` are the samples' indices in the data set; it and a tensor ``epoch`` are on the images' device."""
+        """``index_B`` are the views; it and a tensor ``epoch`` are on the images' device.
+
+        An ``augmentation`` needs them as the host's ``view_B``, and ``epoch`` as a number.
+        """
+        boxes = {}
         if self.pad or self.flip:
-            image_BHWC = self._augment(image_BHWC, index_B, epoch)
+            image_BHWC = self._crop_and_flip(image_BHWC, index_B, epoch)
+        if self.augmentation is not None:
+            assert view_B is not None and isinstance(epoch, int)
+            size_HW = image_BHWC.shape[1], image_BHWC.shape[2]
+            image_BHWC = apply_rounds(image_BHWC, self.augmentation.rounds(view_B, epoch, size_HW))
+            boxes = self.augmentation.boxes(view_B, epoch, size_HW)
         # Whole rows at once: vectors of only three channels are five times slower on a CPU. In place: the page faults
         # of a second buffer cost more than the arithmetic.
         W = image_BHWC.shape[2]
         row_BHX = image_BHWC.float().flatten(2).mul_(self.gain_C.repeat(W)).add_(self.bias_C.repeat(W))
-        return row_BHX.to(dtype).view(image_BHWC.shape).permute(0, 3, 1, 2)
+        image_BCHW = row_BHX.to(dtype).view(image_BHWC.shape).permute(0, 3, 1, 2)
+        erase(image_BCHW, boxes)
+        return image_BCHW
 
     def _draw(self, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
         """For each sample: first row and column of its window, and whether it is mirrored, ``int64 [B, 3]``."""
@@ -87,7 +112,9 @@ class DeviceTransform(nn.Module):
         offsets = 2 * self.pad + 1
         return torch.stack([top_B * offsets >> 32, left_B * offsets >> 32, mirror_B >> 31], 1)
 
-    def _augment(self, image_BHWC: torch.Tensor, index_B: torch.Tensor, epoch: int | torch.Tensor) -> torch.Tensor:
+    def _crop_and_flip(
+        self, image_BHWC: torch.Tensor, index_B: torch.Tensor, epoch: int | torch.Tensor
+    ) -> torch.Tensor:
         """Crop and flip in one gather of whole pixels: the address of a pixel is linear in its row and its column."""
         B, H, W, C = image_BHWC.shape
         device = image_BHWC.device

@@ -53,6 +53,11 @@ def epoch_order(num_samples: int, epoch: int, seed: int, shuffle: bool) -> np.nd
     return np.argsort((high_N.astype(np.uint64) << np.uint64(32)) | low_N.astype(np.uint64), kind="stable")
 
 
+def repeated(order_N: np.ndarray, repeats: int, total: int) -> np.ndarray:
+    """``repeats`` views of each sample in a row: the sample's own index, and ``total`` more for each further copy."""
+    return (order_N[:, None] + total * np.arange(repeats)).flatten()
+
+
 def crop_boxes(
     crop: Crop,
     height_B: np.ndarray,

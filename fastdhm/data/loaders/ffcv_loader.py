@@ -81,7 +81,7 @@ class FfcvLoader:
 
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        jobs = self._jobs(epoch, self._options.epoch_batches(self.num_samples, epoch, start_batch))
+        jobs = self._jobs(epoch, self._options.epoch_batches(len(self._target_N), epoch, start_batch))
         running = _epoch_class()(self._ffcv, self._threads, self._options.size_HW, self._while_whole(jobs), self._why)
         self._running.append(running)
         try:
@@ -91,17 +91,18 @@ class FfcvLoader:
             self._running.remove(running)
 
     def _jobs(self, epoch: int, batches: list[np.ndarray]) -> Iterator[Job]:
-        """Of each batch its indices and ``int64 [B, 5]``, (sample index, crop box): what the decoder is given for them.
+        """Of each batch its views and ``int64 [B, 5]``, (sample index, crop box): what the decoder is given for them.
 
         FFCV hands them to the decoder as they are, so nothing about the epoch has to be compiled into it.
         """
         step = max(1, BOXES_AT_ONCE // self._options.batch_size)
         for start in range(0, len(batches), step):
             some = batches[start : start + step]
-            index_N = np.concatenate(some)
-            box_N4 = self._options.boxes(self._height_N[index_N], self._width_N[index_N], index_N, epoch)
+            view_N = np.concatenate(some)
+            index_N = view_N % len(self._target_N)
+            box_N4 = self._options.boxes(self._height_N[index_N], self._width_N[index_N], view_N, epoch)
             job_N5 = np.concatenate([index_N[:, None], box_N4], axis=1)
-            yield from zip(some, np.split(job_N5, np.cumsum([len(index_B) for index_B in some])[:-1]), strict=True)
+            yield from zip(some, np.split(job_N5, np.cumsum([len(view_B) for view_B in some])[:-1]), strict=True)
 
     def _while_whole(self, jobs: Iterator[Job]) -> Iterator[Job]:
         for job in jobs:
@@ -116,8 +117,9 @@ class FfcvLoader:
     def _why(self) -> str:
         return f"FFCV is reading {self._beton}"
 
-    def _batch(self, index_B: np.ndarray, image_BHWC: torch.Tensor) -> Batch:
-        return Batch(image_BHWC, torch.from_numpy(self._target_N[index_B]), torch.from_numpy(index_B))
+    def _batch(self, view_B: np.ndarray, image_BHWC: torch.Tensor) -> Batch:
+        target_B = self._target_N[view_B % len(self._target_N)]
+        return Batch(image_BHWC, torch.from_numpy(target_B), torch.from_numpy(view_B))
 
     def close(self) -> None:
         for running in self._running:
@@ -191,8 +193,8 @@ def _epoch_class() -> type:
         def run(self) -> None:
             try:
                 ffcv.numba.set_num_threads(self._threads)  # numba's own, per thread; torch's stays alone
-                for index_B, job_B5 in self._batches:
-                    if not self._answers.put((index_B, self._make(job_B5))):
+                for view_B, job_B5 in self._batches:
+                    if not self._answers.put((view_B, self._make(job_B5))):
                         return
                 self._answers.put(None)
             except BaseException as error:  # whatever it is belongs to the reader

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from fastdhm.data.loaders.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width
+from fastdhm.data.loaders.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width, repeated
 from fastdhm.errors import UserError, unknown
 from fastdhm.system import processors
 
@@ -29,11 +29,16 @@ class Batch:
 
     image_BHWC: torch.Tensor  # uint8
     target_B: torch.Tensor  # int64
-    index_B: torch.Tensor  # int64, the sample's index in the data set
+    index_B: torch.Tensor  # int64, the sample's index in the data set; above, another copy of it (``repeats``)
+    view_B: np.ndarray | None = None  # the same on the host, which draws by it
+
+    def __post_init__(self) -> None:
+        if self.view_B is None and self.index_B.device.type == "cpu":
+            self.view_B = self.index_B.numpy()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; the host does not wait for a copy from page-locked memory."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()), self.view_B)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images, targets and indices."""
@@ -80,6 +85,8 @@ class LoaderOptions:
     """Which process of how many this is: of each training batch it reads its rows, of evaluation's batches its own."""
     parts: int = 1
     """Parts a training batch is cut into: each process has a share of every part."""
+    repeats: int = 1
+    """Show each sample of an epoch so often, see :meth:`epoch_batches`."""
     subset: int | None = None
     """Give this many of the samples, see ``subset.balanced_subset``; None: all."""
     samples_S: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -95,6 +102,7 @@ class LoaderOptions:
             raise UserError(f"crop ratio {self.crop_ratio}: must be above 0 and at most 1")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers {self.workers}: must be 0 or more")
+        assert self.repeats == 1 or self.drop_last, "only training repeats samples"
 
     @property
     def size_HW(self) -> tuple[int, int]:
@@ -127,11 +135,15 @@ class LoaderOptions:
         rank, count = self.share
         return len(range(rank, -(-num_samples // self.batch_size), count))
 
-    def epoch_batches(self, num_samples: int, epoch: int, start_batch: int) -> list[np.ndarray]:
-        """The sample indices of each batch of an epoch that is still to come: a list of ``int64 [B]``.
+    def epoch_batches(self, total: int, epoch: int, start_batch: int) -> list[np.ndarray]:
+        """The views of each batch of an epoch that is still to come, of ``total`` samples: a list of ``int64 [B]``.
 
-        ``num_samples`` is how many an epoch has, as :meth:`count` gives it.
+        View ``v`` is of sample ``v % total``. Without ``repeats`` it is the sample's index. With it, an epoch is as
+        long as without: it shows one sample in ``repeats``, each so often in a row, with draws of its own each time
+        (Touvron et al., "DeiT", 2021, after Hoffer et al., "Augment your batch", CVPR 2020). In a batch the first
+        copies come first, so that several processes, or parts, get different ones.
         """
+        num_samples = self.count(total)
         batches = self.num_batches(num_samples)
         if not 0 <= start_batch <= batches:
             raise ValueError(f"start_batch {start_batch} is outside the epoch's {batches} batches")
@@ -140,14 +152,18 @@ class LoaderOptions:
             order_N = self.samples_S[order_N]
         rank, count = self.share
         if self.drop_last:
-            batches_NB = order_N[: batches * self.batch_size].reshape(batches, self.parts, count, -1)[:, :, rank]
+            order_NB = order_N[: batches * self.batch_size].reshape(batches, -1)
+            if self.repeats > 1:
+                order_NB = repeated(order_N, self.repeats, total)[: order_NB.size].reshape(order_NB.shape)
+                order_NB = np.take_along_axis(order_NB, np.argsort(order_NB // total, axis=1, kind="stable"), axis=1)
+            batches_NB = order_NB.reshape(batches, self.parts, count, -1)[:, :, rank]
             return list(batches_NB.reshape(batches, -1)[start_batch:])
         starts = range(rank * self.batch_size, num_samples, count * self.batch_size)
         return [order_N[start : start + self.batch_size] for start in starts[start_batch:]]
 
-    def boxes(self, height_B: np.ndarray, width_B: np.ndarray, index_B: np.ndarray, epoch: int) -> np.ndarray:
+    def boxes(self, height_B: np.ndarray, width_B: np.ndarray, view_B: np.ndarray, epoch: int) -> np.ndarray:
         """What to cut out of each image, ``int64 [B, 4]``: see ``crops.crop_boxes``."""
         height, width = self.size_HW
         return crop_boxes(
-            self.crop, height_B, width_B, index_B, epoch, self.seed, self.crop_ratio, aspect=width / height
+            self.crop, height_B, width_B, view_B, epoch, self.seed, self.crop_ratio, aspect=width / height
         )

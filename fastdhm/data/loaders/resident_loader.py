@@ -52,7 +52,7 @@ class ResidentLoader:
 
     @contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
+        batches = self._options.epoch_batches(len(self._target_N), epoch, start_batch)
         order_N = np.concatenate([*batches, np.empty(0, np.int64)])
         columns = [order_N[:, None]]
         if self._image_NHWC.shape[1:3] != self._options.size_HW:
@@ -60,14 +60,19 @@ class ResidentLoader:
             columns.append(self._options.boxes(height_N, width_N, order_N, epoch)[:, :2])
         # everything that the host decides, in one copy: each copy makes the host wait for the device
         plan_NX = torch.from_numpy(np.concatenate(columns, axis=1)).to(self._options.device)
-        yield (self._batch(*plan_BX.unbind(1)) for plan_BX in plan_NX.split([len(index_B) for index_B in batches]))
+        parts = plan_NX.split([len(view_B) for view_B in batches])
+        yield (self._batch(view_B, *plan_BX.unbind(1)) for view_B, plan_BX in zip(batches, parts, strict=True))
 
-    def _batch(self, index_B: torch.Tensor, *corner: torch.Tensor) -> Batch:
-        """A batch of whole images, or of the windows that have their top left pixel at ``corner``."""
+    def _batch(self, view_B: np.ndarray, there_B: torch.Tensor, *corner: torch.Tensor) -> Batch:
+        """A batch of whole images, or of the windows that have their top left pixel at ``corner``.
+
+        ``there_B`` is ``view_B`` on the device.
+        """
+        index_B = there_B % len(self._target_N)
         image_BHWC = self._windows(index_B, *corner) if corner else self._image_NHWC.index_select(0, index_B)
         if image_BHWC.shape[3] == 1:
             image_BHWC = image_BHWC.expand(-1, -1, -1, 3).contiguous()
-        return Batch(image_BHWC, self._target_N.index_select(0, index_B), index_B.clone())
+        return Batch(image_BHWC, self._target_N.index_select(0, index_B), there_B.clone(), view_B)
 
     def _windows(self, index_B: torch.Tensor, top_B: torch.Tensor, left_B: torch.Tensor) -> torch.Tensor:
         height, width = self._options.size_HW

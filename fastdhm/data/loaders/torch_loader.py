@@ -36,10 +36,10 @@ class TorchLoader:
 
     @contextlib.contextmanager
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Iterator[Batch]]:
-        batches = self._options.epoch_batches(self.num_samples, epoch, start_batch)
+        batches = self._options.epoch_batches(len(self._source), epoch, start_batch)
         cut = _Cut(self._source, self._options, epoch)
         if arrays := self._arrays:  # to cut batches out of an array costs less than to send them between processes
-            yield (self._batch(index_B, arrays.pixels(index_B)) for index_B in batches)
+            yield (self._batch(view_B, arrays.pixels(view_B % len(arrays))) for view_B in batches)
         elif not self._options.num_workers or not batches:
             images = waited_for(cut, batches, "data", lambda: f"this process is {reading(self._source.label)}")
             with contextlib.closing(images):
@@ -49,48 +49,49 @@ class TorchLoader:
             workers = self._options.num_workers
             with WorkerPool(cut, batches, workers, label=self._source.label, room_bytes=room_bytes) as pool:
                 yield (
-                    self._batch(index_B, cut.array(index_B, room))
-                    for index_B, (_, room) in zip(batches, pool.answers(), strict=True)
+                    self._batch(view_B, cut.array(view_B, room))
+                    for view_B, (_, room) in zip(batches, pool.answers(), strict=True)
                 )
 
-    def _batch(self, index_B: np.ndarray, image_BHWC: np.ndarray) -> Batch:
+    def _batch(self, view_B: np.ndarray, image_BHWC: np.ndarray) -> Batch:
         """A batch in memory of its own, page-locked where there is a GPU to copy it to."""
         own_BHWC = torch.empty(image_BHWC.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         np.copyto(own_BHWC.numpy(), image_BHWC)
-        return Batch(own_BHWC, torch.from_numpy(self._source.target_N[index_B]), torch.from_numpy(index_B))
+        target_B = self._source.target_N[view_B % len(self._source)]
+        return Batch(own_BHWC, torch.from_numpy(target_B), torch.from_numpy(view_B))
 
     def close(self) -> None:
         pass
 
 
 class _Cut:
-    """``cut(index_B)`` is the images of these samples, cropped and resized; it is what a worker runs."""
+    """``cut(view_B)`` is the images of these views, cropped and resized; it is what a worker runs."""
 
     def __init__(self, source: Source, options: LoaderOptions, epoch: int) -> None:
         self.source, self.options, self.epoch = source, options, epoch
         height, width = options.size_HW
         self.image_bytes = height * width * 3
 
-    def array(self, index_B: np.ndarray, room: memoryview) -> np.ndarray:
+    def array(self, view_B: np.ndarray, room: memoryview) -> np.ndarray:
         """The images that a worker wrote, or is to write, to ``room``."""
-        array = np.frombuffer(room, np.uint8, len(index_B) * self.image_bytes)
-        return array.reshape(len(index_B), *self.options.size_HW, 3)
+        array = np.frombuffer(room, np.uint8, len(view_B) * self.image_bytes)
+        return array.reshape(len(view_B), *self.options.size_HW, 3)
 
-    def __call__(self, index_B: np.ndarray, room: memoryview | None = None) -> np.ndarray | None:
+    def __call__(self, view_B: np.ndarray, room: memoryview | None = None) -> np.ndarray | None:
         images = []
-        for i in index_B.tolist():
+        for i in (view_B % len(self.source)).tolist():
             in_hand(i)
             try:
                 images.append(np.asarray(self.source.image(i)))
             except Undecodable as error:
                 raise UserError(f"{error}. Remove it, or leave such files out with --skip-bad") from error
         height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
-        box_B4 = self.options.boxes(height_B, width_B, index_B, self.epoch)
+        box_B4 = self.options.boxes(height_B, width_B, view_B, self.epoch)
         size_HW = self.options.size_HW
         cut = [cut_out(*pair, size_HW) for pair in zip(images, box_B4.tolist(), strict=True)]
         if room is None:
             return np.stack(cut)
-        np.stack(cut, out=self.array(index_B, room))
+        np.stack(cut, out=self.array(view_B, room))
         return None  # nothing to send, the images are there
 
 

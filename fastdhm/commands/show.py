@@ -1,0 +1,125 @@
+"""``fastdhm data show``: a sheet of training images, as the network of a run would see them.
+
+Legend: B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastdhm.config import TrainConfig
+from fastdhm.data import LoadedData
+from fastdhm.data.sources.corrupt import corrupt_targets
+from fastdhm.engine.build import how_stored, open_data, training_transform
+from fastdhm.engine.settle import settle
+from fastdhm.errors import UserError
+from fastdhm.system.console import Console
+from fastdhm.system.files import replacing
+
+MOST = 1000  # images on a sheet
+SIDE = 128  # pixels of an image on it, about
+COLUMNS, GAP, LINE, MARGIN = 8, 10, 16, 16
+INK, FAINT = "#222222", "#777777"
+
+
+class Shown(NamedTuple):
+    """An image as the network sees it, the label that it is learnt with, and what was done to it."""
+
+    image: Image.Image
+    label: str
+    done: str
+
+
+def show(config: TrainConfig, path: Path, *, images: int, epoch: int) -> None:
+    """Write a PNG of the first ``images`` of an epoch, counted from 1: augmented, with labels and what was drawn.
+
+    Nothing is trained and nothing is built. What the step shrinks, in a progressive run, is shown whole.
+
+    Raises:
+        ValueError: numbers out of range, or anything that would keep the run from starting.
+    """
+    if not 1 <= images <= MOST:
+        raise UserError(f"images is {images}: must be 1 to {MOST}")
+    if not 1 <= epoch <= config.epochs:
+        raise UserError(f"epoch is {epoch}: must be 1 to {config.epochs}, the epochs of the run")
+    console = Console()
+    config = settle(replace(config, device="cpu", precision="auto", impl="auto", cuda_graphs=False))
+    if config.loader == "auto" and how_stored(config) is None:
+        config = replace(config, loader="torch", workers=0)  # it reads the images themselves, and no others
+    with closing(open_data(config, console)) as data:
+        shown = list(islice(_seen(config, data, epoch - 1), images))
+    picture = sheet(shown)
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")
+    console.result(f"{len(shown)} training images of {config.dataset}, epoch {epoch}: {path}")
+
+
+def _seen(config: TrainConfig, data: LoadedData, epoch: int) -> Iterator[Shown]:
+    """The images of an epoch, in the order of training."""
+    transform, label_N = training_transform(config), data.target_N
+    if config.corrupt_labels:
+        label_N = corrupt_targets(label_N, len(data.classes), config.corrupt_labels, config.corrupt_seed)
+    with data.train.epoch(epoch) as batches:
+        for batch in batches:
+            assert batch.view_B is not None
+            image_BCHW = transform(batch.image_BHWC, batch.index_B, epoch, view_B=batch.view_B)
+            done_B = _done(transform.augmentation, batch.view_B, epoch, image_BCHW)
+            for image_HWC, view, done in zip(pixels(image_BCHW, config), batch.view_B, done_B, strict=True):
+                yield Shown(Image.fromarray(image_HWC), data.classes[label_N[view % len(label_N)]], done)
+
+
+def _done(augmentation, view_B: np.ndarray, epoch: int, image_BCHW: Tensor) -> list[str]:
+    if augmentation is None:
+        return [""] * len(view_B)
+    return augmentation.describe(view_B, epoch, (image_BCHW.shape[2], image_BCHW.shape[3]))
+
+
+def pixels(image_BCHW: Tensor, config: TrainConfig) -> np.ndarray:
+    """Normalised images as bytes again, ``uint8`` BHWC."""
+    std_C, mean_C = torch.tensor(config.std), torch.tensor(config.mean)
+    level_BHWC = (image_BCHW.permute(0, 2, 3, 1) * std_C + mean_C) * 255
+    return level_BHWC.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def sheet(shown: Sequence[Shown]) -> Image.Image:
+    """All images in rows, each with its label and what was done to it; small ones are enlarged pixel by pixel."""
+    width, height = shown[0].image.size
+    times = max(1, round(SIDE / max(width, height)))
+    width, height = width * times, height * times
+    step_x, step_y = max(width, SIDE) + GAP, height + 3 * LINE + GAP
+    columns = min(COLUMNS, len(shown))
+    size = 2 * MARGIN + columns * step_x - GAP, 2 * MARGIN + -(-len(shown) // columns) * step_y - GAP
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for number, (image, label, done) in enumerate(shown):
+        x, y = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
+        picture.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        lines = [(label, INK), *((words, FAINT) for words in _in_two(done))]
+        for n, (words, ink) in enumerate(lines):
+            fitting = words if draw.textlength(words, font) <= step_x - GAP else _cut(words, draw, font, step_x - GAP)
+            draw.text((x, y + height + 2 + n * LINE), fitting, fill=ink, font=font)
+    return picture
+
+
+def _in_two(done: str) -> list[str]:
+    """What was done, in two lines."""
+    words = done.split(", ")
+    half = -(-len(words) // 2)
+    return [", ".join(words[:half]), ", ".join(words[half:])]
+
+
+def _cut(words: str, draw: ImageDraw.ImageDraw, font, width: int) -> str:
+    """As much of the words as fits."""
+    while draw.textlength(words + "…", font) > width:
+        words = words[:-1]
+    return words + "…"
