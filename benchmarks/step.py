@@ -156,7 +156,7 @@ def make_peers(
     batch = random_batch(config, num_classes)
     image_BCHW, target_B = _float_images(config, batch)
     if frame.device.type == "cuda":  # where a run's loaders put it before the step
-        batch = Batch(*(part.to(frame.device) for part in (batch.image_BHWC, batch.target_B, batch.index_B)))
+        batch = batch.to(frame.device)
     engine = yard.engine(config)
     peers = [_engine_peer("fastdhm", engine, yard, batch)]
     if "graphed" in wanted and frame.device.type == "cuda":

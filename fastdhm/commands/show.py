@@ -5,12 +5,13 @@ Legend: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
+from fastdhm.data.augment.augmentation import Augmentation
 from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.engine.build import how_stored, open_data, training_transform
 from fastdhm.engine.settle import settle
@@ -78,7 +80,7 @@ def _seen(config: TrainConfig, data: LoadedData, epoch: int) -> Iterator[Shown]:
                 yield Shown(Image.fromarray(image_HWC), data.classes[label_N[view % len(label_N)]], done)
 
 
-def _done(augmentation, view_B: np.ndarray, epoch: int, image_BCHW: Tensor) -> list[str]:
+def _done(augmentation: Augmentation | None, view_B: np.ndarray, epoch: int, image_BCHW: Tensor) -> list[str]:
     if augmentation is None:
         return [""] * len(view_B)
     return augmentation.describe(view_B, epoch, (image_BCHW.shape[2], image_BCHW.shape[3]))
@@ -96,30 +98,35 @@ def sheet(shown: Sequence[Shown]) -> Image.Image:
     width, height = shown[0].image.size
     times = max(1, round(SIDE / max(width, height)))
     width, height = width * times, height * times
-    step_x, step_y = max(width, SIDE) + GAP, height + 3 * LINE + GAP
+    room = max(width, SIDE)
+    lines = [[*_lines(each.label, room)[:1], *_lines(each.done, room)] for each in shown]
+    step_x, step_y = room + GAP, height + LINE * max(map(len, lines)) + GAP
     columns = min(COLUMNS, len(shown))
     size = 2 * MARGIN + columns * step_x - GAP, 2 * MARGIN + -(-len(shown) // columns) * step_y - GAP
     picture = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
-    for number, (image, label, done) in enumerate(shown):
+    draw = ImageDraw.Draw(picture)
+    for number, each in enumerate(shown):
         x, y = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
-        picture.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        lines = [(label, INK), *((words, FAINT) for words in _in_two(done))]
-        for n, (words, ink) in enumerate(lines):
-            fitting = words if draw.textlength(words, font) <= step_x - GAP else _cut(words, draw, font, step_x - GAP)
-            draw.text((x, y + height + 2 + n * LINE), fitting, fill=ink, font=font)
+        picture.paste(each.image.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        for n, words in enumerate(lines[number]):
+            draw.text((x, y + height + 2 + n * LINE), words, fill=FAINT if n else INK, font=_font())
     return picture
 
 
-def _in_two(done: str) -> list[str]:
-    """What was done, in two lines."""
-    words = done.split(", ")
-    half = -(-len(words) // 2)
-    return [", ".join(words[:half]), ", ".join(words[half:])]
+def _lines(text: str, width: int) -> list[str]:
+    """A text in lines of so many pixels; a word that is longer is cut."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _font().getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        while _font().getlength(word) > width:
+            word = word.rstrip("…")[:-1] + "…"
+        lines.append(word)
+    return lines
 
 
-def _cut(words: str, draw: ImageDraw.ImageDraw, font, width: int) -> str:
-    """As much of the words as fits."""
-    while draw.textlength(words + "…", font) > width:
-        words = words[:-1]
-    return words + "…"
+@functools.cache
+def _font() -> Any:
+    return ImageFont.load_default(12)

@@ -38,7 +38,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; the host does not wait for a copy from page-locked memory."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()), self.view_B)
+        image_BHWC, target_B, index_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
+        return Batch(image_BHWC, target_B, index_B, self.view_B)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images, targets and indices."""
@@ -152,11 +153,11 @@ class LoaderOptions:
             order_N = self.samples_S[order_N]
         rank, count = self.share
         if self.drop_last:
-            order_NB = order_N[: batches * self.batch_size].reshape(batches, -1)
+            view_N = repeated(order_N, self.repeats, total)[: batches * self.batch_size]
             if self.repeats > 1:
-                order_NB = repeated(order_N, self.repeats, total)[: order_NB.size].reshape(order_NB.shape)
-                order_NB = np.take_along_axis(order_NB, np.argsort(order_NB // total, axis=1, kind="stable"), axis=1)
-            batches_NB = order_NB.reshape(batches, self.parts, count, -1)[:, :, rank]
+                view_NB = view_N.reshape(batches, -1)
+                view_N = np.take_along_axis(view_NB, np.argsort(view_NB // total, axis=1, kind="stable"), axis=1)
+            batches_NB = view_N.reshape(batches, self.parts, count, -1)[:, :, rank]
             return list(batches_NB.reshape(batches, -1)[start_batch:])
         starts = range(rank * self.batch_size, num_samples, count * self.batch_size)
         return [order_N[start : start + self.batch_size] for start in starts[start_batch:]]
