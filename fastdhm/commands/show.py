@@ -21,8 +21,8 @@ from torch import Tensor
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.data.augment.augmentation import Augmentation
-from fastdhm.data.sources.corrupt import corrupt_targets
 from fastdhm.engine.build import how_stored, open_data, training_transform
+from fastdhm.engine.labels import Labelling, Labels
 from fastdhm.engine.settle import settle
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
@@ -35,7 +35,7 @@ INK, FAINT = "#222222", "#777777"
 
 
 class Shown(NamedTuple):
-    """An image as the network sees it, the label that it is learnt with, and what was done to it."""
+    """An image as the network sees it, the label that it is learnt with or both shares, and what was done to it."""
 
     image: Image.Image
     label: str
@@ -68,16 +68,28 @@ def show(config: TrainConfig, path: Path, *, images: int, epoch: int) -> None:
 
 def _seen(config: TrainConfig, data: LoadedData, epoch: int) -> Iterator[Shown]:
     """The images of an epoch, in the order of training."""
-    transform, label_N = training_transform(config), data.target_N
-    if config.corrupt_labels:
-        label_N = corrupt_targets(label_N, len(data.classes), config.corrupt_labels, config.corrupt_seed)
+    transform, labelling = training_transform(config), Labelling(config, len(data.classes), torch.device("cpu"))
+    labelling.learn_from(data.target_N, data.classes)
     with data.train.epoch(epoch) as batches:
-        for batch in batches:
+        for number, batch in enumerate(batches):
             assert batch.view_B is not None
             image_BCHW = transform(batch.image_BHWC, batch.index_B, epoch, view_B=batch.view_B)
             done_B = _done(transform.augmentation, batch.view_B, epoch, image_BCHW)
-            for image_HWC, view, done in zip(pixels(image_BCHW, config), batch.view_B, done_B, strict=True):
-                yield Shown(Image.fromarray(image_HWC), data.classes[label_N[view % len(label_N)]], done)
+            labels = labelling.label(batch, image_BCHW, epoch, number)  # this mixes them
+            label_B = _named(labels, data.classes)
+            yield from map(Shown, map(Image.fromarray, pixels(image_BCHW, config)), label_B, done_B)
+
+
+def _named(labels: Labels, classes: tuple[str, ...]) -> list[str]:
+    """The label of each image, or the shares of both where it is mixed with another."""
+    target_B = labels.target_B.tolist()
+    if labels.target2_B is None or labels.share_B is None:
+        return [classes[target] for target in target_B]
+    pairs = zip(target_B, labels.share_B.tolist(), labels.target2_B.tolist(), strict=True)
+    return [
+        f"{share:.0%} {classes[one]}, {1 - share:.0%} {classes[other]}" if share < 1 else classes[one]
+        for one, share, other in pairs
+    ]
 
 
 def _done(augmentation: Augmentation | None, view_B: np.ndarray, epoch: int, image_BCHW: Tensor) -> list[str]:
@@ -99,8 +111,8 @@ def sheet(shown: Sequence[Shown]) -> Image.Image:
     times = max(1, round(SIDE / max(width, height)))
     width, height = width * times, height * times
     room = max(width, SIDE)
-    lines = [[*_lines(each.label, room)[:1], *_lines(each.done, room)] for each in shown]
-    step_x, step_y = room + GAP, height + LINE * max(map(len, lines)) + GAP
+    lines = [(_lines(each.label, room), _lines(each.done, room)) for each in shown]
+    step_x, step_y = room + GAP, height + LINE * max(len(label) + len(done) for label, done in lines) + GAP
     columns = min(COLUMNS, len(shown))
     size = 2 * MARGIN + columns * step_x - GAP, 2 * MARGIN + -(-len(shown) // columns) * step_y - GAP
     picture = Image.new("RGB", size, "white")
@@ -108,8 +120,10 @@ def sheet(shown: Sequence[Shown]) -> Image.Image:
     for number, each in enumerate(shown):
         x, y = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
         picture.paste(each.image.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        for n, words in enumerate(lines[number]):
-            draw.text((x, y + height + 2 + n * LINE), words, fill=FAINT if n else INK, font=_font())
+        label, done = lines[number]
+        for n, words in enumerate(label + done):
+            ink = INK if n < len(label) else FAINT
+            draw.text((x, y + height + 2 + n * LINE), words, fill=ink, font=_font())
     return picture
 
 

@@ -114,7 +114,7 @@ class Labelling:
     def label(self, batch: Batch, image_BCHW: Tensor, epoch: int, number: int) -> Labels:
         """The labels of a batch on the device, whose augmented images are mixed in place."""
         config = self.config
-        target_B = batch.target_B if self.label_N is None else self.label_N[batch.index_B]
+        target_B = batch.target_B if self.label_N is None else self.label_N[batch.index_B % len(self.label_N)]
         target2_B = share_B = row_weight_B = None
         share = 1.0
         if self.mixes:

@@ -41,7 +41,21 @@ def test_a_sheet_of_flags(tmp_path, capsys, shown):
 
 
 def test_a_run_shows_what_it_learns_from(tmp_path, shown):
-    flags = [*FLAGS, *AUGMENTED, "--arch", "resnet8", "--method", "baseline", "--corrupt-labels", "0.5", "--loader"]
+    flags = [
+        *FLAGS,
+        *AUGMENTED,
+        "--arch",
+        "resnet8",
+        "--method",
+        "baseline",
+        "--corrupt-labels",
+        "0.5",
+        "--mixup",
+        "1",
+        "--cutmix",
+        "1",
+        "--loader",
+    ]
     flags += [
         "torch",
         "--workers",
@@ -62,10 +76,17 @@ def test_a_run_shows_what_it_learns_from(tmp_path, shown):
     run = Run(config, tmp_path / "run", data.classes)
     run.learn_from(data)
     with data.train.epoch(0) as batches:
-        learnt = [run.prepare(batch, 0, run.side) for batch in islice(batches, 2)]
+        learnt = []
+        for run.at.batch, batch in enumerate(islice(batches, 2)):
+            learnt.append(run.prepare(batch, 0, run.side))
     assert main(["data", "show", str(tmp_path / "run"), "--images", "16", "--out", str(tmp_path / "sheet.png")]) == 0
-    image_BCHW, target_B = (torch.cat(parts) for parts in zip(*learnt, strict=True))
-    assert [each.label for each in shown] == [data.classes[target] for target in target_B]
+    image_BCHW = torch.cat([image_BCHW for image_BCHW, _ in learnt])
+    expected = [
+        f"{share:.0%} {data.classes[one]}, {1 - share:.0%} {data.classes[other]}"
+        for _, labels in learnt
+        for one, other, share in zip(*(column.tolist() for column in labels[:3]), strict=True)
+    ]
+    assert [each.label for each in shown] == expected
     for image_HWC, each in zip(show.pixels(image_BCHW, config), shown, strict=True):
         assert np.array_equal(image_HWC, np.asarray(each.image))
 
