@@ -73,15 +73,6 @@ def _print_family(console: Console, family: models.Family, rows: list[tuple[str,
         table.add_column("\nMACs", justify="right", no_wrap=True)
     table.add_column("\nstep", justify="right", no_wrap=True)
     for name, cost in rows:
-        cells = [short(number) for part in cost.branches.values() for number in (part.params, part.macs)]
+        cells = [cell for part in cost.branches.values() for cell in part.cells()]
         table.add_row(name, *cells, f"{cost.step_ratio:.2f}x")
     console.result(table)
-
-
-def short(number: int) -> str:
-    """Three digits and a unit: ``11.7M``."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            value = number / size
-            return f"{value:.{max(0, 3 - len(str(int(value + 0.0005 * value))))}f}{unit}"
-    return str(number)

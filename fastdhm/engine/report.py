@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
 from fastdhm.engine import distributed
@@ -31,7 +32,7 @@ def report(run: Run, rows: list[dict[str, Any]], console: Console) -> None:
     plot_curves(rows, run.dir / CURVES, title, judged_on(config))
     process = "the process, resident" if run.peak_restarts else "the process since its start, resident"
     measured = "tensors of a step on the GPU" if run.device.type == "cuda" else process
-    print_report(console, rows, config, run.model.branch_names, measured, averaged)
+    print_report(console, rows, config, run.model.branch_names, measured, averaged, len(run.classes))
     parts = "without the branches" if main == "B0" else "with the trunk up to its fork"
     parts += ", average of the weights" * averaged
     print_plan(console, {
@@ -48,10 +49,12 @@ def print_report(
     names: tuple[str, ...],
     measured: str,
     averaged: bool = False,
+    num_classes: int = 2,
 ) -> None:
     """Print a table of the errors after the last epoch and after the best one, and the peak memory of the training.
 
-    ``averaged``: the errors are those of the moving average of the weights. ``measured`` says whose memory it is.
+    It also has what each branch costs as a network of its own. ``averaged``: the errors are those of the moving average
+    of the weights. ``measured`` says whose memory it is.
     """
     validated = validations(rows)
     if not validated:
@@ -60,14 +63,18 @@ def print_report(
     title = f"{judged_on(config)} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
     title += f", on {judged_images(config)}"
     console.print(title, style="italic")
+    costs = models.costs_alone(config.arch, num_classes, config.image_size, names)
     table = Table()
-    for column in ("branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"):
+    best_title = f"best epoch ({best['epoch']:g}), top-1 %"
+    for column in ("branch", "top-1 %", "top-5 %", best_title, "parameters", "multiply-adds"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:
-        cells = [last.get(f"val_error/{name}"), last.get(f"val_top5_error/{name}"), best.get(f"val_error/{name}")]
-        style = "bold" if name == names[0] else ""
-        table.add_row(name, *("-" if cell is None else f"{cell:.2f}" for cell in cells), style=style)
+        values = [last.get(f"val_error/{name}"), last.get(f"val_top5_error/{name}"), best.get(f"val_error/{name}")]
+        errors = ("-" if value is None else f"{value:.2f}" for value in values)
+        table.add_row(name, *errors, *costs[name].cells(), style="bold" if name == names[0] else "")
     console.print(table)
+    if len(names) > 1:
+        console.print("a branch costs its own layers and the trunk up to its fork; --branch takes one, or the ensemble")
     kept = "; the network kept is of it" * (config.keep == "best")
     console.print(f"the best epoch is {FLATTERS}{kept}")
     peaks = [row["peak_mib"] for row in rows if "peak_mib" in row]

@@ -8,10 +8,20 @@ similar the filters of two branches are.
 from fastdhm.models.attach import AttachedModel, attach
 from fastdhm.models.base.alone import AloneBranch, alone
 from fastdhm.models.base.branched import Branch, BranchedModel
+from fastdhm.models.base.cascade import Cascade
 from fastdhm.models.base.classifier import classifier_of
 from fastdhm.models.base.ensemble import one_network
 from fastdhm.models.base.recompute import checkpoint_activations
-from fastdhm.models.by_name import DEFAULT_BRANCHES, FAMILIES, build, build_alone, check, family_of, inventory
+from fastdhm.models.by_name import (
+    DEFAULT_BRANCHES,
+    FAMILIES,
+    build,
+    build_alone,
+    check,
+    costs_alone,
+    family_of,
+    inventory,
+)
 from fastdhm.models.cost import Cost, Inventory, measure
 from fastdhm.models.families.family import Family
 from fastdhm.models.weights.files import chosen as chosen_weights
@@ -26,6 +36,7 @@ __all__ = [
     "AttachedModel",
     "Branch",
     "BranchedModel",
+    "Cascade",
     "Cost",
     "Family",
     "Inventory",
@@ -38,6 +49,7 @@ __all__ = [
     "checkpoint_activations",
     "chosen_weights",
     "classifier_of",
+    "costs_alone",
     "family_of",
     "inventory",
     "library_network",

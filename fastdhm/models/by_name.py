@@ -1,14 +1,15 @@
 """Networks with side branches, by name."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from fastdhm.errors import UserError, did_you_mean, first_line, unknown
 from fastdhm.models.base.alone import alone
 from fastdhm.models.base.branched import BranchedModel
-from fastdhm.models.cost import Inventory, measure
+from fastdhm.models.cost import Cost, Inventory, measure
 from fastdhm.models.families import cifar_resnet, densenet, imagenet_resnet, mobilenet, wrn, zoo
 from fastdhm.models.families.family import Family
 
@@ -95,13 +96,40 @@ def inventory(
     """
     family = family_of(arch)
     num_classes = family.num_classes if num_classes is None else num_classes
-    image_size = family.image_size if image_size is None else image_size
+    size_HW = _height_width(family.image_size if image_size is None else image_size)
+    with torch.device("meta"):
+        model = build(arch, num_classes, branches)
+    with _running(arch, *size_HW):
+        return Inventory(size_HW, num_classes, measure(model, size_HW))
+
+
+def costs_alone(
+    arch: str, num_classes: int, image_size: int | tuple[int, int], branches: Iterable[str]
+) -> dict[str, Cost]:
+    """What each branch costs as a network of its own, with the trunk up to its fork; "B0" is the plain network.
+
+    Nothing is computed or allocated. Raises the errors of :func:`inventory`.
+    """
+    size_HW, costs = _height_width(image_size), {}
+    for name in branches:
+        with torch.device("meta"):
+            model = build(arch, num_classes, () if name == "B0" else (name,))
+        with _running(arch, *size_HW):
+            costs[name] = measure(alone(model, name, (3, *size_HW)), size_HW)["B0"]
+    return costs
+
+
+def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
         raise UserError(f"image_size is {image_size}: must be 1 or more pixels")
-    with torch.device("meta"):
-        model = build(arch, num_classes, branches)
+    return height, width
+
+
+@contextmanager
+def _running(arch: str, height: int, width: int) -> Iterator[None]:
+    """Any error of the network inside is one of the images' size."""
     try:
-        return Inventory((height, width), num_classes, measure(model, (height, width)))
-    except (RuntimeError, AssertionError, ValueError) as error:  # any error of the network at this size
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"{arch} does not run on images of {height}x{width} pixels: {first_line(error)}") from error

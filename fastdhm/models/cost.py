@@ -22,6 +22,19 @@ class Cost:
     params: int
     macs: int
 
+    def cells(self) -> tuple[str, str]:
+        """Both for a table."""
+        return short(self.params), short(self.macs)
+
+
+def short(number: int) -> str:
+    """Three digits and a unit: ``11.7M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            value = number / size
+            return f"{value:.{max(0, 3 - len(str(int(value + 0.0005 * value))))}f}{unit}"
+    return str(number)
+
 
 @dataclass(frozen=True)
 class Inventory:

@@ -78,7 +78,7 @@ def _branches(config: TrainConfig, rows: Rows, classes: Sequence[str]) -> str:
     last = validated[-1]
     names = sorted(key.partition("/")[2] for key in last if key.startswith("val_error/"))
     best = best_of(validated, names[0])
-    costs = _costs(config.arch, len(classes) or None, config.image_size, tuple(names)) if len(names) > 1 else {}
+    costs = _costs(config.arch, len(classes), config.image_size, tuple(names)) if classes else {}
     head = ["branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"]
     head += ["parameters", "multiply-adds"] * bool(costs)
     cells = []
@@ -87,18 +87,17 @@ def _branches(config: TrainConfig, rows: Rows, classes: Sequence[str]) -> str:
         row = [name, *("-" if value is None else f"{value:.2f}" for value in values)]
         cells.append([*row, *(costs.get(name, ()))])
     told = f"{judged_on(config).capitalize()} error after {last['epoch']:g} epochs, on {judged_images(config)}"
-    shared = ". B1 and so on: what the branch adds from its fork on" * bool(costs)
+    shared = ". A branch costs its own layers and the trunk up to its fork" * bool(costs)
     return note(f"{told}{shared}.") + table(head, cells)
 
 
 @lru_cache(maxsize=4)
-def _costs(arch: str, classes: int | None, size: Any, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+def _costs(arch: str, classes: int, size: Any, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """Parameters and multiply-adds of each branch; empty where the network cannot be built here."""
     try:
-        found = models.inventory(arch, classes, size, [name for name in names if name != "B0"])
+        return {name: cost.cells() for name, cost in models.costs_alone(arch, classes, size, names).items()}
     except UserError:
         return {}
-    return {name: (number(cost.params), f"{cost.macs / 1e6:,.1f} M") for name, cost in found.branches.items()}
 
 
 def _curves(log: Rows, epochs: Rows, config: TrainConfig) -> Iterable[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from fastdhm import models
 from fastdhm.cli import main
-from fastdhm.commands.models import short
+from fastdhm.models.cost import short
 
 
 def listed(capsys, *argv):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.engine import report
 from fastdhm.engine.report import print_report, telling_how_to_go_on
@@ -21,6 +22,14 @@ def test_the_last_table_says_that_the_best_epoch_flatters(capsys):
     text = capsys.readouterr().out
     assert "validation error after 2 epochs, on val of cats" in text and "test error" not in text
     assert "best epoch is chosen on these images" in text and "the network kept is of it" in text
+
+
+def test_the_last_table_says_what_each_branch_costs(capsys):
+    row = {"kind": "epoch", "epoch": 1, "step": 1, "val_side": 32, "val_error/B0": 3.0, "val_error/B2": 2.0}
+    print_report(Console(width=120), [row], TrainConfig(arch="resnet20"), ("B0", "B2"), "the process", False, 10)
+    text = capsys.readouterr().out
+    for cost in models.costs_alone("resnet20", 10, 32, ("B0", "B2")).values():
+        assert all(cell in text for cell in cost.cells())
 
 
 @pytest.mark.parametrize(

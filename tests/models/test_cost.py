@@ -42,6 +42,17 @@ def test_torch_counts_the_same(arch):
     assert sum(part.params for part in cost.branches.values()) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("arch", ["resnet8", "densenet-10-4", "mobilenet", "resnet18"])
+def test_a_branch_alone_costs_what_its_network_does(arch):
+    costs = models.costs_alone(arch, 7, (64, 48), ("B0", "B1", "B2"))
+    for name, cost in costs.items():
+        network = models.one_network(models.build(arch, 7), name, (3, 64, 48)).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, 64, 48))
+        assert 2 * cost.macs == counter.get_total_flops()
+        assert cost.params == sum(p.numel() for p in network.parameters())
+
+
 def test_the_paper_sets_size_and_classes():
     assert models.inventory("wrn-10-2") == models.inventory("wrn-10-2", 100, 32)
     assert models.inventory("mobilenet") == models.inventory("mobilenet", 751, (256, 128))

@@ -7,6 +7,7 @@ import math
 
 from torch import Tensor, nn
 
+from fastdhm.errors import unknown
 from fastdhm.models.base.alone import alone
 from fastdhm.models.base.branched import BranchedModel
 
@@ -36,4 +37,6 @@ def one_network(model: BranchedModel, branch: str, size_CHW: tuple[int, int, int
     """
     if branch == ENSEMBLE:
         return Ensemble(model)
+    if branch not in model.branch_names:
+        raise unknown("branch", branch, (*model.branch_names, ENSEMBLE))
     return model.strip() if branch == model.main else alone(model, branch, size_CHW).strip()

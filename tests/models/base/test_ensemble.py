@@ -23,3 +23,8 @@ def test_one_network_has_the_models_logits(branch):
 def test_an_unknown_branch_is_refused():
     with pytest.raises(ValueError, match="B9"):
         one_network(models.build("resnet8", 10), "B9", (3, 32, 32))
+
+
+def test_a_branch_that_was_trained_alone_is_not_taken_for_the_trunk():
+    with pytest.raises(ValueError, match="B0"):
+        one_network(models.build_alone("resnet8", 10, "B1"), "B0", (3, 32, 32))
