@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from fastdhm import models
+from fastdhm.commands.early_exit import EarlyExit
 from fastdhm.commands.per_class import per_class_folder, print_per_class, write_per_class
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedSplit
@@ -21,7 +23,7 @@ from fastdhm.data.sources.source import REID_DATASETS, is_reid
 from fastdhm.engine import distributed
 from fastdhm.engine.build import Trained, check_network, load_trained, open_to_judge
 from fastdhm.engine.device import pick_device, pick_own_precision, placed
-from fastdhm.engine.evaluate import Kept, evaluate
+from fastdhm.engine.evaluate import Errors, Kept, evaluate
 from fastdhm.engine.reid import (
     JUDGED,
     HowToRank,
@@ -54,6 +56,8 @@ def evaluate_path(
     per_query: Path | None = None,
     per_class: bool = False,
     out: Path | None = None,
+    branch: str | None = None,
+    early_exit: float | None = None,
     **ranking: Any,
 ) -> dict[str, Any]:
     """Evaluate what is at ``path`` on its run's data, print a table (or JSON) and return the numbers.
@@ -69,6 +73,10 @@ def evaluate_path(
         per_class: write tables and pictures of each class into ``out``, a folder for each branch; the result gains the
             ``calibration_error`` of each.
         out: ``None``: the folder ``per-class`` next to ``path``.
+        branch: judge this one alone, or the "ensemble"; with ``early_exit``, the branch that images go on to.
+        early_exit: also judge a cascade in which an image leaves at the cheapest branch if that gives its likeliest
+            class this probability. The result gains ``early_exit``: of each threshold that was tried, the share of
+            images that ``left``, the errors and the mean of the ``multiply_adds``.
         ranking: fields of :class:`HowToRank` that are not at their default.
 
     Raises:
@@ -79,7 +87,7 @@ def evaluate_path(
         if out is not None and not per_class:
             raise UserError(f"--out {out} is the folder of --per-class: give both, or neither")
         given = {"dataset": dataset, "data_dir": data_dir, "loader": loader, "workers": workers, "device": device}
-        trained = load_trained(path)
+        trained = load_trained(path, branch if early_exit is None else None)
         check_network(trained)
         config, console = _config(trained, path, given), Console(stderr=as_json, quiet=distributed.rank() > 0)
         if not is_reid(config.dataset):
@@ -89,12 +97,15 @@ def evaluate_path(
                     f"--{wishes[0].replace('_', '-')} is for re-identification, and {path} was trained on "
                     f"{config.dataset}: needs a run on {', '.join(REID_DATASETS)}"
                 )
-            return _judge(trained, path, config, console, as_json, per_class, out)
+            cascade = None if early_exit is None else EarlyExit.of(trained, early_exit, branch, path)
+            return _judge(trained, path, config, console, as_json, per_class, out, cascade)
         if per_class:
             raise UserError(
                 f"--per-class is for classes, and {path} was trained on {config.dataset}, whose people are ranked: "
                 "--per-query FILE gives the precision of each query"
             )
+        if branch is not None or early_exit is not None:
+            raise UserError(f"--branch and --early-exit are for classes, and {path} tells people apart: leave them out")
         return _rank_people(trained, path, config, HowToRank(**ranking), per_query, console, as_json)
 
 
@@ -114,8 +125,9 @@ def _judge(
     as_json: bool,
     per_class: bool,
     out: Path | None,
+    cascade: EarlyExit | None,
 ) -> dict[str, Any]:
-    """The errors of all networks; of the first one, what it does with each class where that is asked for."""
+    """The errors of all networks and of a cascade; of the first network, what it does with each class if asked for."""
     folder = per_class_folder(path, out) if per_class and distributed.rank() == 0 else None
     with distributed.in_turn():
         (val,) = open_to_judge(config, console, "val")
@@ -125,7 +137,8 @@ def _judge(
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
         _say_what_changed(trained, path, {"val": val.identity}, config, console)
-        results: dict[str, dict[str, float | None]] = {}
+        results: dict[str, Any] = {}
+        exits: dict[str, Any] = {}
         answers: dict[str, Answers] = {}
         for network in trained.networks:
             kept = Kept() if per_class and not results else None
@@ -133,16 +146,20 @@ def _judge(
             results |= found
             if kept is not None:  # the first process has them
                 answers = dict(zip(found, kept.answers(val.loader, len(val.classes)), strict=False))
+        if cascade is not None:
+            exits = {"early_exit": cascade.judge(partial(_judged, config=config, loader=val.loader))}
         if distributed.rank():
-            return results
+            return results | exits
         for name, of_images in answers.items():
             results[name]["calibration_error"] = 100 * Calibration.of(of_images).expected_error
         told = f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"
         about = [told, *[f"the epoch is {FLATTERS}"] * is_chosen(path, config)]
-        _print(results, about, console, as_json)
+        _print(results | exits if as_json else results, about, console, as_json)
+        if cascade is not None and not as_json:
+            cascade.show(exits["early_exit"], console)
         if folder is not None:
             _keep_classes(folder, answers, val, trained.step, path, config, console, as_json)
-    return results
+    return results | exits
 
 
 def _keep_classes(
@@ -218,14 +235,18 @@ def _check_per_query(path: Path) -> None:
     check_writable(path.parent, "the folder of --per-query")
 
 
-def _errors(
-    network: nn.Module, config: TrainConfig, loader: Loader, kept: Kept | None
-) -> dict[str, dict[str, float | None]]:
+def _judged(network: nn.Module, config: TrainConfig, loader: Loader, kept: Kept | None = None) -> Errors:
     device = pick_device(config.device)
     network = placed(network, device)
     transform = DeviceTransform(config.mean, config.std).to(device)
     precision, side = pick_own_precision(config.precision, device), min(height_width(config.image_size))
-    errors = evaluate(network, loader, transform, device, precision, side, kept=kept)
+    return evaluate(network, loader, transform, device, precision, side, kept=kept)
+
+
+def _errors(
+    network: nn.Module, config: TrainConfig, loader: Loader, kept: Kept | None
+) -> dict[str, dict[str, float | None]]:
+    errors = _judged(network, config, loader, kept)
     names = network.branch_names if isinstance(network, models.BranchedModel) else ("network",)
     columns = zip(names, errors.top1_M, errors.top5_M, strict=True)
     return {name: {"top1_error": top1, "top5_error": top5} for name, top1, top5 in columns}

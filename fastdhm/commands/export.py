@@ -3,6 +3,7 @@
 Legend: B batch, C channels, H height, W width, K classes.
 """
 
+import copy
 import importlib.util
 import io
 import json
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data import open_pictures
 from fastdhm.data.augment.transforms import DeviceTransform
@@ -53,6 +55,7 @@ def export(
     *,
     format: Format = "onnx",
     out: Path | None = None,
+    branch: str | None = None,
     preprocess: bool = False,
     images: Path | None = None,
     int8: bool = False,
@@ -63,7 +66,8 @@ def export(
     It is run on images first, in batches of several sizes: its logits must be those of the network.
 
     Args:
-        out: a new file; ``None``: ``network.onnx`` or ``network.pt2`` beside the network.
+        out: a new file; ``None``: ``network.onnx`` or ``network.pt2`` beside the network, ``network-B1.onnx`` of B1.
+        branch: "B0", "B1", ... or "ensemble", of a run or a checkpoint; ``None``: the plain network.
         preprocess: include the normalisation; the input is then uint8 images, ``[B, H, W, C]``.
         images: a folder of images to check on; ``None``: the run's validation images.
         int8: write it with int8 weights and activations instead, with its error beside that of the float32 network.
@@ -80,11 +84,12 @@ def export(
     missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format {format} needs what is not installed: pip install {' '.join(missing)}")
-    out = out or (path if path.is_dir() else path.parent) / f"network{'.int8' * int8}{ENDINGS[format]}"
+    name = f"network{f'-{branch}' * bool(branch)}{'.int8' * int8}{ENDINGS[format]}"
+    out = out or (path if path.is_dir() else path.parent) / name
     if out.exists():
         raise UserError(f"{shown(out)} is there already: choose another --out, or remove it")
     check_writable(out.parent, "the folder of --out")
-    trained = load_trained(path)
+    trained = load_trained(path, branch)
     image_BHWC = _some_images(trained.config, images, console)
     transform = DeviceTransform(trained.config.mean, trained.config.std)
     plain = trained.plain.cpu().float().eval()
@@ -96,7 +101,8 @@ def export(
     inputs = as_input(image_BHWC)
     with torch.no_grad():
         make = _as_onnx if format == "onnx" else _as_torch_export
-        data, runs = make(module, inputs[:2], _about(trained, preprocess))
+        # a copy: torch.export may replace what a module holds, such as the feature maps of branches
+        data, runs = make(copy.deepcopy(module), inputs[:2], _about(trained, preprocess))
         error = _largest_difference(module, runs, inputs)
     said = ""
     if int8:
@@ -153,8 +159,9 @@ def _as_onnx(module: nn.Module, example: Tensor, about: dict[str, str]) -> tuple
     import onnxruntime
 
     program = torch.onnx.export(
-        module, (example,), dynamo=True, dynamic_shapes=_any_batch(), input_names=["images"],
-        output_names=["logits"], external_data=False, verbose=False,
+        _program(module, example) if _leaves_early(module) else module, (example,), dynamo=True,
+        dynamic_shapes=_any_batch(), input_names=["images"], output_names=["logits"], external_data=False,
+        verbose=False,
     )  # fmt: skip
     assert program is not None
     model = program.model_proto
@@ -167,9 +174,18 @@ def _as_onnx(module: nn.Module, example: Tensor, about: dict[str, str]) -> tuple
 
 
 def _as_torch_export(module: nn.Module, example: Tensor, about: dict[str, str]) -> tuple[bytes, Runs]:
-    program, file = torch.export.export(module, (example,), dynamic_shapes=_any_batch()), io.BytesIO()
+    program, file = _program(module, example), io.BytesIO()
     torch.export.save(program, file, extra_files={"fastdhm.json": json.dumps(about)})
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(module, (example,), dynamic_shapes=_any_batch(), strict=_leaves_early(module))
+
+
+def _leaves_early(module: nn.Module) -> bool:
+    """Whether its trunk ends with an exception at a fork, which only the tracer of torch.compile follows."""
+    return any(isinstance(part, models.AloneBranch) for part in module.modules())
 
 
 def _any_batch() -> tuple[dict[int, Any]]:

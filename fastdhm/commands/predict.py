@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def predict(
     size = next(size for size in sizes if size is not None)
     if min(size, top) < 1:
         raise UserError(f"batch size {size}, top {top}: each must be 1 or more")
-    names, bad = _Names(images, console), 0
+    names, done, bad = _Names(images, console), 0, 0
     cut = _Cut(predictor.transform, names)
     with (
         _prepared(cut, size, pick_workers(workers, predictor.device)) as batches,
@@ -71,11 +71,12 @@ def predict(
             if good:
                 answers = predictor.answers(torch.from_numpy(image_BHWC[good]), top)
                 write([names[index_B[i]] for i in good], answers)
+            done += len(good)
             bad += len(wrong)
             advance(len(index_B))
         if bad == len(names):
             raise UserError(f"none of {len(names):,} images can be read: nothing was written")
-    console.print(f"{len(names) - bad:,} images predicted: {out}" + (f"; {bad:,} left out" if bad else ""))
+    console.print(f"{done:,} images predicted: {out}" + (f"; {bad:,} left out" if bad else ""))
     return bad
 
 
@@ -167,7 +168,9 @@ def _pyarrow() -> Any:
 def _opened(out: Path, top: int) -> Iterator[Write]:
     """A function that appends to ``out``, which is there only when all went well."""
     if str(out) == "-":
-        yield _csv(sys.stdout, top)
+        with suppress(BrokenPipeError):  # the reader has what it wanted, such as head
+            yield _csv(sys.stdout, top)
+            sys.stdout.flush()
         return
     with replacing(out) as temporary:
         if out.suffix == ".parquet":

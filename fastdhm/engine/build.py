@@ -18,6 +18,7 @@ from fastdhm.data.augment.augmentation import Augmentation
 from fastdhm.data.augment.policy import parse_policy, spread_of
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.identity import Identity
 from fastdhm.engine import distributed
 from fastdhm.engine.device import pick_device, pick_workers
@@ -146,11 +147,14 @@ class Trained:
         return network.strip() if isinstance(network, models.BranchedModel) else network
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path, branch: str | None = None) -> Trained:
     """Load what lies at ``path``: a checkpoint, a network, or a run directory.
 
-    A run directory gives its stripped network and the checkpoint that this comes from.
+    A run directory gives its stripped network and the checkpoint that this comes from. With ``branch`` there is one
+    network: that branch with the trunk up to its fork, or of "ensemble" the mean of all branches' probabilities.
     """
+    if branch is not None:
+        return _one_branch(load_trained(path), branch, path)
     if path.is_dir():
         config = checkpoint.run_config(path)
         found = load_trained(checkpoint.kept_checkpoint(path, config))
@@ -169,6 +173,19 @@ def load_trained(path: Path) -> Trained:
     model = build_model(config, len(classes))
     checkpoint.load_weights(model, checkpoint.judged(saved), path, config.arch)
     return Trained([model], config, classes, saved.get("data", {}), saved.get("position", {}).get("step"))
+
+
+def _one_branch(trained: Trained, branch: str, path: Path) -> Trained:
+    model, main = trained.networks[0], trained.config.only_branch or "B0"
+    if isinstance(model, models.BranchedModel):
+        network = models.one_network(model, branch, (3, *height_width(trained.config.image_size)))
+    elif branch == main:
+        network = model
+    else:
+        raise UserError(
+            f"{path} holds the plain network alone, not {branch}: name its run directory, best.pt or last.pt"
+        )
+    return replace(trained, networks=[models.BranchedModel(network, {}, {}, main=branch)])
 
 
 def check_network(trained: Trained) -> None:

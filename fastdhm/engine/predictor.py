@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
@@ -25,7 +25,6 @@ from fastdhm.engine.build import Trained, data_options, load_trained
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
 from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError
-from fastdhm.models import BranchedModel, one_network
 from fastdhm.system.paths import expanded
 
 
@@ -105,9 +104,9 @@ def _bytes_of(image_CHW: Tensor) -> np.ndarray:
 class Predictor:
     """A trained network that answers: see :func:`load`."""
 
-    def __init__(self, network: nn.Module, trained: Trained, device: torch.device):
+    def __init__(self, trained: Trained, device: torch.device):
         self.config, self.classes, self.device = trained.config, trained.classes, device
-        self.network = placed(network, device).eval()
+        self.network = placed(trained.plain, device).eval()
         self.transform = Transform(trained.config)
         self._precision = pick_own_precision(trained.config.precision, device)
 
@@ -149,24 +148,12 @@ def load(path: str | Path, *, branch: str | None = None, device: str = "auto") -
         ValueError: nothing of fastdhm at ``path``, a network that tells people apart, or no such branch there.
     """
     path = expanded(path)
-    trained = load_trained(path)
+    trained = load_trained(path, branch)
     if is_reid(trained.config.dataset):
         raise UserError(f"{path} tells people apart, by features and not by classes: use fastdhm embed")
     config = dataclasses.replace(trained.config, device=device)
     trained = dataclasses.replace(trained, config=config)
-    return Predictor(branch_of(trained, branch, path), trained, pick_device(device))
-
-
-def branch_of(trained: Trained, branch: str | None, path: Path) -> nn.Module:
-    """A branch of what was loaded from ``path`` as a plain network; ``None`` for the network that the run leaves."""
-    if branch is None:
-        return trained.plain
-    model = trained.networks[0]
-    if isinstance(model, BranchedModel):
-        return one_network(model, branch, (3, *height_width(trained.config.image_size)))
-    if branch == (trained.config.only_branch or "B0"):
-        return model
-    raise UserError(f"{path} holds the plain network alone, not {branch}: name its run directory, best.pt or last.pt")
+    return Predictor(trained, pick_device(device))
 
 
 def _each(images: Any) -> Iterator[Any]:

@@ -9,8 +9,8 @@ from PIL import Image
 from fastdhm.cli import main
 from fastdhm.commands import export as command
 from fastdhm.config import TrainConfig
-from fastdhm.engine.build import build_plain
-from fastdhm.engine.saved.checkpoint import save_network
+from fastdhm.engine.build import build_model, build_plain
+from fastdhm.engine.saved.checkpoint import save_checkpoint, save_network
 
 CLASSES = ("cat", 'a,"b"\n/c')
 
@@ -36,6 +36,28 @@ def test_a_program_of_torch_has_the_logits_and_the_classes(network):
     module = torch.export.load(network.parent / "network.pt2", extra_files=extra).module()
     assert json.loads(json.loads(extra["fastdhm.json"])["classes"]) == list(CLASSES)
     assert module(torch.zeros(5, 32, 32, 3, dtype=torch.uint8)).shape == (5, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch-export", "onnx"])
+@pytest.mark.parametrize("branch", ["B2", "ensemble"])
+def test_a_branch_and_the_ensemble_are_exported_too(network, branch, form):
+    """That the file has the logits of the loaded network is checked before it is written."""
+    if form == "onnx":
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    config, path = TrainConfig(arch="resnet8", precision="float32", workers=0, device="cpu"), network.parent / "last.pt"
+    model = build_model(config, 2).eval()
+    save_checkpoint(path, config, CLASSES, {"model": model.state_dict()})
+    assert export(path, "--format", form, "--branch", branch) == 0
+    if form == "onnx":
+        return
+    module = torch.export.load(network.parent / f"network-{branch}.pt2").module()
+    image_BCHW = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        logits_MBK = model(image_BCHW)
+    chances_BK = logits_MBK[2].softmax(1) if branch == "B2" else logits_MBK.softmax(2).mean(0)
+    torch.testing.assert_close(module(image_BCHW).softmax(1), chances_BK)
 
 
 @pytest.mark.slow

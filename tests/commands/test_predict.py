@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -36,10 +37,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("branch", ["B0", "B1", "B2"])
+@pytest.mark.parametrize("branch", ["B0", "B1", "B2", "ensemble"])
 def test_the_error_is_that_of_eval(run, tmp_path, capsys, branch):
     run_dir, val = run
-    assert main(["eval", str(run_dir), "--json"]) == 0
+    assert main(["eval", str(run_dir), "--json", "--branch", branch]) == 0
     told = json.loads(capsys.readouterr().out)[branch]["top1_error"]
     out = tmp_path / "p.csv"
     argv = ["predict", str(run_dir), str(val), "--out", str(out), "--workers", "0", "--branch", branch]
@@ -105,3 +106,13 @@ def test_parquet_without_its_library(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(["predict", *map(str, run), "--out", str(tmp_path / "p.parquet")]) == 2
     assert "pip install 'fastdhm[parquet]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_ends_it(run):
+    argv = [sys.executable, "-m", "fastdhm", "predict", str(run[0]), *[str(run[1])] * 400, "--out", "-"]
+    with subprocess.Popen([*argv, "--workers", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as told:
+        assert told.stdout.readline().startswith("image,class_1")
+        told.stdout.close()
+        errors = told.stderr.read()
+    assert told.returncode == 0 and "Broken" not in errors
