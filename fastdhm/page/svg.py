@@ -75,7 +75,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequenc
     """A figure of counts, a row for each true class: its own column is green, the others are red, the darker the
     larger their share of the row."""
     left, top = 92, 78
-    step = (WIDTH - RIGHT - left) / len(columns)
+    step = (WIDTH - left - 36) / len(columns)  # the last name leans to the right
     parts = []
     for c, name in enumerate(columns):
         place = f"translate({left + (c + 0.7) * step:.1f} {top - 5}) rotate(-60)"

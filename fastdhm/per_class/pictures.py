@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NAMED = 30  # classes that a matrix has names for; of more, those of the most frequent mistakes
-NUMBERED = 20  # classes that it has numbers for
 CELLS = 200  # a side of the picture of a whole large matrix
 COLUMNS, ROWS, SIDE = 6, 4, 256  # of the sheet of mistakes, and the largest side of an image in pixels
 RIGHT, WRONG, INK = "#1a9641", "#d7191c", "#222222"
@@ -119,10 +118,10 @@ def _draw_named(
     axis.set_yticks(range(C), [name + note for name, note in zip(names, empty, strict=True)], fontsize=8)
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(f"the {C} classes of the most frequent mistakes" if others else "images", fontsize=9)
-    count_CC = confusion.block(shown_C) if C <= NUMBERED or others else np.zeros((C, C), int)
+    count_CC, (_, highest) = confusion.block(shown_C), red.get_clim()
     for (true, said), share in np.ndenumerate(share_CC):
         if count_CC[true, said]:
-            dark = share > 75 if true == said else share > 0.5 * float(red.get_clim()[1] or 1)
+            dark = share > 75 if true == said else share > 0.5 * (highest or 1)
             text = f"{count_CC[true, said]:,}"
             axis.text(said, true, text, ha="center", va="center", fontsize=7 if len(text) < 4 else 5,
                       color="white" if dark else INK)  # fmt: skip
