@@ -160,14 +160,16 @@ def computes(run: Run, compiled: bool) -> Callable:
     return compute if run.teacher is None else partial(_taught, run.teacher.logits(NUM_SIDES * compiled), compute)
 
 
-def _by_block(calls: Mapping[nn.Module, Callable], compute: Callable, *args: Any) -> tuple[torch.Tensor, ...]:
+def _by_block(
+    calls: Mapping[nn.Module, Callable], compute: Callable, *args: Any, **taught: Any
+) -> tuple[torch.Tensor, ...]:
     with forwards(calls):
-        return compute(*args)
+        return compute(*args, **taught)
 
 
 def _taught(teacher: Callable, compute: Callable, image_BCHW: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
     """The teacher's graph is its own: there is one whatever the set of branches is."""
-    return compute(image_BCHW, *args, teacher(image_BCHW))
+    return compute(image_BCHW, *args, taught_BK=teacher(image_BCHW))
 
 
 class Child:
