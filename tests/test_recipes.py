@@ -38,6 +38,25 @@ def test_a_preset_leaves_the_method_as_it_is(method):
     assert (config.method, config.sampler) == (method, "binary")
 
 
+@pytest.mark.parametrize(("preset", "dataset"), [("modern", "imagenet"), ("finetune", "folder:photos")])
+@pytest.mark.parametrize("method", ["baseline", "dhm"])
+def test_todays_recipes_are_runs_that_can_be_done(preset, dataset, method):
+    config = settle(config_of("--dataset", dataset, "--preset", preset, "--method", method))
+    assert (config.preset, config.method, config.sampler) == (preset, method, "binary")
+    assert config.freeze_epochs + config.warmup_epochs + config.mimic_warmup < config.epochs
+
+
+def test_the_rate_of_the_modern_recipe_is_torchvisions_and_follows_the_batch():
+    for images, peak in ((1024, 0.5), (256, 0.125)):
+        config = config_of("--dataset", "imagenet", "--preset", "modern", "--batch-size", str(images))
+        assert config.peak_lr == pytest.approx(peak)
+
+
+def test_a_network_may_be_fine_tuned_from_any_weights():
+    config = config_of("--dataset", "folder:photos", "--preset", "finetune", "--weights", "runs/mine")
+    assert (config.weights, config.freeze_epochs) == ("runs/mine", 2)
+
+
 def test_there_is_no_fast_preset_for_people():
     with pytest.raises(UserError, match="preset is fast: there is none for market1501"):
         config_of("--dataset", "market1501", "--preset", "fast")
