@@ -100,6 +100,10 @@ def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
     usual = "baseline" if given.get("only_branch") else base.method  # nothing else trains a branch alone
     names = (given.get("dataset", base.dataset), given.get("arch"), given.get("method", usual))
     values = recipe(*names, given.get("preset", base.preset))
+    if "optimizer" in given:
+        from fastdhm.engine.optim.by_name import fitted
+
+        values |= fitted(values, given["optimizer"])
     if given.get("scale_lr"):
         values |= warm_up(values | given, given.get("epochs", values["epochs"]))
     return values

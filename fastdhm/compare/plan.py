@@ -12,6 +12,7 @@ from fastdhm.compare.arms import OF_BRANCHES, OF_MIMICKING, Arm, Variant, change
 from fastdhm.compare.paper import ERROR, ERRORS, PEOPLE, TABLES, Entry, Table, known
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.source import is_reid
+from fastdhm.engine.optim.by_name import fitted
 from fastdhm.engine.optim.schedule import describe_falls
 from fastdhm.errors import UserError, counted, unknown
 from fastdhm.recipes import recipe, warm_up
@@ -105,10 +106,11 @@ def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_alone(values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe for the data set, network, method and preset of a run."""
+    """The recipe for the data set, network, method, preset and optimizer of a run."""
     usual = TrainConfig()
     dataset, preset = (values.get(name, getattr(usual, name)) for name in ("dataset", "preset"))
-    return recipe(dataset, values.get("arch"), values["method"], preset)
+    found = recipe(dataset, values.get("arch"), values["method"], preset)
+    return found | (fitted(found, values["optimizer"]) if "optimizer" in values else {})
 
 
 def scaled_rate(values: dict[str, Any]) -> dict[str, Any]:

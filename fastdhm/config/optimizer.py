@@ -1,5 +1,7 @@
 """How the weights move: optimizer, learning rate and its schedule, decay and average."""
 
+import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -19,6 +21,10 @@ def _decays(betas: tuple[float, float]) -> bool:
 
 MILESTONES = Rule("rising epochs above 0", _rising)
 TWO_DECAYS = Rule("two numbers in [0, 1)", _decays)
+ARGUMENT = r"[A-Za-z_]\w*\s*=[^=]+"
+ARGUMENTS = Rule("NAME=VALUE,..., such as eps=1e-6", re.compile(rf"({ARGUMENT}(,\s*{ARGUMENT})*)?").fullmatch)
+LAYER_DECAY = Rule("in (0, 1]", lambda x: 0 < x <= 1)
+FACTOR = Rule("a finite number, 1 or more", lambda x: 1 <= x < math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +33,16 @@ class Optimizer:
 
     __slots__ = ()
 
-    optimizer: Literal["sgd", "amsgrad"] = "sgd"
-    """Optimizer: sgd or amsgrad.
-    amsgrad is Adam whose second moments never fall."""
+    optimizer: str = "sgd"
+    """Optimizer, such as sgd, adamw, muon or timm:NAME.
+    torch's: sgd, amsgrad (Adam whose second moments never fall), adamw, muon. muon moves the matrices of hidden layers,
+    convolutions as [output channels, the rest]; norms, biases, the first layer and classifiers are moved by adamw.
+    timm's: lion, lamb and, as timm:NAME, any other. schedulefree:sgd, schedulefree:adamw and schedulefree:radam are of
+    that library: they need no schedule, and what is validated and kept is their average of the weights. One that is not
+    the recipe's brings its library's lr and weight_decay, where these are not given."""
+    optimizer_args: str = setting("", ARGUMENTS)
+    """What else the optimizer takes, as NAME=VALUE,....
+    eps=1e-6,betas=0.9,0.95, say. Empty: its library's values."""
     lr: float = setting(0.1, POSITIVE)
     """Highest learning rate."""
     scale_lr: bool = False
@@ -38,9 +51,18 @@ class Optimizer:
     lr_batch_size: int = setting(128, AT_LEAST_ONE)
     """Batch size that lr is right for.
     The recipe gives the one of its own lr."""
-    schedule: Literal["step", "cosine", "linear"] = "step"
-    """Schedule of lr: step, cosine or linear.
-    It follows the warm-up. step multiplies lr by gamma at each milestone. cosine and linear fall to 0."""
+    layer_decay: float = setting(1.0, LAYER_DECAY)
+    """Factor of lr from each layer of the trunk to the one before it.
+    In (0, 1]: 0.75, say, to change pre-trained layers the less the earlier they come. A layer is a block; stem and
+    classifier are one each. Side branches have all of lr. 1: all layers alike."""
+    schedule: Literal["step", "cosine", "linear", "constant", "warm-restarts"] = "step"
+    """Schedule of lr: step, cosine, linear, constant or warm-restarts.
+    It follows the warm-up. step multiplies lr by gamma at each milestone. cosine and linear fall to 0. constant stays.
+    warm-restarts is cosine again and again, in cycles."""
+    cycle_epochs: float = setting(10.0, POSITIVE)
+    """Length of the first cycle of warm-restarts, in epochs."""
+    cycle_factor: float = setting(1.0, FACTOR)
+    """Length of a cycle of warm-restarts over that of the one before."""
     milestones: tuple[float, ...] = setting((), MILESTONES)
     """Epochs at which lr is multiplied by gamma.
     Of the step schedule."""
@@ -58,7 +80,8 @@ class Optimizer:
     nesterov: bool = False
     """Nesterov's form of the momentum."""
     betas: tuple[float, float] = setting(BETAS, TWO_DECAYS)
-    """Decay of amsgrad's two moments, in [0, 1)."""
+    """Decay of the two moments of amsgrad and adamw, in [0, 1).
+    Also of the adamw beside muon."""
     weight_decay: float = setting(1e-4, NOT_NEGATIVE)
     """Weight decay."""
     decay_norm_bias: bool = True

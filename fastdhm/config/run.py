@@ -105,9 +105,29 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
     ),
     ("nesterov", lambda run: not run.nesterov or run.momentum > 0, "false when momentum is 0"),
     ("nesterov", lambda run: not run.nesterov or run.optimizer == "sgd", "false: only sgd has it"),
-    ("betas", lambda run: tuple(run.betas) == BETAS or run.optimizer == "amsgrad", "left out: only amsgrad uses it"),
+    (
+        "betas",
+        lambda run: tuple(run.betas) == BETAS or run.optimizer in ("amsgrad", "adamw", "muon"),
+        "left out: only amsgrad, adamw and muon use it; for others see --optimizer-args",
+    ),
+    ("optimizer_args", lambda run: not run.optimizer_args or run.optimizer != "sgd", "left out: sgd's have flags"),
     ("teacher_weight", lambda run: run.teacher or run.teacher_weight == 1, "left out: there is no teacher"),
     ("teacher_arch", lambda run: run.teacher, "left out: there is no teacher"),
     ("teacher_size", lambda run: run.teacher, "left out: there is no teacher"),
     ("cuda_graphs", lambda run: not (run.cuda_graphs and run.ema), "false with ema: its decay changes at each step"),
+    (
+        "cuda_graphs",
+        lambda run: not run.cuda_graphs or run.optimizer in ("sgd", "amsgrad", "adamw"),
+        "false with {run.optimizer}: its steps count on the host",
+    ),
+    (
+        "schedule",
+        lambda run: run.schedule == "constant" or not run.optimizer.startswith("schedulefree:"),
+        "constant with {run.optimizer}, which needs no schedule",
+    ),
+    (
+        "ema",
+        lambda run: not run.ema or not run.optimizer.startswith("schedulefree:"),
+        "0 with {run.optimizer}: it averages the weights itself",
+    ),
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fastdhm.config.rules import AT_LEAST_ONE, SEED, setting
+from fastdhm.config.rules import AT_LEAST_ONE, POSITIVE, SEED, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,14 @@ class Steps:
     max_steps: int | None = setting(None, AT_LEAST_ONE)
     """End the run, in order, after this many steps.
     Null: no limit."""
+    hours: float | None = setting(None, POSITIVE)
+    """Plan the run to this many hours, and end it then.
+    Training and validations count, over all resumes. Where its epochs do not all fit, it has fewer: the speed so far
+    says how many, and the schedule falls faster, to its end. Where they fit, nothing changes. Null: no limit."""
+    patience: int | None = setting(None, AT_LEAST_ONE)
+    """End the run after this many epochs without a lower error of B0.
+    Asked at validations. The network kept is then of the last epoch, N after the best; with --keep best of the best.
+    Null: all epochs."""
     batch_size: int = setting(128, AT_LEAST_ONE)
     """Images in an optimizer step."""
     sync_bn: bool = False

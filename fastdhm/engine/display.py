@@ -56,10 +56,16 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def advance(self, step: int, epoch: int, epochs: int) -> None:
+    def expect(self, total_steps: int) -> None:
+        """Take note of how many steps the run has, if that changes."""
+        if total_steps != self.total_steps:
+            self.total_steps = total_steps
+            self.progress.update(self.task, total=self.work(total_steps))
+
+    def advance(self, step: int, epoch: int, epochs: float) -> None:
         """Move the bar; called after every step, touches no tensor."""
         self.progress.update(
-            self.task, completed=self.work(step), description=f"epoch {epoch + 1}/{epochs}", steps=self._steps(step)
+            self.task, completed=self.work(step), description=f"epoch {epoch + 1}/{epochs:.3g}", steps=self._steps(step)
         )
 
     def show(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
@@ -77,7 +83,7 @@ class TrainingDisplay:
     def _steps(self, step: int) -> str:
         return f"{step:{len(str(self.total_steps))}}/{self.total_steps}"
 
-    def show_epoch(self, epoch: int, epochs: int, scalars: dict[str, float]) -> None:
+    def show_epoch(self, epoch: int, epochs: float, scalars: dict[str, float]) -> None:
         """A line for a validated epoch."""
         train, test = (
             " ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in scalars.items() if name.startswith(kind))
@@ -87,7 +93,7 @@ class TrainingDisplay:
         if scalars["val_side"] != self.side:
             test += f" (at {scalars['val_side']} pixels)"
         judged = (f"{self.judged_on} error % {test}", "bold")
-        self.print(Text.assemble(f"epoch {epoch + 1}/{epochs}  {loss}  ", judged))
+        self.print(Text.assemble(f"epoch {epoch + 1}/{epochs:.3g}  {loss}  ", judged))
 
     def print(self, text: str | Text | Table) -> None:
         """Print above the bar."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
+from fastdhm.engine.build import learning_rate_of
 from fastdhm.engine.optim.schedule import image_side
-from fastdhm.engine.run import learning_rate_of
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import LAST
 from fastdhm.errors import UserError
@@ -26,6 +26,10 @@ def refuse_other_past(run_dir: Path, config: TrainConfig) -> None:
     begun = at.epoch + (at.batch > 0)
     if config.epochs == before.epochs:
         return
+    if at.plan is not None or at.timed_out:
+        raise UserError(
+            f"epochs is {config.epochs}, and {run_dir} is planned to its hours ({before.hours:g}): leave it out"
+        )
     if config.epochs < begun:
         raise UserError(f"epochs is {config.epochs}, and {run_dir} has begun {begun}: must be {begun} or more")
     if what := first_change(before, config, begun):

@@ -1,5 +1,7 @@
 """What a person is told before a run: what it is going to do."""
 
+import math
+
 from rich.text import Text
 
 from fastdhm import methods, models
@@ -9,6 +11,7 @@ from fastdhm.engine import distributed
 from fastdhm.engine.compiling import when_compiled
 from fastdhm.engine.device import describe_threads
 from fastdhm.engine.fast.fuse import FusedForward
+from fastdhm.engine.optim.by_name import is_schedule_free
 from fastdhm.engine.optim.schedule import describe_falls, describe_images
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved.judged import TEST_SETS, judged_images
@@ -81,9 +84,31 @@ def _method(run: Run) -> str:
         rate += f", in {config.accumulate} parts of {config.batch_size // config.accumulate} images, each with batch "
         rate += "statistics of its own, which move the running ones"
     start = f", from epoch {at.epoch + 1}, batch {at.batch}" if at.step else ""
-    cut = "cut after " * (run.total_steps < config.epochs * run.epoch_steps)
+    cut = "cut after " * (run.total_steps < math.ceil(run.end * run.epoch_steps))
     steps = f"{config.epochs} epochs, {cut}{run.total_steps:,} steps of {config.batch_size} images"
-    return f"{method_name(config)}, {steps}{rate}{start}"
+    steps += "" if config.hours is None else f", as far as they fit into {config.hours:g} hours"
+    steps += "" if config.patience is None else f", fewer if the error falls no lower for {config.patience}"
+    return f"{method_name(config)}, {steps}{_optimizer(config)}{rate}{start}"
+
+
+def _optimizer(config: TrainConfig) -> str:
+    if config.optimizer == "sgd" and config.layer_decay == 1:
+        return ""
+    beside = f" ({config.optimizer_args})" * bool(config.optimizer_args)
+    layers = f", each layer at {config.layer_decay:g} of the next one's rate" * (config.layer_decay < 1)
+    free = ", whose average of the weights is validated and kept" * is_schedule_free(config.optimizer)
+    return f", {config.optimizer}{beside}{free}{layers}"
+
+
+def why_early(run: Run) -> str:
+    """For a person: why a run ended before its epochs."""
+    at, config = run.at, run.config
+    if run.waited():
+        lowest = f"its lowest error is of epoch {at.best_epoch + 1}"
+        kept = "" if config.keep == "best" else "; the network kept is of the last epoch, see --keep"
+        return f"ended after epoch {at.epoch}, as patience is {config.patience}: {lowest}{kept}"
+    cut = " in the middle of its schedule" * at.timed_out
+    return f"ended{cut} after {run.now:.3g} of {config.epochs} epochs, as hours is {config.hours:g}"
 
 
 def _machine(run: Run, why_not_compiled: str) -> str:

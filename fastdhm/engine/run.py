@@ -6,6 +6,7 @@ Legend: M branches, A those that a step computes, S = M - 1 side branches, B bat
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.engine import distributed
-from fastdhm.engine.build import build_model, training_transform, weights_of
+from fastdhm.engine.build import build_model, learning_rate_of, optimizer_of, training_transform, weights_of
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
 from fastdhm.engine.gradients import cosine_names, gradient_cosines
+from fastdhm.engine.hours import Hours, time_in_schedule
 from fastdhm.engine.labels import Labelling, Labels
 from fastdhm.engine.optim.average import WeightAverage
-from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd, place_learning_rate, set_learning_rate
-from fastdhm.engine.optim.schedule import image_side, learning_rate, mimic_scale
+from fastdhm.engine.optim.by_name import is_schedule_free
+from fastdhm.engine.optim.optimizer import freeze, place_learning_rate, set_learning_rate
+from fastdhm.engine.optim.schedule import full_size_steps, image_side, mimic_scale
+from fastdhm.engine.optim.schedule_free import ScheduleFreeAverage
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import Position
 from fastdhm.engine.saved.names import LAST, NETWORK
@@ -39,22 +43,6 @@ from fastdhm.engine.teacher import TEACHER, check_same, open_teacher
 from fastdhm.engine.timer import Stopwatch
 from fastdhm.errors import UserError
 from fastdhm.ops.branch_mask import branch_mask
-
-
-def learning_rate_of(config: TrainConfig, now: float) -> float:
-    """A run's learning rate at the time ``now``, in epochs."""
-    return learning_rate(
-        now, lr=config.peak_lr, epochs=config.epochs, schedule=config.schedule, milestones=config.milestones,
-        gamma=config.gamma, warmup_epochs=config.warmup_epochs, warmup_lr=config.warmup_lr, warmup=config.warmup,
-    )  # fmt: skip
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that a config asks for, over all parameters."""
-    decay = (config.weight_decay, config.decay_norm_bias)
-    if config.optimizer == "amsgrad":
-        return make_amsgrad(model, config.lr, config.betas, *decay)
-    return make_sgd(model, config.lr, config.momentum, config.nesterov, *decay)
 
 
 class Run:
@@ -90,11 +78,16 @@ class Run:
         self.identity: Identity = {}  # the images that it learns from and is judged on
         self.pretrained: tuple[str, ...] = ()  # the parameters that were loaded and not drawn
         self.begun: tuple[str, ...] = ()  # where they were in the file, and what was converted
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = optimizer_of(config, model)
         place_learning_rate(self.optimizer, self.device, config.cuda_graphs)
-        self.average = WeightAverage(model, config.ema) if config.ema else None
+        self.average: WeightAverage | ScheduleFreeAverage | None = None
+        if is_schedule_free(config.optimizer):
+            self.average = ScheduleFreeAverage(model, self.optimizer)
+        elif config.ema:
+            self.average = WeightAverage(model, config.ema)
         if config.sync_bn:
-            sync_batch_norms(model, distributed.group())
+            for network in (model, self.judged):
+                sync_batch_norms(network, distributed.group())
         self.shared = SharedGradients(compress=config.compress_gradients)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.side = min(height_width(config.image_size))  # the short side of a whole image
@@ -102,6 +95,8 @@ class Run:
         names = (*model.branch_names, *([TEACHER] if self.teacher else []))
         self.sums = TrainingSums(names, self.device, cosine_names(model))
         self.at = Position()
+        work = partial(full_size_steps, run_steps=config.epochs, side=self.side, progressive=config.progressive)
+        self.hours = Hours(config.hours, config.epochs, work)
         self.between_steps = True  # its state can be saved only there
         self.stopwatch = Stopwatch()
         self.peak_restarts = True
@@ -146,7 +141,12 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, up to ``max_steps``."""
-        return min(self.config.epochs * self.epoch_steps, self.config.max_steps or 1 << 62)
+        return min(math.ceil(self.end * self.epoch_steps), self.config.max_steps or 1 << 62)
+
+    @property
+    def end(self) -> float:
+        """The run's epochs: the config's, or what fits into its hours."""
+        return self.config.epochs if self.at.plan is None else self.at.plan[2]
 
     @property
     def now(self) -> float:
@@ -156,16 +156,36 @@ class Run:
     def scheduled(self, now: float) -> tuple[float, float, int]:
         """What a step at the time ``now`` takes: learning rate, factor of the mimicking weights, side of the images."""
         config = self.config
-        side = image_side(now / config.epochs, self.side, config.progressive)
-        return learning_rate_of(config, now), mimic_scale(now, config.mimic_warmup), side
+        at = time_in_schedule(now, self.at.plan, config.epochs)
+        side = image_side(at / config.epochs, self.side, config.progressive)
+        return learning_rate_of(config, at), mimic_scale(at, config.mimic_warmup), side
 
     def out_of_steps(self) -> bool:
         """Whether ``max_steps`` is reached."""
         return self.config.max_steps is not None and self.at.step >= self.config.max_steps
 
+    def out_of_time(self) -> bool:
+        """Whether the ``hours`` are over, for all processes alike; asked once after each step."""
+        self.at.timed_out = self.at.timed_out or self.hours.up()
+        return self.at.timed_out
+
+    def waited(self) -> bool:
+        """Whether the last epoch was validated, and its error was not the lowest for ``patience`` epochs."""
+        patience, at = self.config.patience, self.at
+        asked = patience is not None and at.best_epoch >= 0 and at.epoch % self.config.eval_every == 0
+        return asked and at.epoch - 1 - at.best_epoch >= (patience or 0)
+
+    def trained(self) -> bool:
+        """Whether the run is over: all epochs are done, or ``hours`` or ``patience`` ended it."""
+        return self.at.epoch >= self.end or self.at.timed_out or self.waited()
+
     def ended(self) -> bool:
-        """Whether nothing is left to train: all epochs are done, or ``max_steps`` is reached."""
-        return self.at.epoch >= self.config.epochs or self.out_of_steps()
+        """Whether nothing is left to train: the run is over, or ``max_steps`` is reached."""
+        return self.trained() or self.out_of_steps()
+
+    def plan_hours(self) -> None:
+        """Plan the rest of the run by its speed so far, if it has a time; before a checkpoint, which keeps the plan."""
+        self.at.plan = self.hours.plan(self.now, self.at.plan, self.stopwatch.seconds, self.config.eval_every)
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next step."""
@@ -225,6 +245,7 @@ class Run:
             "sums": self.sums.merged(),
             "position": dataclasses.asdict(self.at),
             "train_seconds": self.stopwatch.seconds,
+            "clock_seconds": self.hours.clock.seconds,
             "pretrained": list(self.pretrained),
             "data": self.identity,
             **({"teacher": self.teacher.digest} if self.teacher is not None else {}),
@@ -262,6 +283,7 @@ class Run:
         self.scaler.load_state_dict(saved["scaler"])
         self.at = Position(**saved["position"])
         self.stopwatch.before = saved.get("train_seconds", 0.0)
+        self.hours.clock.before = saved.get("clock_seconds", self.stopwatch.before)
         self.pretrained = tuple(saved.get("pretrained", ()))
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
@@ -273,6 +295,8 @@ class Run:
         All processes call it, and the first writes.
         """
         self.sums.read()
+        if isinstance(self.average, ScheduleFreeAverage):
+            self.average.take(self.at.step)
         average_buffers(*dict.fromkeys((self.model, self.judged)))  # in the same order in all processes
         if not math.isfinite(to_host(nn.utils.get_total_norm(self.model.parameters()))):
             raise NonFiniteLoss(f"a weight is not finite after step {self.at.step}, before the loss itself broke")

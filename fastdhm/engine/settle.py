@@ -11,7 +11,7 @@ from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.class_weights import check_class_weights, read_class_weights
 from fastdhm.engine import distributed
-from fastdhm.engine.build import IMAGENET, training_transform
+from fastdhm.engine.build import IMAGENET, check_optimizer, training_transform
 from fastdhm.engine.device import pick_device, pick_precision
 from fastdhm.engine.saved.checkpoint import read_config
 from fastdhm.engine.teacher import LIBRARIES
@@ -35,6 +35,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"cuda_graphs is true: the device is {device}, and only cuda has them; set --cuda-graphs false")
     check_processes(config, distributed.count())
+    if config.optimizer != "sgd":
+        check_optimizer(config)
     precision: Any = str(pick_precision(config.precision, device)).removeprefix("torch.")  # one that the config knows
     use_fused(config.impl, device.type)  # raise now, not in the first step
     dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()

@@ -6,22 +6,29 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
+from fastdhm.data.loaders.ahead import copied_ahead
+from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine import distributed
 from fastdhm.engine.build import open_data, opened_alike
 from fastdhm.engine.compiling import SwitchingCompute, check_compiled
-from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_compile, pick_device
+from fastdhm.engine.device import autocast, computing_on, deterministic, peak_mib, pick_compile, pick_device
 from fastdhm.engine.display import TrainingDisplay
 from fastdhm.engine.evaluate import Interrupted, Kept, ShouldStop, evaluate
 from fastdhm.engine.fast.graphs import GraphedStep
+from fastdhm.engine.hours import time_in_schedule
 from fastdhm.engine.longer import refuse_other_past
 from fastdhm.engine.optim.schedule import full_size_steps, image_side
-from fastdhm.engine.plan import plan, print_plan
+from fastdhm.engine.optim.schedule_free import ScheduleFreeAverage
+from fastdhm.engine.plan import plan, print_plan, why_early
 from fastdhm.engine.profile import StepProfile
 from fastdhm.engine.reid import feature_layer, rank_at_end, read_ranked
 from fastdhm.engine.report import keep_answers, report, say_how_to_go_on, telling_how_to_go_on
@@ -33,6 +40,7 @@ from fastdhm.engine.saved.owed import LAST_EPOCH, RANKING, owed
 from fastdhm.engine.saved.record import Log, NoLog, read_log
 from fastdhm.engine.saved.watchers import check_installed, watchers
 from fastdhm.engine.settle import check_weights, run_folder, settle
+from fastdhm.engine.shared_gradients import average_buffers
 from fastdhm.engine.step import make_step, take_step
 from fastdhm.engine.timer import Timer, process_seconds
 from fastdhm.page.run import keep_run_page
@@ -40,6 +48,8 @@ from fastdhm.system.console import Console
 from fastdhm.system.endings import belonging_to
 from fastdhm.system.files import sha256_of
 from fastdhm.system.signals import stop_signals
+
+NORM_BATCHES = 50  # that schedule-free batch norms are measured on, as in its library's notes
 
 
 @dataclass(frozen=True)
@@ -127,12 +137,13 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
         stop = distributed.Agreed(noted)
         with display, SwitchingCompute(run, log, display.print) as compute:
             fit(run, data, compute, log, display, stop)
-        trained = run.at.epoch == config.epochs
-        finished = trained or not stop()
+        finished = run.trained() or not stop()
         if finished:
             finished = finish(run, log, console, stop)
         outcome = Outcome(run_dir, finished, noted() or stop.answer)
-    if not (finished and trained):
+    if finished and run.at.epoch < config.epochs and run.trained():
+        console.print(why_early(run))
+    elif not (finished and run.trained()):
         why = "cut by max_steps" if finished else "stopped"
         say_how_to_go_on(run, f"{why} after step {run.at.step}, saved; go on with", console)
     return outcome
@@ -167,10 +178,12 @@ def _log_of(run: Run, display: TrainingDisplay) -> Log:
 def fit(
     run: Run, data: LoadedData, compute: SwitchingCompute, log: Log, display: TrainingDisplay, stop: ShouldStop
 ) -> None:
-    """Train from where the run stands to its end, to ``max_steps`` or to a signal; its last state is saved."""
+    """Train from where the run stands to its end, to ``max_steps``, its hours or a signal; its last state is saved."""
     config, at, timer = run.config, run.at, Timer(run.at.step)
     profile = StepProfile(run, lambda: not compute.waiting, display.print)
-    save_is_due = distributed.Agreed(lambda: timer.minutes_since_save() >= config.save_minutes)
+    save_minutes = run.hours.save_minutes(config.save_minutes)
+    save_is_due = distributed.Agreed(lambda: timer.minutes_since_save() >= save_minutes)
+    run.hours.begin(run.now, at.plan, run.stopwatch.seconds)
     step = make_step(run, compute)
     if config.cuda_graphs:
         step = GraphedStep(step, form=lambda: (compute.current, at.epoch < config.freeze_epochs))
@@ -188,7 +201,7 @@ def fit(
                 run.set_learning_rate(lr)
                 compute.swap_if_ready()
                 take_step(run, step, batch, scale, side)
-                display.advance(at.step, at.epoch, config.epochs)
+                display.advance(at.step, at.epoch, run.end)
                 if at.step == timer.first_step:
                     log.write("startup", step=at.step, epoch=now, startup_seconds=process_seconds())
                 if at.step % config.log_every == 0:
@@ -198,9 +211,11 @@ def fit(
                     log.write("step", step=at.step, epoch=run.now, **scalars)
                     display.show(at.step, at.epoch, scalars)
                 if save_is_due():
+                    run.plan_hours()
                     run.save()
                     timer.saved()
-                if stop() or run.out_of_steps():
+                    display.expect(run.total_steps)
+                if stop() or run.out_of_steps() or run.out_of_time():
                     break
         if stop():
             run.save()
@@ -212,12 +227,13 @@ def fit(
 def finish_epoch(
     run: Run, data: LoadedData, log: Log, display: TrainingDisplay, timer: Timer, stop: ShouldStop
 ) -> None:
-    """Save, validate if this epoch does, and move on to the next epoch; a run cut by ``max_steps`` stays where it is.
+    """Save, validate if this epoch does, and move on to the next epoch; a run that is cut stays where it is.
 
     Called between two epochs it only validates: no checkpoint holds what was measured in the epoch before.
     """
     config, at = run.config, run.at
-    epoch_done, last = at.batch == run.epoch_steps, at.epoch + 1 >= config.epochs or run.out_of_steps()
+    epoch_done = at.batch == run.epoch_steps
+    last = at.epoch + 1 >= run.end or run.out_of_steps() or at.timed_out
     scalars: dict[str, Any] = {}
     if at.batch:
         scalars |= run.sums.read().scalars(run.sums.names)  # the device has finished its steps
@@ -230,11 +246,7 @@ def finish_epoch(
             scalars |= _validate(run, data, last, stop, display.print)
         except Interrupted:
             return
-        display.show_epoch(min(at.epoch, config.epochs - 1), config.epochs, scalars)
-    log.write("epoch", step=at.step, epoch=run.now, **scalars)
-    if config.report and distributed.rank() == 0:
-        keep_run_page(run.dir, display.print)
-    log.sync()  # first: after a power cut the checkpoint must not be ahead of the log
+        display.show_epoch(min(at.epoch, config.epochs - 1), run.end, scalars)
     main = f"val_error/{run.model.main}"
     # an epoch that max_steps cut does not count: the run may go on as if it had not been cut
     best = epoch_done and scalars.get("val_side") == run.side and scalars[main] < at.best_error
@@ -242,6 +254,15 @@ def finish_epoch(
         at.best_error, at.best_epoch = scalars[main], at.epoch
     if epoch_done:
         at.epoch, at.batch = at.epoch + 1, 0
+    if not run.ended():
+        run.plan_hours()
+        display.expect(run.total_steps)
+    early = run.trained() and at.epoch < config.epochs
+    log.write("epoch", step=at.step, epoch=run.now, **scalars, **({"ended": 1} if early else {}))
+    if config.report and distributed.rank() == 0:
+        keep_run_page(run.dir, display.print)
+    log.sync()  # first: after a power cut the checkpoint must not be ahead of the log
+    if epoch_done:
         run.sums.reset()
     if best:
         run.save(BEST)
@@ -252,14 +273,26 @@ def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop, say: Cal
     """The errors after an epoch, as the log has them. A progressive run is validated at the image size that it has
     reached: how its network does on larger ones says little."""
     config, started = run.config, time.monotonic()
-    progress = 1.0 if last else (run.at.epoch + 1) / config.epochs
+    progress = 1.0 if last else time_in_schedule(run.at.epoch + 1, run.at.plan, config.epochs) / config.epochs
     side = image_side(progress, run.side, config.progressive)
+    if isinstance(run.average, ScheduleFreeAverage):
+        _measure_norms(run, run.average, data.train, side)
     kept = Kept() if config.report and side == run.side and not is_reid(config.dataset) else None
     errors = evaluate(run.judged, data.val, run.val_transform, run.device, run.precision, side, stop, kept)
     if kept is not None:
         keep_answers(run, data, kept, say)
     times = {"val_side": side, "val_seconds": time.monotonic() - started}
+    run.hours.validation_s = times["val_seconds"]
     return errors.scalars(run.model.branch_names) | times
+
+
+def _measure_norms(run: Run, average: ScheduleFreeAverage, loader: Loader, side: int) -> None:
+    """Measure the batch norms of a schedule-free average on training images, those of the first epoch."""
+    devices = [run.device] if run.device.type == "cuda" else []
+    with loader.epoch(0) as batches, autocast(run.device, run.precision), torch.random.fork_rng(devices):
+        few = islice(copied_ahead(batches, run.device), NORM_BATCHES)
+        average.measure_norms(run.prepare(batch, 0, side)[0] for batch in few)
+    average_buffers(average.model)
 
 
 def finish(run: Run, log: Log, console: Console, stop: ShouldStop) -> bool:

@@ -38,7 +38,19 @@ WRONG = {
     ),
     "no-momentum": ({"nesterov": True, "momentum": 0.0}, {"momentum": 0.9}, "must be false when momentum is 0"),
     "not-sgd": ({"nesterov": True, "optimizer": "amsgrad"}, {"nesterov": False}, "must be false: only sgd has it"),
-    "not-amsgrad": ({"betas": (0.8, 0.9)}, {"optimizer": "amsgrad"}, "must be left out: only amsgrad uses it"),
+    "not-amsgrad": (
+        {"betas": (0.8, 0.9)}, {"optimizer": "amsgrad"}, "must be left out: only amsgrad, adamw and muon use it",
+    ),
+    "arguments-of-sgd": ({"optimizer_args": "eps=1"}, {"optimizer": "adamw"}, "must be left out: sgd's have flags"),
+    "graph-and-count": (
+        {"cuda_graphs": True, "optimizer": "muon"}, {"optimizer": "adamw"}, "must be false with muon: its steps count",
+    ),
+    "free-and-schedule": (
+        {"optimizer": "schedulefree:sgd"}, {"schedule": "constant"}, "schedule is step: must be constant with schedule",
+    ),
+    "free-and-average": (
+        {"optimizer": "schedulefree:sgd", "ema": 0.9, "schedule": "constant"}, {"ema": 0.0}, "must be 0 with schedule",
+    ),
     "graph-and-average": ({"cuda_graphs": True, "ema": 0.9}, {"ema": 0.0}, "must be false with ema"),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """A run is the same run on any number of processes: losses, terms, errors and weights, whatever its options."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,9 @@ CASES = {
     "colours": {"color_jitter": [0.4, 0.4, 0.4, 0.1], "random_grey": 0.5},
     "repeats": {"augment": "rand-3-15", "repeats": 5, "accumulate": 2, "corrupt_labels": 0.5},
     "amsgrad": {"optimizer": "amsgrad", "lr": 0.001},
+    "adamw": {"optimizer": "adamw", "lr": 0.001, "layer_decay": 0.8, "clip_grad": 0.1, "ema": 0.9},
+    "patience": {"patience": 1, "epochs": 4, "max_steps": None, "lr": 0.05},
+    "hours": {"hours": 9.0},
     "nesterov": {"nesterov": True, "scale_lr": True, "warmup_epochs": 0.5},
     "resident": {"loader": "resident", "image_size": 32, "crop": "pad", "pad": 2},
     "ffcv": {"loader": "ffcv", "crop": "scale"},
@@ -59,6 +63,7 @@ MORE = ("accumulate", "structural", "people", "mixed", "weighed")  # by three an
 ROUNDED = {  # settings, and how far the log's losses may be off
     "float32": ({}, 1e-4),
     "bfloat16": ({"precision": "bfloat16"}, 0.05),
+    "muon": ({"optimizer": "muon", "lr": 0.001, "accumulate": 2}, 0.05),  # it computes in bfloat16
     "compressed": ({"compress_gradients": True}, 0.01),
 }
 
@@ -143,6 +148,10 @@ def cases(tmp_path_factory):
             Image.fromarray(draw.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:200])
     given = {name: dict(settings) for name, settings in CASES.items() if name != "ffcv" or why_not() is None}
+    if find_spec("timm"):
+        given |= {"lion": {"optimizer": "lion", "lr": 0.001}, "lamb": {"optimizer": "lamb", "lr": 0.001}}
+    if find_spec("schedulefree"):
+        given["free"] = {"optimizer": "schedulefree:adamw", "schedule": "constant", "lr": 0.002, "accumulate": 2}
     given["frozen"]["weights"] = str(folder / "begun" / "network.safetensors")
     given["bad_images"]["dataset"] = f"folder:{folder / 'photos'}"
     return given | {name: {"wide": False, **settings} for name, (settings, _) in ROUNDED.items()}
@@ -159,10 +168,10 @@ def runs(cases, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "lion", "lamb", "free"])
 def test_every_option_trains_as_one_process_does(runs, cases, name):
     if name not in cases:
-        pytest.skip(f"FFCV: {why_not()}")
+        pytest.skip(f"FFCV: {why_not()}" if name == "ffcv" else "its library is not installed")
     assert_same(*(numbers(runs / number / name) for number in "12"))
 
 

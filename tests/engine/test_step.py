@@ -11,7 +11,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.engine.labels import Labelling, Labels
-from fastdhm.engine.optim.optimizer import make_amsgrad, make_sgd
+from fastdhm.engine.optim.by_name import make_optimizer
 from fastdhm.engine.run import Run
 from fastdhm.engine.shared_gradients import SharedGradients
 from fastdhm.engine.step import make_compute, make_step
@@ -130,14 +130,12 @@ def test_a_sample_depends_on_the_seed_and_the_position_alone(tmp_path, kind):
     assert len(drawn) == (1 if kind == "binary" else 4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "amsgrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "amsgrad", "adamw"])
 def test_a_branch_that_is_out_is_neither_computed_nor_changed(optimizer):
     """Not by its decay or its old momentum either; the first step may be without it."""
     run, _ = step_on(torch.device("cpu"), TrainConfig())
-    if optimizer == "amsgrad":
-        run.optimizer = make_amsgrad(run.model, 0.1, (0.9, 0.999), 0.1, True)
-    else:
-        run.optimizer = make_sgd(run.model, 0.1, 0.9 if optimizer == "sgd-momentum" else 0.0, False, 0.1, True)
+    name, _, momentum = optimizer.partition("-")
+    run.optimizer = make_optimizer(run.model, name, lr=0.1, weight_decay=0.1, momentum=0.9 if momentum else 0.0)
     step = make_step(run, make_compute(run.model, 1.0, 0.0, compiled=False))
     image_BCHW = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = Labels(torch.arange(8))

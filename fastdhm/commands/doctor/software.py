@@ -12,8 +12,8 @@ from fastdhm import __version__
 from fastdhm.commands.doctor.machine import PATIENCE_SECONDS, Fact, asked
 
 LIBRARIES = (
-    "torch", "torchvision", "triton", "ffcv", "timm", "numpy", "pillow", "jsonargparse", "rich", "tensorboard",
-    "safetensors", "matplotlib", "scipy",
+    "torch", "torchvision", "triton", "ffcv", "timm", "schedulefree", "numpy", "pillow", "jsonargparse", "rich",
+    "tensorboard", "safetensors", "matplotlib", "scipy",
 )  # fmt: skip
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CXX",

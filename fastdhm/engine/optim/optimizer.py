@@ -1,4 +1,4 @@
-"""The optimizers, and the freezing of pre-trained weights while new layers catch up."""
+"""torch's own optimizers, where a step reads its learning rate, and the freezing of pre-trained weights."""
 
 import functools
 import inspect
@@ -9,33 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd as functional_sgd
 
+from fastdhm.engine.optim.groups import SHARE
 
-def make_sgd(
-    model: nn.Module, lr: float, momentum: float, nesterov: bool, weight_decay: float, decay_norm_bias: bool
-) -> torch.optim.SGD:
-    """Fused SGD; without ``decay_norm_bias`` only tensors of two dimensions and more are decayed.
+
+def make_sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool) -> torch.optim.Optimizer:
+    """Fused SGD.
 
     A branch that sits a step out has no gradient, and SGD leaves it alone: no decay, and its momentum stays for later.
     """
-    groups = _groups(model, weight_decay, decay_norm_bias)
     sgd = _sgd()(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
         # The fused step fails if only some of its tensors have a buffer, as when a branch takes part the first time.
         # So all buffers start as zeros, which gives the same first step.
-        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
+        params = [p for group in groups for p in group["params"]]
+        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in params})
     return sgd
 
 
-def make_amsgrad(
-    model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float, decay_norm_bias: bool
-) -> torch.optim.Adam:
-    """Fused Adam with AMSGrad's second moment (Reddi et al., ICLR 2018), decay and spared tensors as in SGD.
+def make_amsgrad(groups: list[dict[str, Any]], **arguments: Any) -> torch.optim.Optimizer:
+    """Fused Adam with AMSGrad's second moment (Reddi et al., ICLR 2018).
 
     The decay is part of the gradient, as in the paper's time, not AdamW's. A tensor's moments and its count of steps
     begin with its first gradient, so that a layer which was frozen till then starts with the right bias correction.
     """
-    groups = _groups(model, weight_decay, decay_norm_bias)
-    return _adam()(groups, lr=lr, betas=betas, amsgrad=True, fused=True)
+    return _adam(torch.optim.Adam)(groups, amsgrad=True, fused=True, **arguments)
+
+
+def make_adamw(groups: list[dict[str, Any]], **arguments: Any) -> torch.optim.Optimizer:
+    """Fused AdamW (Loshchilov and Hutter, ICLR 2019): the decay is beside the gradient. Moments begin as AMSGrad's."""
+    return _adam(torch.optim.AdamW)(groups, fused=True, **arguments)
 
 
 def place_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device, captured: bool) -> None:
@@ -48,17 +50,21 @@ def place_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device, 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of the next step; a tensor keeps its place and the host does not wait."""
+    """Set the learning rate of the next step, in each group its share of it.
+
+    A tensor keeps its place and the host does not wait.
+    """
     for group in optimizer.param_groups:
+        rate = lr * group.get(SHARE, 1.0)
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = lr
+            group["lr"] = rate
 
 
 @functools.cache
 def _sgd() -> type[torch.optim.SGD]:
-    kind: Any = _without_compiler(torch.optim.SGD)
+    kind: Any = without_compiler(torch.optim.SGD)
 
     class SGD(kind):
         """torch's, whose step is handed views; with momentum it has all its buffers from the start."""
@@ -78,8 +84,8 @@ def _sgd() -> type[torch.optim.SGD]:
 
 
 @functools.cache
-def _adam() -> type[torch.optim.Adam]:
-    kind: Any = _without_compiler(torch.optim.Adam)
+def _adam(torchs: Any) -> Any:
+    kind: Any = without_compiler(torchs)
 
     class Adam(kind):
         """torch's, whose step is handed views."""
@@ -112,7 +118,7 @@ def _as_they_lie(params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
 
 
 @functools.cache
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def without_compiler(kind: Any) -> type[torch.optim.Optimizer]:
     """The same optimizer, whose methods do not import torch's compiler.
 
     To keep them out of compiled functions, torch wraps them, and the wrapper imports the compiler at the first call.
@@ -121,13 +127,6 @@ def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Opt
     wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
     return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
-
-
-def _groups(model: nn.Module, weight_decay: float, decay_norm_bias: bool) -> list[dict]:
-    decayed = [p for p in model.parameters() if decay_norm_bias or p.ndim > 1]
-    spared = [p for p in model.parameters() if not decay_norm_bias and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> None:

@@ -18,20 +18,37 @@ def learning_rate(
     warmup_epochs: float = 0.0,
     warmup_lr: float = 0.0,
     warmup: str = "linear",
+    cycle_epochs: float = 10.0,
+    cycle_factor: float = 1.0,
 ) -> float:
     """The learning rate at the time ``epoch`` (whole epochs done plus the fraction of this one).
 
-    Warm-up first, from ``warmup_lr``; then ``step`` (``lr * gamma ** milestones passed``), or ``cosine`` or ``linear``
-    from ``lr`` at the end of the warm-up to 0 at ``epochs``.
+    Warm-up first, from ``warmup_lr``; then ``constant``, ``step`` (``lr * gamma ** milestones passed``), ``cosine`` or
+    ``linear`` from ``lr`` at the end of the warm-up to 0 at ``epochs``, or ``warm-restarts``: cosine from ``lr`` to 0
+    in cycles, the first of ``cycle_epochs``, each of ``cycle_factor`` times the one before (Loshchilov and Hutter,
+    "SGDR", ICLR 2017).
     """
     if epoch < warmup_epochs:
         return warmup_lr if warmup == "constant" else warmup_lr + (lr - warmup_lr) * epoch / warmup_epochs
     if schedule == "step":
         return lr * gamma ** bisect.bisect_right(milestones, epoch)
+    if schedule == "constant":
+        return lr
     progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+    if schedule == "warm-restarts":
+        progress = share_of_cycle(epoch - warmup_epochs, cycle_epochs, cycle_factor)
     if schedule == "linear":
         return lr * (1 - progress)
     return lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def share_of_cycle(since: float, first: float, factor: float) -> float:
+    """How much of its cycle is over, in [0, 1), at the time ``since`` after the first cycle began."""
+    if factor == 1:
+        return since / first % 1
+    number = math.floor(math.log1p(since * (factor - 1) / first) / math.log(factor) + 1e-9)
+    begin = first * (factor**number - 1) / (factor - 1)
+    return max(0.0, (since - begin) / (first * factor**number))
 
 
 def describe_falls(schedule: str, milestones: tuple[float, ...], epochs: int) -> str:
@@ -70,7 +87,7 @@ def image_sides(begin: float, end: float, side: int, progressive: float) -> list
     return list(dict.fromkeys(image_side(time, side, progressive) for time in times))
 
 
-def full_size_steps(step: int, run_steps: int, side: int, progressive: float) -> float:
+def full_size_steps(step: float, run_steps: int, side: int, progressive: float) -> float:
     """The computation of the first ``step`` of a run's ``run_steps`` steps, in steps on images of the full size.
 
     A convolution's cost is proportional to the pixels, so a step on images of half the side counts a quarter.

@@ -45,6 +45,8 @@ class Position:
     best_error: float = float("inf")
     best_epoch: int = -1
     compiled_at: int | None = None  # the step after which the compiled one took over
+    plan: tuple[float, float, float] | None = None  # of a run whose epochs do not all fit into its hours
+    timed_out: bool = False  # its hours ended it in the middle of an epoch
 
 
 def save_checkpoint(path: Path, config: TrainConfig, classes: tuple[str, ...], state: dict[str, Any]) -> None:

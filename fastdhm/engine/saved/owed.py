@@ -12,8 +12,10 @@ LAST_EPOCH, RANKING = "the last epoch's validation", "the ranking of people"
 
 
 def at_end(row: dict[str, Any], config: TrainConfig) -> bool:
-    """Whether a row of the log stands at the end of a run: of its epochs, or of ``max_steps``."""
-    return row["epoch"] >= config.epochs or (config.max_steps is not None and row["step"] >= config.max_steps)
+    """Whether a row of the log stands at the end of a run: of its epochs, of ``max_steps``, or where ``hours`` or
+    ``patience`` ended it."""
+    cut = config.max_steps is not None and row["step"] >= config.max_steps
+    return cut or row["epoch"] >= config.epochs or "ended" in row
 
 
 def owed(run_dir: Path, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -22,7 +24,8 @@ def owed(run_dir: Path, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> 
     A run that goes on after ``max_steps`` deletes the network of that end; a ranking counts for the step in its row.
     """
     last = next((row for row in rows if row["kind"] == "epoch" and "val_side" in row and at_end(row, config)), None)
-    ranked = any(row["kind"] == "reid" and at_end(row, config) for row in rows)
+    ends = [row["step"] for row in rows if at_end(row, config)]
+    ranked = any(row["kind"] == "reid" and row["step"] >= ends[0] for row in rows if ends)
     there = {
         LAST_EPOCH: last is not None,
         NETWORK: (run_dir / NETWORK).exists(),

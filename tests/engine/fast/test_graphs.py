@@ -10,7 +10,8 @@ import torchvision
 
 from fastdhm.cli import main
 from fastdhm.engine.fast.graphs import WARM_UP, GraphedStep, Graphs, check_recomputed
-from fastdhm.engine.optim.optimizer import make_amsgrad, make_sgd, set_learning_rate
+from fastdhm.engine.optim.by_name import make_optimizer
+from fastdhm.engine.optim.optimizer import set_learning_rate
 from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 
@@ -86,15 +87,14 @@ def test_a_graph_recomputes_no_random_numbers(layer, draws):
         check_recomputed(model)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "amsgrad"])
+@pytest.mark.parametrize("kind", ["sgd", "amsgrad", "adamw"])
 def test_a_learning_rate_in_a_tensor_steps_as_a_number_does(kind):
     """The tensor stays the same one, which a captured graph reads."""
     ends = []
     for as_tensor in (False, True):
         torch.manual_seed(0)
         layer = torch.nn.Linear(3, 2)
-        make = (make_sgd, (0.9, True)) if kind == "sgd" else (make_amsgrad, ((0.9, 0.99),))
-        optimizer = make[0](layer, 0.1, *make[1], 1e-4, True)
+        optimizer = make_optimizer(layer, kind, lr=0.1, weight_decay=1e-4, nesterov=kind == "sgd")
         if as_tensor:
             for group in optimizer.param_groups:
                 group["lr"] = torch.tensor(0.1)

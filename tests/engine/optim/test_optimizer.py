@@ -7,20 +7,22 @@ import torch
 from torch import nn
 
 from fastdhm import models
-from fastdhm.engine.optim.optimizer import freeze, make_amsgrad, make_sgd
+from fastdhm.engine.optim.by_name import make_optimizer
+from fastdhm.engine.optim.optimizer import freeze
 
-MAKERS = {
-    "sgd": lambda model, decay, all_of_it: make_sgd(model, 0.1, 0.9, False, decay, all_of_it),
-    "amsgrad": lambda model, decay, all_of_it: make_amsgrad(model, 0.1, (0.9, 0.999), decay, all_of_it),
-}
+KINDS = ("sgd", "amsgrad", "adamw")
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+def make(kind, model, decay, all_of_it=True, **more):
+    return make_optimizer(model, kind, **{"lr": 0.1, "weight_decay": decay, "decay_norm_bias": all_of_it} | more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_norm_and_bias_can_be_spared_the_decay(kind):
     model = models.build("resnet8", 10)
-    (everything,) = MAKERS[kind](model, 1e-4, True).param_groups
+    (everything,) = make(kind, model, 1e-4).param_groups
     assert everything["weight_decay"] == 1e-4 and everything["fused"]
-    decayed, spared = MAKERS[kind](model, 1e-4, False).param_groups
+    decayed, spared = make(kind, model, 1e-4, False).param_groups
     assert spared["weight_decay"] == 0 and {p.ndim for p in spared["params"]} == {1}
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert len(decayed["params"]) + len(spared["params"]) == len(everything["params"])
@@ -31,7 +33,7 @@ def test_momentum_from_zeros_is_momentum_from_nothing():
     networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
     networks[1].load_state_dict(networks[0].state_dict())
     optimizers = [
-        make_sgd(networks[0], 0.1, 0.9, True, 1e-2, True),
+        make("sgd", networks[0], 1e-2, nesterov=True),
         torch.optim.SGD(networks[1].parameters(), 0.1, 0.9, weight_decay=1e-2, nesterov=True, fused=True),
     ]
     for _ in range(3):
@@ -49,7 +51,7 @@ def test_amsgrad_is_its_definition_also_for_a_tensor_that_starts_late():
     model.to(memory_format=torch.channels_last)
     weights = [p.detach().clone().double() for p in model.parameters()]
     moments = [[torch.zeros_like(w) for _ in range(3)] for w in weights]
-    optimizer = make_amsgrad(model, lr, (beta1, beta2), decay, True)
+    optimizer = make("amsgrad", model, decay, lr=lr, betas=(beta1, beta2))
     for step in range(1, 7):
         for i, parameter in enumerate(model.parameters()):
             since = step - late * i  # the second has no gradient in the first two steps
@@ -82,7 +84,7 @@ def small():
 
 def train_a_step(model):
     """The names of what moved, weights and statistics, in a step with decay and two old momenta."""
-    optimizer = make_sgd(model, 0.1, 0.9, False, 0.1, True)
+    optimizer = make("sgd", model, 0.1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().sum().backward()
     optimizer.step()
@@ -105,19 +107,17 @@ def test_what_is_frozen_stands_still_in_weights_and_statistics_and_moves_again_a
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ["sgd", "amsgrad"])
+@pytest.mark.parametrize("name", KINDS)
 def test_without_torchs_wrappers_the_bits_are_the_same(name):
     """Ours are torch's optimizers less what keeps them out of compiled functions."""
-    kinds = {"sgd": torch.optim.SGD, "amsgrad": torch.optim.Adam}
-    options = {"sgd": {"momentum": 0.9, "nesterov": True}, "amsgrad": {"amsgrad": True}}[name]
+    kinds = {"sgd": torch.optim.SGD, "amsgrad": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    options = {"sgd": {"momentum": 0.9, "nesterov": True}, "amsgrad": {"amsgrad": True}, "adamw": {}}[name]
     models = []
     for ours in (True, False):
         torch.manual_seed(0)
         model = nn.Linear(5, 3)
-        if ours and name == "sgd":
-            optimizer = make_sgd(model, 0.1, 0.9, True, 0.01, True)
-        elif ours:
-            optimizer = make_amsgrad(model, 0.1, (0.9, 0.999), 0.01, True)
+        if ours:
+            optimizer = make(name, model, 0.01, nesterov=name == "sgd")
         else:
             optimizer = kinds[name](model.parameters(), lr=0.1, weight_decay=0.01, fused=True, **options)
         assert isinstance(optimizer, kinds[name])
@@ -138,7 +138,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
 def test_a_step_is_the_same_wherever_numbers_lie(kind, layout, grad_layout):
@@ -149,9 +149,11 @@ def test_a_step_is_the_same_wherever_numbers_lie(kind, layout, grad_layout):
         parameter = nn.Parameter((LAYOUTS[layout] if ours else torch.Tensor.contiguous)(torch.randn(8, 6, 3, 3)))
         holder = nn.ParameterList([parameter])
         if ours:
-            optimizer = MAKERS[kind](holder, 0.01, True)
+            optimizer = make(kind, holder, 0.01)
         elif kind == "sgd":
             optimizer = torch.optim.SGD([parameter], 0.1, 0.9, weight_decay=0.01, fused=True)
+        elif kind == "adamw":
+            optimizer = torch.optim.AdamW([parameter], 0.1, weight_decay=0.01, fused=True)
         else:
             optimizer = torch.optim.Adam([parameter], 0.1, weight_decay=0.01, amsgrad=True, fused=True)
         for _ in range(3):
@@ -166,10 +168,10 @@ def test_a_step_is_the_same_wherever_numbers_lie(kind, layout, grad_layout):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_copies_no_gradient(kind):
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
-    optimizer = MAKERS[kind](model, 0.01, True)
+    optimizer = make(kind, model, 0.01)
     model(torch.randn(2, 4, 6, 6)).sum().backward()
     optimizer.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:

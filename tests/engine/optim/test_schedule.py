@@ -1,6 +1,7 @@
 """Schedules as functions of the time in epochs."""
 
 import pytest
+import torch
 
 from fastdhm.engine.optim.schedule import (
     describe_falls,
@@ -39,6 +40,24 @@ def test_decay_begins_after_the_warmup_and_ends_at_zero(schedule):
     assert learning_rate(2, **options) == pytest.approx(0.4)
     assert learning_rate(6, **options) == pytest.approx(0.2)
     assert learning_rate(10, **options) == pytest.approx(0)
+
+
+def test_constant_stays_after_the_warmup():
+    options = {"lr": 0.4, "epochs": 10, "schedule": "constant", "warmup_epochs": 2}
+    assert [learning_rate(t, **options) for t in (1, 2, 9.9)] == pytest.approx([0.2, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_warm_restarts_are_torchs(factor):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 5, factor)
+    options = {"lr": 0.4, "epochs": 99, "schedule": "warm-restarts", "cycle_epochs": 5, "cycle_factor": factor}
+    for quarter in range(4 * 66):
+        torchs.step(quarter / 4)
+        (expected,) = torchs.get_last_lr()
+        assert learning_rate(quarter / 4, **options) == pytest.approx(expected, abs=1e-9), quarter / 4
+        later = learning_rate(quarter / 4 + 2, **options, warmup_epochs=2)
+        assert later == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_warmup_longer_than_the_run_is_only_a_warmup():
