@@ -36,10 +36,11 @@ from fastdhm.data import LoadedData
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.load import load_sources
-from fastdhm.engine.build import build_model, learning_rate_of, open_data
+from fastdhm.engine.build import build_model, open_data
 from fastdhm.engine.device import pick_workers
 from fastdhm.engine.evaluate import evaluate
 from fastdhm.engine.optim.schedule import mimic_scale
+from fastdhm.engine.optimizer import learning_rate_of
 from fastdhm.engine.timer import Timer
 from fastdhm.errors import UserError
 from fastdhm.recipes import FAST

@@ -71,6 +71,7 @@ THROUGH = {
     "data.sources.readable": "data/test_open",
     "data.sources.source": "data/sources/test_folder",
     "engine.build": "engine/test_train",
+    "engine.optimizer": "engine/optim/test_by_name",
     "engine.run": "engine/test_train",
     "engine.fast.synced_norm": "engine/test_same_run",
     "engine.saved.judged": "engine/saved/test_owed",

@@ -13,5 +13,7 @@
 10. ``saved/checkpoint.py``: checkpoints, and at the end the stripped network. ``report.py``: a person is told the end.
 
 Beside it: fast (the same network, faster), display (the bar), gradients (how far branches agree), reid (ranks people,
-and prints its table).
+and prints its table); distributed, shared_gradients and sums (many processes are one run); optimizer, hours (its end by
+the clock or by patience) and longer (goes on after its end); labels (mixed, weighted) and teacher; profile; predictor
+(answers for new images).
 """

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
-from fastdhm.engine.build import learning_rate_of
 from fastdhm.engine.optim.schedule import image_side
+from fastdhm.engine.optimizer import learning_rate_of
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import LAST
 from fastdhm.errors import UserError

@@ -21,7 +21,7 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.loaders.loader import Batch
 from fastdhm.data.sources.identity import Identity, changes
 from fastdhm.engine import distributed
-from fastdhm.engine.build import build_model, learning_rate_of, optimizer_of, training_transform, weights_of
+from fastdhm.engine.build import build_model, training_transform, weights_of
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
@@ -33,6 +33,7 @@ from fastdhm.engine.optim.by_name import is_schedule_free
 from fastdhm.engine.optim.optimizer import freeze, place_learning_rate, set_learning_rate
 from fastdhm.engine.optim.schedule import full_size_steps, image_side, mimic_scale
 from fastdhm.engine.optim.schedule_free import ScheduleFreeAverage
+from fastdhm.engine.optimizer import learning_rate_of, optimizer_of
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.checkpoint import Position
 from fastdhm.engine.saved.names import LAST, NETWORK

@@ -11,8 +11,9 @@ from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.class_weights import check_class_weights, read_class_weights
 from fastdhm.engine import distributed
-from fastdhm.engine.build import IMAGENET, check_optimizer, training_transform
+from fastdhm.engine.build import IMAGENET, training_transform
 from fastdhm.engine.device import pick_device, pick_precision
+from fastdhm.engine.optimizer import check_optimizer
 from fastdhm.engine.saved.checkpoint import read_config
 from fastdhm.engine.teacher import LIBRARIES
 from fastdhm.errors import UserError
