@@ -3,7 +3,6 @@
 import dataclasses
 
 from fastdhm.cli.parser import Parser, asked
-from fastdhm.cli.train import config_of
 from fastdhm.config.data import Data
 from fastdhm.system.paths import default_data_dir, expanded
 
@@ -53,6 +52,8 @@ def _show(argv: list[str]) -> int:
     asks, flags = asked(argv)
     given = parser.given(flags)
     out, images, epoch = (given.pop(name, parser.get_default(name)) for name in ("out", "images", "epoch"))
+    from fastdhm.cli.train import config_of
+
     config = config_of(given, run_dir)
     if asks:
         parser.show(asks, dataclasses.asdict(config))

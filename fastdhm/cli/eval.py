@@ -13,7 +13,7 @@ def run(argv: list[str]) -> int:
         "mAP and CMC of the stripped network's features, single query, with ranking.png and cmc.png beside the run.",
     )
     parser.add_argument("path", type=str, help="Run directory, checkpoint (.pt) or network (.safetensors).")
-    parser.flag("--branch", "Judge one alone: B0, B1, ... or ensemble, the mean of all branches' probabilities.")
+    parser.flag("--branch", "Judge one alone: a branch such as B1, or ensemble, the mean of all their probabilities.")
     parser.flag("--early_exit", "Judge a cascade: images leave at the cheapest branch from this probability on.", float)
     parser.flag("--dataset", "Images of the same classes, such as folder:PATH. (default: the run's)")
     parser.flag("--data_dir", "Folder of the data sets. (default: the run's)")

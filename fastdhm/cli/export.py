@@ -31,7 +31,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("path", type=str, help="Run directory, checkpoint (.pt) or network (.safetensors).")
     parser.flag("--format", "Form of the file: onnx or torch-export.", default="onnx")
     parser.flag("--out", "New file to write. (default: network.onnx, .int8.onnx or .pt2 beside it)", metavar="FILE")
-    parser.flag("--branch", "Network: B0, B1, ... or ensemble, of a run or a checkpoint. (default: the run's)")
+    parser.flag("--branch", "Network: a branch such as B1, or ensemble, of a run or a checkpoint. (default: the run's)")
     parser.switch("--preprocess", "Include the normalisation: the input is uint8 images.")
     parser.flag("--images", "Folder of images to check on. (default: the run's validation)", metavar="FOLDER")
     parser.switch("--int8", "Quantize it, on training images of the run; needs onnx.")

@@ -22,6 +22,8 @@ def refuse_other_past(run_dir: Path, config: TrainConfig) -> None:
     if not (run_dir / LAST).exists():
         return
     saved = checkpoint.load_checkpoint(run_dir / LAST, mmap=True)
+    if "position" not in saved:  # weights of others, with which no run goes on
+        return
     before, at = checkpoint.config_from(saved["config"], run_dir / LAST), checkpoint.Position(**saved["position"])
     begun = at.epoch + (at.batch > 0)
     if config.epochs == before.epochs:

@@ -153,7 +153,7 @@ def no_network(*_, **__):
         ("--arch resnet14 --weights FILE", "weights of another network than resnet14"),
         ("--arch resnet18 --weights imagenet", "no route to host): download https://"),
         ("--weights imagenet", "there are no pre-trained weights for resnet8"),
-        ("--weights imagnet", "no such file; give one, or imagenet"),
+        ("--weights imagnet", "no such file or run; give one, or imagenet"),
         ("--weights SAME --method baseline --freeze-epochs 1", "all of resnet8, its classifier too"),
         ("--dropout 0.3", "resnet8 has no dropout"),
     ],

@@ -78,6 +78,7 @@ def assert_same(one, other):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """With batch norms in sync; without, a process's share is what a part of an accumulated batch is to one."""
     many = {"everything": EVERYTHING, "apart": {"sync_bn": False, "max_steps": 2}}

@@ -360,7 +360,7 @@ def test_a_directory_that_cannot_be_made_is_refused_before_the_data_is_touched(t
     [
         ("--lr 0.3", "lr: 0.1 -> 0.3"),
         ("--arch resnet14", "arch: resnet8 -> resnet14"),
-        ("--epochs 4", "epochs: 2 -> 4"),
+        ("--epochs 4", "its steps so far would have had another"),
     ],
 )
 def test_a_resume_that_would_change_the_run_is_refused(finished, capsys, flags, message):

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from fastdhm.data.augment.augmentation import Augmentation
 from fastdhm.data.augment.erase import erase
-from fastdhm.data.augment.operations import apply_rounds
 from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
 AT_ONCE = 1 << 18  # samples of an epoch that are drawn at once: this takes some 30 MB of memory
@@ -94,6 +93,8 @@ class DeviceTransform(nn.Module):
         if self.pad or self.flip:
             image_BHWC = self._crop_and_flip(image_BHWC, index_B, epoch)
         if self.augmentation is not None:
+            from fastdhm.data.augment.operations import apply_rounds  # loads torchvision, which takes a second
+
             assert view_B is not None and isinstance(epoch, int)
             size_HW = image_BHWC.shape[1], image_BHWC.shape[2]
             image_BHWC = apply_rounds(image_BHWC, self.augmentation.rounds(view_B, epoch, size_HW))

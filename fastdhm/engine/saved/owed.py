@@ -15,7 +15,7 @@ def at_end(row: dict[str, Any], config: TrainConfig) -> bool:
     """Whether a row of the log stands at the end of a run: of its epochs, of ``max_steps``, or where ``hours`` or
     ``patience`` ended it."""
     cut = config.max_steps is not None and row["step"] >= config.max_steps
-    return cut or row["epoch"] >= config.epochs or "ended" in row
+    return cut or row.get("epoch", 0) >= config.epochs or "ended" in row
 
 
 def owed(run_dir: Path, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
