@@ -90,4 +90,5 @@ class Hours:
         rest = (self.work(self.epochs) - done) / (self.epochs - at)  # the mean work of an epoch
         fit = max(0.0, self.left_s()) / max(rest * full_epoch_s + self.validation_s / eval_every, 1e-9)
         self.mark = Mark(now, done, trained_s)
-        return distributed.from_first(fitted(now, at, self.epochs, fit))
+        # without any time left, a last step is taken before the end is seen: it belongs to the plan so far
+        return distributed.from_first(fitted(now, at, self.epochs, fit) if fit > 0 else plan)

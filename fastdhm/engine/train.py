@@ -282,7 +282,7 @@ def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop, say: Cal
     if kept is not None:
         keep_answers(run, data, kept, say)
     times = {"val_side": side, "val_seconds": time.monotonic() - started}
-    run.hours.validation_s = times["val_seconds"]
+    run.hours.validated(times["val_seconds"])
     return errors.scalars(run.model.branch_names) | times
 
 

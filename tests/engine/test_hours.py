@@ -43,6 +43,14 @@ def test_the_speed_so_far_says_how_many_epochs_fit(progressive):
     assert hours.plan(1.0, plan, 480.0, eval_every=2) == plan, "nothing was trained since"
 
 
+def test_without_time_left_the_schedule_does_not_jump_back():
+    """Between two epochs, when the last validation took all the time that was left: one more step is taken."""
+    hours, plan = Hours(1.0, 20, float), (1.0, 1.0, 8.0)
+    hours.begin(5.0, plan, 0.0)
+    hours.clock.before, hours.clock.since = 3600.0, None
+    assert hours.plan(6.0, plan, 480.0, eval_every=1) == plan
+
+
 def test_time_is_up_with_a_last_validation_to_come():
     hours = Hours(1.0, 20, float)
     hours.clock.before = 3500.0
