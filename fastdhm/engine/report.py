@@ -63,7 +63,7 @@ def print_report(
     title = f"{judged_on(config)} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
     title += f", on {judged_images(config)}"
     console.print(title, style="italic")
-    costs = models.costs_alone(config.arch, num_classes, config.image_size, names)
+    costs = models.cost_cells(config.arch, num_classes, config.image_size, names)
     table = Table()
     best_title = f"best epoch ({best['epoch']:g}), top-1 %"
     for column in ("branch", "top-1 %", "top-5 %", best_title, "parameters", "multiply-adds"):
@@ -71,9 +71,9 @@ def print_report(
     for name in names:
         values = [last.get(f"val_error/{name}"), last.get(f"val_top5_error/{name}"), best.get(f"val_error/{name}")]
         errors = ("-" if value is None else f"{value:.2f}" for value in values)
-        table.add_row(name, *errors, *costs[name].cells(), style="bold" if name == names[0] else "")
+        table.add_row(name, *errors, *costs.get(name, ("-", "-")), style="bold" if name == names[0] else "")
     console.print(table)
-    if len(names) > 1:
+    if costs and len(names) > 1:
         console.print("a branch costs its own layers and the trunk up to its fork; --branch takes one, or the ensemble")
     kept = "; the network kept is of it" * (config.keep == "best")
     console.print(f"the best epoch is {FLATTERS}{kept}")

@@ -1,8 +1,9 @@
 """Networks with side branches, by name."""
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -117,6 +118,16 @@ def costs_alone(
         with _running(arch, *size_HW):
             costs[name] = measure(alone(model, name, (3, *size_HW)), size_HW)["B0"]
     return costs
+
+
+@functools.lru_cache(maxsize=4)
+def cost_cells(
+    arch: str, num_classes: int, image_size: int | tuple[int, int], branches: tuple[str, ...]
+) -> dict[str, tuple[str, str]]:
+    """:func:`costs_alone` for a table; empty where the network cannot be built here or does not run without data."""
+    with suppress(UserError):
+        return {name: cost.cells() for name, cost in costs_alone(arch, num_classes, image_size, branches).items()}
+    return {}
 
 
 def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:

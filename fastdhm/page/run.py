@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def _branches(config: TrainConfig, rows: Rows, classes: Sequence[str]) -> str:
     last = validated[-1]
     names = sorted(key.partition("/")[2] for key in last if key.startswith("val_error/"))
     best = best_of(validated, names[0])
-    costs = _costs(config.arch, len(classes), config.image_size, tuple(names)) if classes else {}
+    costs = models.cost_cells(config.arch, len(classes), config.image_size, tuple(names)) if classes else {}
     head = ["branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"]
     head += ["parameters", "multiply-adds"] * bool(costs)
     cells = []
@@ -89,15 +88,6 @@ def _branches(config: TrainConfig, rows: Rows, classes: Sequence[str]) -> str:
     told = f"{judged_on(config).capitalize()} error after {last['epoch']:g} epochs, on {judged_images(config)}"
     shared = ". A branch costs its own layers and the trunk up to its fork" * bool(costs)
     return note(f"{told}{shared}.") + table(head, cells)
-
-
-@lru_cache(maxsize=4)
-def _costs(arch: str, classes: int, size: Any, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-    """Parameters and multiply-adds of each branch; empty where the network cannot be built here."""
-    try:
-        return {name: cost.cells() for name, cost in models.costs_alone(arch, classes, size, names).items()}
-    except UserError:
-        return {}
 
 
 def _curves(log: Rows, epochs: Rows, config: TrainConfig) -> Iterable[str]:

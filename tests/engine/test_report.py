@@ -32,6 +32,13 @@ def test_the_last_table_says_what_each_branch_costs(capsys):
         assert all(cell in text for cell in cost.cells())
 
 
+def test_a_network_whose_costs_are_not_known_has_its_errors(capsys):
+    """The table ends a run: what it lacks must not end it with an error."""
+    row = {"kind": "epoch", "epoch": 1, "step": 1, "val_side": 32, "val_error/B0": 3.0}
+    print_report(Console(width=120), [row], TrainConfig(arch="resnet21"), ("B0",), "the process", False, 10)
+    assert "3.00" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("step", "between_steps", "error", "told"),
     [
