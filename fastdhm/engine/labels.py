@@ -111,14 +111,18 @@ class Labelling:
         """Whether the run mixes images; its labels then always have the form of mixed ones, so that the step has."""
         return self.config.mixup > 0 or self.config.cutmix > 0
 
-    def label(self, batch: Batch, image_BCHW: Tensor, epoch: int, number: int) -> Labels:
-        """The labels of a batch on the device, whose augmented images are mixed in place."""
+    def label(self, batch: Batch, image_BCHW: Tensor, epoch: int, number: int, epochs: float | None = None) -> Labels:
+        """The labels of a batch on the device, whose augmented images are mixed in place.
+
+        ``epochs``: those of the run, if its hours do not allow all of the config's.
+        """
         config = self.config
+        epochs = config.epochs if epochs is None else epochs
         target_B = batch.target_B if self.label_N is None else self.label_N[batch.index_B % len(self.label_N)]
         target2_B = share_B = row_weight_B = None
         share = 1.0
         if self.mixes:
-            if epoch < config.epochs - config.mix_off_epochs:
+            if epoch < epochs - config.mix_off_epochs:
                 mix = draw_mix(config.mixup, config.cutmix, seed=config.seed, epoch=epoch, batch=number)
                 share = mix_(image_BCHW, mix)
             target2_B, share_B = partners(target_B), torch.full(target_B.shape, share, device=self.device)

@@ -231,7 +231,7 @@ class Run:
         batch = batch.to(self.device)  # a no-op for batches from a loader
         image_BCHW = self.train_transform(batch.image_BHWC, batch.index_B, epoch, view_B=batch.view_B)
         image_BCHW = shrink(image_BCHW, side)
-        return image_BCHW, self.labelling.label(batch, image_BCHW, epoch, self.at.batch)
+        return image_BCHW, self.labelling.label(batch, image_BCHW, epoch, self.at.batch, self.end)
 
     def state(self) -> dict[str, Any]:
         """All that a bit-for-bit continuation needs."""

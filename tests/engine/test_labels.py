@@ -80,6 +80,12 @@ def test_images_and_labels_are_mixed_alike_and_not_in_the_last_epochs():
         torch.testing.assert_close(image_BCHW.mean((1, 2, 3)), expected.float())
 
 
+def test_a_run_that_its_hours_cut_ends_without_mixes_too():
+    found, target_B = labelling(mixup=0.3, mix_off_epochs=1), torch.arange(4)
+    shares = [found.label(batch_of(target_B), torch.rand(4, 3, 8, 8), 1, 0, end).share_B[0] for end in (2, 3)]
+    assert shares[0] == 1 and shares[1] < 1
+
+
 def test_parts_of_a_batch_weigh_what_their_rows_weigh():
     found = labelling(class_weights="auto", mixup=0.2)
     label = found.label(batch_of(torch.tensor([0, 0, 0, 0, 4, 4, 2, 3])), torch.rand(8, 3, 8, 8), 0, 0)
