@@ -103,7 +103,7 @@ def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
     if "optimizer" in given:
         from fastdhm.engine.optim.by_name import fitted
 
-        values |= fitted(values, given["optimizer"])
+        values |= fitted(values, given["optimizer"], given.get("lr"))
     if given.get("scale_lr"):
         values |= warm_up(values | given, given.get("epochs", values["epochs"]))
     return values

@@ -110,7 +110,7 @@ def recipe_alone(values: dict[str, Any]) -> dict[str, Any]:
     usual = TrainConfig()
     dataset, preset = (values.get(name, getattr(usual, name)) for name in ("dataset", "preset"))
     found = recipe(dataset, values.get("arch"), values["method"], preset)
-    return found | (fitted(found, values["optimizer"]) if "optimizer" in values else {})
+    return found | (fitted(found, values["optimizer"], values.get("lr")) if "optimizer" in values else {})
 
 
 def scaled_rate(values: dict[str, Any]) -> dict[str, Any]:

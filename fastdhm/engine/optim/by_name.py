@@ -127,21 +127,26 @@ def _schedulefree(name: str) -> Any:
     return schedulefree
 
 
-def fitted(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+def fitted(recipe: dict[str, Any], name: str, lr: float | None = None) -> dict[str, Any]:
     """What the values of a ``recipe`` become with the optimizer ``name``, if that is not the recipe's own.
 
-    Learning rate and weight decay are those of its library, and the warm-up begins at the same share of the rate.
+    Learning rate, if no ``lr`` is given, and weight decay are those of its library. The warm-up begins at the same
+    share of the rate.
+
+    Raises:
+        ValueError: no ``lr`` is given, and the library has none.
     """
     if name == recipe.get("optimizer", "sgd"):
         return {}
     parameters = inspect.signature(find(name)[0]).parameters
-    values: dict[str, Any] = {flag: float(parameters[flag].default or 0) for flag in ALWAYS_FLAGS if flag in parameters}
-    values |= {"optimizer": name, "nesterov": False, "warmup_lr": recipe.get("warmup_lr", 0.0) * _ratio(values, recipe)}
+    own = {flag: parameters[flag].default for flag in ALWAYS_FLAGS if flag in parameters}
+    values: dict[str, Any] = {flag: float(value) for flag, value in own.items() if isinstance(value, int | float)}
+    values |= {} if lr is None else {"lr": lr}
+    if not values.get("lr"):
+        raise UserError(f"optimizer is {name}, whose library has no learning rate for it: set one by --lr")
+    warmup_lr = recipe.get("warmup_lr", 0.0) * values["lr"] / recipe["lr"]
+    values |= {"optimizer": name, "nesterov": False, "warmup_lr": warmup_lr}
     return values | ({"schedule": "constant"} if is_schedule_free(name) else {})
-
-
-def _ratio(values: dict[str, Any], recipe: dict[str, Any]) -> float:
-    return values.get("lr", recipe["lr"]) / recipe["lr"]
 
 
 def read_arguments(name: str, text: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Optimizers by their names: where they come from, what they take, and that a saved one goes on bit for bit."""
 
 import importlib.util
+import inspect
 import io
 import sys
 
@@ -117,6 +118,18 @@ def test_another_optimizer_than_the_recipes_brings_its_own_rate():
     assert (config.optimizer, config.lr, config.weight_decay, config.nesterov) == ("adamw", 1e-3, 0.3, False)
     people, _ = resolve_training(["--dataset", "reid-synthetic", "--optimizer", "amsgrad"])
     assert people.lr == 3e-3
+
+
+def test_an_optimizer_without_a_rate_of_its_own_asks_for_one(monkeypatch):
+    """As timm's adafactor, whose rate is None, and its sgdp, where it is required."""
+    recipe = {"lr": 0.1, "warmup_lr": 0.01, "weight_decay": 1e-4}
+    for default in (None, inspect.Parameter.empty, object()):
+        own = inspect.Signature([inspect.Parameter("lr", inspect.Parameter.KEYWORD_ONLY, default=default)])
+        kind = type("Own", (), {"__signature__": own})
+        monkeypatch.setattr(by_name, "find", lambda name, kind=kind: (kind, {}))
+        with pytest.raises(UserError, match="set one by --lr"):
+            fitted(recipe, "timm:own")
+        assert fitted(recipe, "timm:own", 0.02)["lr"] == 0.02
 
 
 @pytest.mark.parametrize("name", [case("schedulefree:sgd")])
