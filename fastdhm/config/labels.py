@@ -1,4 +1,4 @@
-"""What becomes of the labels: smoothed, mixed with the images, weighed by class."""
+"""What becomes of the labels: smoothed, mixed with the images, weighed and drawn by class."""
 
 from dataclasses import dataclass
 
@@ -34,3 +34,8 @@ class Labels:
     """Weight of each class in the cross-entropies: auto or a file.
     auto: in inverse proportion to the number of its training images, with the mean 1 over the classes. A file is YAML
     with a line for each class, such as `cat: 2.5`. The run keeps the values. Null: all alike."""
+    balanced_sampling: bool = False
+    """Draw as many images of every class in an epoch.
+    An epoch is as long as without: of N images and K classes it shows N / K images of each class, to one image. Those
+    of a small class come several times, each time augmented anew; of a large class each epoch shows others. So an epoch
+    is no pass over all images. Not with corrupt_labels, repeats, class_weights auto, or data sets of people."""

@@ -54,6 +54,21 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
         "below epochs ({run.epochs})",
     ),
     (
+        "balanced_sampling",
+        lambda run: not run.balanced_sampling or run.class_weights != "auto",
+        "false with class_weights auto: both would make a rare class count twice",
+    ),
+    (
+        "balanced_sampling",
+        lambda run: not run.balanced_sampling or not run.corrupt_labels,
+        "false with corrupt_labels: what is learnt are not the classes of the images",
+    ),
+    (
+        "balanced_sampling",
+        lambda run: not run.balanced_sampling or run.repeats == 1,
+        "false with repeats ({run.repeats}): it repeats images itself",
+    ),
+    (
         "only_branch",
         lambda run: run.method == "baseline",
         "left out with {run.method}: only the baseline trains one branch alone",

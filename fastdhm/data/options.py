@@ -49,6 +49,8 @@ class DataOptions:
     """Of a re-identification set, keep the validation pictures out of training."""
     repeats: int = 1
     """Of training, show each sample of an epoch so often."""
+    balanced: bool = False
+    """Of training, show as many samples of every class in an epoch: see ``order.balanced_order``."""
     subset: int | None = None
     """Train on that many images, the same for every seed: see ``subset.balanced_subset``."""
 
@@ -60,8 +62,9 @@ class DataOptions:
 
     def for_training(self) -> LoaderOptions:
         """Whole batches in the order that is drawn for each epoch."""
-        whole = {"shuffle": True, "drop_last": True, "parts": self.accumulate, "repeats": self.repeats}
-        return self._loader(self.batch_size, crop=self.crop, subset=self.subset, **whole)
+        whole = {"shuffle": True, "drop_last": True, "parts": self.accumulate}
+        copies = {"repeats": self.repeats, "balanced": self.balanced}
+        return self._loader(self.batch_size, crop=self.crop, subset=self.subset, **whole, **copies)
 
     def for_judging(self) -> LoaderOptions:
         """Every sample, in order."""

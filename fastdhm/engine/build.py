@@ -69,6 +69,7 @@ def data_options(config: TrainConfig) -> DataOptions:
         share=(distributed.rank(), distributed.count()), accumulate=config.accumulate,
         settings=how_stored(config), grey_range=config.grey_range,
         skip_bad=config.skip_bad, hold_out=config.hold_out, subset=config.subset, repeats=config.repeats,
+        balanced=config.balanced_sampling,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The labels that a run learns from: corrupt, mixed and weighed, as its config says.
+"""The labels that a run learns from: corrupt, mixed, weighed and balanced, as its config says.
 
 Legend: A the branches that a step computes, B batch, K classes, N samples, S of them that are taken.
 """
@@ -95,6 +95,8 @@ class Labelling:
             self.label_N = torch.from_numpy(label_N).to(self.device)
             self.changed = int((label_N != target_N)[learnt].sum())
             target_N = label_N
+        if config.balanced_sampling:
+            check_every_class(target_N[learnt], classes, "balanced_sampling is true")
         if config.class_weights is not None:
             weight_K = self._weights(target_N[learnt], classes)
             self.weight_K = torch.from_numpy(weight_K).to(self.device, torch.float32)
@@ -142,5 +144,6 @@ class Labelling:
         if self.weight_K is not None:
             least, most = to_host(torch.stack(self.weight_K.aminmax()))
             words.append(f"classes weighed by {least:.3g} to {most:.3g}")
+        words += ["as many images of every class"] * config.balanced_sampling
         words += [f"smoothed by {config.label_smoothing:g}"] * (config.label_smoothing > 0)
         return "; ".join(words)

@@ -10,6 +10,7 @@ from typing import Any
 from fastdhm import methods, models
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.class_weights import check_class_weights, read_class_weights
+from fastdhm.data.sources.source import is_reid
 from fastdhm.engine import distributed
 from fastdhm.engine.build import IMAGENET, training_transform
 from fastdhm.engine.device import pick_device, pick_precision
@@ -41,6 +42,11 @@ def settle(config: TrainConfig) -> TrainConfig:
     precision: Any = str(pick_precision(config.precision, device)).removeprefix("torch.")  # one that the config knows
     use_fused(config.impl, device.type)  # raise now, not in the first step
     dataset, data_dir = config.dataset, expanded(config.data_dir or default_data_dir()).absolute()
+    if config.balanced_sampling and is_reid(dataset):
+        raise UserError(
+            f"balanced_sampling is true, for {dataset}: must be false, as people are told apart by features and not by "
+            "classes"
+        )
     kind, _, folder = dataset.partition(":")
     if kind in ("folder", "reid-folder") and folder:
         dataset = f"{kind}:{expanded(folder).absolute()}"

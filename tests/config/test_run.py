@@ -11,6 +11,17 @@ WRONG = {
     "corrupt-seed": ({"corrupt_seed": 3}, {"corrupt_labels": 0.1}, "corrupt_seed is 3: must be left out"),
     "no-mix": ({"mix_off_epochs": 3}, {"cutmix": 1.0}, "mix_off_epochs is 3: must be 0 without mixup and cutmix"),
     "never-mixed": ({"mix_off_epochs": 5, "mixup": 0.2, "epochs": 5}, {"epochs": 6}, "must be below epochs (5)"),
+    "balanced-and-weighed": (
+        {"balanced_sampling": True, "class_weights": "auto"}, {"class_weights": {"cat": 2.0}},
+        "balanced_sampling is True: must be false with class_weights auto",
+    ),
+    "balanced-and-corrupt": (
+        {"balanced_sampling": True, "corrupt_labels": 0.1}, {"corrupt_labels": 0.0},
+        "balanced_sampling is True: must be false with corrupt_labels",
+    ),
+    "balanced-and-repeated": (
+        {"balanced_sampling": True, "repeats": 3}, {"repeats": 1}, "must be false with repeats (3): it repeats",
+    ),
     "lone-method": ({"only_branch": "B1"}, {"method": "baseline"}, "only_branch is B1: must be left out with dhm"),
     "lone-weights": (
         {"only_branch": "B1", "method": "baseline", "weights": "imagenet"}, {"only_branch": "B0"},

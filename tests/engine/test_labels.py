@@ -124,13 +124,20 @@ def test_labels_that_are_learnt_are_mixed_and_weighed():
     torch.testing.assert_close(found.weight_K * size_K, (found.weight_K * size_K).mean().expand(5))
 
 
-def test_a_class_without_images_is_refused():
-    found = Labelling(TrainConfig(class_weights="auto"), 5, torch.device("cpu"))
+@pytest.mark.parametrize("settings", [{"class_weights": "auto"}, {"balanced_sampling": True}], ids=str)
+def test_a_class_without_images_is_refused(settings):
+    found = Labelling(TrainConfig(**settings), 5, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"there is no training image of c, e: add some"):
         found.learn_from(np.array([0, 1, 3, 3]), CLASSES)
 
 
-@pytest.mark.parametrize("flags", [pytest.param([*MIXED, "--class-weights", "auto"], id="mixed")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param([*MIXED, "--class-weights", "auto"], id="mixed"),
+        pytest.param(["--balanced-sampling", "true"], id="balanced", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_has_the_same_bits(tmp_path, flags):
     """Stopped in the middle of an epoch; mixed in the first epoch only."""
     flags = ["--epochs", "2", "--log-every", "3", *flags, *(["--mix-off-epochs", "1"] if "--mixup" in flags else [])]
@@ -141,7 +148,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [pytest.param(MIXED, id="mixed")])
+@pytest.mark.parametrize("flags", [MIXED, ["--balanced-sampling", "true"]], ids=["mixed", "balanced"])
 def test_loaders_train_the_same_network(tmp_path, flags):
     kinds = ["torch", "resident", *(["ffcv"] if why_not() is None else [])]
     for kind in kinds:
@@ -174,6 +181,10 @@ def test_a_file_of_weights_is_kept_and_not_read_again(tmp_path, capsys):
         (["--class-weights", "atuo"], "class_weights is atuo: must be auto, a .yaml file or a number for each class"),
         (["--class-weights", "none.yaml"], "none.yaml cannot be read: No such file"),
         (["--class-weights", "{cat: 1}"], "class_weights has 'cat', which is no class of the images"),
+        (
+            ["--balanced-sampling", "true", "--dataset", "reid-synthetic"],
+            "balanced_sampling is true, for reid-synthetic: must be false, as people are told apart by features",
+        ),
         (["--class-weights", "{cat: -1}"], "the weight of class 'cat' is -1: must be a finite number, 0 or more"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -187,7 +198,9 @@ def test_what_cannot_be_is_told_in_a_sentence(tmp_path, capsys, flags, said):
 
 
 def test_the_plan_says_what_becomes_of_the_labels():
-    config = TrainConfig(mixup=0.2, cutmix=1.0, mix_off_epochs=5, label_smoothing=0.1)
+    config = TrainConfig(mixup=0.2, cutmix=1.0, mix_off_epochs=5, balanced_sampling=True, label_smoothing=0.1)
     found = Labelling(config, 5, torch.device("cpu"))
-    assert found.describe() == ("mixed by mixup 0.2 or cutmix 1, off in the last 5 epochs; smoothed by 0.1")
+    assert found.describe() == (
+        "mixed by mixup 0.2 or cutmix 1, off in the last 5 epochs; as many images of every class; smoothed by 0.1"
+    )
     assert not Labelling(TrainConfig(), 5, torch.device("cpu")).describe()

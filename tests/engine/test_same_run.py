@@ -35,6 +35,7 @@ CASES = {
     "deterministic": {"deterministic": True},
     "smoothing": {"label_smoothing": 0.1},
     "mixed": {"mixup": 0.4, "cutmix": 1.0, "grad_cosine": 1},
+    "balanced": {"balanced_sampling": True, "subset": 95},
     "weighed": {"class_weights": "auto", "mixup": 0.4, "grad_cosine": 1, "subset": 95},
     "subset": {"subset": 60},
     "trivial": {"augment": "trivial", "random_erase": 0.5},

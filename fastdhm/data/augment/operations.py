@@ -1,9 +1,10 @@
 """The operations of policies and of colour jitter, each in one call for all the images of a batch that drew it.
 
 torchvision's functionals do what takes no strength, or one for all images. Where each image has its own strength, they
-would be called for each image alone, which took six times as long for 128 images of 32 pixels; and they make tensors on
-the device from Python lists, for which the host waits. There the formula is torchvision's, over the batch, on what its
-functionals or torch's own give; a test holds every operation to torchvision's.
+would be called for each image alone. TrivialAugment of 128 images of 32 pixels took 2.4 times as long that way (10.6 ms
+against 4.4, one core of an EPYC). And they make tensors on the device from Python lists, for which the host waits.
+There the formula is torchvision's, over the batch, on what its functionals or torch's own give; a test holds every
+operation to torchvision's.
 
 Legend: B images, H height, W width, C channels, R rounds, N images of all calls together.
 """

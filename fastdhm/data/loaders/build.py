@@ -47,6 +47,10 @@ def build_loader(
         assert source is not None
         samples_S = balanced_subset(source.target_N, len(source.classes), options.subset)
         options = replace(options, samples_S=samples_S)
+    if options.balanced:
+        assert source is not None
+        taken = slice(None) if options.samples_S is None else options.samples_S
+        options = replace(options, target_S=source.target_N[taken])
     if kind == "resident":
         from fastdhm.data.loaders.resident_loader import hold
 

@@ -1,4 +1,4 @@
-"""The order of an epoch and the crop box of each of its samples: pure functions of (seed, epoch, sample index).
+"""The crop box of each sample of an epoch: a pure function of (seed, epoch, view of the sample).
 
 All loaders take their boxes from here, in numpy, so that a box cannot depend on the loader, on a worker, or on how a
 compiler rounds. Legend: N samples, B batch.
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fastdhm.errors import UserError
-from fastdhm.ops.philox import STREAM_AUGMENT, STREAM_ORDER, draw
+from fastdhm.ops.philox import STREAM_AUGMENT, draw
 
 ImageSize = int | tuple[int, int]  # pixels: the side of a square, or (height, width)
 Crop = Literal["pad", "scale", "shift", "center", "enlarge", "whole"]
@@ -42,20 +42,6 @@ def height_width(image_size: ImageSize | Sequence[int]) -> tuple[int, int]:
 def evaluation_crop(crop: Crop) -> Crop:
     """What a network trained with ``crop`` is judged on: the whole image if training stretches it, else its middle."""
     return "whole" if crop in STRETCHING else "center"
-
-
-def epoch_order(num_samples: int, epoch: int, seed: int, shuffle: bool) -> np.ndarray:
-    """The sample indices of an epoch in order, ``int64 [N]``: sorted by a random 64-bit word each when shuffled."""
-    index_N = np.arange(num_samples, dtype=np.int64)
-    if not shuffle:
-        return index_N
-    high_N, low_N, _, _ = draw(index_N, epoch, STREAM_ORDER, seed)
-    return np.argsort((high_N.astype(np.uint64) << np.uint64(32)) | low_N.astype(np.uint64), kind="stable")
-
-
-def repeated(order_N: np.ndarray, repeats: int, total: int) -> np.ndarray:
-    """``repeats`` views of each sample in a row: the sample's own index, and ``total`` more for each further copy."""
-    return (order_N[:, None] + total * np.arange(repeats)).flatten()
 
 
 def crop_boxes(

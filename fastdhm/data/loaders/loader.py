@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from fastdhm.data.loaders.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, epoch_order, height_width, repeated
+from fastdhm.data.loaders.crops import CROPS, RESIZING, Crop, ImageSize, crop_boxes, height_width
+from fastdhm.data.loaders.order import balanced_order, epoch_order, repeated
 from fastdhm.errors import UserError, unknown
 from fastdhm.system import processors
 
@@ -29,7 +30,7 @@ class Batch:
 
     image_BHWC: torch.Tensor  # uint8
     target_B: torch.Tensor  # int64
-    index_B: torch.Tensor  # int64, the sample's index in the data set; above, another copy of it (``repeats``)
+    index_B: torch.Tensor  # int64, the sample's index in the data set; above, another copy of it
     view_B: np.ndarray | None = None  # the same on the host, which draws by it
 
     def __post_init__(self) -> None:
@@ -88,10 +89,14 @@ class LoaderOptions:
     """Parts a training batch is cut into: each process has a share of every part."""
     repeats: int = 1
     """Show each sample of an epoch so often, see :meth:`epoch_batches`."""
+    balanced: bool = False
+    """Show as many samples of every class in an epoch, see ``order.balanced_order``."""
     subset: int | None = None
     """Give this many of the samples, see ``subset.balanced_subset``; None: all."""
     samples_S: np.ndarray | None = field(default=None, compare=False, repr=False)
     """Which those are, in rising order: :func:`build_loader` fills it in."""
+    target_S: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Their classes, if ``balanced``: :func:`build_loader` fills them in."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -103,7 +108,7 @@ class LoaderOptions:
             raise UserError(f"crop ratio {self.crop_ratio}: must be above 0 and at most 1")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers {self.workers}: must be 0 or more")
-        assert self.repeats == 1 or self.drop_last, "only training repeats samples"
+        assert self.drop_last or (self.repeats == 1 and not self.balanced), "only training repeats samples"
 
     @property
     def size_HW(self) -> tuple[int, int]:
@@ -139,7 +144,7 @@ class LoaderOptions:
     def epoch_batches(self, total: int, epoch: int, start_batch: int) -> list[np.ndarray]:
         """The views of each batch of an epoch that is still to come, of ``total`` samples: a list of ``int64 [B]``.
 
-        View ``v`` is of sample ``v % total``. Without ``repeats`` it is the sample's index. With it, an epoch is as
+        View ``v`` is of sample ``v % total``. Without copies it is the sample's index. With ``repeats``, an epoch is as
         long as without: it shows one sample in ``repeats``, each so often in a row, with draws of its own each time
         (Touvron et al., "DeiT", 2021, after Hoffer et al., "Augment your batch", CVPR 2020). In a batch the first
         copies come first, so that several processes, or parts, get different ones.
@@ -148,9 +153,12 @@ class LoaderOptions:
         batches = self.num_batches(num_samples)
         if not 0 <= start_batch <= batches:
             raise ValueError(f"start_batch {start_batch} is outside the epoch's {batches} batches")
-        order_N = epoch_order(num_samples, epoch, self.seed, self.shuffle)
-        if self.samples_S is not None:
-            order_N = self.samples_S[order_N]
+        if self.balanced:
+            assert self.target_S is not None
+            order_N, copy_N = balanced_order(self.target_S, epoch, self.seed)
+        else:
+            order_N, copy_N = epoch_order(num_samples, epoch, self.seed, self.shuffle), np.int64(0)
+        order_N = (order_N if self.samples_S is None else self.samples_S[order_N]) + total * copy_N
         rank, count = self.share
         if self.drop_last:
             view_N = repeated(order_N, self.repeats, total)[: batches * self.batch_size]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from fastdhm.data.loaders.crops import CROPS, SCALE, STRETCHING, crop_boxes, epoch_order, evaluation_crop, height_width
+from fastdhm.data.loaders.crops import CROPS, SCALE, STRETCHING, crop_boxes, evaluation_crop, height_width
 from fastdhm.errors import UserError
 
 INDEX = np.arange(4000)
@@ -128,13 +128,3 @@ def test_scale_has_the_distribution_of_random_resized_crop(height, width):
         at = np.concatenate([a, b])
         gap = np.abs(np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")).max() / 4000
         assert gap < 1.95 * np.sqrt(2 / 4000)
-
-
-def test_epoch_order_is_a_permutation_of_its_own():
-    orders = [epoch_order(1000, epoch, seed, True) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
-    for order in orders:
-        assert np.array_equal(np.sort(order), np.arange(1000))
-    assert np.array_equal(orders[0], epoch_order(1000, 0, 0, True))
-    assert not np.array_equal(orders[0], orders[1])
-    assert not np.array_equal(orders[0], orders[2])
-    assert np.array_equal(epoch_order(5, 3, 9, False), np.arange(5))
