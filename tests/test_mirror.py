@@ -50,6 +50,7 @@ THROUGH = {
     "compare.words": "compare/test_report",
     "data.options": "data/test_open",
     "engine.plan": "engine/test_train",
+    "engine.validation": "engine/test_train",
     "engine.saved.names": "engine/saved/test_record",
     "system.loading": "models/weights/test_pretrained",
     "system.progress": "system/test_console",

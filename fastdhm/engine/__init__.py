@@ -9,7 +9,7 @@
 7. ``train.py``, ``fit()``: the loop. ``timer.py`` feeds it from the loader; ``compiling.py`` gives it a compiled step.
 8. ``step.py``: a batch is prepared, the branches are drawn, the loss (``ops/mimic_loss.py``) is differentiated, and the
    optimizer (``optim/optimizer.py``) steps.
-9. ``saved/record.py``: numbers leave the device. ``evaluate.py``: the errors after an epoch.
+9. ``saved/record.py``: numbers leave the device. ``validation.py``, ``evaluate.py``: the errors after an epoch.
 10. ``saved/checkpoint.py``: checkpoints, and at the end the stripped network. ``report.py``: a person is told the end.
 
 Beside it: fast (the same network, faster), display (the bar), gradients (how far branches agree), reid (ranks people,

@@ -1,6 +1,6 @@
 """What a person is told at the end of a run: its errors as a table, its curves, and how to go on with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,7 @@ from rich.table import Table
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.data import LoadedData
 from fastdhm.engine import distributed
-from fastdhm.engine.evaluate import Kept
 from fastdhm.engine.plan import method_name, print_plan
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import Run
@@ -20,7 +18,6 @@ from fastdhm.engine.saved.judged import FLATTERS, best_of, judged_images, judged
 from fastdhm.engine.saved.names import CURVES, LAST, NETWORK
 from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.errors import UserError
-from fastdhm.per_class.result import FOLDER, result, write_result
 from fastdhm.system.console import Console, paste
 from fastdhm.system.plotting import save_figure
 
@@ -121,21 +118,6 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str, judged_on: s
     figure.suptitle(title)
     save_figure(figure, path, dpi=120)
     plt.close(figure)
-
-
-def keep_answers(run: Run, data: LoadedData, kept: Kept, say: Callable[[str], None]) -> None:
-    """Leave what the main branch says of the validation images for the page of a run; what cannot be costs it nothing.
-
-    Each of several processes has its answers in ``kept``, and the first writes.
-    """
-    try:
-        answers = kept.answers(data.val, len(run.classes))
-        if distributed.rank() == 0:
-            about = f"the validation on {judged_images(run.config)}"
-            values = result(answers[0], run.classes, data.val_source.image, about, run.at.step)
-            write_result(run.dir / FOLDER / run.model.main, values)
-    except (UserError, OSError) as error:
-        say(f"classes are left out of the report: {error}")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from fastdhm.engine.build import build_model, training_transform, weights_of
 from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision, placed, restart_peak
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
-from fastdhm.engine.gradients import cosine_names, gradient_cosines
+from fastdhm.engine.gradients import cosine_names
 from fastdhm.engine.hours import Hours, time_in_schedule
 from fastdhm.engine.labels import Labelling, Labels
 from fastdhm.engine.optim.average import WeightAverage
@@ -210,20 +210,6 @@ class Run:
     def taught(self, weights_AA: Tensor) -> Tensor:
         """The weights with those of the teacher, if there is one."""
         return weights_AA if self.teacher is None else methods.add_teacher(weights_AA, self.config.teacher_weight)
-
-    def measure_cosines(self, image_BCHW: Tensor, labels: Labels, active: tuple[str, ...]) -> None:
-        """Before every ``grad_cosine``-th step, note how far the branches' gradients agree at the forks.
-
-        Of a batch that is cut into parts, only the first part is used.
-        """
-        config = self.config
-        if config.grad_cosine and self.at.step % config.grad_cosine == 0:
-            part = (image_BCHW.chunk(config.accumulate)[0], labels.chunk(config.accumulate)[0])
-            cosines = gradient_cosines(
-                self.model, *part, active,
-                precision=self.precision, label_smoothing=config.label_smoothing, scaler=self.scaler,
-            )  # fmt: skip
-            self.sums.measure(cosines)
 
     def prepare(self, batch: Batch, epoch: int, side: int) -> tuple[Tensor, Labels]:
         """The images of the next training batch, augmented, normalised, shrunk to a short side of ``side`` and then

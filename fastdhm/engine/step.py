@@ -14,6 +14,7 @@ from fastdhm.engine import distributed
 from fastdhm.engine.device import autocast
 from fastdhm.engine.evaluate import count_correct
 from fastdhm.engine.fast.blocks import allow_compilations
+from fastdhm.engine.gradients import gradient_cosines
 from fastdhm.engine.labels import Labels
 from fastdhm.engine.run import Run
 from fastdhm.methods import scale_mimicking
@@ -118,7 +119,7 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
     active, weights_AA = run.sample()
     if distributed.count() > 1:
         torch.manual_seed(noise_seed(run.config.seed, run.at.step, distributed.rank()))
-    run.measure_cosines(image_BCHW, labels, active)
+    _measure_cosines(run, image_BCHW, labels, active)
     run.between_steps = False
     loss, terms_AA, correct_A = step(image_BCHW, labels, run.taught(scale_mimicking(weights_AA, scale)), active)
     run.at.batch, run.at.step = run.at.batch + 1, run.at.step + 1
@@ -127,3 +128,18 @@ def take_step(run: Run, step: Callable, batch: Batch, scale: float, side: int) -
     run.sums.add(run.at.step, len(labels.target_B), loss, terms_AA, correct_A, run.taught(weights_AA), members)
     run.between_steps = True
     return loss
+
+
+def _measure_cosines(run: Run, image_BCHW: Tensor, labels: Labels, active: tuple[str, ...]) -> None:
+    """Before every ``grad_cosine``-th step, note how far the branches' gradients agree at the forks.
+
+    Of a batch that is cut into parts, only the first part is used.
+    """
+    config = run.config
+    if config.grad_cosine and run.at.step % config.grad_cosine == 0:
+        part = (image_BCHW.chunk(config.accumulate)[0], labels.chunk(config.accumulate)[0])
+        cosines = gradient_cosines(
+            run.model, *part, active,
+            precision=run.precision, label_smoothing=config.label_smoothing, scaler=run.scaler,
+        )  # fmt: skip
+        run.sums.measure(cosines)

@@ -1,37 +1,29 @@
 """Training: what happens in a run, in its order, and the loop."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedData
-from fastdhm.data.loaders.ahead import copied_ahead
-from fastdhm.data.loaders.loader import Loader
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine import distributed
 from fastdhm.engine.build import open_data, opened_alike
 from fastdhm.engine.compiling import SwitchingCompute, check_compiled
-from fastdhm.engine.device import autocast, computing_on, deterministic, peak_mib, pick_compile, pick_device
+from fastdhm.engine.device import computing_on, deterministic, peak_mib, pick_compile, pick_device
 from fastdhm.engine.display import TrainingDisplay
-from fastdhm.engine.evaluate import Interrupted, Kept, ShouldStop, evaluate
+from fastdhm.engine.evaluate import Interrupted, ShouldStop
 from fastdhm.engine.fast.graphs import GraphedStep
-from fastdhm.engine.hours import time_in_schedule
 from fastdhm.engine.longer import refuse_other_past
-from fastdhm.engine.optim.schedule import full_size_steps, image_side
-from fastdhm.engine.optim.schedule_free import ScheduleFreeAverage
+from fastdhm.engine.optim.schedule import full_size_steps
 from fastdhm.engine.plan import plan, print_plan, why_early
 from fastdhm.engine.profile import StepProfile
 from fastdhm.engine.reid import feature_layer, rank_at_end, read_ranked
-from fastdhm.engine.report import keep_answers, report, say_how_to_go_on, telling_how_to_go_on
+from fastdhm.engine.report import report, say_how_to_go_on, telling_how_to_go_on
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.judged import judged_on
@@ -40,16 +32,14 @@ from fastdhm.engine.saved.owed import LAST_EPOCH, RANKING, owed
 from fastdhm.engine.saved.record import Log, NoLog, read_log
 from fastdhm.engine.saved.watchers import check_installed, watchers
 from fastdhm.engine.settle import check_weights, run_folder, settle
-from fastdhm.engine.shared_gradients import average_buffers
 from fastdhm.engine.step import make_step, take_step
 from fastdhm.engine.timer import Timer, process_seconds
+from fastdhm.engine.validation import validate
 from fastdhm.page.run import keep_run_page
 from fastdhm.system.console import Console
 from fastdhm.system.endings import belonging_to
 from fastdhm.system.files import sha256_of
 from fastdhm.system.signals import stop_signals
-
-NORM_BATCHES = 50  # that schedule-free batch norms are measured on, as in its library's notes
 
 
 @dataclass(frozen=True)
@@ -243,7 +233,7 @@ def finish_epoch(
     run.save()  # before the validation, which can take long: nothing learnt may be lost during it
     if last or (at.epoch + 1) % config.eval_every == 0:
         try:
-            scalars |= _validate(run, data, last, stop, display.print)
+            scalars |= validate(run, data, last, stop, display.print)
         except Interrupted:
             return
         display.show_epoch(min(at.epoch, config.epochs - 1), run.end, scalars)
@@ -267,32 +257,6 @@ def finish_epoch(
     if best:
         run.save(BEST)
     run.save()
-
-
-def _validate(run: Run, data: LoadedData, last: bool, stop: ShouldStop, say: Callable[[str], None]) -> dict[str, float]:
-    """The errors after an epoch, as the log has them. A progressive run is validated at the image size that it has
-    reached: how its network does on larger ones says little."""
-    config, started = run.config, time.monotonic()
-    progress = 1.0 if last else time_in_schedule(run.at.epoch + 1, run.at.plan, config.epochs) / config.epochs
-    side = image_side(progress, run.side, config.progressive)
-    if isinstance(run.average, ScheduleFreeAverage):
-        _measure_norms(run, run.average, data.train, side)
-    kept = Kept() if config.report and side == run.side and not is_reid(config.dataset) else None
-    errors = evaluate(run.judged, data.val, run.val_transform, run.device, run.precision, side, stop, kept)
-    if kept is not None:
-        keep_answers(run, data, kept, say)
-    times = {"val_side": side, "val_seconds": time.monotonic() - started}
-    run.hours.validated(times["val_seconds"])
-    return errors.scalars(run.model.branch_names) | times
-
-
-def _measure_norms(run: Run, average: ScheduleFreeAverage, loader: Loader, side: int) -> None:
-    """Measure the batch norms of a schedule-free average on training images, those of the first epoch."""
-    devices = [run.device] if run.device.type == "cuda" else []
-    with loader.epoch(0) as batches, autocast(run.device, run.precision), torch.random.fork_rng(devices):
-        few = islice(copied_ahead(batches, run.device), NORM_BATCHES)
-        average.measure_norms(run.prepare(batch, 0, side)[0] for batch in few)
-    average_buffers(average.model)
 
 
 def finish(run: Run, log: Log, console: Console, stop: ShouldStop) -> bool:
