@@ -19,7 +19,7 @@ from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.ahead import copied_ahead
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.identity import changes
-from fastdhm.engine.build import Trained, load_trained, open_data
+from fastdhm.engine.build import Trained, load_trained, open_data, training_transform
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import Errors, evaluate
 from fastdhm.engine.saved import checkpoint
@@ -45,7 +45,7 @@ def average(
     """Write the mean of the plain networks at ``paths`` to ``out``, a network file; print the errors of all.
 
     The statistics of batch norm are not averaged: they are computed anew, on ``images`` training images as the first
-    run augments them.
+    run augments them, without mixes.
 
     Raises:
         ValueError: fewer than two paths, networks that differ in more than their weights, an ``out`` that exists or
@@ -108,15 +108,14 @@ def renew_batch_norms(network: nn.Module, config: TrainConfig, data: LoadedData,
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         return 0
     device, seen = pick_device(config.device), 0
-    pad = config.pad if config.crop == "pad" else 0
-    transform = DeviceTransform(config.mean, config.std, pad=pad, flip=config.flip, seed=config.seed).to(device)
+    transform = training_transform(config).to(device)
 
     def inputs() -> Generator[Tensor, None, None]:
         nonlocal seen
         with data.train.epoch(0) as batches:
             for batch in islice(copied_ahead(batches, device), -(-images // config.batch_size)):
                 seen += len(batch.target_B)
-                yield transform(batch.image_BHWC, batch.index_B, 0)
+                yield transform(batch.image_BHWC, batch.index_B, 0, view_B=batch.view_B)
 
     with autocast(device, pick_own_precision(config.precision, device)), closing(inputs()) as images_of_all:
         update_bn(images_of_all, network)

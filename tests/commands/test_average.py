@@ -46,6 +46,15 @@ def test_weights_are_the_mean_and_batch_norm_has_statistics_of_its_own(write, ca
     assert error in capsys.readouterr().out
 
 
+def test_its_norms_see_images_as_the_run_augments_them(write):
+    for name, grey in (("grey", 1.0), ("plain", 0.0)):
+        for seed in range(2):
+            write(f"{name}{seed}.safetensors", seed, random_grey=grey, pad=0, flip=False)
+        assert main(["average", f"{name}0.safetensors", f"{name}1.safetensors", "--out", f"{name}.safetensors"]) == 0
+    grey, plain = (load_file(f"{name}.safetensors")["bn1.running_var"] for name in ("grey", "plain"))
+    assert not torch.allclose(grey, plain, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("given", "flags", "message"),
     [
