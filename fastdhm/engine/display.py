@@ -65,7 +65,10 @@ class TrainingDisplay:
     def advance(self, step: int, epoch: int, epochs: float) -> None:
         """Move the bar; called after every step, touches no tensor."""
         self.progress.update(
-            self.task, completed=self.work(step), description=f"epoch {epoch + 1}/{epochs:.3g}", steps=self._steps(step)
+            self.task,
+            completed=self.work(step),
+            description=f"epoch {epoch + 1}/{round(epochs, 1):g}",
+            steps=self._steps(step),
         )
 
     def show(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
@@ -93,7 +96,7 @@ class TrainingDisplay:
         if scalars["val_side"] != self.side:
             test += f" (at {scalars['val_side']} pixels)"
         judged = (f"{self.judged_on} error % {test}", "bold")
-        self.print(Text.assemble(f"epoch {epoch + 1}/{epochs:.3g}  {loss}  ", judged))
+        self.print(Text.assemble(f"epoch {epoch + 1}/{round(epochs, 1):g}  {loss}  ", judged))
 
     def print(self, text: str | Text | Table) -> None:
         """Print above the bar."""

@@ -108,7 +108,7 @@ def why_early(run: Run) -> str:
         kept = "" if config.keep == "best" else "; the network kept is of the last epoch, see --keep"
         return f"ended after epoch {at.epoch}, as patience is {config.patience}: {lowest}{kept}"
     cut = " in the middle of its schedule" * at.timed_out
-    return f"ended{cut} after {run.now:.3g} of {config.epochs} epochs, as hours is {config.hours:g}"
+    return f"ended{cut} after {round(run.now, 2):g} of {config.epochs} epochs, as hours is {config.hours:g}"
 
 
 def _machine(run: Run, why_not_compiled: str) -> str:

@@ -22,6 +22,14 @@ def test_a_wait_for_data_is_shown_from_a_few_percent_on(monkeypatch, share, said
     assert ("data wait" in text.getvalue()) == bool(said)
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(20, "2/20 "), (1200, "2/1200 "), (5.3333, "2/5.3 ")])
+def test_the_number_of_epochs_is_written_out(epochs, said):
+    text = io.StringIO()
+    shown = TrainingDisplay(Console(file=text, width=200), 100, 0, 32, "validation")
+    shown.show_epoch(1, epochs, {"train_error/B0": 3.0, "val_error/B0": 4.0, "val_side": 32})
+    assert f"epoch {said}" in text.getvalue()
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """The clock that a progress bar reads; the test moves it."""
