@@ -87,8 +87,11 @@ def validate_labels(logits_MBK: Tensor, mix: Mix | None, row_weight_B: Tensor | 
     if mix is not None and (not isinstance(mix, (tuple, list)) or len(mix) != 2):
         raise UserError(f"mix is {_describe(mix)}: must be (target2_B, share_B), the other classes and the shares")
     target2_B, share_B = (None, None) if mix is None else mix
-    given = {"share_B": (share_B, FLOAT_DTYPES, mix), "row_weight_B": (row_weight_B, FLOAT_DTYPES, row_weight_B)}
-    for name, (tensor, dtypes, wanted) in ({"target2_B": (target2_B, (torch.int64,), mix)} | given).items():
+    for name, tensor, dtypes, wanted in (
+        ("target2_B", target2_B, (torch.int64,), mix),
+        ("share_B", share_B, FLOAT_DTYPES, mix),
+        ("row_weight_B", row_weight_B, FLOAT_DTYPES, row_weight_B),
+    ):
         if wanted is None:
             continue
         B = logits_MBK.shape[1]

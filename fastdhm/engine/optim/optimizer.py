@@ -92,7 +92,8 @@ def _adam(torchs: Any) -> Any:
 
         def _init_group(self, group, params, grads, *state):
             has_complex = super()._init_group(group, params, grads, *state)
-            lists = (params, grads, *state[:-1])  # the last are the counts of steps
+            moments = [part for part in state[:-1] if isinstance(part, list)]  # torch 2.6's AdamW hands a flag beside
+            lists = (params, grads, *moments)  # and not the counts of steps, which are the last
             for tensors, views in zip(lists, _as_they_lie(*lists), strict=True):
                 tensors[:] = views
             return has_complex

@@ -101,6 +101,8 @@ def test_a_library_that_is_not_there_has_its_command(name, monkeypatch):
 def test_arguments_are_python_values():
     read = {"eps": 1e-6}
     assert by_name.read_arguments("adamw", "eps=1e-6") == read
+    if not has_torchs_muon():
+        pytest.importorskip("timm")
     text = "momentum=0.9, ns_coefficients=3.4,-4.7,2.0,nesterov=false,adjust_lr_fn=original"
     assert by_name.read_arguments("muon", text) == {
         "momentum": 0.9, "ns_coefficients": (3.4, -4.7, 2.0), "nesterov": False, "adjust_lr_fn": "original",

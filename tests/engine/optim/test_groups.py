@@ -6,6 +6,7 @@ from torch import nn
 from fastdhm import models
 from fastdhm.engine.optim.by_name import make_optimizer
 from fastdhm.engine.optim.groups import SHARE, layers, make_groups
+from fastdhm.engine.optim.muon import has_torchs_muon
 from fastdhm.engine.optim.optimizer import set_learning_rate
 
 
@@ -41,6 +42,8 @@ def test_every_parameter_is_in_one_group_with_its_decay():
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_each_group_has_its_share_of_a_rate(name):
+    if name == "muon" and not has_torchs_muon():
+        pytest.importorskip("timm")
     model = models.build("resnet8", 10)
     optimizer = make_optimizer(model, name, lr=0.1, weight_decay=0.1, layer_decay=0.5)
     set_learning_rate(optimizer, 0.2)
