@@ -112,9 +112,8 @@ def export(
     with replacing(out) as temporary:
         temporary.write_bytes(data)
     sizes = ", ".join(map(str, BATCHES))
-    console.print(
-        f"{format}: {out}; logits differ by {error:.1e} at most (batches of {sizes} from {len(inputs)} images)"
-    )
+    whose = "before int8, logits differ" if int8 else "logits differ"
+    console.print(f"{format}: {out}; {whose} by {error:.1e} at most (batches of {sizes} from {len(inputs)} images)")
     if int8:
         console.print(f"int8: {said}")
     return out

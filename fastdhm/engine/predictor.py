@@ -159,7 +159,7 @@ def load(path: str | Path, *, branch: str | None = None, device: str = "auto") -
 def _each(images: Any) -> Iterator[Any]:
     from PIL import Image
 
-    if isinstance(images, (str, Path, Image.Image)):
+    if images is None or isinstance(images, (str, Path, bytes, Image.Image)):
         return iter([images])
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4:
         return iter([images])

@@ -32,6 +32,7 @@ def test_a_network_in_int8_says_its_error_beside_that_of_float32(network, capsys
     assert main(["export", str(network), "--int8", *flags]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert re.search(r"error on \d+ validation images: [\d.]+% in float32, [\d.]+% in int8", printed), printed
+    assert "before int8, logits differ" in printed, printed
     model = onnx.load(network.parent / "network.int8.onnx")
     assert any(
         tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4 for tensor in model.graph.initializer

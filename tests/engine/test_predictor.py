@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.engine.predictor import Transform
+from fastdhm.engine.predictor import Transform, load
 from fastdhm.engine.saved.checkpoint import save_network
 
 
@@ -29,6 +29,15 @@ def test_every_kind_of_an_image_is_prepared_alike(tmp_path):
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(ValueError, match="give"):
         Transform(TrainConfig(image_size=32, eval_batch_size=4, device="cpu"))(image)
+
+
+@pytest.mark.parametrize("image", [None, b"PNG"])
+def test_one_thing_that_is_no_image_is_refused_by_its_type(tmp_path, image):
+    path = tmp_path / "network.safetensors"
+    config = TrainConfig(arch="resnet8", image_size=32, eval_batch_size=4, precision="float32")
+    save_network(path, models.build("resnet8", 2, ()).strip(), config, ("a", "b"))
+    with pytest.raises(ValueError, match=f"{type(image).__name__} is no image: give"):
+        load(path, device="cpu").predict(image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "YCbCr"])
