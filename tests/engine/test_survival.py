@@ -23,7 +23,7 @@ def run(number: int, run_dir, *flags: str, patch: str = "", seconds: int = 60):
     program = f"""
 import errno, signal
 from fastdhm.cli import main
-from fastdhm.engine import evaluate, train as training
+from fastdhm.engine import evaluate, validation, train as training
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.record import Log
@@ -100,7 +100,7 @@ before(training, "take_step", wrong)
         0,
     ),
     "process 1 is killed in a validation": (
-        "before(training, 'evaluate', lambda n: d.rank() == 1 and die())",
+        "before(validation, 'evaluate', lambda n: d.rank() == 1 and die())",
         [75, -9],
         r"fastdhm: error: another process of this run ended without a word \(memory\?\)\. Go on .* --resume",
         10,

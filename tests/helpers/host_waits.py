@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional
 
-from fastdhm.engine import distributed, evaluate, run, sums, train
+from fastdhm.engine import distributed, evaluate, run, sums, train, validation
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.saved import record
 from fastdhm.ops import branch_mask, mimic_loss
@@ -117,7 +117,7 @@ def watch(patch) -> list:
 
         patch.setattr(module, name, allowed)
 
-    allow(train, "evaluate")  # waits as often as it likes
+    allow(validation, "evaluate")  # waits as often as it likes
     allow(branch_mask, "_check")  # these two read values on a CPU only
     allow(mimic_loss, "check_values")
     allow(distributed.Agreed, "__call__")  # of numbers on the host
