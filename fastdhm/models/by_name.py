@@ -120,11 +120,17 @@ def costs_alone(
     return costs
 
 
-@functools.lru_cache(maxsize=4)
 def cost_cells(
     arch: str, num_classes: int, image_size: int | tuple[int, int], branches: tuple[str, ...]
 ) -> dict[str, tuple[str, str]]:
     """:func:`costs_alone` for a table; empty where the network cannot be built here or does not run without data."""
+    return _cost_cells(arch, num_classes, _height_width(image_size), tuple(branches))
+
+
+@functools.lru_cache(maxsize=4)
+def _cost_cells(
+    arch: str, num_classes: int, image_size: tuple[int, int], branches: tuple[str, ...]
+) -> dict[str, tuple[str, str]]:
     with suppress(UserError):
         return {name: cost.cells() for name, cost in costs_alone(arch, num_classes, image_size, branches).items()}
     return {}
