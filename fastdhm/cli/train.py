@@ -71,13 +71,17 @@ def _resolved(argv: list[str]) -> tuple[TrainConfig, dict[str, Any]]:
     values = (recipe_for(given) if resume is None else _resumed(expanded(resume), given)) | given
     if set(asks) & set(HELP):
         parser.show(asks, values)
-    try:
-        config = TrainConfig(**values)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    config = _config(values)
     if asks:
         parser.show(asks, values)
     return config, beside
+
+
+def _config(values: dict[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def config_of(given: dict[str, Any], run_dir: str | None = None) -> TrainConfig:
@@ -88,10 +92,7 @@ def config_of(given: dict[str, Any], run_dir: str | None = None) -> TrainConfig:
         from fastdhm.engine.saved.checkpoint import read_config
 
         values = dataclasses.asdict(read_config(expanded(run_dir)))
-    try:
-        return TrainConfig(**(values | given))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return _config(values | given)
 
 
 def recipe_for(given: dict[str, Any]) -> dict[str, Any]:

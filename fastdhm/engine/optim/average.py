@@ -21,9 +21,8 @@ class WeightAverage:
 
     def __init__(self, model: BranchedModel, decay: float):
         self.decay = decay
-        self.model: BranchedModel = copy.deepcopy(model).eval().requires_grad_(False)
-        keep_activations(self.model)
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        self.model = frozen_copy(model)
+        pairs = list(zip(tensors_of(self.model), tensors_of(model), strict=True))
         self.averaged, self.own = _columns([pair for pair in pairs if pair[0].is_floating_point()])
         self.counters, self.own_counters = _columns([pair for pair in pairs if not pair[0].is_floating_point()])
 
@@ -41,7 +40,15 @@ class WeightAverage:
         torch._foreach_copy_(self.averaged + self.counters, self.own + self.own_counters)
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def frozen_copy(model: BranchedModel) -> BranchedModel:
+    """A copy to judge by: in evaluation mode, without gradients, its activations not computed again."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    keep_activations(copied)
+    return copied
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of a network, without their history."""
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 

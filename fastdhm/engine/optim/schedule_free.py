@@ -1,15 +1,14 @@
 """The network of a schedule-free optimizer: an average of the weights that it trains with."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastdhm.engine.optim.average import frozen_copy, tensors_of
 from fastdhm.models.base.branched import BranchedModel
-from fastdhm.models.base.recompute import keep_activations
 
 
 class ScheduleFreeAverage:
@@ -27,8 +26,7 @@ class ScheduleFreeAverage:
     def __init__(self, model: BranchedModel, optimizer: torch.optim.Optimizer):
         self.trained = model
         self.optimizer: Any = optimizer  # it has modes, as modules do
-        self.model: BranchedModel = copy.deepcopy(model).eval().requires_grad_(False)
-        keep_activations(self.model)
+        self.model = frozen_copy(model)
         self.taken_at: int | None = None
 
     def update(self, step: int) -> None:
@@ -47,7 +45,7 @@ class ScheduleFreeAverage:
         weights: list[Tensor] = list(self.trained.parameters())
         kept = [weight.clone() for weight in weights]
         self.optimizer.eval()
-        for mine, tensor in zip(_tensors(self.model), _tensors(self.trained), strict=True):
+        for mine, tensor in zip(tensors_of(self.model), tensors_of(self.trained), strict=True):
             mine.copy_(tensor)
         self.optimizer.train()
         torch._foreach_copy_(weights, kept)
@@ -65,7 +63,3 @@ class ScheduleFreeAverage:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
