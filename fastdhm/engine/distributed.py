@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # keeps the group that is there when it is imported, whose threads would outlive the run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,7 +34,7 @@ from fastdhm.system.streams import tell
 from fastdhm.system.waiting import limit_s
 
 PIECE_BYTES = 64 << 20  # that travel at once
-_travelling: dict[int, dist.Work] = {}  # the last answer that each Agreed has sent
+_travelling: set["Agreed"] = set()  # whose answer is on its way
 
 
 @contextmanager
@@ -66,8 +67,8 @@ def joined(device: torch.device | str, mistake: UserError | None = None) -> Iter
             backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.count, timeout=limit)
             yield
-            for work in _travelling.values():  # one that ends after the interpreter would crash it
-                work.wait()
+            for agreed in [*_travelling]:  # an answer that comes after the interpreter's end would crash it
+                agreed.arrive()
     except BaseException as error:
         with stop_signals():  # a launcher that stops the others must not cut off what is said
             words.say(error)
@@ -233,19 +234,26 @@ class Agreed:
 
     def __init__(self, question: Callable[[], int | None]):
         self.question, self.answer = question, 0
-        self._sent: Tensor | None = None
+        self._sent: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self) -> int:
         """Between two steps, and as often in every process."""
         if count() == 1:
             self.answer = self.question() or 0
             return self.answer
-        if self._sent is not None:
-            _travelling[id(self)].wait()
-            self.answer = to_host(self._sent)
-        self._sent = torch.tensor(int(self.question() or 0))
-        _travelling[id(self)] = dist.all_reduce(self._sent, dist.ReduceOp.MAX, async_op=True)
+        self.arrive()
+        sent = torch.tensor(int(self.question() or 0))
+        self._sent = sent, dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True)
+        _travelling.add(self)
         return self.answer
+
+    def arrive(self) -> None:
+        """Wait for the answer that is on its way, if one is."""
+        if self._sent is not None:
+            sent, work = self._sent
+            work.wait()
+            self.answer, self._sent = to_host(sent), None
+            _travelling.remove(self)
 
 
 def send_bfloat16(sharing: DistributedDataParallel) -> None:

@@ -22,6 +22,20 @@ def test_what_any_process_answers_all_know_at_the_next_call():
     assert outputs(program, 2) == ["0\n0\n0\n15\n15\n"] * 2
 
 
+def test_no_thread_of_the_group_outlives_it():
+    """The interpreter's end would crash those; torch's compiler must not keep the group either."""
+    program = """
+    with d.joined(torch.device("cpu")):
+        import torch._dynamo
+        for _ in range(3):
+            agreed = d.Agreed(lambda: 0)  # none asks for its answer
+            agreed()
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    print([name for name in names if "gloo" in name])
+    """
+    assert outputs(program, 2) == ["[]\n"] * 2
+
+
 def test_the_first_goes_first_whatever_it_takes(tmp_path):
     program = f"""
     path = {str(tmp_path / "built")!r}
