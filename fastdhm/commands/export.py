@@ -4,7 +4,6 @@ Legend: B batch, C channels, H height, W width, K classes.
 """
 
 import copy
-import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.build import Trained, data_options, load_trained, open_to_judge
 from fastdhm.errors import UserError, unknown
 from fastdhm.system.console import Console
+from fastdhm.system.environment import installed
 from fastdhm.system.files import replacing
 from fastdhm.system.folders import check_writable
 from fastdhm.system.paths import shown
@@ -81,7 +81,7 @@ def export(
         raise unknown("format", format, ENDINGS)
     if int8 and format != "onnx":
         raise UserError(f"--int8 is for --format onnx, not {format}: onnxruntime's quantizer makes it")
-    missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDED[format] if not installed(name)]
     if missing:
         raise UserError(f"--format {format} needs what is not installed: pip install {' '.join(missing)}")
     name = f"network{f'-{branch}' * bool(branch)}{'.int8' * int8}{ENDINGS[format]}"

@@ -1,6 +1,5 @@
 """``fastdhm models``: the networks by family, the cost of each of their parts, and the names of others."""
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from fastdhm import models
 from fastdhm.system.console import Console
+from fastdhm.system.environment import installed
 
 WIDTH = 100  # columns at most
 
@@ -50,9 +50,8 @@ def list_models(
 
 def _listed() -> Iterator[str]:
     """The examples of all families, without those of timm if it is not installed."""
-    has_timm = importlib.util.find_spec("timm") is not None
     for family in models.FAMILIES:
-        yield from (name for name in family.examples if has_timm or not name.startswith("timm:"))
+        yield from (name for name in family.examples if not name.startswith("timm:") or installed("timm"))
 
 
 def _group(name: str, cost: models.Inventory) -> tuple[models.Family, tuple[int, int], int]:

@@ -12,7 +12,8 @@ from fastdhm.errors import UserError
 from fastdhm.ops import _extension
 
 # Looked up once: torch.compile asks this while it traces, and cannot trace Python's import system.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+# A folder "triton" beside a script is found too, without an origin.
+HAS_TRITON = getattr(importlib.util.find_spec("triton"), "origin", None) is not None
 
 SCHEMA = (
     "(Tensor logits, Tensor target, Tensor weights, float temperature, float label_smoothing, int ignore_index, "

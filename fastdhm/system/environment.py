@@ -1,5 +1,6 @@
-"""Numbers that users set in environment variables."""
+"""What stands around this process: numbers that users set in environment variables, and libraries."""
 
+import importlib.util
 import os
 
 from fastdhm.errors import UserError
@@ -19,3 +20,9 @@ def positive(name: str, usual: float, unit: str) -> float:
     if not number > 0:
         raise UserError(f"{name} is {given!r}: must be a number of {unit} above 0")
     return number
+
+
+def installed(library: str) -> bool:
+    """Whether ``library`` can be imported: a folder of its name is not it, such as the ``wandb/`` that wandb makes."""
+    found = importlib.util.find_spec(library)
+    return found is not None and found.origin is not None

@@ -1,9 +1,9 @@
-"""Numbers that users set in environment variables."""
+"""Numbers that users set in environment variables, and which libraries there are."""
 
 import pytest
 
 from fastdhm.errors import UserError
-from fastdhm.system.environment import positive
+from fastdhm.system.environment import installed, positive
 
 
 def test_a_number_that_is_set_counts(monkeypatch):
@@ -17,3 +17,9 @@ def test_what_is_no_number_above_0_is_refused(monkeypatch, given):
     monkeypatch.setenv("FASTDHM_A_NUMBER", given)
     with pytest.raises(UserError, match=f"FASTDHM_A_NUMBER is '{given}'.*seconds"):
         positive("FASTDHM_A_NUMBER", 600, "seconds")
+
+
+def test_a_folder_of_a_librarys_name_is_not_the_library(tmp_path, monkeypatch):
+    (tmp_path / "a_library_of_nobody").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed("yaml") and not installed("a_library_of_nobody") and not installed("another_of_nobody")

@@ -4,7 +4,6 @@ Each works in a thread of its own, its library's import included: no step waits 
 """
 
 import dataclasses
-import importlib.util
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from fastdhm.config import TrainConfig
 from fastdhm.engine.saved.owed import at_end
 from fastdhm.errors import UserError
+from fastdhm.system.environment import installed
 from fastdhm.system.files import write_text
 
 PROJECT = "fastdhm"
@@ -28,7 +28,7 @@ Add = Callable[[str, int, dict[str, Any]], None]  # kind, step, scalars
 
 def check_installed(names: Iterable[str]) -> None:
     """``ValueError`` with pip's command if one of the libraries is not installed."""
-    missing = [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
+    missing = [name for name in dict.fromkeys(names) if not installed(name)]
     if missing:
         raise UserError(f"--log-to {','.join(missing)} needs what is not installed: pip install {' '.join(missing)}")
 

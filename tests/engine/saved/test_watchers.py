@@ -70,7 +70,7 @@ def test_what_hangs_is_not_waited_for(monkeypatch):
 
 
 def test_what_is_not_installed_is_told_with_the_command_before_the_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "installed", lambda name: False)
     assert main(command(tmp_path / "run", "--log-to", "wandb,mlflow")) == 2
     error = capsys.readouterr().err
     assert error == "fastdhm: error: --log-to wandb,mlflow needs what is not installed: pip install wandb mlflow\n"
