@@ -2,7 +2,8 @@
 
 Photographs are JPEG files: noise of 500x375 pixels on a background whose colour is the class. They are cropped at
 random to 224 pixels. ``ffcv jpg 500``, ``ffcv jpg 256`` and ``ffcv raw 256`` read them from ``.beton`` files with that
-longer side, ``torch`` reads the JPEG files, and ``torchvision`` is the reference. Small images have 32 pixels and are
+longer side, ``torch`` reads the JPEG files, as ``spdl`` does, today's fastest loader of threads, and ``torchvision`` is
+the reference. Small images have 32 pixels and are
 padded, cropped and flipped; ``resident`` holds them in memory. The engine's photographs are bytes, which the step flips
 and normalises on its device (``bench step`` and ``bench epoch`` count that). Its small images are finished here. The
 reference's images are normalised floats. Every loader is checked first: each sample must appear once, and each image
@@ -32,6 +33,7 @@ from fastdhm.benchmarks.harness import report
 from fastdhm.benchmarks.harness.frame import Frame, check_counts
 from fastdhm.benchmarks.harness.timing import Comparison, Peer
 from fastdhm.benchmarks.reference.data import training_set
+from fastdhm.benchmarks.reference.threads import spdl_batches, why_no_spdl
 from fastdhm.config import TrainConfig
 from fastdhm.data.beton.files import ensure
 from fastdhm.data.beton.settings import ImageSettings
@@ -80,8 +82,13 @@ def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
         frame.say(f"\ndrawing {images:,} photographs of {WIDTH}x{HEIGHT} pixels")
         photographs, with_ffcv = draw_photographs(folder / "train", images), _has_ffcv(frame)
         drawn, sizes = draw_small(small), (batch_size, workers)
+        read = photograph_peers(photographs, folder, *sizes, with_ffcv)
+        if missing := why_no_spdl(photographs):
+            frame.say(f"left out: {missing}")
+        else:
+            read.append(_spdl(photographs, _photographic(*sizes)[0], workers))
         groups = {
-            f"{images} photographs to 224": photograph_peers(photographs, folder, *sizes, with_ffcv),
+            f"{images} photographs to 224": read,
             f"{small} images of {SMALL}": small_peers(drawn, folder, *sizes, with_ffcv),
             f"{images} photographs to 224, augmented": augmented_photographs(photographs, folder, *sizes, with_ffcv),
             f"{small} images of {SMALL}, augmented": augmented_small(drawn, *sizes),
@@ -89,10 +96,11 @@ def bench(frame: Frame, *, images: int, workers: int, batch_size: int) -> int:
         settings = {"max_seconds": 120, "min_sample_seconds": 0, "memory": False}
         comparisons = [frame.compare(label, peers, **settings) for label, peers in groups.items()]
     frame.plot_bars(comparisons, "An epoch of each loader")
-    others = [name for c in comparisons for name in c.results if name != "torchvision"]
+    pairs = [("torchvision", name) for c in comparisons for name in c.results if name != "torchvision"]
+    pairs += [("spdl", name) for name in (*STORED, "torch")]
     return frame.conclude(
         comparisons,
-        marks=report.ratio_marks(comparisons, {f"torchvision over {name}": ("torchvision", name) for name in others}),
+        marks=report.ratio_marks(comparisons, {f"{slow} over {fast}": (slow, fast) for slow, fast in pairs}),
         settings={"images": images, "workers": workers, "batch_size": batch_size},
         answer=_answer(comparisons[0], images),
     )
@@ -177,6 +185,11 @@ def _small(batch_size: int, workers: int) -> tuple[TrainConfig, LoaderOptions]:
 
 def _beton(source: Source, folder: Path, settings: ImageSettings) -> Path:
     return ensure(source, folder, source.name, "train", settings, workers=processors.count(), say=lambda text: None)
+
+
+def _spdl(source: FolderSource, config: TrainConfig, workers: int) -> Peer:
+    epochs = itertools.count()
+    return _peer("spdl", lambda: spdl_batches(source, config, workers, next(epochs)), source, None)
 
 
 def _has_ffcv(frame: Frame) -> bool:
