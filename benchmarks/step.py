@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fastdhm import models
+from fastdhm.benchmarks import step_sweep
 from fastdhm.benchmarks.harness import breakdown, energy, report
 from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.benchmarks.harness.frame import Frame, check_counts, check_value
@@ -61,6 +62,7 @@ def bench(
     compile: str,
     smoothing: float,
     peers: str | None,
+    sweep: bool,
 ) -> int:
     """Time all of it; returns the exit status, 1 if a step was not the right one.
 
@@ -73,6 +75,7 @@ def bench(
         compile: on, off, or auto: as in a long run. Compiling a network can take minutes.
         smoothing: of the reference's mimicking terms; the released code has 1e-8.
         peers: which to time besides ``fastdhm``, separated by commas (None: all).
+        sweep: time batches of 1 to 512 images and all numbers of threads instead, against torch's autocast.
 
     Raises:
         ValueError: a value out of range, a network that does not fit into memory, or a folder that is not writable.
@@ -85,6 +88,11 @@ def bench(
         check_value("peers", name, PEERS)
     given = {"method": method, "precision": precision, "compile": compile, "device": str(frame.device)}
     configs = [make_config(arch, image_size, batch_size, **given) for arch in archs]
+    if sweep:
+        with frame.measuring():
+            swept = [point for config in configs for point in step_sweep.sweep(frame, config)]
+        marks, settings = step_sweep.least_gain(swept), {"archs": list(archs), "image_size": image_size, **given}
+        return frame.conclude(swept, marks=marks, settings=settings, answer={})
     with frame.measuring():
         wanted = PEERS if peers is None else ("fastdhm", *peers.split(","))
         measured = [measure(frame, config, smoothing, wanted) for config in configs]

@@ -130,7 +130,7 @@ def plot_bars(path: Path, comparisons: Sequence[Comparison], title: str) -> None
         times = [(place, time_ms) for place, time_ms in found if time_ms]
         places = [place - 0.4 + (index + 0.5) * width for place, _ in times]
         axes.bar(places, [time_ms.median for _, time_ms in times], width, label=name)
-    _log_milliseconds(axes)
+    _log_plain(axes)
     axes.set_xticks(range(len(comparisons)), [comparison.label.replace(" ", "\n") for comparison in comparisons])
     axes.grid(axis="x", visible=False)
     _save(figure, axes, path)
@@ -188,9 +188,27 @@ def plot_lines(path: Path, comparisons: dict[int, Comparison], title: str, x_lab
         lows, highs = ([getattr(time_ms, side) for time_ms in times.values()] for side in ("low", "high"))
         axes.fill_between(list(times), lows, highs, alpha=0.2)
     axes.set_xscale("log")
-    _log_milliseconds(axes)
+    _log_plain(axes)
     axes.set_xticks(list(comparisons), [str(x) for x in comparisons])
     axes.minorticks_off()
+    axes.set_xlabel(x_label)
+    _save(figure, axes, path)
+
+
+def plot_rates(
+    path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], title: str, x_label: str, y_label: str
+) -> None:
+    """Draw a rate over a count, a line per name, both axes logarithmic; PNG."""
+    figure, axes = _axes(title, y_label)
+    for number, (name, points) in enumerate(curves.items()):
+        axes.plot(
+            *zip(*points, strict=True), marker="o", color=f"C{number // 2}", ls=("-", "--")[number % 2], label=name
+        )
+    axes.set_xscale("log")
+    _log_plain(axes)
+    counts = sorted({count for points in curves.values() for count, _ in points})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel(x_label)
     _save(figure, axes, path)
 
@@ -218,7 +236,7 @@ def _axes(title: str, y_label: str, width: float = 7):
     return figure, axes
 
 
-def _log_milliseconds(axes) -> None:
+def _log_plain(axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 

@@ -71,6 +71,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "--compile": Flag("torch.compile the engine's step: on, off or auto.", default="off"),
         "--smoothing": Flag("Of the reference's mimicking; 1e-8 in the released code.", float, 0.0),
         "--peers": Flag("Peers to time, such as reference,baseline. (default: all)"),
+        "--sweep": Flag("Time batches of 1 to 512 and all numbers of threads instead, and plot.", bool, False),
     },
     "epoch": {
         "--dataset": Flag(DATASET, default="fashion-mnist", quick="synthetic:64"),
