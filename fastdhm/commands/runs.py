@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from fastdhm.engine.saved.checkpoint import read_config
-from fastdhm.engine.saved.judged import validations
+from fastdhm.engine.saved.judged import in_epochs, validations
 from fastdhm.engine.saved.names import CONFIG, FAILURE, LAST, LOG
 from fastdhm.engine.saved.owed import owed
 from fastdhm.engine.saved.record import read_log
@@ -62,7 +62,7 @@ def list_runs(folder: Path, *, as_json: bool = False, console: Console | None = 
     for column in ("run", "state", "epoch", "top-1 %", "age", "what"):
         table.add_column(column, justify="right" if column in ("epoch", "top-1 %", "age") else "left", overflow="fold")
     for run in found:
-        epoch = "-" if run.epochs is None else f"{run.epoch:.3g} / {run.epochs}"
+        epoch = "-" if run.epochs is None else f"{in_epochs(run.epoch)} / {run.epochs}"
         error, what = "-" if run.error is None else f"{run.error:.2f}", f"{run.dataset} {run.arch} {run.method}"
         name = os.path.relpath(run.run, printable(folder))
         table.add_row(name if name != "." else run.run, run.state, epoch, error, age(time.time() - run.changed), what)

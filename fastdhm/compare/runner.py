@@ -25,6 +25,7 @@ from fastdhm.engine.build import open_data
 from fastdhm.engine.device import give_back_freed_memory
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.saved.checkpoint import HOW_IT_RUNS, RESUMABLE
+from fastdhm.engine.saved.judged import in_epochs
 from fastdhm.engine.settle import settle
 from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.engine.train import train
@@ -198,7 +199,7 @@ def dry_run(comparison: Comparison, jobs: list[Job], folder: Path, console: Cons
         config, state = job.config, job.state
         status = {"missing": "to do", "failed": f"failed: {state.failure}"}.get(state.status, state.status)
         if state.status == "begun":
-            status = f"begun, {state.epochs:g} of {counted(config.epochs, 'epoch')}"
+            status = f"begun, {in_epochs(state.epochs)} of {counted(config.epochs, 'epoch')}"
         what = f"{config.dataset}, {config.arch}, {config.method}, {counted(config.epochs, 'epoch')}"
         console.print(f"  {job.name:{width}}  {status}  ({what})")
     done = sum(job.state.status in ("finished", "failed") for job in jobs)

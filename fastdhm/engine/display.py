@@ -6,6 +6,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fastdhm.engine.saved.judged import in_epochs
 from fastdhm.system.console import PLAIN_LINE_SECONDS, Console, every, words
 
 WIDE = 100  # columns
@@ -67,7 +68,7 @@ class TrainingDisplay:
         self.progress.update(
             self.task,
             completed=self.work(step),
-            description=f"epoch {epoch + 1}/{round(epochs, 1):g}",
+            description=f"epoch {epoch + 1}/{in_epochs(epochs)}",
             steps=self._steps(step),
         )
 
@@ -96,7 +97,7 @@ class TrainingDisplay:
         if scalars["val_side"] != self.side:
             test += f" (at {scalars['val_side']} pixels)"
         judged = (f"{self.judged_on} error % {test}", "bold")
-        self.print(Text.assemble(f"epoch {epoch + 1}/{round(epochs, 1):g}  {loss}  ", judged))
+        self.print(Text.assemble(f"epoch {epoch + 1}/{in_epochs(epochs)}  {loss}  ", judged))
 
     def print(self, text: str | Text | Table) -> None:
         """Print above the bar."""

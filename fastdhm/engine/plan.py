@@ -14,7 +14,7 @@ from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.optim.by_name import is_schedule_free
 from fastdhm.engine.optim.schedule import describe_falls, describe_images
 from fastdhm.engine.run import Run
-from fastdhm.engine.saved.judged import TEST_SETS, judged_images
+from fastdhm.engine.saved.judged import TEST_SETS, in_epochs, judged_images
 from fastdhm.system.console import Console
 
 
@@ -108,7 +108,7 @@ def why_early(run: Run) -> str:
         kept = "" if config.keep == "best" else "; the network kept is of the last epoch, see --keep"
         return f"ended after epoch {at.epoch}, as patience is {config.patience}: {lowest}{kept}"
     cut = " in the middle of its schedule" * at.timed_out
-    return f"ended{cut} after {round(run.now, 2):g} of {config.epochs} epochs, as hours is {config.hours:g}"
+    return f"ended{cut} after {in_epochs(run.now)} of {config.epochs} epochs, as hours is {config.hours:g}"
 
 
 def _machine(run: Run, why_not_compiled: str) -> str:

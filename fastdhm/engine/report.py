@@ -14,7 +14,7 @@ from fastdhm.engine.plan import method_name, print_plan
 from fastdhm.engine.reid import NonFiniteFeatures
 from fastdhm.engine.run import Run
 from fastdhm.engine.saved import checkpoint
-from fastdhm.engine.saved.judged import FLATTERS, best_of, judged_images, judged_on, validations
+from fastdhm.engine.saved.judged import FLATTERS, best_of, in_epochs, judged_images, judged_on, validations
 from fastdhm.engine.saved.names import CURVES, LAST, NETWORK
 from fastdhm.engine.sums import NonFiniteLoss
 from fastdhm.errors import UserError
@@ -57,12 +57,12 @@ def print_report(
     if not validated:
         return
     last, best = validated[-1], best_of(validated, names[0])
-    title = f"{judged_on(config)} error after {last['epoch']:g} epochs{', moving average of the weights' * averaged}"
-    title += f", on {judged_images(config)}"
+    title = f"{judged_on(config)} error after {in_epochs(last['epoch'])} epochs"
+    title += f"{', moving average of the weights' * averaged}, on {judged_images(config)}"
     console.print(title, style="italic")
     costs = models.cost_cells(config.arch, num_classes, config.image_size, names)
     table = Table()
-    best_title = f"best epoch ({best['epoch']:g}), top-1 %"
+    best_title = f"best epoch ({in_epochs(best['epoch'])}), top-1 %"
     for column in ("branch", "top-1 %", "top-5 %", best_title, "parameters", "multiply-adds"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for name in names:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastdhm.engine.saved.judged import validations
+from fastdhm.engine.saved.judged import in_epochs, validations
 from fastdhm.engine.saved.record import read_log
 from fastdhm.errors import UserError
 from fastdhm.page.html import figures, note, page, table
@@ -65,7 +65,7 @@ def _differences(results: dict[str, Any]) -> Grid:
 def _runs(results: dict[str, Any]) -> Grid:
     head = ["run", "state", "epochs", "B0 top-1 %", "training, min"]
     return head, [
-        [run["name"], run["status"] + (f": {run['failure']}" if run["failure"] else ""), f"{run['epochs']:g}",
+        [run["name"], run["status"] + (f": {run['failure']}" if run["failure"] else ""), in_epochs(run["epochs"]),
          _cell(run["last"].get("B0", {}).get("top1_error")), _cell(run["train_seconds"] and run["train_seconds"] / 60)]
         for run in results["runs"]
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.engine.saved.checkpoint import load_checkpoint, read_config
-from fastdhm.engine.saved.judged import best_of, judged_images, judged_on, validations
+from fastdhm.engine.saved.judged import best_of, in_epochs, judged_images, judged_on, validations
 from fastdhm.engine.saved.names import LAST, REPORT
 from fastdhm.engine.saved.owed import at_end
 from fastdhm.engine.saved.record import read_log, term_name
@@ -43,7 +43,7 @@ def run_page(run_dir: Path, *, live: bool = False) -> str:
     steps, epochs = ([row for row in rows if row["kind"] == kind] for kind in ("step", "epoch"))
     ended = bool(epochs) and at_end(epochs[-1], config)
     at = max((row["epoch"] for row in (*steps, *epochs)), default=0.0)
-    about = [f"{printable(run_dir)}: {at:.3g} of {config.epochs} epochs"]
+    about = [f"{printable(run_dir)}: {in_epochs(at)} of {config.epochs} epochs"]
     if not epochs:
         about.append("No epoch is finished yet: errors come with the first validation.")
     log = steps or epochs  # a short run has no log points
@@ -78,14 +78,14 @@ def _branches(config: TrainConfig, rows: Rows, classes: Sequence[str]) -> str:
     names = sorted(key.partition("/")[2] for key in last if key.startswith("val_error/"))
     best = best_of(validated, names[0])
     costs = models.cost_cells(config.arch, len(classes), config.image_size, tuple(names)) if classes else {}
-    head = ["branch", "top-1 %", "top-5 %", f"best epoch ({best['epoch']:g}), top-1 %"]
+    head = ["branch", "top-1 %", "top-5 %", f"best epoch ({in_epochs(best['epoch'])}), top-1 %"]
     head += ["parameters", "multiply-adds"] * bool(costs)
     cells = []
     for name in names:
         values = (last.get(f"val_error/{name}"), last.get(f"val_top5_error/{name}"), best.get(f"val_error/{name}"))
         row = [name, *("-" if value is None else f"{value:.2f}" for value in values)]
         cells.append([*row, *(costs.get(name, ()))])
-    told = f"{judged_on(config).capitalize()} error after {last['epoch']:g} epochs, on {judged_images(config)}"
+    told = f"{judged_on(config).capitalize()} error after {in_epochs(last['epoch'])} epochs, on {judged_images(config)}"
     shared = ". A branch costs its own layers and the trunk up to its fork" * bool(costs)
     return note(f"{told}{shared}.") + table(head, cells)
 

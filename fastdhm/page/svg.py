@@ -34,7 +34,7 @@ def curves(series: Mapping[str, Points], x_label: str, y_label: str, *, from_zer
         parts.append(f'<polyline class="line {style}" points="{path}"><title>{escape(name)}</title></polyline>')
         if len(points) <= 40 and "thin" not in style:
             for (x, y), (at_x, at_y) in zip(points, placed, strict=True):
-                told = f"{name}: {number(y)} at {x_label} {x:g}"
+                told = f"{name}: {number(y)} at {x_label} {round(x, 2):g}"
                 parts.append(f'<circle class="dot {style}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="2.5">'
                              f"<title>{escape(told)}</title></circle>")  # fmt: skip
         legend.append(f'<span><i class="key {style}"></i>{escape(name)}</span>')
@@ -61,7 +61,7 @@ def heat_map(rows: Mapping[str, Points], x_label: str, what: str) -> str:
             begin, end = (_at(place, x_ticks, left, WIDTH - RIGHT) for place in (before, x))
             parts.append(f'<rect class="cell" x="{begin:.1f}" y="{top}" width="{max(0.5, end - begin):.1f}" '
                          f'height="{step - 2}" fill-opacity="{0.04 + 0.96 * strength:.2f}">'
-                         f"<title>{escape(name)}: {number(y)} at {x_label} {x:.3g}</title></rect>")  # fmt: skip
+                         f"<title>{escape(name)}: {number(y)} at {x_label} {round(x, 2):g}</title></rect>")  # fmt: skip
             before = x
     for tick in x_ticks:
         x = _at(tick, x_ticks, left, WIDTH - RIGHT)

@@ -22,7 +22,7 @@ def test_a_wait_for_data_is_shown_from_a_few_percent_on(monkeypatch, share, said
     assert ("data wait" in text.getvalue()) == bool(said)
 
 
-@pytest.mark.parametrize(("epochs", "said"), [(20, "2/20 "), (1200, "2/1200 "), (5.3333, "2/5.3 ")])
+@pytest.mark.parametrize(("epochs", "said"), [(20, "2/20 "), (1200, "2/1200 "), (5.3333, "2/5.33 ")])
 def test_the_number_of_epochs_is_written_out(epochs, said):
     text = io.StringIO()
     shown = TrainingDisplay(Console(file=text, width=200), 100, 0, 32, "validation")

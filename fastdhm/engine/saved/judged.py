@@ -42,6 +42,11 @@ def is_chosen(path: Path, config: TrainConfig) -> bool:
     return path.name == BEST if path.suffix == ".pt" else config.keep == "best"
 
 
+def in_epochs(time: float) -> str:
+    """A time in epochs, to a hundredth: ``1000``, ``0.33``."""
+    return f"{round(time, 2):g}"
+
+
 def validations(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The epochs of a log that were validated at the final image size; a progressive run begins with smaller images."""
     found = [row for row in rows if row["kind"] == "epoch" and "val_side" in row]
