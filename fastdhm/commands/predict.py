@@ -20,11 +20,11 @@ from fastdhm.data.images.pool import WorkerPool, in_hand
 from fastdhm.data.sources.folder import PictureSource
 from fastdhm.engine.device import pick_workers
 from fastdhm.engine.predictor import Prediction, Transform, load
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, few
 from fastdhm.system.console import Console
 from fastdhm.system.files import replacing
 from fastdhm.system.folders import check_writable
-from fastdhm.system.paths import printable
+from fastdhm.system.paths import printable, shown
 
 SUFFIXES = (".csv", ".json", ".parquet")
 Write = Callable[[list[str], list[Prediction]], None]
@@ -51,13 +51,15 @@ def predict(
             fit.
     """
     _check_out(out)
+    if not any(image.exists() for image in images):
+        raise UserError(f"nothing lies at {few([shown(image) for image in images])}: name images, or folders of them")
     predictor, console = load(path, branch=branch, device=device), Console(stderr=True)
     top = min(top, len(predictor.classes))
     sizes = batch_size, predictor.config.eval_batch_size, predictor.config.batch_size
     size = next(size for size in sizes if size is not None)
     if min(size, top) < 1:
         raise UserError(f"batch size {size}, top {top}: each must be 1 or more")
-    names, done, bad = _Names(images, console), 0, 0
+    names, done, bad, reason = _Names(images, console), 0, 0, ""
     cut = _Cut(predictor.transform, names)
     with (
         _prepared(cut, size, pick_workers(workers, predictor.device)) as batches,
@@ -66,7 +68,8 @@ def predict(
     ):
         for index_B, wrong, image_BHWC in batches:
             for reason in wrong.values():
-                console.print(f"left out: {reason}")
+                if len(names) > 1:
+                    console.print(f"left out: {reason}")
             good = [i for i in range(len(index_B)) if i not in wrong]
             if good:
                 answers = predictor.answers(torch.from_numpy(image_BHWC[good]), top)
@@ -75,7 +78,8 @@ def predict(
             bad += len(wrong)
             advance(len(index_B))
         if bad == len(names):
-            raise UserError(f"none of {len(names):,} images can be read: nothing was written")
+            why = f"none of {len(names):,} images can be read" if bad > 1 else reason
+            raise UserError(f"{why}; nothing was written")
     console.print(f"{done:,} images predicted: {out}" + (f"; {bad:,} left out" if bad else ""))
     return bad
 

@@ -77,6 +77,16 @@ def test_bad_files_are_listed_and_the_rest_is_done(run, tmp_path, capsys):
     assert not (tmp_path / "q.csv").exists()
 
 
+def test_what_is_not_there_or_is_no_image_is_said_once(run, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for given, said in (("nowhere", "nothing lies at"), ("bad.png", "not an image")):
+        argv = ["predict", str(run[0]), str(tmp_path / given), "--out", str(tmp_path / "p.csv"), "--workers", "0"]
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and said in error and given in error, error
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_csv_and_parquet_hold_the_same(run, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     for name in ("p.csv", "p.parquet"):
