@@ -17,7 +17,9 @@ def run(argv: list[str]) -> int:
     """``fastdhm runs``; returns the exit status."""
     parser = Parser(
         "runs",
-        "List the runs in a folder and below it, newest first: state, epoch, validation error and age.",
+        "List the runs in a folder and below it, newest first: state, epoch, validation error and age. The error is "
+        "that of the network which a run keeps, as `fastdhm eval` measures it: of the last epoch or, with --keep best, "
+        "of the best.",
         epilog=EXAMPLES,
     )
     parser.add_argument("folder", type=str, nargs="?", default="runs", help="Folder of runs. (default: runs)")

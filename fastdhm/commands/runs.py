@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from fastdhm.engine.saved.checkpoint import read_config
-from fastdhm.engine.saved.judged import in_epochs, validations
+from fastdhm.engine.saved.judged import in_epochs, kept_of, validations
 from fastdhm.engine.saved.names import CONFIG, FAILURE, LAST, LOG
 from fastdhm.engine.saved.owed import owed
 from fastdhm.engine.saved.record import read_log
@@ -37,7 +37,7 @@ class Listed:
     epochs: int | None = None
     step: int = 0
     error: float | None = None
-    """Top-1 validation error of B0, or of the branch trained alone, after the last validated epoch; in percent."""
+    """Top-1 validation error of B0, or of the branch trained alone, of the epoch that is kept; in percent."""
     dataset: str = ""
     arch: str = ""
     method: str = ""
@@ -98,8 +98,7 @@ def _listed(path: Path) -> Listed:
         state = "failed"
     elif owed(path, config, rows):
         state = "stopped"
-    main, validated = config.only_branch or "B0", validations(rows)
-    error = validated[-1].get(f"val_error/{main}") if validated else None
+    error = kept_of(validations(rows), config).get(f"val_error/{config.only_branch or 'B0'}")
     return Listed(
         name, state, changed, at["epoch"], config.epochs, int(at["step"]), error,
         config.dataset, config.arch, config.method,

@@ -17,9 +17,9 @@ from fastdhm.system.folders import held
 EPOCH = {"kind": "epoch", "step": 8, "epoch": 2.0, "val_error/B0": 12.5, "val_side": 32}
 
 
-def make_run(folder, *rows, changed, written=()):
+def make_run(folder, *rows, changed, written=(), **config):
     folder.mkdir(parents=True)
-    write_config(folder, TrainConfig(epochs=2, run_dir=str(folder)))
+    write_config(folder, TrainConfig(epochs=2, run_dir=str(folder), **config))
     for name in written:
         (folder / name).touch()
     (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -53,6 +53,19 @@ def test_states_errors_and_order(runs, capsys):
         ("comparison/runs/dhm-seed0", "failed", 0.0, None),
         ("broken", "unreadable", 0.0, None),
     ]
+
+
+@pytest.mark.parametrize(("keep", "error"), [("last", 12.5), ("best", 10.0)])
+def test_the_error_is_that_of_the_network_that_is_kept(tmp_path, capsys, keep, error):
+    rows = [EPOCH | {"step": 4, "epoch": 1.0, "val_error/B0": 10.0}, EPOCH]
+    make_run(tmp_path / "run", *rows, changed=1, written=(NETWORK, CURVES), keep=keep)
+    assert listed(capsys, tmp_path)["run"]["error"] == error
+
+
+def test_a_thousand_epochs_are_written_out(tmp_path, capsys):
+    make_run(tmp_path / "run", EPOCH | {"epoch": 1000.0}, changed=1)
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "1000 / 2" in capsys.readouterr().out
 
 
 def test_a_run_at_work_is_running_whoever_asks(runs, capsys):

@@ -53,6 +53,13 @@ def validations(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in found if row["val_side"] == found[-1]["val_side"]]
 
 
+def kept_of(validated: Sequence[dict[str, Any]], config: TrainConfig) -> dict[str, Any]:
+    """The validated epoch that a run's network is of, as far as it has come; an empty row before the first."""
+    if not validated:
+        return {}
+    return best_of(validated, config.only_branch or "B0") if config.keep == "best" else validated[-1]
+
+
 def best_of(validated: Sequence[dict[str, Any]], branch: str) -> dict[str, Any]:
     """The validated epoch with the branch's lowest error.
 
