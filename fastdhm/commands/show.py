@@ -143,4 +143,7 @@ def _lines(text: str, width: int) -> list[str]:
 
 @functools.cache
 def _font() -> Any:
-    return ImageFont.load_default(12)
+    """That of the other pictures: Pillow's own has no letter with an accent."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)

@@ -18,6 +18,7 @@ from fastdhm import models
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import shrink
 from fastdhm.data.loaders.crops import height_width
+from fastdhm.data.sources.folder import one_form
 from fastdhm.engine import distributed
 from fastdhm.engine.build import load_trained
 from fastdhm.engine.device import placed
@@ -118,6 +119,8 @@ def find(config: TrainConfig, num_classes: int) -> Found:
         trained = models.library_network(name)
         return Found(trained.network, f"{name} ({trained.weights})", *trained.facts)
     path = Path(name)
+    if arch is not None and path.is_dir():
+        raise UserError(f"teacher_arch is {arch}: the run {path} says its own, leave it out")
     if arch is not None:
         model = models.build(arch, num_classes, ())
         loaded = models.load_pretrained(model, arch, path)
@@ -155,6 +158,7 @@ def order_of_classes(ours: tuple[str, ...], found: Found, config: TrainConfig) -
                 "take one that was trained on these classes"
             )
         return None
+    ours, theirs = (tuple(map(one_form, names)) for names in (ours, theirs))  # of Unicode, which has two for an accent
     lacks, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
     if lacks or more or len(theirs) != len(ours):
         differ = [f"it lacks {few(lacks, 3)}"] * bool(lacks) + [f"it has {few(more, 3)} beside"] * bool(more)

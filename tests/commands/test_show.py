@@ -40,6 +40,11 @@ def test_a_sheet_of_flags(tmp_path, capsys, shown):
         assert picture.format == "PNG" and picture.width > 8 * 128
 
 
+def test_labels_keep_their_accents():
+    o, e = (bytes(show._font().getmask(letter)) for letter in "öé")
+    assert o != e, "the font has neither, and draws a box"
+
+
 def test_a_run_shows_what_it_learns_from(tmp_path, shown):
     flags = [
         *FLAGS,

@@ -108,6 +108,8 @@ def _channels(values):
     [
         (("a", "b"), ("a", "b"), None),
         (("a", "b", "c"), ("b", "c", "a"), [2, 0, 1]),
+        (("café", "a"), ("a", "cafe\u0301"), [1, 0]),  # both forms that Unicode has
+        (("café", "a"), ("cafe\u0301", "a"), None),
         (("class 0", "class 1"), ("a", "b"), None),
         (("n00000001", "n00000002"), ("tench", "goldfish"), None),  # torchvision has words, ImageNet's folders numbers
     ],
@@ -146,6 +148,8 @@ def test_a_file_of_another_program_needs_its_architecture(tmp_path):
         find(dataclasses.replace(asked, teacher_arch="resnet14"), 7)
     with pytest.raises(ValueError, match="teacher_arch is resnet14: timm:resnet18 says its own"):
         find(dataclasses.replace(asked, teacher="timm:resnet18", teacher_arch="resnet14"), 10)
+    with pytest.raises(ValueError, match="teacher_arch is resnet14: the run .* says its own, leave it out"):
+        find(dataclasses.replace(asked, teacher=str(tmp_path), teacher_arch="resnet14"), 10)
 
 
 def test_a_teacher_that_does_not_take_the_images_says_what_to_set(taught_by, tmp_path, monkeypatch, capsys):

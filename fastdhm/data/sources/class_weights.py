@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastdhm.data.sources.folder import one_form
 from fastdhm.errors import UserError, did_you_mean, few
 from fastdhm.system.typed_yaml import read_yaml, typed
 
@@ -36,14 +37,19 @@ def check_class_weights(weights: Mapping[str, float]) -> None:
 
 
 def weights_by_name(weights: Mapping[str, float], classes: Sequence[str]) -> np.ndarray:
-    """``float64 [K]`` in the order of ``classes``; ``ValueError`` unless exactly those have a weight."""
+    """``float64 [K]`` in the order of ``classes``; ``ValueError`` unless exactly those have a weight.
+
+    A name may be in another form of Unicode than the class: a keyboard and a folder write an accent differently.
+    """
+    forms = [one_form(name) for name in classes]
     for name in weights:
-        if name not in classes:
+        if one_form(name) not in forms:
             raise UserError(f"class_weights has {name!r}, which is no class of the images{did_you_mean(name, classes)}")
-    missing = [name for name in classes if name not in weights]
+    given = {one_form(name): weight for name, weight in weights.items()}
+    missing = [name for name, form in zip(classes, forms, strict=True) if form not in given]
     if missing:
         raise UserError(f"class_weights lacks {few(missing)}: give every class of the images a weight")
-    return np.array([weights[name] for name in classes])
+    return np.array([given[form] for form in forms])
 
 
 def weights_by_count(target_N: np.ndarray, num_classes: int) -> np.ndarray:

@@ -29,6 +29,11 @@ def test_a_file_names_each_class(tmp_path):
     assert weights_by_name(read_class_weights(path), CLASSES).tolist() == [0, 2, 0.001]
 
 
+@pytest.mark.parametrize(("folder", "typed"), [("cafe\u0301", "café"), ("café", "cafe\u0301")])
+def test_a_name_may_be_typed_in_another_form_of_unicode(folder, typed):
+    assert weights_by_name({"cat": 1.0, typed: 2.0}, (folder, "cat")).tolist() == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
