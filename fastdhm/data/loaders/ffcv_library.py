@@ -76,6 +76,5 @@ def _parts() -> SimpleNamespace:
         AllocationQuery=ffcv.pipeline.allocation_query.AllocationQuery,
         ToTensor=ffcv.transforms.ToTensor,
         imdecode=ffcv.libffcv.imdecode,
-        resize_crop=ffcv.libffcv.resize_crop,
         JPG=int(ffcv.fields.rgb_image.IMAGE_MODES["jpg"]),
     )

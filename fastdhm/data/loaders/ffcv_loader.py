@@ -28,10 +28,9 @@ import numpy as np
 import torch
 
 from fastdhm.data.beton.files import check
-from fastdhm.data.loaders.crops import STRETCHING
 from fastdhm.data.loaders.ffcv_library import load
 from fastdhm.data.loaders.loader import Batch, LoaderOptions
-from fastdhm.data.loaders.resample import make_average, make_resample
+from fastdhm.data.loaders.resample import make_resample
 from fastdhm.errors import UserError
 from fastdhm.system import processors
 from fastdhm.system.waiting import POLL_S, Wait, WaitedInVain
@@ -55,7 +54,7 @@ class FfcvLoader:
         self._batches, self._options = options.num_batches(self.num_samples), options
         ffcv = load()
         self._threads = max(1, min(options.num_workers, processors.count(), ffcv.numba.config.NUMBA_NUM_THREADS))
-        decoder = _crop_decoder()(options.size_HW, self._threads, stretching=options.crop in STRETCHING)
+        decoder = _crop_decoder()(options.size_HW, self._threads)
         torch_threads = torch.get_num_threads()
         try:
             self._ffcv = ffcv.Loader(
@@ -133,11 +132,11 @@ def _crop_decoder() -> type:
     ffcv = load()
 
     class CropDecoder(ffcv.Operation):  # type: ignore[name-defined,misc] # FFCV has no types
-        """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch, and stretches bilinearly."""
+        """Decodes, crops and resizes, as FFCV's own, but takes its boxes with the batch, and resizes as torch does."""
 
-        def __init__(self, size_HW: tuple[int, int], workers: int, stretching: bool) -> None:
+        def __init__(self, size_HW: tuple[int, int], workers: int) -> None:
             super().__init__()
-            self.size_HW, self.workers, self.stretching = size_HW, workers, stretching
+            self.size_HW, self.workers = size_HW, workers
 
         def declare_state_and_memory(self, previous_state):
             shape, dtype = (*self.size_HW, 3), np.dtype("u1")
@@ -150,8 +149,7 @@ def _crop_decoder() -> type:
             areas = self.metadata["height"].astype(np.int64) * self.metadata["width"]
             scratch_bytes = 3 * int(areas[is_jpg].max(initial=0))
             jit, jpg = ffcv.Compiler.compile, ffcv.JPG
-            imdecode = jit(ffcv.imdecode)
-            resample = make_resample(jit) if self.stretching else make_average(jit, ffcv.resize_crop)
+            imdecode, resample = jit(ffcv.imdecode), make_resample(jit)
 
             def decode(job_B5, image_BHWC, metadata, storage_state):
                 for worker in threads(workers):
