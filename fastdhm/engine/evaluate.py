@@ -102,20 +102,21 @@ class Kept:
         """The answers of each branch to all images of ``loader``: of all processes, and in the first alone.
 
         Raises:
-            NoAnswer: some logits are not finite.
+            NoAnswer: some logits are not finite; in every process.
         """
         rows, width = (distributed.largest(max((each.shape[axis] for each in self.rows), default=0)) for axis in (0, 1))
         own_NW = to_array(torch.cat(self.rows)) if self.rows else np.zeros((0, width))
+        said = slice(2, 2 + (width - 2) // 3)
+        broken = distributed.total(int((own_NW[:, said] == num_classes).any(1).sum()))
+        if broken:
+            raise NoAnswer(f"logits of {broken:,} of {loader.num_samples:,} images are NaN or infinite: the network is "
+                           "broken, or its run diverged")  # fmt: skip
         all_NW = distributed.gathered(torch.from_numpy(own_NW), rows, loader.num_samples, to_all=False)
         all_WN = to_array(all_NW).T
         if not all_WN.shape[1]:
             return []
         index_N, target_N = all_WN[:2].astype(np.int64)
         said_MN, confidence_MN, true_MN = all_WN[2:].reshape(3, -1, all_WN.shape[1])
-        broken = int((said_MN == num_classes).any(0).sum())
-        if broken:
-            raise NoAnswer(f"logits of {broken:,} of {len(index_N):,} images are NaN or infinite: the network is "
-                           "broken, or its run diverged")  # fmt: skip
         said_MN = said_MN.astype(np.int64)
         return [Answers(index_N, target_N, *each) for each in zip(said_MN, confidence_MN, true_MN, strict=True)]
 

@@ -10,6 +10,8 @@ import pytest
 from many_processes import LIMIT_S
 from people_runs import command as people
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fastdhm.cli import main
 from fastdhm.engine.saved.record import read_log
@@ -49,6 +51,16 @@ def test_errors_are_those_of_one_process(run_dir):
     assert [status for status, *_ in answers] == [0, 0, 0], answers
     assert len({out for _, out, _ in answers}) == 1 and "network" in json.loads(answers[0][1])
     assert len({err for *_, err in answers}) == 1, "each process says it"
+
+
+def test_a_network_without_answers_ends_all_and_is_told_once(run_dir, tmp_path):
+    with safe_open(run_dir / "network.safetensors", "pt") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state["bn1.bias"][:] = float("nan")
+    save_file(state, tmp_path / "n.safetensors", metadata)
+    argv = ["eval", tmp_path / "n.safetensors", "--device", "cpu", "--per-class"]
+    status, _, wrong = fastdhm(*argv, processes=4)
+    assert status == 2 and wrong.count("\n") == 1 and "logits of 20 of 20 images are NaN" in wrong, wrong
 
 
 @pytest.mark.parametrize("left", [7, 1], ids=["seven", "one"])
