@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from fastdhm import models
 from fastdhm.commands.early_exit import EarlyExit
-from fastdhm.commands.per_class import per_class_folder, print_per_class, write_per_class
+from fastdhm.commands.per_class import make_writable, per_class_folder, print_per_class, write_per_class
 from fastdhm.config import TrainConfig
 from fastdhm.data import LoadedSplit
 from fastdhm.data.augment.transforms import DeviceTransform
@@ -41,6 +42,25 @@ from fastdhm.system.console import Console
 from fastdhm.system.folders import check_writable
 
 COLUMNS = {"top1_error": "top-1 %", "top5_error": "top-5 %", "calibration_error": "calibration error %"}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What is judged, on which images, and who is told."""
+
+    trained: Trained
+    path: Path
+    config: TrainConfig
+    """The run's, with what was given instead."""
+    console: Console
+    as_json: bool
+
+    def say_what_changed(self, now: Identity) -> None:
+        """Tell the user if these are other images than in the network's run."""
+        changed = changes(self.trained.data, now)
+        if changed:
+            told = f"{self.config.dataset} is not what {self.path} was validated on"
+            self.console.print(f"{told}: {'; '.join(changed)}")
 
 
 def evaluate_path(
@@ -90,6 +110,7 @@ def evaluate_path(
         trained = load_trained(path, branch if early_exit is None else None)
         check_network(trained)
         config, console = _config(trained, path, given), Console(stderr=as_json, quiet=distributed.rank() > 0)
+        judging = Judging(trained, path, config, console, as_json)
         if not is_reid(config.dataset):
             wishes = [*(["reid"] if reid else []), *(["per_query"] if per_query else []), *ranking]
             if wishes:
@@ -98,7 +119,7 @@ def evaluate_path(
                     f"{config.dataset}: needs a run on {', '.join(REID_DATASETS)}"
                 )
             cascade = None if early_exit is None else EarlyExit.of(trained, early_exit, branch, path)
-            return _judge(trained, path, config, console, as_json, per_class, out, cascade)
+            return _judge(judging, per_class_folder(path, out) if per_class else None, cascade)
         if per_class:
             raise UserError(
                 f"--per-class is for classes, and {path} was trained on {config.dataset}, whose people are ranked: "
@@ -106,7 +127,7 @@ def evaluate_path(
             )
         if branch is not None or early_exit is not None:
             raise UserError(f"--branch and --early-exit are for classes, and {path} tells people apart: leave them out")
-        return _rank_people(trained, path, config, HowToRank(**ranking), per_query, console, as_json)
+        return _rank_people(judging, HowToRank(**ranking), per_query)
 
 
 def _config(trained: Trained, path: Path, given: dict[str, Any]) -> TrainConfig:
@@ -117,18 +138,11 @@ def _config(trained: Trained, path: Path, given: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
-def _judge(
-    trained: Trained,
-    path: Path,
-    config: TrainConfig,
-    console: Console,
-    as_json: bool,
-    per_class: bool,
-    out: Path | None,
-    cascade: EarlyExit | None,
-) -> dict[str, Any]:
-    """The errors of all networks and of a cascade; of the first network, what it does with each class if asked for."""
-    folder = per_class_folder(path, out) if per_class and distributed.rank() == 0 else None
+def _judge(judging: Judging, folder: Path | None, cascade: EarlyExit | None) -> dict[str, Any]:
+    """The errors of all networks and of a cascade; into ``folder``, what the first network does with each class."""
+    trained, path, config, console = judging.trained, judging.path, judging.config, judging.console
+    if folder is not None and distributed.rank() == 0:
+        make_writable(folder)
     with distributed.in_turn():
         (val,) = open_to_judge(config, console, "val")
     with closing(val):
@@ -136,12 +150,12 @@ def _judge(
         unnamed = trained.classes == checkpoint.numbered_classes(len(val.classes))
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
-        _say_what_changed(trained, path, {"val": val.identity}, config, console)
+        judging.say_what_changed({"val": val.identity})
         results: dict[str, Any] = {}
         exits: dict[str, Any] = {}
         answers: dict[str, Answers] = {}
         for network in trained.networks:
-            kept = Kept() if per_class and not results else None
+            kept = Kept() if folder is not None and not results else None
             found = _errors(network, config, val.loader, kept)
             results |= found
             if kept is not None:  # the first process has them
@@ -154,63 +168,40 @@ def _judge(
             results[name]["calibration_error"] = 100 * Calibration.of(of_images).expected_error
         told = f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"
         about = [told, *[f"the epoch is {FLATTERS}"] * is_chosen(path, config)]
-        _print(results | exits if as_json else results, about, console, as_json)
-        if cascade is not None and not as_json:
+        _print(results | exits if judging.as_json else results, about, console, judging.as_json)
+        if cascade is not None and not judging.as_json:
             cascade.show(exits["early_exit"], console)
         if folder is not None:
-            _keep_classes(folder, answers, val, trained.step, path, config, console, as_json)
+            _keep_classes(judging, folder, answers, val)
     return results | exits
 
 
-def _keep_classes(
-    folder: Path,
-    answers: dict[str, Answers],
-    val: LoadedSplit,
-    step: int | None,
-    path: Path,
-    config: TrainConfig,
-    console: Console,
-    as_json: bool,
-) -> None:
-    """Write and print what the branches of the network at ``path`` do with each class."""
-    main = next(iter(answers))
-    if not as_json:
+def _keep_classes(judging: Judging, folder: Path, answers: dict[str, Answers], val: LoadedSplit) -> None:
+    """Write and print what each branch, by its name, answers to the images of each class."""
+    main, path, config, console = next(iter(answers)), judging.path, judging.config, judging.console
+    if not judging.as_json:
         print_per_class(console, main, answers[main], val.classes)
     about = f"{path}, on {judged_images(config)}"
     for name, of_images in answers.items():
         title = f"{name} of {config.arch}, {config.method}, {config.dataset}"
-        write_per_class(folder / name, of_images, val.source, about, title, step)
+        write_per_class(folder / name, of_images, val.source, about, title, judging.trained.step)
     console.print(f"tables and pictures of each class: {', '.join(str(folder / name) for name in answers)}")
 
 
-def _say_what_changed(trained: Trained, path: Path, now: Identity, config: TrainConfig, console: Console) -> None:
-    """Tell the user if a network is judged on other images than in its run."""
-    changed = changes(trained.data, now)
-    if changed:
-        console.print(f"{config.dataset} is not what {path} was validated on: {'; '.join(changed)}")
-
-
-def _rank_people(
-    trained: Trained,
-    path: Path,
-    config: TrainConfig,
-    how: HowToRank,
-    per_query: Path | None,
-    console: Console,
-    as_json: bool,
-) -> dict[str, Any]:
+def _rank_people(judging: Judging, how: HowToRank, per_query: Path | None) -> dict[str, Any]:
+    path, config, console = judging.path, judging.config, judging.console
     if per_query and distributed.rank() == 0:
         _check_per_query(per_query)
     with ExitStack() as opened:
         with distributed.in_turn():
             splits = opened.enter_context(open_people(config, console))
         distributed.check_alike("images of ", dict(zip(JUDGED, (split.identity for split in splits), strict=True)))
-        ranked = rank_people(trained.plain, splits, config, how, console)
+        ranked = rank_people(judging.trained.plain, splits, config, how, console)
     if distributed.rank():
         return ranked.record()
     now = {name: identity(seen.images) for name, seen in (("query", ranked.query), ("gallery", ranked.gallery))}
-    _say_what_changed(trained, path, now, config, console)
-    if as_json:
+    judging.say_what_changed(now)
+    if judging.as_json:
         Console().result(json.dumps(ranked.record()))
     else:
         print_result(ranked, f"re-identification on {config.dataset} by {path}", console.result)

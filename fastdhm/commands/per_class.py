@@ -18,17 +18,20 @@ PRINTED = 10  # rows of a table
 
 
 def per_class_folder(path: Path, out: Path | None) -> Path:
-    """Where the files for what lies at ``path`` go, made now: not after all the work.
+    """Where the files for what lies at ``path`` go."""
+    return out or (path if path.is_dir() else path.parent) / FOLDER
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of the files now: not after all the work.
 
     Raises:
         ValueError: it cannot be made or written.
     """
-    folder = out or (path if path.is_dir() else path.parent) / FOLDER
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: name a folder")
     make_folder(folder)
     check_writable(folder, "the folder of --per-class")
-    return folder
 
 
 def write_per_class(folder: Path, answers: Answers, source: Source, about: str, title: str, step: int | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 from many_processes import LIMIT_S
 
 from fastdhm.cli import main
-from fastdhm.commands.per_class import per_class_folder
+from fastdhm.commands.per_class import make_writable
 from fastdhm.errors import UserError
 from runs import command
 
@@ -100,4 +100,4 @@ def test_a_folder_without_its_flag_is_refused(tmp_path, capsys):
 def test_a_place_that_cannot_be_is_told_before_the_work(tmp_path, below):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file|cannot be made"):
-        per_class_folder(tmp_path, tmp_path / "file" / below)
+        make_writable(tmp_path / "file" / below)
