@@ -23,7 +23,7 @@ from fastdhm.engine.build import Trained, load_trained, open_data, training_tran
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import Errors, evaluate
 from fastdhm.engine.saved import checkpoint
-from fastdhm.engine.saved.judged import judged_images, judged_on
+from fastdhm.engine.saved.judged import is_chosen, judged_images, judged_on
 from fastdhm.errors import UserError
 from fastdhm.system.console import Console
 from fastdhm.system.folders import check_writable
@@ -79,7 +79,9 @@ def average(
         if seen:
             errors["mean, batch norm anew"] = judge(mean)
     same = all(trained.data == first.data for trained in found)
-    checkpoint.save_network(out, mean.cpu(), first.config, first.classes, first.data if same else None)
+    chosen = any(is_chosen(path, trained.config) for path, trained in zip(paths, found, strict=True))
+    about = dataclasses.replace(first.config, keep="best" if chosen else "last")
+    checkpoint.save_network(out, mean.cpu(), about, first.classes, first.data if same else None, averaged=True)
     title = f"{judged_on(config)} error, on {data.val.num_samples:,} images: {judged_images(config)}"
     _print(console, title, errors)
     console.print(f"network: {out} (batch norm from {seen:,} training images)" if seen else f"network: {out}")

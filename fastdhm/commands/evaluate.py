@@ -35,7 +35,7 @@ from fastdhm.engine.reid import (
     write_pictures,
 )
 from fastdhm.engine.saved import checkpoint
-from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on
+from fastdhm.engine.saved.judged import FLATTERS, is_chosen, judged_images, judged_on, what_is_chosen
 from fastdhm.errors import UserError
 from fastdhm.per_class.measures import Answers, Calibration
 from fastdhm.system.console import Console
@@ -55,12 +55,13 @@ class Judging:
     console: Console
     as_json: bool
 
-    def say_what_changed(self, now: Identity) -> None:
-        """Tell the user if these are other images than in the network's run."""
+    def say_what_changed(self, now: Identity) -> bool:
+        """Whether these are other images than in the network's run: the user is told."""
         changed = changes(self.trained.data, now)
         if changed:
             told = f"{self.config.dataset} is not what {self.path} was validated on"
             self.console.print(f"{told}: {'; '.join(changed)}")
+        return bool(changed)
 
 
 def evaluate_path(
@@ -150,7 +151,7 @@ def _judge(judging: Judging, folder: Path | None, cascade: EarlyExit | None) -> 
         unnamed = trained.classes == checkpoint.numbered_classes(len(val.classes))
         if tuple(val.classes) != trained.classes and not unnamed:
             raise UserError(f"{path} was trained on other classes than {config.dataset} has")
-        judging.say_what_changed({"val": val.identity})
+        changed = judging.say_what_changed({"val": val.identity})
         results: dict[str, Any] = {}
         exits: dict[str, Any] = {}
         answers: dict[str, Answers] = {}
@@ -167,7 +168,7 @@ def _judge(judging: Judging, folder: Path | None, cascade: EarlyExit | None) -> 
         for name, of_images in answers.items():
             results[name]["calibration_error"] = 100 * Calibration.of(of_images).expected_error
         told = f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"
-        about = [told, *[f"the epoch is {FLATTERS}"] * is_chosen(path, config)]
+        about = [told, *[f"{what_is_chosen(path)} is {FLATTERS}"] * (is_chosen(path, config) and not changed)]
         _print(results | exits if judging.as_json else results, about, console, judging.as_json)
         if cascade is not None and not judging.as_json:
             cascade.show(exits["early_exit"], console)

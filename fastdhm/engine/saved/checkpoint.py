@@ -100,15 +100,22 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, arch: 
 
 
 def save_network(
-    path: Path, network: nn.Module, config: TrainConfig, classes: tuple[str, ...], data: Identity | None = None
+    path: Path,
+    network: nn.Module,
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    data: Identity | None = None,
+    *,
+    averaged: bool = False,
 ) -> None:
     """Write the plain network, with what its user needs to know: architecture, classes, image size, normalisation.
 
-    Equal runs leave equal files, wherever they lie.
+    ``averaged``: it is the mean of several networks. Equal runs leave equal files, wherever they lie.
     """
     config = dataclasses.replace(config, run_dir=None)
     metadata = {name: json.dumps(value) for name, value in dataclasses.asdict(config).items()}
     metadata |= {"fastdhm": str(FORMAT), "classes": json.dumps(classes), "data": json.dumps(data or {})}
+    metadata |= {"averaged": "true"} if averaged else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
         temporary.write_bytes(_in_order(save(tensors, metadata)))
@@ -133,6 +140,7 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], TrainConfig, tuple[str,
         raise UserError(f"{path} was not written by fastdhm: it does not say its architecture and classes")
     classes = tuple(metadata.pop("classes"))
     del metadata["fastdhm"]
+    metadata.pop("averaged", None)
     data = metadata.pop("data", {})
     return state, config_from(metadata, path), classes, data
 
@@ -154,6 +162,12 @@ def learnt_from(network: Path) -> Identity:
     """
     with _whole_safetensors(network) as file:
         return json.loads((file.metadata() or {}).get("data", "{}"))
+
+
+def is_average(network: Path) -> bool:
+    """Whether a network file holds the mean of several networks."""
+    with _whole_safetensors(network) as file:
+        return "averaged" in (file.metadata() or {})
 
 
 def numbered_classes(num_classes: int) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.sources.source import is_reid
-from fastdhm.engine.saved.checkpoint import kept_checkpoint
+from fastdhm.engine.saved.checkpoint import is_average, kept_checkpoint
 from fastdhm.engine.saved.names import BEST
 
 # Sets that have only training and test images: a run validates on the test images.
@@ -40,6 +40,11 @@ def is_chosen(path: Path, config: TrainConfig) -> bool:
     if path.is_dir():
         path = kept_checkpoint(path, config)
     return path.name == BEST if path.suffix == ".pt" else config.keep == "best"
+
+
+def what_is_chosen(path: Path) -> str:
+    """What :func:`is_chosen` has found chosen there, in words."""
+    return "an epoch of the averaged networks" if path.suffix == ".safetensors" and is_average(path) else "the epoch"
 
 
 def in_epochs(time: float) -> str:
