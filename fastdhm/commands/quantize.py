@@ -6,7 +6,7 @@ Legend: B batch, C channels, H height, W width, K classes.
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -43,12 +43,23 @@ def quantized(data: bytes, config: TrainConfig, inputs: Inputs, console: Console
     Raises:
         ValueError: onnxruntime cannot quantize it.
     """
-    with closing(open_data(config, console)) as opened:
+    with closing(open_data(config, console)) as opened, _telling():
         made = _quantize(data, opened, inputs)
         before, after = (top1_error(network, opened.val, inputs) for network in (data, made))
     images = f"{opened.val.num_samples:,} validation images"
     told = f"error on {images}: {before:.2f}% in float32, {after:.2f}% in int8"
     return made, f"{told}; {len(data) / 2**20:.1f} MiB became {len(made) / 2**20:.1f}"
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """What onnxruntime raises, in a line; errors of the images, the disk or the memory are as they are."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # its own errors have no other base
+        raise UserError(f"onnxruntime cannot quantize this network: {' '.join(str(error).split())[:200]}") from error
 
 
 def _quantize(data: bytes, opened: LoadedData, inputs: Inputs) -> bytes:
@@ -69,8 +80,6 @@ def _quantize(data: bytes, opened: LoadedData, inputs: Inputs) -> bytes:
                 quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
             return made.read_bytes()
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"onnxruntime cannot quantize this network: {' '.join(str(error).split())[:200]}") from error
     finally:
         logging.getLogger().removeFilter(_no_advice)
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from fastdhm.cli import main
+from fastdhm.commands import quantize as command
 from fastdhm.config import TrainConfig
-from fastdhm.engine.build import build_plain
+from fastdhm.engine.build import build_plain, load_trained
 from fastdhm.engine.saved.checkpoint import save_network
+from fastdhm.errors import UserError
+from fastdhm.system.console import Console
 
 
 @pytest.fixture
@@ -41,6 +44,18 @@ def test_a_network_in_int8_says_its_error_beside_that_of_float32(network, capsys
     session = onnxruntime.InferenceSession(model.SerializeToString())
     images = torch.zeros((3, 32, 32, 3) if flags else (3, 3, 32, 32), dtype=torch.uint8 if flags else torch.float32)
     assert session.run(None, {"images": images.numpy()})[0].shape == (3, 10)
+
+
+def test_what_the_quantizer_raises_is_told_in_a_line(network, monkeypatch):
+    class Fail(Exception):
+        """onnxruntime's own errors are of no other class."""
+
+    def fail(*_):
+        raise Fail("[ONNXRuntimeError]\n  no such node")
+
+    monkeypatch.setattr(command, "_quantize", fail)
+    with pytest.raises(UserError, match=r"cannot quantize this network: \[ONNXRuntimeError\] no such node"):
+        command.quantized(b"", load_trained(network).config, lambda image_BHWC: image_BHWC, Console())
 
 
 def test_int8_is_of_onnx(network, capsys):
