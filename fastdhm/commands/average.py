@@ -19,7 +19,7 @@ from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.ahead import copied_ahead
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.data.sources.identity import changes
-from fastdhm.engine.build import Trained, load_trained, open_data, training_transform
+from fastdhm.engine.build import Trained, check_finite, load_trained, open_data, training_transform
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
 from fastdhm.engine.evaluate import Errors, evaluate
 from fastdhm.engine.saved import checkpoint
@@ -62,7 +62,8 @@ def average(
     found = [load_trained(path) for path in paths]
     networks = [trained.plain for trained in found]
     first = found[0]
-    for path, trained in zip(paths[1:], found[1:], strict=True):
+    for path, trained in zip(paths, found, strict=True):
+        check_finite(trained, path)
         _check_alike(first, trained, paths[0], path)
     given: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "device": device}
     config = dataclasses.replace(first.config, **{name: value for name, value in given.items() if value is not None})

@@ -19,7 +19,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data import open_pictures
 from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.crops import height_width
-from fastdhm.engine.build import Trained, data_options, load_trained, open_to_judge
+from fastdhm.engine.build import Trained, check_finite, data_options, load_trained, open_to_judge
 from fastdhm.errors import UserError, unknown
 from fastdhm.system.console import Console
 from fastdhm.system.environment import installed
@@ -90,6 +90,7 @@ def export(
         raise UserError(f"{shown(out)} is there already: choose another --out, or remove it")
     check_writable(out.parent, "the folder of --out")
     trained = load_trained(path, branch)
+    check_finite(trained, path)
     image_BHWC = _some_images(trained.config, images, console)
     transform = DeviceTransform(trained.config.mean, trained.config.std)
     plain = trained.plain.cpu().float().eval()

@@ -71,10 +71,10 @@ def predict(
                 if len(names) > 1:
                     console.print(f"left out: {reason}")
             good = [i for i in range(len(index_B)) if i not in wrong]
+            done += len(good)  # also those that the output's reader does not want
             if good:
                 answers = predictor.answers(torch.from_numpy(image_BHWC[good]), top)
                 write([names[index_B[i]] for i in good], answers)
-            done += len(good)
             bad += len(wrong)
             advance(len(index_B))
         if bad == len(names):

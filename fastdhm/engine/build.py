@@ -24,7 +24,8 @@ from fastdhm.engine import distributed
 from fastdhm.engine.device import pick_device, pick_workers
 from fastdhm.engine.saved import checkpoint
 from fastdhm.engine.saved.names import NETWORK
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, few
+from fastdhm.system.paths import shown
 
 if TYPE_CHECKING:
     from fastdhm.system.console import Console  # rich is not needed to load a network
@@ -187,6 +188,13 @@ def _one_branch(trained: Trained, branch: str, path: Path) -> Trained:
             f"{path} holds the plain network alone, not {branch}: name its run directory, best.pt or last.pt"
         )
     return replace(trained, networks=[models.BranchedModel(network, {}, {}, main=branch)])
+
+
+def check_finite(trained: Trained, path: Path) -> None:
+    """``ValueError`` if a weight of the networks at ``path`` is NaN or infinite."""
+    tensors = [pair for network in trained.networks for pair in network.state_dict().items()]
+    if broken := [name for name, tensor in tensors if not tensor.isfinite().all()]:
+        raise UserError(f"{shown(path)} holds NaN or infinity ({few(broken, 3)}): take an earlier checkpoint")
 
 
 def check_network(trained: Trained) -> None:

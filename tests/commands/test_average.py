@@ -19,12 +19,15 @@ def write(tmp_path, monkeypatch):
     """Writes a network that is randomly initialised; the working directory is where it lies."""
     monkeypatch.chdir(tmp_path)
 
-    def network(name, seed, classes=CLASSES, **config):
+    def network(name, seed, classes=CLASSES, broken=False, **config):
         torch.manual_seed(seed)
         config = {"arch": "resnet8", "dataset": "synthetic:40", "crop": "pad", "image_size": 32} | config
         config |= {"batch_size": 8, "loader": "torch", "workers": 0, "precision": "float32", "data_dir": str(tmp_path)}
         run = TrainConfig(**config)
-        save_network(tmp_path / name, build_plain(run, len(classes)), run, classes)
+        plain = build_plain(run, len(classes))
+        if broken:
+            plain.fc.weight.data[0] = float("nan")
+        save_network(tmp_path / name, plain, run, classes)
 
     return network
 
@@ -65,8 +68,9 @@ def test_its_norms_see_images_as_the_run_augments_them(write):
         ({}, "b.safetensors --out a.safetensors", "a.safetensors is there already"),
         ({}, "b.safetensors --images 0", "images is 0: must be 1 or more"),
         ({}, "c.safetensors", "c.safetensors is not there"),
+        ({"broken": True}, "b.safetensors", "b.safetensors holds NaN or infinity (fc.weight): take an earlier"),
     ],
-    ids=["one", "arch", "classes", "out", "images", "missing"],
+    ids=["one", "arch", "classes", "out", "images", "missing", "broken"],
 )
 def test_a_mean_that_cannot_be_is_refused(write, capsys, given, flags, message):
     write("a.safetensors", 0)
