@@ -101,7 +101,10 @@ class FusedForward:
     """
 
     def __init__(self, model: BranchedModel):
-        self.model = model
+        self.model, self.modules = (
+            model,
+            tuple(model.modules()),
+        )  # to find them anew at each step costs as much as a norm
         self.traced: dict[tuple, tuple[Callable[[Tensor], Tensor], str | None]] = {}
 
     def __call__(self, image_BCHW: Tensor, active: tuple[str, ...] | None = None) -> Tensor:
@@ -121,7 +124,7 @@ class FusedForward:
 
     def _traced(self, active: tuple[str, ...] | None) -> tuple[Callable[[Tensor], Tensor], str | None]:
         active = tuple(self.model.branches) if active is None else active
-        key = (active, *((module.training, is_plain(module)) for module in self.model.modules()))
+        key = (active, *((module.training, is_plain(module)) for module in self.modules))
         if key not in self.traced:
             self.traced[key] = self._trace(active)
         return self.traced[key]
