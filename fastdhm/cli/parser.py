@@ -145,19 +145,20 @@ class Parser(jsonargparse.ArgumentParser):
         return {name: value for name, value in values.items() if name not in NOT_VALUES}
 
     def _bracketed(self, argv: list[str]) -> Iterator[str]:
-        """``--branches B1,B2`` as ``--branches [B1,B2]``, for the flags that take a list and nothing else."""
+        """``--branches B1,B2`` as ``--branches [B1,B2]``, for a flag that takes a list; ``--image-size 64,32``, too."""
         before = ""
         for argument in argv:
             flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
             plain = value and (value[0] not in "[(-" or re.match(r"-[\d.]", value)) and value not in ("null", "None")
-            yield f"{flag * bool(equals)}{equals}[{value}]" if plain and self._is_list(flag) else argument
+            yield f"{flag * bool(equals)}{equals}[{value}]" if plain and self._is_list(flag, value) else argument
             before = argument
 
-    def _is_list(self, flag: str) -> bool:
+    def _is_list(self, flag: str, value: str) -> bool:
         hint = getattr(self._option_string_actions.get(flag), "_typehint", None)
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         kinds = set(typing.get_args(hint) if union else [hint]) - {types.NoneType}
-        return {typing.get_origin(kind) for kind in kinds} == {tuple}
+        origins = {typing.get_origin(kind) for kind in kinds}
+        return origins == {tuple} or (tuple in origins and "," in value)
 
     def _finish_flags(self) -> None:
         """Show ``--batch-size N`` for ``--batch_size BATCH_SIZE`` in the help, and accept both spellings."""

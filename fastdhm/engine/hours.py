@@ -71,15 +71,17 @@ class Hours:
         """Note how long a validation took."""
         self.validation_s = seconds
 
-    def begin(self, now: float, plan: Plan | None, trained_s: float) -> None:
-        """Start the clock, at the time ``now`` of a run that has trained for ``trained_s`` seconds."""
-        self.clock.start()
+    def measure_from(self, now: float, plan: Plan | None, trained_s: float) -> None:
+        """Measure the speed from the time ``now`` on, of a run that has trained for ``trained_s`` seconds.
+
+        That is after the first step, which compiles and fills caches: by its speed a run of days would end in minutes.
+        """
         self.mark = Mark(now, self.work(time_in_schedule(now, plan, self.epochs)), trained_s)
 
     def plan(self, now: float, plan: Plan | None, trained_s: float, eval_every: int) -> Plan | None:
         """The plan from now on, by the speed since the last one; the first process decides.
 
-        It follows ``plan``, and is this where nothing was trained since.
+        It follows ``plan``, and is this where nothing was trained since, or no speed is known.
         """
         at, mark = time_in_schedule(now, plan, self.epochs), self.mark
         if mark is None or self.limit_s == math.inf or now <= mark.now or at >= self.epochs:

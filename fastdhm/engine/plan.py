@@ -107,7 +107,7 @@ def why_early(run: Run) -> str:
         lowest = f"its lowest error is of epoch {at.best_epoch + 1}"
         kept = "" if config.keep == "best" else "; the network kept is of the last epoch, see --keep"
         return f"ended after epoch {at.epoch}, as patience is {config.patience}: {lowest}{kept}"
-    cut = " in the middle of its schedule" * at.timed_out
+    cut = " in the middle of its schedule" * (at.timed_out and run.now < run.end)
     return f"ended{cut} after {in_epochs(run.now)} of {config.epochs} epochs, as hours is {config.hours:g}"
 
 

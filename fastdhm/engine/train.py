@@ -173,7 +173,7 @@ def fit(
     profile = StepProfile(run, lambda: not compute.waiting, display.print)
     save_minutes = run.hours.save_minutes(config.save_minutes)
     save_is_due = distributed.Agreed(lambda: timer.minutes_since_save() >= save_minutes)
-    run.hours.begin(run.now, at.plan, run.stopwatch.seconds)
+    run.hours.clock.start()
     step = make_step(run, compute)
     if config.cuda_graphs:
         step = GraphedStep(step, form=lambda: (compute.current, at.epoch < config.freeze_epochs))
@@ -193,6 +193,7 @@ def fit(
                 take_step(run, step, batch, scale, side)
                 display.advance(at.step, at.epoch, run.end)
                 if at.step == timer.first_step:
+                    run.hours.measure_from(run.now, at.plan, run.stopwatch.seconds)
                     log.write("startup", step=at.step, epoch=now, startup_seconds=process_seconds())
                 if at.step % config.log_every == 0:
                     scalars = run.sums.read_interval().scalars(run.sums.names)

@@ -59,7 +59,7 @@ def test_recipes_of_the_other_cifar_networks():
 def test_an_image_size_is_a_number_or_a_pair_by_flag_and_by_file(tmp_path):
     (tmp_path / "c.yaml").write_text("image_size: [256, 128]\n")
     by_flag, by_file = resolve("--image-size [256,128]"), resolve(f"--config {tmp_path / 'c.yaml'}")
-    assert by_flag == by_file and by_flag.image_size == (256, 128)
+    assert by_flag == by_file == resolve("--image-size 256,128") and by_flag.image_size == (256, 128)
     assert resolve("--image-size 96").image_size == 96
 
 

@@ -34,7 +34,7 @@ def test_the_speed_so_far_says_how_many_epochs_fit(progressive):
         return full_size_steps(at, 20, 32, progressive)
 
     hours = Hours(1.0, 20, work)
-    hours.begin(0.0, None, 0.0)
+    hours.measure_from(0.0, None, 0.0)
     hours.clock.before, hours.clock.since, hours.validation_s = 600.0, None, 60.0
     plan = hours.plan(1.0, None, 480.0, eval_every=2)
     cost = 480 / work(1) * (work(20) - work(1)) / 19
@@ -43,10 +43,20 @@ def test_the_speed_so_far_says_how_many_epochs_fit(progressive):
     assert hours.plan(1.0, plan, 480.0, eval_every=2) == plan, "nothing was trained since"
 
 
+def test_the_first_step_says_nothing_of_the_speed():
+    """It took three minutes, as where processes compile it; the others take a second."""
+    hours = Hours(0.5, 10, float)
+    assert hours.plan(0.001, None, 180.0, eval_every=1) is None
+    hours.measure_from(0.001, None, 180.0)
+    hours.clock.before = 200.0
+    assert hours.plan(0.001, None, 180.0, eval_every=1) is None
+    assert hours.plan(0.011, None, 190.0, eval_every=1) == (0.011, 0.011, 1)
+
+
 def test_without_time_left_the_schedule_does_not_jump_back():
     """Between two epochs, when the last validation took all the time that was left: one more step is taken."""
     hours, plan = Hours(1.0, 20, float), (1.0, 1.0, 8.0)
-    hours.begin(5.0, plan, 0.0)
+    hours.measure_from(5.0, plan, 0.0)
     hours.clock.before, hours.clock.since = 3600.0, None
     assert hours.plan(6.0, plan, 480.0, eval_every=1) == plan
 

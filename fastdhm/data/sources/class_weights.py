@@ -5,7 +5,6 @@ Legend: N samples, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import numpy as np
 from fastdhm.data.sources.folder import one_form
 from fastdhm.errors import UserError, did_you_mean, few
 from fastdhm.system.typed_yaml import read_yaml, typed
+
+LARGEST = 1e30  # so that float32 holds the sum of any batch
 
 
 def read_class_weights(path: Path) -> dict[str, float]:
@@ -28,10 +29,10 @@ def read_class_weights(path: Path) -> dict[str, float]:
 
 
 def check_class_weights(weights: Mapping[str, float]) -> None:
-    """``ValueError`` unless all are finite and 0 or more, and one is above 0."""
+    """``ValueError`` unless all are from 0 to ``LARGEST``, and one is above 0."""
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise UserError(f"the weight of class {name!r} is {weight:g}: must be a finite number, 0 or more")
+        if not 0 <= weight <= LARGEST:
+            raise UserError(f"the weight of class {name!r} is {weight:g}: must be a number from 0 to {LARGEST:g}")
     if not any(weights.values()):
         raise UserError("all weights of classes are 0: at least one must be above 0")
 
