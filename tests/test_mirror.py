@@ -83,6 +83,7 @@ THROUGH = {
     "models.weights.files": "models/weights/test_pretrained",
     "ops._convolution": "ops/test_conv2d",
     "ops._mimic_loss_input": "ops/test_mimic_loss",
+    "page.early_exit": "commands/test_early_exit",
     "reid._blocks": "reid/test_ranking",
     "reid._distances": "reid/test_metrics",
     "reid._positions": "reid/test_metrics",

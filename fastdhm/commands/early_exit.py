@@ -3,9 +3,11 @@
 Legend: T thresholds.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from torch import nn
@@ -14,10 +16,12 @@ from fastdhm import models
 from fastdhm.engine import distributed
 from fastdhm.engine.build import Trained
 from fastdhm.engine.evaluate import Errors
+from fastdhm.engine.saved.names import EARLY_EXIT
 from fastdhm.engine.saved.record import to_host
 from fastdhm.errors import UserError, unknown
 from fastdhm.models.cost import short
 from fastdhm.system.console import Console
+from fastdhm.system.files import write_text
 
 SWEEP = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # tried beside the threshold that is asked for
 
@@ -77,6 +81,20 @@ class EarlyExit:
                 "multiply_adds": left * self.leaves_macs + (1 - left) * self.stays_macs,
             }
         return found
+
+    def keep(
+        self, found: dict[str, dict[str, float | None]], alone: dict[str, Any], run_dir: Path, about: dict[str, Any]
+    ) -> None:
+        """Leave what :meth:`judge` has found in ``run_dir``, for its page; ``alone`` has the errors of the branches.
+
+        ``about`` says after which ``step``, and on which ``images``.
+        """
+        macs = {self.first: self.leaves_macs, self.last: self.last_macs}
+        values = {
+            "first": self.first, "last": self.last, "last_macs": self.last_macs, **about,
+            "alone": {name: [macs[name], alone[name]["top1_error"]] for name in macs}, "judged": found,
+        }  # fmt: skip
+        write_text(run_dir / EARLY_EXIT, json.dumps(values))
 
     def show(self, found: dict[str, dict[str, float | None]], console: Console) -> None:
         """Print what :meth:`judge` has found; the threshold that was asked for stands out."""

@@ -170,11 +170,23 @@ def _judge(judging: Judging, folder: Path | None, cascade: EarlyExit | None) -> 
         told = f"{judged_on(config)} error of {path}, on {val.loader.num_samples:,} images: {judged_images(config)}"
         about = [told, *[f"{what_is_chosen(path)} is {FLATTERS}"] * (is_chosen(path, config) and not changed)]
         _print(results | exits if judging.as_json else results, about, console, judging.as_json)
-        if cascade is not None and not judging.as_json:
-            cascade.show(exits["early_exit"], console)
+        if cascade is not None:
+            _keep_exits(judging, cascade, exits["early_exit"], results)
         if folder is not None:
             _keep_classes(judging, folder, answers, val)
     return results | exits
+
+
+def _keep_exits(judging: Judging, cascade: EarlyExit, found: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Print what leaving early gives, and keep it in a run's folder for the page."""
+    if not judging.as_json:
+        cascade.show(found, judging.console)
+    if judging.path.is_dir():
+        try:
+            about = {"step": judging.trained.step, "images": judged_images(judging.config)}
+            cascade.keep(found, alone, judging.path, about)
+        except (UserError, OSError) as error:  # a read-only folder, say
+            judging.console.print(f"the page of the run will not have this: {error}")
 
 
 def _keep_classes(judging: Judging, folder: Path, answers: dict[str, Answers], val: LoadedSplit) -> None:

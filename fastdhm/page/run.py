@@ -14,6 +14,7 @@ from fastdhm.engine.saved.names import LAST, REPORT
 from fastdhm.engine.saved.owed import at_end
 from fastdhm.engine.saved.record import read_log, term_name
 from fastdhm.errors import UserError
+from fastdhm.page.early_exit import early_exit_section
 from fastdhm.page.html import facts, figures, folded, note, page, table
 from fastdhm.page.per_class import per_class_sections
 from fastdhm.page.svg import Points, curves, heat_map, number
@@ -46,11 +47,13 @@ def run_page(run_dir: Path, *, live: bool = False) -> str:
     about = [f"{printable(run_dir)}: {in_epochs(at)} of {config.epochs} epochs"]
     if not epochs:
         about.append("No epoch is finished yet: errors come with the first validation.")
+    validated = max((row["step"] for row in validations(rows)), default=0)
     log = steps or epochs  # a short run has no log points
     sections = {
         "Branches": _branches(config, rows, classes),
         "Curves": figures(*_curves(log, epochs, config)),
-        **per_class_sections(run_dir, max((row["step"] for row in validations(rows)), default=0)),
+        **per_class_sections(run_dir, validated),
+        "Early exit": early_exit_section(run_dir, validated),
         "Terms of the loss": _terms(log),
         "Speed": figures(*_speed(log)),
         "Machine": facts(_machine(config, rows)),

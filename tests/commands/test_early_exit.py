@@ -6,6 +6,8 @@ import pytest
 
 from fastdhm import models
 from fastdhm.cli import main
+from fastdhm.engine.saved.names import EARLY_EXIT
+from fastdhm.page.run import run_page
 
 FLAGS = "--dataset synthetic:96 --arch resnet14 --batch-size 8 --max-steps 2 --loader torch --workers 0 --device cpu"
 
@@ -42,6 +44,10 @@ def test_the_table_has_the_thresholds(run, capsys):
     assert main(["eval", str(run), "--early-exit", "0.33"]) == 0
     text = capsys.readouterr().out
     assert "0.33" in text and "0.95" in text and "leave at B2 %" in text
+    page = run_page(run)
+    assert "B2 answers where its probability reaches" in page and "the thresholds 0.33, 0.5" in page
+    (run / EARLY_EXIT).write_text('{"first": "B2"}')
+    assert "Early exit" not in run_page(run)
 
 
 @pytest.mark.parametrize(

@@ -6,5 +6,6 @@ LAST, BEST = "last.pt", "best.pt"  # all that resuming needs
 NETWORK = "network.safetensors"  # the plain network
 CURVES = "curves.png"
 FAILURE = "failed.json"  # why a run of a comparison cannot go on
+EARLY_EXIT = "early-exit.json"  # what eval has found, for the page
 REPORT = "report.html"
 TRACE = "trace.json"  # of torch's profiler
