@@ -30,7 +30,7 @@ def plot_results(folder: Path, results: Results) -> None:
 def plot_curves(path: Path, results: Results) -> None:
     """Training error (on each epoch's augmented images, during training) and error on the evaluation images."""
     groups = results.comparison.groups
-    figure, axes = _figure(results, rows=len(groups), columns=2)
+    figure, axes = figure_of(results, rows=len(groups), columns=2)
     for group, (train, val) in zip(groups, axes, strict=True):
         for colour, arm in _coloured(results, group):
             runs = results.of(arm, "finished")
@@ -48,7 +48,7 @@ def plot_wallclock(path: Path, results: Results) -> None:
     """Validation error over training time: the time of the steps, without validation and interruptions."""
     groups = results.comparison.groups
     columns = min(2, len(groups))
-    figure, axes = _figure(results, rows=-(-len(groups) // columns), columns=columns)
+    figure, axes = figure_of(results, rows=-(-len(groups) // columns), columns=columns)
     places = [axis for row in axes for axis in row]
     longest = max(found.mean for arm in results.comparison.arms if (found := results.train_seconds(arm)))
     unit, name = (3600, "hours") if longest > 2 * 3600 else (60, "minutes") if longest > 120 else (1, "seconds")
@@ -117,20 +117,21 @@ def _coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
     return [(f"C{i % 10}", arm) for i, arm in enumerate(arms) if results.of(arm, "finished")]
 
 
-def _figure(results: Results, rows: int, columns: int):
+def figure_of(results: Results, rows: int, columns: int, lines: str = "lines: mean over seeds; bands: their range"):
+    """A figure and its axes, below a title and what limits the comparison."""
     import textwrap
 
     from matplotlib.figure import Figure  # slow to load, and only plots need it
 
     width = 5.5 * columns
     figure = Figure(figsize=(width, 3.8 * rows + 0.6), layout="constrained")
-    words = [results.comparison.title, "lines: mean over seeds; bands: their range"]
+    words = [results.comparison.title, lines]
     if not results.complete:
         done = sum(state.status in ("finished", "failed") for state in results.states)
         words.append(f"not complete: {done} of {len(results.states)} runs")
-    lines = [results.comparison.title, "; ".join(words[1:]), *results.comparison.notes]
+    texts = [results.comparison.title, "; ".join(words[1:]), *results.comparison.notes]
     per_line = round(width * 15)
-    wrapped = "\n".join(part for line in lines for part in textwrap.wrap(line, per_line))
+    wrapped = "\n".join(part for text in texts for part in textwrap.wrap(text, per_line))
     figure.suptitle(wrapped, fontsize=9)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastdhm import __version__
 from fastdhm.compare.arms import Arm, Published
+from fastdhm.compare.frontier import has_frontier, plot_frontier
 from fastdhm.compare.paper import PEOPLE
 from fastdhm.compare.plots import plot_results
 from fastdhm.compare.record import CSV_COLUMNS, csv_rows, record
@@ -36,6 +37,11 @@ WALLCLOCK = """![Error over training time](wallclock.png)
 
 Training time is the time of the steps in all processes that worked on a run. It includes compiling and loading, but
 not validation and the time between processes."""
+FRONTIER = """![Error over the work of the training](frontier.png)
+
+Work is the multiply-adds of a run's steps, forward and backward, with the branches that it computes; it depends on no
+machine. Validation is not in it. Runs with a teacher, frozen layers, smaller images at first or one branch alone are
+left out."""
 SHARED = " Some runs shared their machine with others, which slowed them: these are no times of a run alone."
 
 Grid = list[list[str]]  # rows of text, the header first
@@ -44,6 +50,7 @@ Grid = list[list[str]]  # rows of text, the header first
 def write_results(folder: Path, results: Results) -> None:
     """Write the results of the runs so far: tables, JSON, plots, and a README with all of them."""
     plot_results(folder, results)
+    plot_frontier(folder / "frontier.png", results)
     text = json.dumps(record(results), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "results.json", f"{text}\n")
     write_text(folder / "table.md", tables_markdown(results))
@@ -235,6 +242,8 @@ def readme(results: Results) -> str:
         parts.append(CURVES.format(judged=" or ".join(kinds), seen=SEEN * ("seen-image" in kinds)))
     if any(results.train_seconds(arm) for arm in comparison.arms):
         parts.append(WALLCLOCK + SHARED * any(state.company for state in results.states))
+    if has_frontier(results):
+        parts.append(FRONTIER)
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")
     parts += ["In addition:\n\n" + "\n".join(f"- {name}: {_code(_flow(values))}" for name, values in own.items())]
     parts.append(

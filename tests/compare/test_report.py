@@ -163,7 +163,15 @@ def test_a_curve_has_mean_and_range_where_every_run_has_a_value():
 def test_everything_is_written_and_reads_back(tmp_path):
     write_results(tmp_path, results())
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"results.json", "table.md", "table.csv", "README.md", "curves.png", "wallclock.png"}
+    assert names == {
+        "results.json",
+        "table.md",
+        "table.csv",
+        "README.md",
+        "curves.png",
+        "wallclock.png",
+        "frontier.png",
+    }
     assert json.loads((tmp_path / "results.json").read_text())["seeds"] == [0, 1, 2]
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -171,7 +179,7 @@ def test_everything_is_written_and_reads_back(tmp_path):
         ("baseline", "B0", "2"), ("dhm", "B0", "2"), ("dhm", "B1", "2"),
     ]  # fmt: skip
     assert (rows[1]["difference"], rows[1]["paper_mean"], rows[0]["difference"]) == ("-3.5", "27.404", "")
-    for name in ("curves.png", "wallclock.png"):
+    for name in ("curves.png", "wallclock.png", "frontier.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     readme = (tmp_path / "README.md").read_text()
     assert "curves.png" in readme and "epochs: 164" in readme and "Student's t" in readme

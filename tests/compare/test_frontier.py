@@ -1,0 +1,75 @@
+"""The work of a run's training, and the points of the frontier."""
+
+import pytest
+
+from fastdhm import models
+from fastdhm.compare.arms import Variant
+from fastdhm.compare.frontier import has_frontier, plot_frontier, points, work
+from fastdhm.compare.plan import compare_methods
+from fastdhm.compare.results import Results
+from fastdhm.compare.runs import RunState
+from fastdhm.config import TrainConfig
+
+CONFIG = {"arch": "resnet20", "image_size": 32, "epochs": 10}
+
+
+def macs():
+    return {name: cost.macs for name, cost in models.inventory("resnet20", None, 32).branches.items()}
+
+
+def test_work_is_that_of_the_branches_that_are_computed():
+    of = macs()
+    assert work(TrainConfig(**CONFIG, method="baseline")) == 30 * of["B0"]
+    assert work(TrainConfig(**CONFIG, method="dhm")) == 30 * sum(of.values())
+    assert work(TrainConfig(**CONFIG, method="dhm", branches=("B2",))) == 30 * (of["B0"] + of["B2"])
+    assert work(TrainConfig(**CONFIG, method="dhm", sampler="bernoulli")) == 30 * sum(of.values())
+    sampled = TrainConfig(**CONFIG, method="dhm", sampler="structural")  # each branch in half of the sets
+    assert work(sampled) == pytest.approx(30 * (of["B0"] + (of["B1"] + of["B2"]) / 2))
+    rarely = TrainConfig(**CONFIG, method="dhm", sampler="structural", branch_sets={"none": 0.9, "B1": 0.1})
+    assert work(rarely) == pytest.approx(30 * (of["B0"] + of["B1"] / 10))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"progressive": 0.5},
+        {"only_branch": "B1", "method": "baseline"},
+        {"teacher": "runs/a"},
+        {"freeze_epochs": 1, "weights": "a.pt"},
+    ],
+)
+def test_work_that_changes_in_a_run_is_not_guessed(given):
+    assert work(TrainConfig(**CONFIG | given)) is None
+
+
+def results(**given):
+    variants = [Variant("dhm", "dhm", given), Variant("baseline", "baseline", given)]
+    made = compare_methods(variants, (0, 1), {"dataset": "cifar100", "arch": "resnet20"})
+    runs = []
+    for arm, seed, errors in [
+        ("dhm", 0, (29, 30)),
+        ("dhm", 1, (31, 32)),
+        ("baseline", 0, (40,)),
+        ("baseline", 1, (42,)),
+    ]:
+        row = {"kind": "epoch", "epoch": 1.0, "step": 10, "val_side": 32}
+        row |= {f"val_error/B{m}": error for m, error in enumerate(errors)}
+        runs.append(RunState(arm, seed, "finished", (row,), 1.0, machine="cpu, float32"))
+    return Results(made, tuple(runs), "last", 0.95)
+
+
+def test_points_are_the_errors_of_all_seeds_cheapest_first(tmp_path):
+    of = macs()
+    (baseline, one, theirs), (dhm, ratio, ours) = points(results(), "")
+    assert (baseline.name, one, theirs) == ("baseline", 1, {"B0": [40, 42]})
+    assert (dhm.name, ours) == ("dhm", {"B0": [29, 31], "B1": [30, 32]})
+    assert ratio == pytest.approx(sum(of.values()) / of["B0"])
+    plot_frontier(tmp_path / "frontier.png", results())
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_method_or_unknown_work_is_no_frontier(tmp_path):
+    made = results(progressive=0.5)
+    assert points(made, "") == [] and not has_frontier(made)
+    plot_frontier(tmp_path / "frontier.png", made)
+    assert not (tmp_path / "frontier.png").exists()
