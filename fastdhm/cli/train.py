@@ -105,6 +105,12 @@ def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
         from fastdhm.engine.optim.by_name import fitted
 
         values |= fitted(values, given["optimizer"], given.get("lr"))
+    optimizer = (values | given).get("optimizer", base.optimizer)
+    if optimizer != "sgd" and given.get("momentum", base.momentum) != base.momentum:  # old runs may have such a pair
+        raise UserError(
+            f"momentum is {given['momentum']:g}: must be left out with {optimizer}: it is sgd's; for others see "
+            "--optimizer-args"
+        )
     if given.get("scale_lr"):
         values |= warm_up(values | given, given.get("epochs", values["epochs"]))
     return values

@@ -141,6 +141,16 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
         "constant with {run.optimizer}, which needs no schedule",
     ),
     (
+        "cycle_epochs",
+        lambda run: run.cycle_epochs == 10 or run.schedule == "warm-restarts",
+        "left out: only the schedule warm-restarts uses it",
+    ),
+    (
+        "cycle_factor",
+        lambda run: run.cycle_factor == 1 or run.schedule == "warm-restarts",
+        "left out: only the schedule warm-restarts uses it",
+    ),
+    (
         "ema",
         lambda run: not run.ema or not run.optimizer.startswith("schedulefree:"),
         "0 with {run.optimizer}: it averages the weights itself",

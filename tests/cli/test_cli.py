@@ -150,6 +150,7 @@ def test_dashes_and_underscores():
         ("--max-steps many", "max_steps is many: must be a whole number or null"),
         ("--optimizer adam", "unknown optimizer 'adam'; did you mean 'adamw'"),
         ("--optimizer amsgrad --nesterov true", "nesterov is True: must be false: only sgd has it"),
+        ("--optimizer adamw --momentum 0.8", "momentum is 0.8: must be left out with adamw"),
         ("--betas [0.9,1]", "betas is .*two numbers in"),
         ("--betas [0.8,0.9]", "betas is .*left out: only amsgrad, adamw and muon use it"),
         ("--dropout 1", "dropout is 1.0"),

@@ -56,6 +56,12 @@ WRONG = {
     "graph-and-count": (
         {"cuda_graphs": True, "optimizer": "muon"}, {"optimizer": "adamw"}, "must be false with muon: its steps count",
     ),
+    "cycle": (
+        {"cycle_epochs": 5.0}, {"schedule": "warm-restarts"}, "cycle_epochs is 5.0: must be left out: only the sched",
+    ),
+    "factor": (
+        {"cycle_factor": 2.0}, {"schedule": "warm-restarts"}, "cycle_factor is 2.0: must be left out: only the sched",
+    ),
     "free-and-schedule": (
         {"optimizer": "schedulefree:sgd"}, {"schedule": "constant"}, "schedule is step: must be constant with schedule",
     ),
