@@ -6,6 +6,7 @@ Legend: B batch, H height, W width, C channels.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -43,7 +44,7 @@ class Shown(NamedTuple):
 
 
 def show(config: TrainConfig, path: Path, *, images: int, epoch: int) -> None:
-    """Write a PNG of the first ``images`` of an epoch, counted from 1: augmented, with labels and what was drawn.
+    """Write a PNG of ``images`` of an epoch, counted from 1: augmented, with labels and what was drawn.
 
     Nothing is trained and nothing is built. What the step shrinks, in a progressive run, is shown whole.
 
@@ -59,17 +60,22 @@ def show(config: TrainConfig, path: Path, *, images: int, epoch: int) -> None:
     if config.loader == "auto" and how_stored(config) is None:
         config = replace(config, loader="torch", workers=0)  # it reads the images themselves, and no others
     with closing(open_data(config, console)) as data:
-        shown = list(islice(_seen(config, data, epoch - 1), images))
+        shown = list(islice(_seen(config, data, epoch - 1, images), images))
     picture = sheet(shown)
     with replacing(path) as temporary:
         picture.save(temporary, "PNG")
     console.result(f"{len(shown)} training images of {config.dataset}, epoch {epoch}: {path}")
 
 
-def _seen(config: TrainConfig, data: LoadedData, epoch: int) -> Iterator[Shown]:
-    """The images of an epoch, in the order of training."""
+def _seen(config: TrainConfig, data: LoadedData, epoch: int, images: int) -> Iterator[Shown]:
+    """The images of an epoch, in the order of training.
+
+    All images of a batch are mixed in one share. So of a run that mixes, some of each batch are taken: a row of the
+    sheet, or more where there are few batches.
+    """
     transform, labelling = training_transform(config), Labelling(config, len(data.classes), torch.device("cpu"))
     labelling.learn_from(data.target_N, data.classes)
+    each = max(COLUMNS, math.ceil(images / len(data.train))) if labelling.mixes else None
     with data.train.epoch(epoch) as batches:
         for number, batch in enumerate(batches):
             assert batch.view_B is not None
@@ -77,7 +83,7 @@ def _seen(config: TrainConfig, data: LoadedData, epoch: int) -> Iterator[Shown]:
             done_B = _done(transform.augmentation, batch.view_B, epoch, image_BCHW)
             labels = labelling.label(batch, image_BCHW, epoch, number)  # this mixes them
             label_B = _named(labels, data.classes)
-            yield from map(Shown, map(Image.fromarray, pixels(image_BCHW, config)), label_B, done_B)
+            yield from islice(map(Shown, map(Image.fromarray, pixels(image_BCHW, config)), label_B, done_B), each)
 
 
 def _named(labels: Labels, classes: tuple[str, ...]) -> list[str]:

@@ -40,6 +40,14 @@ def test_a_sheet_of_flags(tmp_path, capsys, shown):
         assert picture.format == "PNG" and picture.width > 8 * 128
 
 
+def test_a_sheet_of_mixed_images_has_several_batches(tmp_path, shown):
+    flags = [*FLAGS, "--batch-size", "32", "--mixup", "1", "--data-dir", str(tmp_path), "--images", "16"]
+    assert main(["data", "show", *flags, "--out", str(tmp_path / "sheet.png")]) == 0
+    assert len(shown) == 16 and len({each.label.partition("%")[0] for each in shown}) == 2, "a row of each batch"
+    assert main(["data", "show", *flags, "--images", "50", "--out", str(tmp_path / "sheet.png")]) == 0
+    assert len(shown) == 16 + 50, "more than a row where there are few batches"
+
+
 def test_labels_keep_their_accents():
     o, e = (bytes(show._font().getmask(letter)) for letter in "öé")
     assert o != e, "the font has neither, and draws a box"
