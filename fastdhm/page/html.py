@@ -16,6 +16,7 @@ font:16px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .5rem}h3{font-size:1rem;margin:0 0 .2rem}
 p{margin:.3rem 0;color:var(--soft)}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
+.figures>:only-child{max-width:34rem}
 figure{margin:0;min-width:0}svg{width:100%;height:auto;display:block}
 figcaption{font-size:.85rem;color:var(--soft);display:flex;flex-wrap:wrap;gap:.1rem .8rem}
 .key{display:inline-block;width:1rem;height:0;border-top:3px solid;vertical-align:middle;margin-right:.3rem}
