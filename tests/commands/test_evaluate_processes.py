@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from many_processes import LIMIT_S
+from many_processes import LIMIT_S, processes
 from people_runs import command as people
 from PIL import Image
 from safetensors import safe_open
@@ -58,9 +58,11 @@ def test_a_network_without_answers_ends_all_and_is_told_once(run_dir, tmp_path):
         metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state["bn1.bias"][:] = float("nan")
     save_file(state, tmp_path / "n.safetensors", metadata)
-    argv = ["eval", tmp_path / "n.safetensors", "--device", "cpu", "--per-class"]
-    status, _, wrong = fastdhm(*argv, processes=4)
-    assert status == 2 and wrong.count("\n") == 1 and "logits of 20 of 20 images are NaN" in wrong, wrong
+    argv = ["eval", str(tmp_path / "n.safetensors"), "--device", "cpu", "--per-class"]
+    ended = processes(f"from fastdhm.cli import main\nsys.exit(main({argv!r}))", 2)
+    wrong = "".join(err for *_, err in ended)
+    assert [child.returncode for child, *_ in ended] == [2, 2] and wrong.count("\n") == 1, wrong
+    assert "logits of 20 of 20 images are NaN" in wrong, wrong
 
 
 @pytest.mark.parametrize("left", [7, 1], ids=["seven", "one"])
