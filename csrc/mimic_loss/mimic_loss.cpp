@@ -5,8 +5,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -39,30 +37,39 @@ MimicLossRows exact_rows(at::ScalarType dtype) {
   return rows;
 }
 
-// The labels of the rows, each contiguous; the last three may be undefined.
+// The numbers of a vector or a matrix, row by row.
+std::vector<double> numbers(const at::Tensor& x) {
+  std::vector<double> found;
+  found.reserve(x.numel());
+  const int64_t columns = x.size(-1), step = x.stride(-1), row_step = x.dim() == 2 ? x.stride(0) : 0;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "mimic_loss", [&] {
+    const scalar_t* row = x.const_data_ptr<scalar_t>();
+    for (int64_t left = x.numel(); left > 0; left -= columns, row += row_step) {
+      for (int64_t i = 0; i < columns; ++i) found.push_back(static_cast<double>(row[i * step]));
+    }
+  });
+  return found;
+}
+
+// The labels of the rows; all but the first may be missing.
 struct Labels {
-  at::Tensor target, second, share, weight;
+  at::Tensor target, second;
+  std::vector<double> share, weight;
 
   Labels(const at::Tensor& target_B, const std::optional<at::Tensor>& target2_B,
          const std::optional<at::Tensor>& share_B, const std::optional<at::Tensor>& row_weight_B, int64_t B) {
     TORCH_CHECK_VALUE(target2_B.has_value() == share_B.has_value(), "target2 and share must be given together");
-    target = read(target_B, "target", at::kLong, B);
-    if (target2_B) second = read(*target2_B, "target2", at::kLong, B);
-    if (share_B) share = read(*share_B, "share", at::kDouble, B);
-    if (row_weight_B) weight = read(*row_weight_B, "row_weight", at::kDouble, B);
+    target = checked(target_B, "target", true, B).contiguous();
+    if (target2_B) second = checked(*target2_B, "target2", true, B).contiguous();
+    if (share_B) share = numbers(checked(*share_B, "share", false, B));
+    if (row_weight_B) weight = numbers(checked(*row_weight_B, "row_weight", false, B));
   }
 
-  static at::Tensor read(const at::Tensor& x_B, const char* name, at::ScalarType dtype, int64_t B) {
-    const bool whole = dtype == at::kLong;
+  static const at::Tensor& checked(const at::Tensor& x_B, const char* name, bool whole, int64_t B) {
     TORCH_CHECK_VALUE(
-        x_B.sizes() == at::IntArrayRef{B} && (whole ? x_B.scalar_type() == dtype : x_B.is_floating_point()), name,
+        x_B.sizes() == at::IntArrayRef{B} && (whole ? x_B.scalar_type() == at::kLong : x_B.is_floating_point()), name,
         " must be ", whole ? "int64" : "floating point", " [B], got ", x_B.dtype(), " ", x_B.sizes());
-    return x_B.to(dtype).contiguous();
-  }
-
-  static const double* numbers(const at::Tensor& x_B) { return x_B.defined() ? x_B.const_data_ptr<double>() : nullptr; }
-  static const int64_t* classes(const at::Tensor& x_B) {
-    return x_B.defined() ? x_B.const_data_ptr<int64_t>() : nullptr;
+    return x_B;
   }
 };
 
@@ -127,6 +134,16 @@ bool all_finite(const std::vector<double>& values) {
   return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
 }
 
+at::Tensor tensor_of(const double* values, at::IntArrayRef shape, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(shape, options);
+  if (tensor.scalar_type() == at::kDouble) {
+    std::copy_n(values, tensor.numel(), tensor.mutable_data_ptr<double>());
+  } else {
+    std::copy_n(values, tensor.numel(), tensor.mutable_data_ptr<float>());
+  }
+  return tensor;
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& logits_MBK, const at::Tensor& target_B,
                                                               const at::Tensor& weights_MM, double temperature,
                                                               double label_smoothing, int64_t ignore_index,
@@ -137,27 +154,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
   TORCH_CHECK_VALUE(logits_MBK.dim() == 3 && logits_MBK.size(0) > 0 && logits_MBK.size(2) > 0,
                     "logits must be [M, B, K] with at least one branch and class, got ", logits_MBK.sizes());
   TORCH_CHECK_VALUE(logits_MBK.is_floating_point(), "logits must be floating point, got ", logits_MBK.dtype());
-  TORCH_CHECK_VALUE(weights_MM.sizes() == at::IntArrayRef({logits_MBK.size(0), logits_MBK.size(0)}),
-                    "weights must be [M, M], got ", weights_MM.sizes());
+  TORCH_CHECK_VALUE(
+      weights_MM.sizes() == at::IntArrayRef({logits_MBK.size(0), logits_MBK.size(0)}) && weights_MM.is_floating_point(),
+      "weights must be floating point [M, M], got ", weights_MM.dtype(), " ", weights_MM.sizes());
   TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature) && label_smoothing >= 0 && label_smoothing <= 1,
                     "temperature must be a finite number above 0 and label_smoothing in [0, 1], got ", temperature,
                     " and ", label_smoothing);
   const at::Tensor logits = logits_MBK.stride(2) == 1 ? logits_MBK : logits_MBK.contiguous();
-  const at::Tensor weights = weights_MM.to(at::kDouble).contiguous();
   const int64_t M = logits.size(0), B = logits.size(1), K = logits.size(2);
   const at::ScalarType dtype = logits.scalar_type();
   const Labels labels(target_B, target2_B, share_B, row_weight_B, B);
   MimicLossWork work{};
   work.batch = B, work.classes = K;
   work.logits = logits.const_data_ptr(), work.stride_branch = logits.stride(0), work.stride_row = logits.stride(1);
-  work.target = Labels::classes(labels.target), work.second = Labels::classes(labels.second);
-  work.share = Labels::numbers(labels.share), work.weight = Labels::numbers(labels.weight);
+  work.target = labels.target.const_data_ptr<int64_t>();
+  work.second = target2_B ? labels.second.const_data_ptr<int64_t>() : nullptr;
+  work.share = share_B ? labels.share.data() : nullptr, work.weight = row_weight_B ? labels.weight.data() : nullptr;
   work.ignore_index = ignore_index;
   work.temperature = temperature, work.smoothing = label_smoothing;
 
   const double label_weight = weigh_labels(work), per_label = label_weight > 0 ? 1 / label_weight : 1;
   const double per_row = 1.0 / B;
-  const Weights W(weights.const_data_ptr<double>(), M, per_label, temperature * per_row);
+  const Weights W(numbers(weights_MM).data(), M, per_label, temperature * per_row);
   const int64_t A = W.branch.size();
   const auto options = logits.options().dtype(dtype == at::kHalf ? at::kFloat : dtype);
   at::Tensor grad = at::empty(need_grad ? logits.sizes() : at::IntArrayRef{0}, options);
@@ -196,9 +214,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
     }
   });
 
-  const at::ScalarType result = dtype == at::kDouble ? at::kDouble : at::kFloat;
-  at::Tensor terms = at::zeros({M, M}, at::kDouble);
-  double* term = terms.mutable_data_ptr<double>();
+  std::vector<double> terms(M * M);
   double loss = 0;
   for (int64_t p = 0; p < A; ++p) {
     for (int64_t q = 0; q < A; ++q) {
@@ -208,11 +224,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& 
       value *= p != q  ? temperature * temperature * per_row
                : B > 0 ? per_label
                        : std::numeric_limits<double>::quiet_NaN();
-      term[W.branch[p] * M + W.branch[q]] = value;
+      terms[W.branch[p] * M + W.branch[q]] = value;
       if (W.value[p * A + q] != 0) loss += W.value[p * A + q] * value;
     }
   }
-  return {at::scalar_tensor(loss, at::kDouble).to(result), terms.to(result), grad};
+  const auto result = logits.options().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat);
+  return {tensor_of(&loss, {}, result), tensor_of(terms.data(), {M, M}, result), grad};
 }
 
 void scale_cpu(at::Tensor& grad, const at::Tensor& factor) {

@@ -35,6 +35,7 @@ __all__ = (
 
 IMPLS = ("auto", "eager", "cpp", "triton")
 DEVICES = {"cpp": "cpu", "triton": "cuda"}  # where each fused form runs
+HAS_FUSED = {device: _fused_mimic_loss.why_not(form) is None for form, device in DEVICES.items()}
 
 
 def mimic_loss_eager(
@@ -180,9 +181,9 @@ def mimic_loss(
     validate(logits_MBK, target_B, weights_MM)
     validate_labels(logits_MBK, mix, row_weight_B)
     validate_settings(temperature, label_smoothing, ignore_index)
-    weights_MM = weights_MM.detach()
-    if not use_fused(impl, logits_MBK.device.type):
-        if logits_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the C++ form checks by itself
+    weights_MM, device = weights_MM.detach(), logits_MBK.device.type
+    if not use_fused(impl, device):
+        if device == "cpu" and not torch.compiler.is_compiling():  # the C++ form checks by itself
             check_values(logits_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
         return mimic_loss_eager(
             logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
@@ -240,8 +241,7 @@ def use_fused(impl: str, device: str) -> bool:
     if impl == "eager":
         return False
     if impl == "auto":
-        forms = [name for name, where in DEVICES.items() if where == device]
-        return any(_fused_mimic_loss.why_not(name) is None for name in forms)
+        return HAS_FUSED.get(device, False)
     if device != DEVICES[impl]:
         raise UserError(f"impl is {impl!r}: it runs on {DEVICES[impl]}, and the logits are on {device}, use 'auto'")
     reason = _fused_mimic_loss.why_not(impl)
