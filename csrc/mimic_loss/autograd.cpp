@@ -102,6 +102,12 @@ struct MimicLossAutograd : torch::autograd::Function<MimicLossAutograd> {
 Results mimic_loss_autograd(const Tensor& logits, const Tensor& target, const Tensor& weights, double temperature,
                             double label_smoothing, int64_t ignore_index, bool need_grad, const MaybeTensor& target2,
                             const MaybeTensor& share, const MaybeTensor& row_weight) {
+  const bool tracked = at::GradMode::is_enabled() && logits.requires_grad();
+  if (!tracked && !logits._fw_grad(0).defined()) {  // nothing to keep
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return mimic_loss_op().call(logits, target, weights, temperature, label_smoothing, ignore_index, need_grad, target2,
+                                share, row_weight);
+  }
   Call call{target,  weights, temperature, label_smoothing, ignore_index, need_grad,
             target2, share,   row_weight,  Tensor(),        Tensor()};
   const Tensor loss = MimicLossAutograd::apply(logits, &call);

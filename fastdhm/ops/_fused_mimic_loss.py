@@ -1,4 +1,7 @@
-"""``fastdhm::mimic_loss`` as a torch op: C++ on the CPU, Triton on CUDA, with autograd for both.
+"""``fastdhm::mimic_loss`` as a torch op: C++ on the CPU, Triton on CUDA, with autograd.
+
+On the CPU autograd calls ``csrc/mimic_loss/autograd.cpp``, which takes less time. What is registered here means the
+same, and serves CUDA and the transforms of torch.func.
 
 Legend: M branches, B batch, K classes.
 """

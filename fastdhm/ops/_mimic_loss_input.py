@@ -62,12 +62,13 @@ def validate(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> None:
             f"logits_MBK is a {type(logits_MBK).__name__}: must be a tensor [branches, batch, classes], such as "
             "torch.stack of the branches' logits"
         )
-    if logits_MBK.ndim != 3 or 0 in (logits_MBK.shape[0], logits_MBK.shape[2]):
+    shape = logits_MBK.shape
+    if len(shape) != 3 or shape[0] == 0 or shape[2] == 0:
         raise UserError(
-            f"logits_MBK has shape {tuple(logits_MBK.shape)}: must be [branches, batch, classes] with at least one "
+            f"logits_MBK has shape {tuple(shape)}: must be [branches, batch, classes] with at least one "
             "branch and one class"
         )
-    M, B, _ = logits_MBK.shape
+    M, B, _ = shape
     if logits_MBK.dtype not in FLOAT_DTYPES:
         raise UserError(f"logits_MBK is {logits_MBK.dtype}: must be one of {', '.join(map(str, FLOAT_DTYPES))}")
     if not isinstance(target_B, Tensor) or target_B.shape != (B,) or target_B.dtype != torch.int64:

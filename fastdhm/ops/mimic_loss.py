@@ -181,7 +181,8 @@ def mimic_loss(
     validate(logits_MBK, target_B, weights_MM)
     validate_labels(logits_MBK, mix, row_weight_B)
     validate_settings(temperature, label_smoothing, ignore_index)
-    weights_MM, device = weights_MM.detach(), logits_MBK.device.type
+    weights_MM = _constant(weights_MM)
+    device = logits_MBK.device.type
     if not use_fused(impl, device):
         if device == "cpu" and not torch.compiler.is_compiling():  # the C++ form checks by itself
             check_values(logits_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
@@ -189,11 +190,15 @@ def mimic_loss(
             logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
         )
     need_grad = torch.is_grad_enabled() and logits_MBK.requires_grad
-    more = [None if tensor is None else tensor.detach() for tensor in (*(mix or (None, None)), row_weight_B)]
+    more = [None if tensor is None else _constant(tensor) for tensor in (*(mix or (None, None)), row_weight_B)]
     loss, terms_MM, _ = _fused_mimic_loss.mimic_loss(
         logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad, *more
     )
     return loss, terms_MM
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 class MimicLoss(nn.Module):

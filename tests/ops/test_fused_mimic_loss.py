@@ -158,6 +158,13 @@ def test_a_second_derivative_is_refused_in_words():
         grad.sum().backward()
 
 
+def test_a_forward_derivative_is_refused():
+    logits_MBK, target_B = case(2, 3, 4)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp is not implemented"):
+        dual_MBK = torch.autograd.forward_ad.make_dual(logits_MBK.detach(), torch.ones(2, 3, 4))
+        mimic_loss(dual_MBK, target_B, torch.ones(2, 2), impl="cpp")
+
+
 def test_functional_gradient():
     logits_MBK, target_B = case(3, 5, 10)
     weights_MM = torch.ones(3, 3)
