@@ -30,6 +30,8 @@ NOT_VALUES = ("config", "help", "print_config")
 ELSEWHERE = {
     "learning_rate": "lr", "wd": "weight_decay", "model": "arch",
     "auto_augment": "augment", "aa": "augment", "reprob": "random_erase", "ra_reps": "repeats",
+    "opt": "optimizer", "sched": "schedule", "smoothing": "label_smoothing", "model_ema": "ema",
+    "model_ema_decay": "ema", "pretrained": "weights", "initial_checkpoint": "weights",
 }  # fmt: skip
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -98,7 +100,7 @@ class Parser(jsonargparse.ArgumentParser):
             return f"--resume {word}" if "--resume" in flags and _is_run(expanded(word)) else None
         meant = f"--{ELSEWHERE.get(word.removeprefix('--').replace('-', '_'), '')}".replace("_", "-")
         near = [meant] if meant in flags else get_close_matches(word.replace("_", "-"), flags, n=1)
-        return near[0] if near else None
+        return near[0].replace("_", "-") if near else None
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """The value of every flag: the one in ``argv``, or the default."""
