@@ -6,6 +6,7 @@ Legend: B batch, H height, W width, C channels, K classes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
-from fastdhm.data.images.read import as_rgb, read_image
+from fastdhm.data.images.read import as_rgb, read_image, whole_size
 from fastdhm.data.loaders.crops import height_width
-from fastdhm.data.loaders.torch_loader import cut_out
+from fastdhm.data.loaders.torch_loader import cut_out, times_smaller
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.build import Trained, data_options, load_trained
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
@@ -40,7 +41,7 @@ class Transform:
     """One image as ``fastdhm eval`` prepares it: read, cut, resized, normalised to ``float32 [C, H, W]``.
 
     An image is a path, an image of Pillow, an array (``uint8``, [H, W] or [H, W, C]) or a tensor ([C, H, W]; ``uint8``,
-    or floating point from 0 to 1).
+    or floating point from 0 to 1). A large JPEG is decoded smaller where it is read from its path, as ``eval`` does.
     """
 
     def __init__(self, config: TrainConfig):
@@ -54,10 +55,12 @@ class Transform:
 
     def pixels(self, image: Any) -> np.ndarray:
         """The image cut and resized, ``uint8 [H, W, C]``."""
-        image_HWC = np.asarray(self._opened(image))
-        height_B, width_B = (np.array([length]) for length in image_HWC.shape[:2])
-        (box_4,) = self._options.boxes(height_B, width_B, np.zeros(1, np.int64), 0)
-        return cut_out(image_HWC, [int(side) for side in box_4], self.size_HW)
+        opened = self._opened(image)
+        return cut_out(opened, self._box(*whole_size(opened)), self.size_HW)
+
+    def _box(self, width: int, height: int) -> list[int]:
+        (box_4,) = self._options.boxes(np.array([height]), np.array([width]), np.zeros(1, np.int64), 0)
+        return [int(side) for side in box_4]
 
     def finish(self, image_BHWC: Tensor) -> Tensor:
         """What is done on the device: ``uint8 [B, H, W, C]`` to normalised ``float32 [B, C, H, W]``."""
@@ -68,7 +71,8 @@ class Transform:
         from PIL import Image
 
         if isinstance(image, (str, Path)):
-            return read_image(expanded(image), self._grey_range)
+            smaller = functools.partial(times_smaller, size_HW=self.size_HW, boxed=self._box)
+            return read_image(expanded(image), self._grey_range, smaller)
         if isinstance(image, Image.Image):
             return as_rgb(image, self._grey_range)
         if isinstance(image, Tensor):

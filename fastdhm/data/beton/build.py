@@ -19,6 +19,7 @@ import numpy as np
 from fastdhm.data.beton.format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.data.images.grey import DeepPictures
 from fastdhm.data.images.pool import WorkerPool, in_hand
+from fastdhm.data.images.read import whole_size
 from fastdhm.data.sources.source import chunks, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
@@ -90,10 +91,14 @@ class Encoder:
         limit = self.settings.max_resolution
         return self.settings.stores_raw(height, width) and (limit is None or max(height, width) <= limit)
 
+    def _times_smaller(self, width: int, height: int) -> int:
+        limit = self.settings.max_resolution  # twice as much is left to average, as in Pillow's thumbnails
+        return 1 if limit is None else max(width, height) // (2 * limit)
+
     def _encode_or_reason(self, i: int, deep: DeepPictures) -> tuple[int, int, bytes] | str:
         in_hand(i)
         try:
-            image = self.source.image(i)
+            image = self.source.image(i, self._times_smaller)
             deep.note(image)
             return encode(image, self.settings)
         except UserError as error:
@@ -127,10 +132,11 @@ def shrink(image: Image, max_resolution: int | None) -> Image:
     """Shrink the longer side to ``max_resolution``, by area averaging; both as in FFCV."""
     from PIL import Image
 
-    if max_resolution is None or max(image.size) <= max_resolution:
+    whole = whole_size(image)
+    if max_resolution is None or max(whole) <= max_resolution:
         return image
-    ratio = max_resolution / max(image.size)
-    size = [max(1, int(ratio * side)) for side in image.size]
+    ratio = max_resolution / max(whole)
+    size = [max(1, int(ratio * side)) for side in whole]
     return image.resize(size, Image.Resampling.BOX)
 
 

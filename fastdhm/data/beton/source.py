@@ -15,6 +15,8 @@ from fastdhm.data.beton.format import MODES, read_index
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdhm.data.images.read import Shrink
+
 
 class BetonSource:
     """A source that reads from the file. It is used where the image files are gone, or are not all in the file."""
@@ -29,7 +31,7 @@ class BetonSource:
     def __len__(self) -> int:
         return len(self.target_N)
 
-    def image(self, i: int) -> Image:
+    def image(self, i: int, shrink: Shrink | None = None) -> Image:
         from PIL import Image
 
         stored, place = self._index.sample_N["f0"][i], self._index.allocation_N[i]

@@ -6,18 +6,24 @@ Legend: N samples, B batch, H height, W width, C channels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
 from fastdhm.data.images.pool import WorkerPool, in_hand, reading
-from fastdhm.data.images.read import Undecodable
+from fastdhm.data.images.read import Shrink, Undecodable, whole_size
 from fastdhm.data.loaders.loader import Batch, LoaderOptions
 from fastdhm.data.sources.source import Source, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.waiting import waited_for
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SPARE = 2  # a crop of an image that is decoded smaller has so many times the output's sides, as in Pillow's thumbnails
 
 
 class TorchLoader:
@@ -79,26 +85,51 @@ class _Cut:
 
     def __call__(self, view_B: np.ndarray, room: memoryview | None = None) -> np.ndarray | None:
         images = []
-        for i in (view_B % len(self.source)).tolist():
+        for view in view_B.tolist():
+            i = view % len(self.source)
             in_hand(i)
             try:
-                images.append(np.asarray(self.source.image(i)))
+                images.append(self.source.image(i, self._shrink(view)))
             except Undecodable as error:
                 raise UserError(f"{error}. Remove it, or leave such files out with --skip-bad") from error
-        height_B, width_B = (np.array([image.shape[axis] for image in images]) for axis in (0, 1))
+        width_B, height_B = np.array([whole_size(image) for image in images]).T
         box_B4 = self.options.boxes(height_B, width_B, view_B, self.epoch)
-        size_HW = self.options.size_HW
-        cut = [cut_out(*pair, size_HW) for pair in zip(images, box_B4.tolist(), strict=True)]
+        cut = [cut_out(*pair, self.options.size_HW) for pair in zip(images, box_B4.tolist(), strict=True)]
         if room is None:
             return np.stack(cut)
         np.stack(cut, out=self.array(view_B, room))
         return None  # nothing to send, the images are there
 
+    def _shrink(self, view: int) -> Shrink:
+        def boxed(width: int, height: int) -> list[int]:
+            return self.options.boxes(np.array([height]), np.array([width]), np.array([view]), self.epoch)[0].tolist()
 
-def cut_out(image_HWC: np.ndarray, box: list[int], size_HW: tuple[int, int]) -> np.ndarray:
-    """The ``box`` (top, left, height, width) of an image, resized to ``size_HW``."""
+        return lambda width, height: times_smaller(width, height, self.options.size_HW, boxed)
+
+
+def times_smaller(width: int, height: int, size_HW: tuple[int, int], boxed: Callable[[int, int], list[int]]) -> int:
+    """How many times smaller an image may be read, so that its box still has ``SPARE`` times the sides of ``size_HW``.
+
+    So much is left to the resizing that the result hardly differs. ``boxed`` gives the box for a width and a height.
+    """
+    least_height, least_width = (SPARE * side for side in size_HW)
+    if height < 2 * least_height or width < 2 * least_width:  # most images: that is plain without a box
+        return 1
+    _, _, box_height, box_width = boxed(width, height)
+    return min(box_height // least_height, box_width // least_width)
+
+
+def cut_out(image: Image, box: list[int], size_HW: tuple[int, int]) -> np.ndarray:
+    """The ``box`` (top, left, height, width) of an image, resized to ``size_HW``; it counts pixels of the whole one."""
+    from PIL.Image import Resampling
+
     top, left, height, width = box
-    image_HWC = image_HWC[top : top + height, left : left + width]
+    if image.size != (whole := whole_size(image)):  # the box lies between its pixels, which torch cannot cut
+        across, down = image.size[0] / whole[0], image.size[1] / whole[1]
+        right, bottom = min(image.size[0], (left + width) * across), min(image.size[1], (top + height) * down)
+        edges = left * across, top * down, right, bottom
+        return np.asarray(image.resize(size_HW[::-1], Resampling.BILINEAR, edges))
+    image_HWC = np.asarray(image)[top : top + height, left : left + width]
     if (height, width) == size_HW:
         return image_HWC
     image_CHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)

@@ -20,6 +20,8 @@ from fastdhm.system.paths import shown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdhm.data.images.read import Shrink
+
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 FASHION_MNIST_CLASSES = (
     "t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -56,7 +58,7 @@ class ArraySource:
         image_BHWC = self.image_NHWC[index_B]
         return image_BHWC if image_BHWC.shape[3] == 3 else np.repeat(image_BHWC, 3, axis=3)
 
-    def image(self, i: int) -> Image:
+    def image(self, i: int, shrink: Shrink | None = None) -> Image:
         from PIL import Image
 
         return Image.fromarray(self.pixels(np.array([i]))[0])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastdhm.data.images.read import read_image
+from fastdhm.data.images.read import Shrink, read_image
 from fastdhm.data.sources.walk import (
     IMAGE_SUFFIXES,
     ImagesGone,
@@ -100,12 +100,12 @@ class FolderSource:
     def label(self, i: int) -> str:
         return shown(self.path(i))
 
-    def image(self, i: int) -> Image:
+    def image(self, i: int, shrink: Shrink | None = None) -> Image:
         path = self.path(i)
         reason = self.unreadable.get(self.name_of(i)) if self.unreadable else None
         if reason:
             raise UserError(f"{shown(path)}: cannot be read: {reason}")
-        return read_image(path, self.grey_range)
+        return read_image(path, self.grey_range, shrink)
 
     def path(self, i: int) -> Path:
         return self.root / self.name_of(i)

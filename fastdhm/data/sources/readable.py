@@ -18,6 +18,7 @@ from fastdhm.system.progress import progress_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdhm.data.images.read import Shrink
     from fastdhm.data.sources.source import Source
 
 
@@ -32,8 +33,8 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self._kept_N)
 
-    def image(self, i: int) -> Image:
-        return self._source.image(int(self._kept_N[i]))
+    def image(self, i: int, shrink: Shrink | None = None) -> Image:
+        return self._source.image(int(self._kept_N[i]), shrink)
 
     def label(self, i: int) -> str:
         return self._source.label(int(self._kept_N[i]))

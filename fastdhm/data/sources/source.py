@@ -12,6 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdhm.data.images.read import Shrink
 
 REID_DATASETS = ("market1501", "dukemtmc", "reid-folder:PATH", "reid-synthetic")
 DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:PATH", "synthetic", *REID_DATASETS)
@@ -31,8 +32,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, i: int) -> Image:
-        """Sample ``i`` as 8-bit RGB; raises a ``UserError`` that names it if it cannot be decoded."""
+    def image(self, i: int, shrink: Shrink | None = None) -> Image:
+        """Sample ``i`` as 8-bit RGB; raises a ``UserError`` that names it if it cannot be decoded.
+
+        One that is read from a file may be smaller, if ``shrink`` allows it: see :func:`~images.read.read_image`.
+        """
 
     def label(self, i: int) -> str:
         """The name of sample ``i`` in a message: its path, or ``fashion-mnist/train[17]``."""

@@ -15,6 +15,8 @@ from fastdhm.ops.philox import philox4x32
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdhm.data.images.read import Shrink
+
 CLASSES = 10
 SIDE = 32
 VERSION = b"gratings 1"  # part of the digest: change it with the pictures
@@ -61,7 +63,7 @@ class SyntheticSource:
         octets = words.transpose(1, 2, 0).astype("<u4", order="C").view(np.uint8)
         return octets.reshape(-1, SIDE, SIDE, 3) / 256
 
-    def image(self, i: int) -> Image:
+    def image(self, i: int, shrink: Shrink | None = None) -> Image:
         from PIL import Image
 
         return Image.fromarray(self.pixels(np.array([i]))[0])

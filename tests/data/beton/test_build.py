@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_betons import JPG, RAW, build_synthetic, names
 
 from fastdhm.data.beton import build as _build
 from fastdhm.data.beton import format as beton_format
 from fastdhm.data.beton.files import build, read_manifest, verify
 from fastdhm.data.beton.settings import ImageSettings
+from fastdhm.data.sources.folder import FolderSource
 from fastdhm.data.sources.load import load_sources
 from fastdhm.data.sources.synthetic import SyntheticSource
 from fastdhm.errors import UserError
@@ -176,3 +179,17 @@ def test_broken_links_and_pipes_are_bad_images_like_others(bad_root, bad_names, 
         assert name in str(caught.value)
     manifest = build(train, path, JPG, workers=1, skip_bad=True, progress=False)
     assert len(manifest.skipped) == 5
+
+
+def test_large_photographs_are_stored_alike_whether_or_not_they_are_decoded_smaller(tmp_path):
+    rng, settings = np.random.default_rng(0), ImageSettings(max_resolution=60, mode="raw")
+    (tmp_path / "train/a").mkdir(parents=True)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    coarse.resize((803, 601), Image.Resampling.BICUBIC).save(tmp_path / "train/a/0.jpg", quality=95)
+    source = FolderSource(tmp_path / "train", f"folder:{tmp_path}", "train")
+    smaller = source.image(0, _build.Encoder(source, settings)._times_smaller)
+    assert smaller.size == (201, 151)
+    (height, width, pixels), (h, w, others) = (_build.encode(image, settings) for image in (source.image(0), smaller))
+    assert (height, width) == (h, w)
+    difference = np.frombuffer(pixels, np.uint8).astype(int) - np.frombuffer(others, np.uint8)
+    assert np.abs(difference).mean() < 1.5 and np.abs(difference).max() < 25

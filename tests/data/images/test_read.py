@@ -176,6 +176,34 @@ def test_every_orientation_becomes_upright(tmp_path, orientation, name):
     assert [upright.getpixel(place)[0] > 128 for place in ((2, 2), (20, 2), (2, 13))] == [True, False, False]
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_smaller_where_that_is_enough(tmp_path, orientation):
+    ramp = np.add.outer(np.arange(301), np.arange(402)) // 3
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "t.jpg", exif=exif, quality=95)
+    asked = []
+
+    def read(times):
+        return read_image(tmp_path / "t.jpg", shrink=lambda width, height: asked.append((width, height)) or times)
+
+    upright = (402, 301) if orientation == 1 else (301, 402)
+    for times, by in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (100, 8)):
+        image = read(times)
+        assert image.size == tuple(-(-side // by) for side in upright)
+        assert image.info.get("whole", image.size) == upright
+    assert set(asked) == {upright}
+    rest = read_image(tmp_path / "t.jpg").resize(read(4).size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(rest, np.int16) - np.asarray(read(4), np.int16)).max() <= 3
+
+
+def test_other_kinds_are_decoded_whole_and_broken_exif_turns_nothing(tmp_path):
+    Image.new("RGB", (80, 40)).save(tmp_path / "t.png")
+    image = read_image(tmp_path / "t.png", shrink=lambda width, height: 8)
+    assert image.size == (80, 40) and "whole" not in image.info
+    assert read_image(broken_exif(tmp_path), shrink=lambda width, height: 2).size == (4, 4)
+
+
 def broken_exif(tmp_path):
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\x01\0\0\0\xff\xff\xff\x7f" * 3
     Image.new("RGB", (8, 8)).save(tmp_path / "t.jpg", exif=exif)
