@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _FACE = {
     "mimic_loss": "fastdhm.ops.mimic_loss",
     "MimicLoss": "fastdhm.ops.mimic_loss",
+    "linear_mimic_loss": "fastdhm.ops.linear_mimic_loss",
     "branch_mask": "fastdhm.ops.branch_mask",
     "attach": "fastdhm.models.attach",
     "load": "fastdhm.engine.predictor",

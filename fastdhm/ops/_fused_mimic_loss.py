@@ -86,13 +86,20 @@ def _backward(ctx, grad_loss, _grad_terms, _grad_grad):
     if grad is None:
         logits, target, weights, *more = ctx.saved_tensors
         grad = torch.ops.fastdhm.mimic_loss(logits, target, weights, *ctx.settings, *more)[2]
-    if _is_plain(grad) and _is_plain(grad_loss):
-        torch.ops.fastdhm.scale_(grad, grad_loss)
-    else:  # a compiler can fuse this product with later operations
-        grad = grad * grad_loss
+    grad = scaled(grad, grad_loss)
     if torch.is_grad_enabled():  # create_graph=True
-        grad = _NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[0])
+        grad = NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[0])
     return grad.to(ctx.dtype), *(None,) * 9
+
+
+def scaled(grad: Tensor, factor: Tensor) -> Tensor:
+    """``grad * factor``, where it may be done in place."""
+    if not (_is_plain(grad) and _is_plain(factor)):
+        return grad * factor  # a compiler can fuse this product with later operations
+    if grad.device.type == "cpu" and not _extension.available():
+        return grad.mul_(factor)
+    torch.ops.fastdhm.scale_(grad, factor)
+    return grad
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -103,13 +110,13 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not any(is_wrapped(tensor) for is_wrapped in wrapped)
 
 
-class _NoSecondDerivative(torch.autograd.Function):
-    """The gradient as a function of the logits; its derivative raises, so that it is not silently missing."""
+class NoSecondDerivative(torch.autograd.Function):
+    """The gradient as a function of its input; its derivative raises, so that it is not silently missing."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, _grad_loss, _logits):
+    def forward(grad, _factor, _of):
         return grad.view_as(grad)
 
     @staticmethod

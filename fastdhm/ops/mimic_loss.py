@@ -28,6 +28,7 @@ __all__ = (
     "IMPLS",
     "MimicLoss",
     "check_values",
+    "labels_of",
     "mimic_loss",
     "mimic_loss_eager",
     "use_fused",
@@ -53,7 +54,7 @@ def mimic_loss_eager(
     weights_MM = weights_MM.to(logits_MBK.dtype)
     is_on_MM, is_ce_MM = weights_MM != 0, torch.eye(len(weights_MM), dtype=torch.bool, device=weights_MM.device)
     is_pair_MM, dtype = is_on_MM & ~is_ce_MM, logits_MBK.dtype
-    labels, row_weight_B = _labels(target_B, mix, row_weight_B, ignore_index, dtype)
+    labels, row_weight_B = labels_of(target_B, mix, row_weight_B, ignore_index, dtype)
     used_M = is_on_MM.any(0) | is_on_MM.any(1)
     logits_MBK = logits_MBK.where(used_M[:, None, None], 0)  # an unused branch adds nothing, even if it is NaN
     # logits without a weight or without a label get no gradient
@@ -79,7 +80,7 @@ def mimic_loss_eager(
     return loss, terms_MM.detach()
 
 
-def _labels(
+def labels_of(
     target_B: Tensor, mix: Mix | None, row_weight_B: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """The classes of the labels, each with its share, and the weight of each row, 0 without a label."""

@@ -1,0 +1,197 @@
+"""``fastdhm::linear_mimic_loss`` as a torch op: heads and mimicking loss, a chunk of the logits at a time.
+
+Legend: M branches, B batch, K classes, D features, of each branch its own number.
+
+It has two forms:
+
+- By rows: a chunk is all classes of some rows. The fused loss gives its gradient. A logit takes three products: its own,
+  and two for the gradients of features and head. Each chunk reads the heads twice and adds to their gradients, so a
+  chunk of few rows would wait for memory.
+- By classes, in plain torch, where too few rows fit or no fused loss is available: a chunk is some classes of all rows. A
+  first pass finds the maximum and the sum of exponentials of each row, a second one terms and gradient. A logit takes
+  four products.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdhm.errors import UserError
+from fastdhm.ops._fused_mimic_loss import NoSecondDerivative, grad_dtype, scaled
+from fastdhm.ops._head_products import Branch, parts, wide_dtype
+from fastdhm.ops._mimic_loss_by_classes import NUMBERS, by_classes
+from fastdhm.ops.mimic_loss import labels_of
+
+CHUNK_MIB, GPU_SHARE = 256, 32  # by default: on a CPU, and one part in so many of a GPU's memory
+CACHE_MIB = 32  # chunks of classes are no larger on a CPU: each is read some ten times
+ROWS = 48  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
+CAST_CLASSES = 4096  # of a head that are cast at once, or multiplied before a wider sum
+
+torch.library.define(
+    "fastdhm::linear_mimic_loss",
+    "(Tensor[] features, Tensor[] weights, Tensor[] bias, Tensor target, Tensor weights_mm, float temperature, "
+    "float label_smoothing, int ignore_index, ScalarType dtype, float? chunk_mib, bool fused, bool[] need_grad, "
+    "Tensor? target2=None, Tensor? share=None, Tensor? row_weight=None) -> (Tensor loss, Tensor terms, Tensor[] grads)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def plan(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    sum_bytes: int,
+    chunk_mib: float | None,
+    fused: bool,
+    device: torch.device,
+) -> tuple[bool, int]:
+    """Whether to go by rows, and the rows or classes of a chunk; ``sum_bytes``: of sums if there is more than one."""
+    M, B, K = shape
+    if chunk_mib is not None:
+        budget = int(chunk_mib * 2**20)
+    elif device.type == "cuda":
+        budget = torch.cuda.get_device_properties(device).total_memory // GPU_SHARE
+    else:
+        budget = CHUNK_MIB * 2**20
+    row_bytes = M * K * (dtype.itemsize + grad_dtype(dtype).itemsize)
+    class_bytes = M * max(B, 1) * NUMBERS * wide_dtype(dtype).itemsize
+    rows = B if B * row_bytes <= budget else (budget - sum_bytes) // row_bytes
+    if fused and rows >= min(B, ROWS):
+        chunks = -(-B // max(rows, 1))
+        return True, -(-B // max(chunks, 1))  # all of a size
+    if class_bytes > budget:
+        raise UserError(
+            f"chunk_mib is {budget / 2**20:g}: one class of {M} x {B} rows takes {class_bytes / 2**20:.2g} MiB, give more"
+        )
+    if device.type == "cpu":
+        budget = min(budget, max(CACHE_MIB * 2**20, 64 * class_bytes))
+    classes = budget // class_bytes
+    return False, min(K, classes // 64 * 64 or classes)
+
+
+@torch.library.impl("fastdhm::linear_mimic_loss", "CompositeExplicitAutograd")
+def _linear_mimic_loss(
+    features, weights, bias, target_B, weights_MM, temperature, label_smoothing, ignore_index, dtype, chunk_mib, fused,
+    need_grad, target2_B=None, share_B=None, row_weight_B=None,
+):  # fmt: skip
+    M, B, K, device = len(features), len(target_B), len(weights[0]), features[0].device
+    inputs, wide = [*features, *weights, *bias], wide_dtype(dtype)
+    narrow = [x for x, need in zip(inputs[M:], need_grad[M:], strict=True) if need and grad_dtype(x.dtype) != wide]
+    sum_bytes = sum(x.numel() for x in narrow) * wide.itemsize
+    is_by_rows, step = plan((M, B, K), dtype, sum_bytes, chunk_mib, fused, device)
+
+    # each class of a head has one product if there is one chunk of rows, and by classes: it needs no sum
+    is_final = not is_by_rows or step == B
+    grads = []
+    for n, (x, need) in enumerate(zip(inputs, need_grad, strict=True)):
+        new = x.new_zeros if n >= 2 * M else x.new_empty
+        grads.append(new(x.shape, dtype=grad_dtype(x.dtype) if is_final and n // M == 1 else wide) if need else None)
+    is_on_MM = weights_MM != 0
+    used_M = is_on_MM.any(0) | is_on_MM.any(1)
+    x = [x_BD.to(dtype).where(used, 0) for x_BD, used in zip(features, used_M, strict=True)]  # even if it is NaN
+    both = [[*values, *[None] * (3 * M - len(values))] for values in ([*x, *inputs[M:]], grads)]
+    branches = [Branch(*(values[m + n * M] for values in both for n in range(3))) for m in range(M)]
+
+    mix = None if target2_B is None else (target2_B, share_B)
+    labels, label_weight_B = labels_of(target_B, mix, row_weight_B, ignore_index, torch.float64)
+    with torch.autocast(device.type, enabled=False):
+        if is_by_rows:
+            settings = (temperature, label_smoothing, ignore_index, any(need_grad))
+            each_B = (target_B, target2_B, share_B, row_weight_B)
+            loss, terms_MM = by_rows(branches, step, weights_MM, each_B, label_weight_B, settings)
+        else:
+            settings = (temperature, label_smoothing, any(need_grad))
+            loss, terms_MM = by_classes(branches, step, weights_MM, labels, label_weight_B, *settings)
+    for used, grad_BD in zip(used_M, grads[:M], strict=True):
+        if grad_BD is not None:
+            grad_BD.masked_fill_(~used, 0)  # even if the head is NaN
+    done = [
+        x.new_empty(0, dtype=grad_dtype(x.dtype)) if grad is None else grad.to(grad_dtype(x.dtype))
+        for x, grad in zip(inputs, grads, strict=True)
+    ]
+    return loss.to(wide), terms_MM.to(wide), done
+
+
+def by_rows(
+    branches: Sequence[Branch],
+    step: int,
+    weights_MM: Tensor,
+    each_B: Sequence[Tensor | None],
+    label_weight_B: Tensor,
+    settings: tuple[float, float, int, bool],
+) -> tuple[Tensor, Tensor]:
+    """Loss and terms, ``step`` rows at a time; the weights of a chunk are scaled so that its means are parts of all."""
+    x_BD, weight_KD = branches[0].features_BD, branches[0].weight_KD
+    M, B, K = len(branches), len(x_BD), len(weight_KD)
+    one_dtype = {tensor.dtype for branch in branches for tensor in branch if tensor is not None} == {weight_KD.dtype}
+    classes = list(parts(K, K if one_dtype else CAST_CLASSES))
+    logits_MBK = x_BD.new_empty(M, step, K)
+    loss, terms_MM = torch.zeros((), device=x_BD.device, dtype=torch.float64), torch.zeros_like(weights_MM).double()
+    is_ce_MM = torch.eye(M, dtype=torch.bool, device=x_BD.device)
+    for rows in parts(B, step):
+        chunk_MBK = logits_MBK[:, : rows.stop - rows.start]
+        for branch, chunk_BK in zip(branches, chunk_MBK, strict=True):
+            for part in classes:
+                branch.logits(chunk_BK[:, part], rows, part)
+        label_share = label_weight_B[rows].sum() / label_weight_B.sum()
+        # 1 if no row is labelled: then the term is 0, and a weight of 0 could make the branch an unused one
+        label_share = label_share.where(label_share > 0, 1)
+        share_MM = label_share.where(is_ce_MM, (rows.stop - rows.start) / B if B else 1.0)
+        target_B, *more = (None if x_B is None else x_B[rows] for x_B in each_B)
+        part_loss, part_MM, grad_MBK = torch.ops.fastdhm.mimic_loss(
+            chunk_MBK, target_B, weights_MM * share_MM, *settings, *more
+        )
+        loss, terms_MM = loss + part_loss, terms_MM + share_MM * part_MM
+        for branch, grad_BK in zip(branches, grad_MBK if settings[-1] else (), strict=settings[-1]):
+            for part in classes:
+                branch.backward(grad_BK[:, part], rows, part)
+        del grad_MBK  # before the next one is made
+    return loss, terms_MM
+
+
+@torch.library.register_fake("fastdhm::linear_mimic_loss")
+def _linear_mimic_loss_fake(features, weights, bias, target, weights_mm, _t, _s, _i, dtype, _c, _f, need_grad, *_):
+    wide, new = wide_dtype(dtype), features[0].new_empty
+    grads = [
+        x.new_empty(x.shape if need else (0,), dtype=grad_dtype(x.dtype))
+        for x, need in zip((*features, *weights, *bias), need_grad, strict=True)
+    ]
+    return new((), dtype=wide), new(weights_mm.shape, dtype=wide), grads
+
+
+def _setup_context(ctx, inputs, output):
+    features, weights, bias, target, weights_MM, *ctx.settings = inputs[:12]
+    ctx.save_for_backward(*features, *weights, *bias, target, weights_MM, *inputs[12:])
+    ctx.counts = (len(features), len(bias))
+    ctx.dtypes = [x.dtype for x in (*features, *weights, *bias)]
+    ctx.grads = output[2]
+    ctx.mark_non_differentiable(output[1], *output[2])
+    ctx.set_materialize_grads(False)  # else backward gets zeros as large as the heads
+
+
+def _backward(ctx, grad_loss, _grad_terms, _grad_grads):
+    """The gradients from forward, scaled in place; a second backward through the same graph computes them again."""
+    M, biases = ctx.counts
+    if grad_loss is None:
+        return ([None] * M, [None] * M, [None] * biases, *(None,) * 12)
+    grads, ctx.grads = ctx.grads, None
+    if grads is None:
+        grads = _again(ctx, M, biases)
+    done: list[Tensor | None] = []
+    for n, (grad, dtype, need) in enumerate(zip(grads, ctx.dtypes, ctx.settings[-1], strict=True)):
+        if need:
+            grad = scaled(grad, grad_loss)
+            if torch.is_grad_enabled():  # create_graph=True
+                grad = NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[n])
+        done.append(grad.to(dtype) if need else None)
+    return (done[:M], done[M : 2 * M], done[2 * M :], *(None,) * 12)
+
+
+def _again(ctx, M: int, biases: int) -> list[Tensor]:
+    saved = list(ctx.saved_tensors)
+    lists = saved[:M], saved[M : 2 * M], saved[2 * M : 2 * M + biases]
+    target, weights_MM, *more = saved[2 * M + biases :]
+    return torch.ops.fastdhm.linear_mimic_loss(*lists, target, weights_MM, *ctx.settings, *more)[2]
+
+
+torch.library.register_autograd("fastdhm::linear_mimic_loss", _backward, setup_context=_setup_context)

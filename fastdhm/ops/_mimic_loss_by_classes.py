@@ -1,0 +1,126 @@
+"""Heads and mimicking loss in plain torch, some classes of all rows at a time, where no row's logits are kept.
+
+Legend: M branches, B batch, K classes; a 1 is a dimension of size 1.
+
+A first pass finds the maximum and the sum of exponentials of each row, a second one the terms and their gradient. The
+meaning is that of ``mimic_loss_eager``, for any logits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastdhm.ops._fused_mimic_loss import grad_dtype
+from fastdhm.ops._head_products import Branch, parts, wide_dtype
+
+NUMBERS = 6  # of a logit that the second pass holds
+Chunks = Callable[[], Iterator[tuple[slice, Tensor]]]
+
+
+def by_classes(
+    branches: Sequence[Branch],
+    step: int,
+    weights_MM: Tensor,
+    labels: Sequence[tuple[Tensor, Tensor]],
+    label_weight_B: Tensor,
+    temperature: float,
+    label_smoothing: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss and terms, ``step`` classes at a time; adds to the gradients of the branches."""
+    x_BD, K = branches[0].features_BD, len(branches[0].weight_KD)
+    M, B, wide = len(branches), len(x_BD), wide_dtype(x_BD.dtype)
+    rows, buffer_MBK = slice(0, B), x_BD.new_empty(len(branches), B, step)
+
+    def chunks() -> Iterator[tuple[slice, Tensor]]:
+        for part in parts(K, step):
+            logits_MBK = buffer_MBK[..., : part.stop - part.start]
+            for branch, logits_BK in zip(branches, logits_MBK, strict=True):
+                branch.logits(logits_BK, rows, part)
+            yield part, logits_MBK.to(wide)
+
+    top_MB1 = torch.full((M, B, 1), torch.finfo(wide).min, dtype=wide, device=x_BD.device)
+    top_MB1, log_sum_MB1, log_soft_MB1 = _log_sums(chunks, top_MB1, temperature)
+    weights_MM, is_on_MM = weights_MM.to(wide), weights_MM != 0
+    all_labels = label_weight_B.sum()
+    all_labels = all_labels.where(all_labels != 0, min(1, B))  # the mean of an empty batch is NaN
+    ce_MB1 = (weights_MM.diag()[:, None] * (label_weight_B / all_labels).to(wide))[..., None]
+    nll_LMB1, smooth_MB1 = [torch.zeros_like(top_MB1) for _ in labels], torch.zeros_like(top_MB1)
+    kl_MM = torch.zeros(M, M, dtype=torch.float64, device=x_BD.device)
+    for part, logits_MBK in chunks():
+        x_MBK = logits_MBK.sub_(top_MB1)
+        smooth_MB1 += (log_sum_MB1 - x_MBK).sum(-1, keepdim=True) if label_smoothing else 0
+        for (class_B, _), nll_MB1 in zip(labels, nll_LMB1, strict=True):
+            at_MB1, is_here_B1 = _place(class_B, part, M)
+            nll_MB1 += (log_sum_MB1 - x_MBK.gather(2, at_MB1)).where(is_here_B1, 0)
+        grad_MBK = _grad_of_labels(x_MBK, log_sum_MB1, ce_MB1, labels, label_smoothing, part, K) if need_grad else None
+        log_prob_MBK = x_MBK.div_(temperature).sub_(log_soft_MB1)
+        _mimic(log_prob_MBK, weights_MM * (temperature / max(B, 1)), kl_MM, grad_MBK)
+        if grad_MBK is not None:
+            for branch, grad_BK in zip(branches, grad_MBK.to(grad_dtype(x_BD.dtype)), strict=True):
+                branch.backward(grad_BK, rows, part)
+
+    ce_M = torch.zeros(M, dtype=torch.float64, device=x_BD.device)
+    for (_, share_B), nll_MB1 in zip(labels, nll_LMB1, strict=True):
+        each_MB1 = (1 - label_smoothing) * nll_MB1 + label_smoothing / K * smooth_MB1
+        weight_B = label_weight_B * share_B
+        ce_M += (weight_B * each_MB1[..., 0]).where(weight_B != 0, 0).sum(1)  # not 0 * inf
+    used_M = is_on_MM.any(0) | is_on_MM.any(1)
+    terms_MM = temperature**2 * kl_MM / B + torch.diag(ce_M / all_labels)
+    terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
+    return (weights_MM * terms_MM).where(is_on_MM, 0).sum(), terms_MM
+
+
+def _log_sums(chunks: Chunks, top_MB1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's maximum, and the logarithms of its sums of exp(z - max) and of exp((z - max) / T).
+
+    ``top_MB1``: the lowest finite number, so that a chunk of -inf does not give NaN.
+    """
+    sum_MB1, soft_sum_MB1 = torch.zeros_like(top_MB1), torch.zeros_like(top_MB1)
+    for _, logits_MBK in chunks():
+        old_MB1, top_MB1 = top_MB1, torch.maximum(top_MB1, logits_MBK.amax(-1, keepdim=True))
+        x_MBK, fall_MB1 = logits_MBK.sub_(top_MB1), old_MB1 - top_MB1
+        sum_MB1 = sum_MB1 * fall_MB1.exp() + x_MBK.exp().sum(-1, keepdim=True)
+        if temperature != 1:
+            soft_MB1 = x_MBK.div_(temperature).exp_().sum(-1, keepdim=True)
+            soft_sum_MB1 = soft_sum_MB1 * (fall_MB1 / temperature).exp() + soft_MB1
+    return top_MB1, sum_MB1.log(), (sum_MB1 if temperature == 1 else soft_sum_MB1).log()
+
+
+def _place(class_B: Tensor, part: slice, M: int) -> tuple[Tensor, Tensor]:
+    """Where in the chunk each row's class is, and whether it is there."""
+    is_here_B = (class_B >= part.start) & (class_B < part.stop)
+    at_B = (class_B - part.start).clamp(0, part.stop - part.start - 1)
+    return at_B[:, None].expand(M, -1, 1), is_here_B[:, None]
+
+
+def _grad_of_labels(
+    x_MBK: Tensor,
+    log_sum_MB1: Tensor,
+    ce_MB1: Tensor,
+    labels: Sequence[tuple[Tensor, Tensor]],
+    label_smoothing: float,
+    part: slice,
+    K: int,
+) -> Tensor:
+    """The cross-entropies' gradient; a branch or row without weight has none, even if it is NaN."""
+    grad_MBK = (x_MBK - log_sum_MB1).exp_().sub_(label_smoothing / K).mul_(ce_MB1).masked_fill_(ce_MB1 == 0, 0)
+    for class_B, share_B in labels:
+        at_MB1, is_here_B1 = _place(class_B, part, len(x_MBK))
+        hard_B1 = (share_B.to(x_MBK.dtype) * (1 - label_smoothing))[:, None]
+        grad_MBK.scatter_add_(2, at_MB1, -(ce_MB1 * hard_B1).where(is_here_B1, 0))
+    return grad_MBK
+
+
+def _mimic(log_prob_MBK: Tensor, scale_MM: Tensor, kl_MM: Tensor, grad_MBK: Tensor | None) -> None:
+    """Add the chunk's part of each pair's sum to ``kl_MM``, and its gradient."""
+    prob_MBK, M = log_prob_MBK.exp(), len(log_prob_MBK)
+    for p, q in ((p, q) for p in range(M) for q in range(M) if p != q):
+        # a class that the teacher excludes adds 0; one that only the student excludes is infinite, not 0 * inf
+        gap_BK = (log_prob_MBK[p] - log_prob_MBK[q]).masked_fill_(log_prob_MBK[p] == -torch.inf, 0)
+        is_lost_BK = (prob_MBK[p] == 0) & (gap_BK == torch.inf)
+        kl_MM[p, q] += gap_BK.mul_(prob_MBK[p]).masked_fill_(is_lost_BK, torch.inf).sum()
+        if grad_MBK is not None:
+            scale = scale_MM[p, q]
+            grad_MBK[q] += (prob_MBK[q] - prob_MBK[p]).mul_(scale).masked_fill_(scale == 0, 0)
