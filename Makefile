@@ -60,6 +60,7 @@ sanitize: setup ## the C++ ops under AddressSanitizer and UndefinedBehaviorSanit
 
 bench: setup ## against its peers and the eager reference, on this machine; results in bench/
 	$(BIN)/fastdhm bench loss --sweep
+	$(BIN)/fastdhm bench linear
 	$(BIN)/fastdhm bench mask
 	$(BIN)/fastdhm bench norm
 	$(BIN)/fastdhm bench conv

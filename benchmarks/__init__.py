@@ -1,6 +1,6 @@
 """Benchmarks behind ``fastdhm bench``: one file for each question.
 
-Ops: loss, mask, conv, norm, reid. Training: step, epoch (with agreement of the losses), accuracy, loader, startup,
+Ops: loss, linear (with the heads), mask, conv, norm, reid. Training: step, epoch (with agreement of the losses), accuracy, loader, startup,
 scale.
 kernel_report writes ``docs/kernels.md``. harness: what checks, times and reports. reference: what is measured against.
 """

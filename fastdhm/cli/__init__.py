@@ -48,6 +48,7 @@ GROUPS = {
     "This machine": {
         "doctor": "check this machine, what is installed and every op",
         "bench loss": "time the mimicking loss against its peers",
+        "bench linear": "time heads and loss as one op, for many classes",
         "bench mask": "time the branch mask against its peers",
         "bench conv": "time convolutions against torch's",
         "bench norm": "time batch norm with what follows it against its peers",

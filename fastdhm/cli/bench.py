@@ -9,6 +9,8 @@ from fastdhm.cli.parser import Parser
 CHECKED = "Each is checked first."
 BENCHES = {
     "loss": f"Time the mimicking loss, forward and backward, against its peers. {CHECKED}",
+    "linear": "Time heads and mimicking loss as one op, forward and backward, against ways that hold all logits, and "
+    f"measure memory. {CHECKED}",
     "mask": f"Time the branch mask against its peers. {CHECKED}",
     "conv": f"Time convolutions, forward and backward, on the CPU, against torch's. {CHECKED}",
     "norm": f"Time batch norm with residual and relu, forward and backward, on the CPU, against its peers. {CHECKED}",
@@ -55,6 +57,13 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "--dtype": Flag("Type: float32, bfloat16, float16 or float64.", default="float32"),
         "--compiled": Flag("torch.compile the loops: on, off or auto (two shapes).", default="auto"),
         "--sweep": Flag("Time it over branches and over classes too, and plot.", bool, False),
+    },
+    "linear": {
+        "--shape": Flag("Branches x batch x classes, as 3x256x100000; may be repeated.", repeats=True),
+        "--features": Flag("Features that a head reads.", int, 512, quick=16),
+        "--dtype": Flag("Type of the products: float32 or bfloat16 (autocast).", default="float32"),
+        "--compiled": Flag("torch.compile the eager twin: on, off or auto (two shapes).", default="auto"),
+        "--chunk_mib": Flag("MiB of a chunk. (default: the op's own)", float),
     },
     "conv": {"--dtype": Flag("Type: bfloat16 or float32.", default="bfloat16")},
     "norm": {
@@ -115,7 +124,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
     },
 }
 # samples of each peer; 50 elsewhere
-ROUNDS = {"conv": 20, "reid": 5, "step": 15, "epoch": 3, "loader": 5, "scale": 10, "startup": 3}
+ROUNDS = {"conv": 20, "linear": 5, "reid": 5, "step": 15, "epoch": 3, "loader": 5, "scale": 10, "startup": 3}
 ON_THE_CPU = ("conv", "loader", "norm", "reid")
 SHARED = ("device", "threads", "rounds", "quick", "out", "json")  # the frame's
 

@@ -23,7 +23,7 @@ from fastdhm.ops._head_products import Branch, parts, wide_dtype
 from fastdhm.ops._mimic_loss_by_classes import NUMBERS, by_classes
 from fastdhm.ops.mimic_loss import labels_of
 
-CHUNK_MIB, GPU_SHARE = 256, 32  # by default: on a CPU, and one part in so many of a GPU's memory
+CHUNK_MIB, GPU_SHARE = 320, 32  # by default: on a CPU, and one part in so many of a GPU's memory
 CACHE_MIB = 32  # chunks of classes are no larger on a CPU: each is read some ten times
 ROWS = 48  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
 CAST_CLASSES = 4096  # of a head that are cast at once, or multiplied before a wider sum
@@ -47,12 +47,10 @@ def plan(
 ) -> tuple[bool, int]:
     """Whether to go by rows, and the rows or classes of a chunk; ``sum_bytes``: of sums if there is more than one."""
     M, B, K = shape
-    if chunk_mib is not None:
-        budget = int(chunk_mib * 2**20)
-    elif device.type == "cuda":
-        budget = torch.cuda.get_device_properties(device).total_memory // GPU_SHARE
-    else:
-        budget = CHUNK_MIB * 2**20
+    if chunk_mib is None and device.type == "cuda":
+        chunk_mib = torch.cuda.get_device_properties(device).total_memory / GPU_SHARE / 2**20
+    chunk_mib = CHUNK_MIB if chunk_mib is None else chunk_mib
+    budget = int(chunk_mib * 2**20)
     row_bytes = M * K * (dtype.itemsize + grad_dtype(dtype).itemsize)
     class_bytes = M * max(B, 1) * NUMBERS * wide_dtype(dtype).itemsize
     rows = B if B * row_bytes <= budget else (budget - sum_bytes) // row_bytes
@@ -61,7 +59,7 @@ def plan(
         return True, -(-B // max(chunks, 1))  # all of a size
     if class_bytes > budget:
         raise UserError(
-            f"chunk_mib is {budget / 2**20:g}: one class of {M} x {B} rows takes {class_bytes / 2**20:.2g} MiB, give more"
+            f"chunk_mib is {chunk_mib:g}: one class of {M} x {B} rows takes {class_bytes / 2**20:.2g} MiB, give more"
         )
     if device.type == "cpu":
         budget = min(budget, max(CACHE_MIB * 2**20, 64 * class_bytes))

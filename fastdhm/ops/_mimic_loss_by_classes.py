@@ -7,6 +7,7 @@ meaning is that of ``mimic_loss_eager``, for any logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -50,13 +51,19 @@ def by_classes(
     kl_MM = torch.zeros(M, M, dtype=torch.float64, device=x_BD.device)
     for part, logits_MBK in chunks():
         x_MBK = logits_MBK.sub_(top_MB1)
-        smooth_MB1 += (log_sum_MB1 - x_MBK).sum(-1, keepdim=True) if label_smoothing else 0
         for (class_B, _), nll_MB1 in zip(labels, nll_LMB1, strict=True):
             at_MB1, is_here_B1 = _place(class_B, part, M)
             nll_MB1 += (log_sum_MB1 - x_MBK.gather(2, at_MB1)).where(is_here_B1, 0)
-        grad_MBK = _grad_of_labels(x_MBK, log_sum_MB1, ce_MB1, labels, label_smoothing, part, K) if need_grad else None
-        log_prob_MBK = x_MBK.div_(temperature).sub_(log_soft_MB1)
-        _mimic(log_prob_MBK, weights_MM * (temperature / max(B, 1)), kl_MM, grad_MBK)
+        if label_smoothing:
+            smooth_MB1 += (log_sum_MB1 - x_MBK).sum(-1, keepdim=True)
+        sharp_MBK = (x_MBK - log_sum_MB1).exp_() if need_grad and temperature != 1 else None
+        log_prob_MBK = x_MBK.sub_(log_sum_MB1) if temperature == 1 else x_MBK.div_(temperature).sub_(log_soft_MB1)
+        prob_MBK, is_finite = log_prob_MBK.exp(), _is_surely_finite(log_prob_MBK)
+        grad_MBK = None
+        if need_grad:
+            grad_MBK = (prob_MBK if sharp_MBK is None else sharp_MBK) * ce_MB1
+            _subtract_labels(grad_MBK, ce_MB1, labels, label_smoothing, part, K, is_finite)
+        _mimic(log_prob_MBK, prob_MBK, weights_MM * (temperature / max(B, 1)), kl_MM, grad_MBK, is_finite)
         if grad_MBK is not None:
             for branch, grad_BK in zip(branches, grad_MBK.to(grad_dtype(x_BD.dtype)), strict=True):
                 branch.backward(grad_BK, rows, part)
@@ -81,10 +88,10 @@ def _log_sums(chunks: Chunks, top_MB1: Tensor, temperature: float) -> tuple[Tens
     for _, logits_MBK in chunks():
         old_MB1, top_MB1 = top_MB1, torch.maximum(top_MB1, logits_MBK.amax(-1, keepdim=True))
         x_MBK, fall_MB1 = logits_MBK.sub_(top_MB1), old_MB1 - top_MB1
-        sum_MB1 = sum_MB1 * fall_MB1.exp() + x_MBK.exp().sum(-1, keepdim=True)
         if temperature != 1:
-            soft_MB1 = x_MBK.div_(temperature).exp_().sum(-1, keepdim=True)
+            soft_MB1 = (x_MBK / temperature).exp_().sum(-1, keepdim=True)
             soft_sum_MB1 = soft_sum_MB1 * (fall_MB1 / temperature).exp() + soft_MB1
+        sum_MB1 = sum_MB1 * fall_MB1.exp() + x_MBK.exp_().sum(-1, keepdim=True)
     return top_MB1, sum_MB1.log(), (sum_MB1 if temperature == 1 else soft_sum_MB1).log()
 
 
@@ -95,32 +102,51 @@ def _place(class_B: Tensor, part: slice, M: int) -> tuple[Tensor, Tensor]:
     return at_B[:, None].expand(M, -1, 1), is_here_B[:, None]
 
 
-def _grad_of_labels(
-    x_MBK: Tensor,
-    log_sum_MB1: Tensor,
+def _is_surely_finite(log_prob_MBK: Tensor) -> bool:
+    """Whether no rule for infinite logits is needed. Not known on a GPU without a wait for it."""
+    return log_prob_MBK.device.type == "cpu" and log_prob_MBK.numel() > 0 and bool(log_prob_MBK.amin().isfinite())
+
+
+def _subtract_labels(
+    grad_MBK: Tensor,
     ce_MB1: Tensor,
     labels: Sequence[tuple[Tensor, Tensor]],
     label_smoothing: float,
     part: slice,
     K: int,
-) -> Tensor:
-    """The cross-entropies' gradient; a branch or row without weight has none, even if it is NaN."""
-    grad_MBK = (x_MBK - log_sum_MB1).exp_().sub_(label_smoothing / K).mul_(ce_MB1).masked_fill_(ce_MB1 == 0, 0)
+    is_finite: bool,
+) -> None:
+    """Make the weighted probabilities the cross-entropies' gradient; without a weight it is 0, even if they are NaN."""
+    if label_smoothing:
+        grad_MBK -= ce_MB1 * (label_smoothing / K)
+    if not is_finite:
+        grad_MBK.masked_fill_(ce_MB1 == 0, 0)
     for class_B, share_B in labels:
-        at_MB1, is_here_B1 = _place(class_B, part, len(x_MBK))
-        hard_B1 = (share_B.to(x_MBK.dtype) * (1 - label_smoothing))[:, None]
+        at_MB1, is_here_B1 = _place(class_B, part, len(grad_MBK))
+        hard_B1 = (share_B.to(grad_MBK.dtype) * (1 - label_smoothing))[:, None]
         grad_MBK.scatter_add_(2, at_MB1, -(ce_MB1 * hard_B1).where(is_here_B1, 0))
-    return grad_MBK
 
 
-def _mimic(log_prob_MBK: Tensor, scale_MM: Tensor, kl_MM: Tensor, grad_MBK: Tensor | None) -> None:
+def _mimic(
+    log_prob_MBK: Tensor, prob_MBK: Tensor, scale_MM: Tensor, kl_MM: Tensor, grad_MBK: Tensor | None, is_finite: bool
+) -> None:
     """Add the chunk's part of each pair's sum to ``kl_MM``, and its gradient."""
-    prob_MBK, M = log_prob_MBK.exp(), len(log_prob_MBK)
-    for p, q in ((p, q) for p in range(M) for q in range(M) if p != q):
-        # a class that the teacher excludes adds 0; one that only the student excludes is infinite, not 0 * inf
-        gap_BK = (log_prob_MBK[p] - log_prob_MBK[q]).masked_fill_(log_prob_MBK[p] == -torch.inf, 0)
-        is_lost_BK = (prob_MBK[p] == 0) & (gap_BK == torch.inf)
-        kl_MM[p, q] += gap_BK.mul_(prob_MBK[p]).masked_fill_(is_lost_BK, torch.inf).sum()
+    for p, q in combinations(range(len(prob_MBK)), 2):
+        gap_BK = log_prob_MBK[p] - log_prob_MBK[q]
+        kl_MM[p, q] += _kl_sum(prob_MBK[p], gap_BK, is_finite)
+        kl_MM[q, p] += _kl_sum(prob_MBK[q], gap_BK.neg_(), is_finite)
         if grad_MBK is not None:
-            scale = scale_MM[p, q]
-            grad_MBK[q] += (prob_MBK[q] - prob_MBK[p]).mul_(scale).masked_fill_(scale == 0, 0)
+            torch.sub(prob_MBK[q], prob_MBK[p], out=gap_BK)
+            for student, scale, sign in ((q, scale_MM[p, q], 1), (p, scale_MM[q, p], -1)):
+                pull_BK = gap_BK if is_finite else gap_BK.masked_fill(scale == 0, 0)
+                grad_MBK[student].addcmul_(pull_BK, scale, value=sign)
+
+
+def _kl_sum(prob_BK: Tensor, gap_BK: Tensor, is_finite: bool) -> Tensor:
+    """sum P (log P - log Q): 0 for what the teacher P excludes, infinite for what only the student Q does."""
+    summand_BK = prob_BK * gap_BK
+    if not is_finite:
+        # where P is 0, gap is -inf or NaN if the teacher excludes the class, +inf if only the student does
+        summand_BK = summand_BK.masked_fill_((prob_BK == 0) & (gap_BK != torch.inf), 0)
+        summand_BK = summand_BK.masked_fill_((prob_BK == 0) & (gap_BK == torch.inf), torch.inf)
+    return summand_BK.sum()

@@ -71,7 +71,7 @@ def linear_mimic_loss(
         bias: of each head, ``[K]``, or None. Get gradients.
         target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B: as in :func:`mimic_loss`.
         chunk_mib: MiB for a chunk: its logits, their gradient, and where heads are narrower than float32 and rows come
-            in several chunks, the float32 sums of the heads' gradients. Default: 256, or a 32nd of a GPU's memory.
+            in several chunks, the float32 sums of the heads' gradients. Default: 320, or a 32nd of a GPU's memory.
         impl: ``"eager"`` (the heads, then the reference: all logits at once), ``"cpp"`` or ``"triton"`` (the fused loss
             of a chunk of rows), or ``"auto"``: the fused one for this device, else chunks of classes in plain torch.
 
@@ -127,8 +127,9 @@ def _validate_heads(
         )
     x_BD, weight_KD = features[0], weights[0]
     B, K = (len(x) if x.ndim else 0 for x in (x_BD, weight_KD))
-    device, is_autocast = x_BD.device, torch.is_autocast_enabled(x_BD.device.type)
-    dtypes = {x.dtype for x in (*features, *weights, *bias)}
+    device = x_BD.device
+    is_float64 = torch.float64 in {x.dtype for x in (*features, *weights, *bias)}
+    is_cast = torch.is_autocast_enabled(device.type) and not is_float64  # autocast leaves float64 alone
     for m in range(M):
         D = features[m].shape[-1] if features[m].ndim else 0
         for name, x, shape in (
@@ -141,9 +142,9 @@ def _validate_heads(
                     f"{name}[{m}] has shape {tuple(x.shape)}: must be {shape}, as features are [batch, features], weights "
                     "[classes, features] and bias [classes]"
                 )
-            if x.dtype not in FLOAT_DTYPES or (len(dtypes) > 1 and (not is_autocast or torch.float64 in dtypes)):
+            if x.dtype not in FLOAT_DTYPES or (x.dtype != x_BD.dtype and not is_cast):
                 one = f"{x_BD.dtype}, as features[0]" if x_BD.dtype in FLOAT_DTYPES else "a floating point type"
                 raise UserError(f"{name}[{m}] is {x.dtype}: must be {one}; other types need torch.autocast")
             if x.device != device:
                 raise UserError(f"{name}[{m}] is on {x.device} and features[0] on {device}: must be on one device")
-    return torch.get_autocast_dtype(device.type) if is_autocast and torch.float64 not in dtypes else x_BD.dtype
+    return torch.get_autocast_dtype(device.type) if is_cast else x_BD.dtype
