@@ -1,7 +1,7 @@
 """Benchmarks behind ``fastdhm bench``: one file for each question.
 
-Ops: loss, linear (with the heads), mask, conv, norm, reid. Training: step, epoch (with agreement of the losses), accuracy, loader, startup,
-scale.
+Ops: loss, linear (with the heads), mask, conv, norm, reid. Training: step, epoch (with agreement of the losses),
+accuracy, loader, startup, scale.
 kernel_report writes ``docs/kernels.md``. harness: what checks, times and reports. reference: what is measured against.
 """
 

@@ -36,7 +36,7 @@ def bench(
         shapes: as ``3x256x1000`` (branches x batch x classes); none for the grid.
         features: D.
         dtype: of the products: float32, or bfloat16 (autocast: heads and their gradients stay float32).
-        compiled: whether ``torch.compile`` of the eager twin takes part: on, off, or auto: in the grid, at ``COMPILED``.
+        compiled: whether ``torch.compile`` of the eager twin takes part: on, off, or auto: at ``COMPILED`` in the grid.
         chunk_mib: of the op; None: its default.
 
     Raises:

@@ -6,8 +6,8 @@ Peers, forward and backward to the gradients of features and heads:
 
 - ``fused``     ``linear_mimic_loss``;
 - ``whole``     the heads, ``torch.stack`` and ``mimic_loss``: all logits at once;
-- ``chunked``   as trainers of language models do it: torch's ``cross_entropy`` and ``kl_div`` of some rows at a time, whose
-                gradients are made at once and added up; as many rows as ``fused`` takes;
+- ``chunked``   as trainers of language models do it: torch's ``cross_entropy`` and ``kl_div`` of some rows at a time,
+                whose gradients are made at once and added up; as many rows as ``fused`` takes;
 - ``eager``     the eager twin;
 - ``compiled``  ``torch.compile`` of the eager twin;
 - ``products``  the three products of each head alone.
@@ -58,9 +58,9 @@ class Case:
     def peers(self, compiled: bool) -> tuple[list[Peer], list[str]]:
         """Every peer that fits into memory, the op first; and the names of the others."""
         M, B, K = self.shape
-        options, logits = {"chunk_mib": self.chunk_mib}, 4 * M * B * K
+        logits = 4 * M * B * K
         runs: dict[str, tuple[Callable[[], dict[str, Tensor]], int]] = {
-            "fused": (partial(self._all_rows, partial(linear_mimic_loss, **options)), 0),
+            "fused": (partial(self._all_rows, partial(linear_mimic_loss, chunk_mib=self.chunk_mib)), 0),
             "whole": (partial(self._all_rows, whole), 4 * logits),
             "chunked": (self._chunked, 6 * M * logits * self.rows // max(B, 1)),
             "eager": (partial(self._all_rows, linear_mimic_loss_eager), 6 * M * logits),
@@ -71,7 +71,8 @@ class Case:
             twin = torch.compile(linear_mimic_loss_eager, dynamic=False)
             runs["compiled"] = (partial(self._all_rows, twin), 6 * M * logits)
         heads = 8 * M * K * self.D  # of gradients, twice
-        fits = {name: self._free() is None or heads + needed < self._free() for name, (_, needed) in runs.items()}
+        free = self._free()
+        fits = {name: free is None or heads + needed < free for name, (_, needed) in runs.items()}
         check = self._check()
         found = [Peer(name=name, run=run, check=check) for name, (run, _) in runs.items() if fits[name]]
         return found, [name for name, is_fit in fits.items() if not is_fit]
@@ -79,14 +80,14 @@ class Case:
     def memory(self, comparison: Comparison) -> dict[str, float]:
         """Of the op, beyond inputs and gradients, in percent of what ``whole`` takes there; without its chunk too."""
         M, B, K = self.shape
-        peaks = {name: comparison.results[name].peak_bytes for name in ("fused", "whole") if name in comparison.results}
-        if None in peaks.values() or len(peaks) < 2 or not all(peaks.values()):
+        peaks = [comparison.results[name].peak_bytes for name in ("fused", "whole") if name in comparison.results]
+        ours, theirs = ((peak or 0) - 4 * M * self.D * (B + K) for peak in (*peaks, 0, 0)[:2])
+        if min(ours, theirs) <= 0:  # left out, or wrong
             return {}
-        gradients = 4 * M * self.D * (B + K)
-        ours, theirs = (peaks[name] - gradients for name in ("fused", "whole"))
         is_by_rows, step = plan(self.shape, PRODUCTS[self.dtype], 0, self.chunk_mib, True, self.device)
         chunk = 2 * PRODUCTS[self.dtype].itemsize * M * step * K if is_by_rows else ours
-        return {"memory beyond inputs and gradients": 100 * ours / theirs, "without its chunk": 100 * (ours - chunk) / theirs}
+        shares = {"memory beyond inputs and gradients": ours, "the same without a chunk": ours - chunk}
+        return {name: 100 * value / theirs for name, value in shares.items()}
 
     def _all_rows(self, function: Callable) -> dict[str, Tensor]:
         with autocast(self.device, PRODUCTS[self.dtype]):
@@ -145,10 +146,12 @@ class Case:
         grads_x, grads_w = [torch.zeros_like(x_BD) for x_BD in x], [x_BD.new_zeros(len(classes), self.D) for x_BD in x]
         step = max(1, ORACLE_SUMMANDS // (M * M * K))
         for rows in (slice(start, start + step) for start in range(0, B, step)):
-            logits_MBK = torch.stack([
-                torch.cat([x_BD[rows] @ part_KD.double().T for part_KD in weight_KD.split(CHECKED_CLASSES)], 1)
-                for x_BD, weight_KD in zip(x, self.weights, strict=True)
-            ]).requires_grad_()
+            logits_MBK = torch.stack(
+                [
+                    torch.cat([x_BD[rows] @ part_KD.double().T for part_KD in weight_KD.split(CHECKED_CLASSES)], 1)
+                    for x_BD, weight_KD in zip(x, self.weights, strict=True)
+                ]
+            ).requires_grad_()
             with torch.enable_grad():
                 part, _ = mimic_loss_eager(logits_MBK, self.target_B[rows], self.weights_MM)
                 share = logits_MBK.shape[1] / B
@@ -167,8 +170,8 @@ class Case:
         free = self._free()
         if free is not None and needed > free:
             raise UserError(
-                f"--shape is {label(self.shape)}: {what} need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
-                "free. Give a smaller shape"
+                f"--shape is {label(self.shape)}: {what} need about {needed / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free. Give a smaller shape"
             )
 
 

@@ -4,11 +4,11 @@ Legend: M branches, B batch, K classes, D features, of each branch its own numbe
 
 It has two forms:
 
-- By rows: a chunk is all classes of some rows. The fused loss gives its gradient. A logit takes three products: its own,
-  and two for the gradients of features and head. Each chunk reads the heads twice and adds to their gradients, so a
-  chunk of few rows would wait for memory.
-- By classes, in plain torch, where too few rows fit or no fused loss is available: a chunk is some classes of all rows. A
-  first pass finds the maximum and the sum of exponentials of each row, a second one terms and gradient. A logit takes
+- By rows: a chunk is all classes of some rows, and the fused loss gives its gradient. A logit takes three products: its
+  own, and two for the gradients of features and head. Each chunk reads the heads twice and adds to their gradients, so
+  a chunk of few rows would wait for memory.
+- By classes, in plain torch, where too few rows fit or no fused loss is available: a chunk is some classes of all rows.
+  A first pass finds the maximum and the sum of exponentials of each row, a second one terms and gradient. A logit takes
   four products.
 """
 
@@ -77,37 +77,37 @@ def _linear_mimic_loss(
     narrow = [x for x, need in zip(inputs[M:], need_grad[M:], strict=True) if need and grad_dtype(x.dtype) != wide]
     sum_bytes = sum(x.numel() for x in narrow) * wide.itemsize
     is_by_rows, step = plan((M, B, K), dtype, sum_bytes, chunk_mib, fused, device)
-
-    # each class of a head has one product if there is one chunk of rows, and by classes: it needs no sum
-    is_final = not is_by_rows or step == B
-    grads = []
-    for n, (x, need) in enumerate(zip(inputs, need_grad, strict=True)):
-        new = x.new_zeros if n >= 2 * M else x.new_empty
-        grads.append(new(x.shape, dtype=grad_dtype(x.dtype) if is_final and n // M == 1 else wide) if need else None)
-    is_on_MM = weights_MM != 0
-    used_M = is_on_MM.any(0) | is_on_MM.any(1)
+    used_M = ((weights_MM != 0) | (weights_MM != 0).T).any(0)
+    # each class of a head has one product if there is one chunk of rows, and by classes: it needs no wider sum
+    head_dtypes = [wide if is_by_rows and step < B else grad_dtype(w.dtype) for w in weights]
+    dtypes = [*[wide] * M, *head_dtypes, *[wide] * len(bias)]
+    sums = [
+        (x.new_zeros if x.ndim == 1 else x.new_empty)(x.shape, dtype=sum_dtype) if need else None
+        for x, sum_dtype, need in zip(inputs, dtypes, need_grad, strict=True)
+    ]
     x = [x_BD.to(dtype).where(used, 0) for x_BD, used in zip(features, used_M, strict=True)]  # even if it is NaN
-    both = [[*values, *[None] * (3 * M - len(values))] for values in ([*x, *inputs[M:]], grads)]
-    branches = [Branch(*(values[m + n * M] for values in both for n in range(3))) for m in range(M)]
+    none = [None] * (M - len(bias))
+    branches = list(map(Branch, x, weights, [*bias, *none], sums[:M], sums[M : 2 * M], [*sums[2 * M :], *none]))
 
     mix = None if target2_B is None else (target2_B, share_B)
     labels, label_weight_B = labels_of(target_B, mix, row_weight_B, ignore_index, torch.float64)
+    need = any(need_grad)
     with torch.autocast(device.type, enabled=False):
         if is_by_rows:
-            settings = (temperature, label_smoothing, ignore_index, any(need_grad))
             each_B = (target_B, target2_B, share_B, row_weight_B)
+            settings = (temperature, label_smoothing, ignore_index, need)
             loss, terms_MM = by_rows(branches, step, weights_MM, each_B, label_weight_B, settings)
         else:
-            settings = (temperature, label_smoothing, any(need_grad))
-            loss, terms_MM = by_classes(branches, step, weights_MM, labels, label_weight_B, *settings)
-    for used, grad_BD in zip(used_M, grads[:M], strict=True):
-        if grad_BD is not None:
-            grad_BD.masked_fill_(~used, 0)  # even if the head is NaN
-    done = [
-        x.new_empty(0, dtype=grad_dtype(x.dtype)) if grad is None else grad.to(grad_dtype(x.dtype))
-        for x, grad in zip(inputs, grads, strict=True)
+            meaning = (labels, label_weight_B, temperature, label_smoothing)
+            loss, terms_MM = by_classes(branches, step, weights_MM, *meaning, need)
+    for used, sum_BD in zip(used_M, sums[:M], strict=True):
+        if sum_BD is not None:
+            sum_BD.masked_fill_(~used, 0)  # even if the head is NaN
+    grads = [
+        x.new_empty(0, dtype=grad_dtype(x.dtype)) if sum_ is None else sum_.to(grad_dtype(x.dtype))
+        for x, sum_ in zip(inputs, sums, strict=True)
     ]
-    return loss.to(wide), terms_MM.to(wide), done
+    return loss.to(wide), terms_MM.to(wide), grads
 
 
 def by_rows(

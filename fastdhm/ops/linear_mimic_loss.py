@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.errors import UserError, unknown
-from fastdhm.ops import _chunked_mimic_loss
 from fastdhm.ops._mimic_loss_input import FLOAT_DTYPES, Mix, check_values, validate, validate_labels, validate_settings
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss_eager, use_fused
 
@@ -31,10 +30,11 @@ def linear_mimic_loss_eager(
 ) -> tuple[Tensor, Tensor]:
     """The reference of :func:`linear_mimic_loss`, without validation: the heads, then ``mimic_loss_eager``."""
     used_M = (weights_MM != 0).any(0) | (weights_MM != 0).any(1)
-    logits_MBK = torch.stack([
-        F.linear(x_BD.where(used, 0), weight_KD.where(used, 0), b_K)  # an unused branch adds nothing, even if it is NaN
-        for x_BD, weight_KD, b_K, used in zip(features, weights, bias or [None] * len(features), used_M, strict=True)
-    ])
+    biases: Sequence[Tensor | None] = bias or [None] * len(features)
+    logits = []
+    for x_BD, weight_KD, bias_K, used in zip(features, weights, biases, used_M, strict=True):
+        logits.append(F.linear(x_BD.where(used, 0), weight_KD.where(used, 0), bias_K))  # 0: it may be NaN where unused
+    logits_MBK = torch.stack(logits)
     return mimic_loss_eager(
         logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
     )
@@ -81,7 +81,7 @@ def linear_mimic_loss(
         bfloat16 and float16 have sums of float32; in float16, those of the gradients are float32 throughout.
 
     Raises:
-        ValueError: as :func:`mimic_loss`, features and heads that do not fit each other, or a chunk for less than a row.
+        ValueError: as :func:`mimic_loss`, features and heads that do not fit each other, or a chunk too small.
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
@@ -112,9 +112,7 @@ def linear_mimic_loss(
     return loss, terms_MM
 
 
-def _validate_heads(
-    features: Sequence[Tensor], weights: Sequence[Tensor], bias: Sequence[Tensor]
-) -> torch.dtype:
+def _validate_heads(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Sequence[Tensor]) -> torch.dtype:
     """``ValueError`` if features and heads do not fit each other; returns the dtype of the products."""
     for name, values in {"features": features, "weights": weights, "bias": bias}.items():
         if not isinstance(values, (list, tuple)) or not all(isinstance(x, Tensor) for x in values):
@@ -122,8 +120,8 @@ def _validate_heads(
     M = len(features)
     if M == 0 or len(weights) != M or len(bias) not in (0, M):
         raise UserError(
-            f"there are {M} features, {len(weights)} weights and {len(bias)} bias: must be as many as branches, at least "
-            "one (bias may be None)"
+            f"there are {M} features, {len(weights)} weights and {len(bias)} bias: must be one of each for "
+            "every branch (bias may be None)"
         )
     x_BD, weight_KD = features[0], weights[0]
     B, K = (len(x) if x.ndim else 0 for x in (x_BD, weight_KD))
@@ -139,8 +137,8 @@ def _validate_heads(
         ):
             if x.shape != shape or 0 in shape[-1:]:
                 raise UserError(
-                    f"{name}[{m}] has shape {tuple(x.shape)}: must be {shape}, as features are [batch, features], weights "
-                    "[classes, features] and bias [classes]"
+                    f"{name}[{m}] has shape {tuple(x.shape)}: must be {shape}; features are [batch, features], "
+                    "weights [classes, features] and bias [classes]"
                 )
             if x.dtype not in FLOAT_DTYPES or (x.dtype != x_BD.dtype and not is_cast):
                 one = f"{x_BD.dtype}, as features[0]" if x_BD.dtype in FLOAT_DTYPES else "a floating point type"

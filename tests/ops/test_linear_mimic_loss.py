@@ -4,6 +4,7 @@ Legend: M branches, B batch, K classes, D features, of each branch its own numbe
 """
 
 import functools
+from itertools import chain
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from fastdhm.ops.linear_mimic_loss import linear_mimic_loss, linear_mimic_loss_e
 
 OP = torch.ops.fastdhm.linear_mimic_loss
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
-has_cpp = _extension.available()
+needs_cpp = pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
 
 
 @pytest.fixture(params=["rows", "chunks of rows", "classes"])
 def form(request, monkeypatch):
     """The chunks: one of all rows, of some 3 rows each, or of some 5 classes each; a way to give ``chunk_mib``."""
-    if request.param != "classes" and not has_cpp:
+    if request.param != "classes" and not _extension.available():
         pytest.skip(str(_extension.reason()))
     if request.param == "chunks of rows":
         monkeypatch.setattr(_chunked_mimic_loss, "ROWS", 1)
@@ -91,7 +92,8 @@ def test_gradcheck_with_frozen_teachers(form):
         column_MM[:, q] = weights_MM[:, q] + 0.1
 
         def loss_of(*student, q=q, column_MM=column_MM):
-            heads = ([s if m == q else x for m, x in enumerate(xs)] for s, xs in zip(student, (features, weights, bias)))
+            pairs = zip(student, (features, weights, bias), strict=True)
+            heads = ([one if m == q else x for m, x in enumerate(all_)] for one, all_ in pairs)
             return linear_mimic_loss(*heads, target_B, column_MM, temperature=2.0, chunk_mib=form(3, 4, 5))[0]
 
         student = [x[q].clone().requires_grad_() for x in (features, weights, bias)]
@@ -154,7 +156,7 @@ def test_an_empty_batch_has_no_mean(form):
     heads, target_B = case(3, 0, 5, F32), torch.zeros(0, dtype=torch.int64)
     loss, terms_MM, grads = outcome(linear_mimic_loss, heads, target_B, torch.ones(3, 3), chunk_mib=form(3, 0, 5))
     assert loss.isnan() and terms_MM.isnan().all()
-    assert all((grad == 0).all() and grad.shape == x.shape for grad, x in zip(grads, sum(heads, []), strict=True))
+    assert all((grad == 0).all() and grad.shape == x.shape for grad, x in zip(grads, chain(*heads), strict=True))
 
 
 def test_what_needs_no_gradient_costs_no_product(form, monkeypatch):
@@ -180,7 +182,7 @@ def test_backward_scales_and_can_run_twice(form):
     heads = [[x.requires_grad_() for x in values] for values in heads]
     loss, _ = linear_mimic_loss(*heads, target_B, weights_MM, chunk_mib=form(2, 6, 11))
     for _ in range(2):
-        grads = torch.autograd.grad(-2.5 * loss, sum(heads, []), retain_graph=True)
+        grads = torch.autograd.grad(-2.5 * loss, [*chain(*heads)], retain_graph=True)
         torch.testing.assert_close(grads, tuple(-2.5 * grad for grad in expected))
     (grad,) = torch.autograd.grad(loss**2, heads[0][:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative: use impl='eager'"):
@@ -208,7 +210,7 @@ def test_autocast(form):
         assert (a - truth).abs().max() <= 2 * (b - truth).abs().max() + 1e-3 * truth.abs().max()
 
 
-@pytest.mark.parametrize("fused", [pytest.param(True, marks=pytest.mark.skipif(not has_cpp, reason="no C++")), False])
+@pytest.mark.parametrize("fused", [pytest.param(True, marks=needs_cpp), False])
 @pytest.mark.parametrize("dtype", [F32, pytest.param(BF16, marks=pytest.mark.slow)], ids=str)
 def test_opcheck(fused, dtype):
     heads, (target_B, weights_MM, _) = case(2, 5, 9, dtype), labels(2, 5, 9)
@@ -239,7 +241,7 @@ def test_torch_func_is_refused_in_words():
         torch.func.grad(lambda x: linear_mimic_loss([x], weights, None, target_B, weights_MM)[0])(features[0])
 
 
-@pytest.mark.skipif(not has_cpp, reason=str(_extension.reason()))
+@needs_cpp
 @pytest.mark.parametrize(
     ("shape", "chunk_mib", "expected"),
     [
@@ -255,7 +257,7 @@ def test_the_plan_is_within_the_chunk(shape, chunk_mib, expected):
     assert _chunked_mimic_loss.plan(shape, F32, 0, chunk_mib, True, torch.device("cpu")) == expected
 
 
-@pytest.mark.parametrize("is_by_rows", [pytest.param(True, marks=pytest.mark.skipif(not has_cpp, reason="no C++")), False])
+@pytest.mark.parametrize("is_by_rows", [pytest.param(True, marks=needs_cpp), False])
 def test_memory_holds_inputs_gradients_and_a_chunk(is_by_rows):
     M, B, K, D, chunk_mib = 3, 64, 20_000, 8, (25.0 if is_by_rows else 4.0)
     features, weights = ([torch.randn(n, D, requires_grad=True) for _ in range(M)] for n in (B, K))
@@ -284,7 +286,10 @@ HEADS = {"features": [torch.zeros(4, 3)] * 2, "weights": [torch.zeros(5, 3)] * 2
         ({"features": torch.zeros(2, 4, 3)}, "features is a Tensor: must be a list"),
         ({"features": [], "weights": [], "bias": None}, "there are 0 features"),
         ({"features": [torch.zeros(4)] * 2}, r"features\[0\] has shape \(4,\)"),
-        ({"features": [torch.zeros(4, 0)] * 2, "weights": [torch.zeros(5, 0)] * 2}, r"features\[0\] has shape \(4, 0\)"),
+        (
+            {"features": [torch.zeros(4, 0)] * 2, "weights": [torch.zeros(5, 0)] * 2},
+            r"features\[0\] has shape \(4, 0\)",
+        ),
         ({"weights": [torch.zeros(5, 3), torch.zeros(5, 2)]}, r"weights\[1\] has shape \(5, 2\): must be \(5, 3\)"),
         ({"weights": [torch.zeros(5, 3), torch.zeros(6, 3)]}, r"weights\[1\] has shape \(6, 3\): must be \(5, 3\)"),
         ({"weights": [torch.zeros(0, 3)] * 2, "bias": None}, "at least one branch and one class"),
