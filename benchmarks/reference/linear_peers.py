@@ -35,7 +35,7 @@ PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ORACLE_SUMMANDS = 1 << 24  # of [M, M, rows, K] in float64
 CHECKED_CLASSES = 4096  # of a head's gradient, evenly spread
 # float32: of each row. bfloat16: of a whole gradient, as rounded logits leave little of a row that is nearly 0.
-TOLERANCES = {"float32": 2e-5, "bfloat16": 2**-5}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2**-5}
 
 
 class Case:
@@ -51,8 +51,8 @@ class Case:
         self.weights = [new(K, D).mul_(3 * D**-0.5).requires_grad_() for _ in range(M)]
         self.target_B = torch.randint(K, (B,), generator=generator, device=device)
         self.weights_MM = weight_matrix("dhm", M).to(device)
-        is_by_rows, step = plan(shape, PRODUCTS[dtype], 0, chunk_mib, True, device)
-        self.rows = step if is_by_rows else min(B, ROWS)
+        self.plan = plan(shape, PRODUCTS[dtype], 0, chunk_mib, True, device)
+        self.rows = self.plan.step if self.plan.by_rows else min(B, ROWS)
         """Of a chunk of ``chunked``."""
 
     def peers(self, compiled: bool) -> tuple[list[Peer], list[str]]:
@@ -84,8 +84,8 @@ class Case:
         ours, theirs = ((peak or 0) - 4 * M * self.D * (B + K) for peak in (*peaks, 0, 0)[:2])
         if min(ours, theirs) <= 0:  # left out, or wrong
             return {}
-        is_by_rows, step = plan(self.shape, PRODUCTS[self.dtype], 0, self.chunk_mib, True, self.device)
-        chunk = 2 * PRODUCTS[self.dtype].itemsize * M * step * K if is_by_rows else ours
+        rows, few = (self.plan.step, self.plan.few) if self.plan.by_rows else (0, 0)
+        chunk = PRODUCTS[self.dtype].itemsize * M * (rows + few) * K or ours
         shares = {"memory beyond inputs and gradients": ours, "the same without a chunk": ours - chunk}
         return {name: 100 * value / theirs for name, value in shares.items()}
 

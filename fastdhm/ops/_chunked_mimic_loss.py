@@ -4,15 +4,17 @@ Legend: M branches, B batch, K classes, D features, of each branch its own numbe
 
 It has two forms:
 
-- By rows: a chunk is all classes of some rows, and the fused loss gives its gradient. A logit takes three products: its
-  own, and two for the gradients of features and head. Each chunk reads the heads twice and adds to their gradients, so
-  a chunk of few rows would wait for memory.
+- By rows: a chunk is all classes of some rows. The fused loss gives the gradient of a few rows at a time, which takes
+  their logits' place. A logit takes three products: its own, and two for the gradients of features and head. Each chunk
+  reads the heads twice and adds to their gradients, so a chunk of few rows would wait for memory.
 - By classes, in plain torch, where too few rows fit or no fused loss is available: a chunk is some classes of all rows.
   A first pass finds the maximum and the sum of exponentials of each row, a second one terms and gradient. A logit takes
   four products.
 """
 
 from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +23,13 @@ from fastdhm.errors import UserError
 from fastdhm.ops._fused_mimic_loss import NoSecondDerivative, grad_dtype, scaled
 from fastdhm.ops._head_products import Branch, parts, wide_dtype
 from fastdhm.ops._mimic_loss_by_classes import NUMBERS, by_classes
+from fastdhm.ops._mimic_loss_input import check_values
 from fastdhm.ops.mimic_loss import labels_of
 
-CHUNK_MIB, GPU_SHARE = 320, 32  # by default: on a CPU, and one part in so many of a GPU's memory
+CHUNK_MIB, GPU_SHARE = 192, 32  # by default: on a CPU, and one part in so many of a GPU's memory
 CACHE_MIB = 32  # chunks of classes are no larger on a CPU: each is read some ten times
 ROWS = 48  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
+FEW = 8  # parts of a chunk, of which the fused loss takes one at a time
 CAST_CLASSES = 4096  # of a head that are cast at once, or multiplied before a wider sum
 
 torch.library.define(
@@ -37,6 +41,14 @@ torch.library.define(
 )
 
 
+class Plan(NamedTuple):
+    """The form, the rows or classes of a chunk, and by rows how many of its rows the fused loss takes at a time."""
+
+    by_rows: bool
+    step: int
+    few: int = 0
+
+
 def plan(
     shape: tuple[int, int, int],
     dtype: torch.dtype,
@@ -44,19 +56,21 @@ def plan(
     chunk_mib: float | None,
     fused: bool,
     device: torch.device,
-) -> tuple[bool, int]:
-    """Whether to go by rows, and the rows or classes of a chunk; ``sum_bytes``: of sums if there is more than one."""
+) -> Plan:
+    """``sum_bytes``: of wider sums of the heads' gradients, which several chunks of rows need."""
     M, B, K = shape
     if chunk_mib is None and device.type == "cuda":
         chunk_mib = torch.cuda.get_device_properties(device).total_memory / GPU_SHARE / 2**20
     chunk_mib = CHUNK_MIB if chunk_mib is None else chunk_mib
-    budget = int(chunk_mib * 2**20)
-    row_bytes = M * K * (dtype.itemsize + grad_dtype(dtype).itemsize)
-    class_bytes = M * max(B, 1) * NUMBERS * wide_dtype(dtype).itemsize
-    rows = B if B * row_bytes <= budget else (budget - sum_bytes) // row_bytes
+    budget, logit_bytes, grad_bytes = int(chunk_mib * 2**20), dtype.itemsize, grad_dtype(dtype).itemsize
+    if fused and B * M * K * (logit_bytes + grad_bytes) <= budget:
+        return Plan(True, B, B)
+    parts_at_once = 1 if grad_bytes != logit_bytes else FEW  # a wider gradient cannot take the logits' place
+    rows = int((budget - sum_bytes) / (M * K * (logit_bytes + grad_bytes / parts_at_once)))
     if fused and rows >= min(B, ROWS):
-        chunks = -(-B // max(rows, 1))
-        return True, -(-B // max(chunks, 1))  # all of a size
+        step = -(-B // -(-B // rows))  # all of a size
+        return Plan(True, step, -(-step // parts_at_once))
+    class_bytes = M * max(B, 1) * NUMBERS * wide_dtype(dtype).itemsize
     if class_bytes > budget:
         raise UserError(
             f"chunk_mib is {chunk_mib:g}: one class of {M} x {B} rows takes {class_bytes / 2**20:.2g} MiB, give more"
@@ -64,7 +78,7 @@ def plan(
     if device.type == "cpu":
         budget = min(budget, max(CACHE_MIB * 2**20, 64 * class_bytes))
     classes = budget // class_bytes
-    return False, min(K, classes // 64 * 64 or classes)
+    return Plan(False, min(K, classes // 64 * 64 or classes))
 
 
 @torch.library.impl("fastdhm::linear_mimic_loss", "CompositeExplicitAutograd")
@@ -73,10 +87,13 @@ def _linear_mimic_loss(
     need_grad, target2_B=None, share_B=None, row_weight_B=None,
 ):  # fmt: skip
     M, B, K, device = len(features), len(target_B), len(weights[0]), features[0].device
+    mix = None if target2_B is None else (target2_B, share_B)
+    if device.type == "cpu":
+        check_values(features[0].new_zeros(()).expand(M, B, K), target_B, weights_MM, ignore_index, mix, row_weight_B)
     inputs, wide = [*features, *weights, *bias], wide_dtype(dtype)
     narrow = [x for x, need in zip(inputs[M:], need_grad[M:], strict=True) if need and grad_dtype(x.dtype) != wide]
     sum_bytes = sum(x.numel() for x in narrow) * wide.itemsize
-    is_by_rows, step = plan((M, B, K), dtype, sum_bytes, chunk_mib, fused, device)
+    is_by_rows, step, few = plan((M, B, K), dtype, sum_bytes, chunk_mib, fused, device)
     used_M = ((weights_MM != 0) | (weights_MM != 0).T).any(0)
     # each class of a head has one product if there is one chunk of rows, and by classes: it needs no wider sum
     head_dtypes = [wide if is_by_rows and step < B else grad_dtype(w.dtype) for w in weights]
@@ -89,14 +106,14 @@ def _linear_mimic_loss(
     none = [None] * (M - len(bias))
     branches = list(map(Branch, x, weights, [*bias, *none], sums[:M], sums[M : 2 * M], [*sums[2 * M :], *none]))
 
-    mix = None if target2_B is None else (target2_B, share_B)
     labels, label_weight_B = labels_of(target_B, mix, row_weight_B, ignore_index, torch.float64)
+    label_weight_B = _nan_if_wrong(labels, label_weight_B, K)
     need = any(need_grad)
     with torch.autocast(device.type, enabled=False):
         if is_by_rows:
             each_B = (target_B, target2_B, share_B, row_weight_B)
             settings = (temperature, label_smoothing, ignore_index, need)
-            loss, terms_MM = by_rows(branches, step, weights_MM, each_B, label_weight_B, settings)
+            loss, terms_MM = by_rows(branches, step, few, weights_MM, each_B, label_weight_B, settings)
         else:
             meaning = (labels, label_weight_B, temperature, label_smoothing)
             loss, terms_MM = by_classes(branches, step, weights_MM, *meaning, need)
@@ -110,41 +127,61 @@ def _linear_mimic_loss(
     return loss.to(wide), terms_MM.to(wide), grads
 
 
+def _nan_if_wrong(labels: Sequence[tuple[Tensor, Tensor]], label_weight_B: Tensor, K: int) -> Tensor:
+    """The rows' weights, NaN for a label that may not be: only the device sees it, and it makes the loss NaN."""
+    is_good_B = (label_weight_B >= 0) & label_weight_B.isfinite()
+    for class_B, share_B in labels:
+        is_good_B &= (class_B >= 0) & (class_B < K) & (share_B >= 0) & (share_B <= 1)
+    return label_weight_B.where(is_good_B | (label_weight_B == 0), torch.nan)
+
+
 def by_rows(
     branches: Sequence[Branch],
     step: int,
+    few: int,
     weights_MM: Tensor,
     each_B: Sequence[Tensor | None],
     label_weight_B: Tensor,
     settings: tuple[float, float, int, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Loss and terms, ``step`` rows at a time; the weights of a chunk are scaled so that its means are parts of all."""
-    x_BD, weight_KD = branches[0].features_BD, branches[0].weight_KD
+    """Loss and terms, ``step`` rows at a time, ``few`` of them at a time in the fused loss."""
+    x_BD, weight_KD, need_grad = branches[0].features_BD, branches[0].weight_KD, settings[-1]
     M, B, K = len(branches), len(x_BD), len(weight_KD)
     one_dtype = {tensor.dtype for branch in branches for tensor in branch if tensor is not None} == {weight_KD.dtype}
     classes = list(parts(K, K if one_dtype else CAST_CLASSES))
     logits_MBK = x_BD.new_empty(M, step, K)
     loss, terms_MM = torch.zeros((), device=x_BD.device, dtype=torch.float64), torch.zeros_like(weights_MM).double()
-    is_ce_MM = torch.eye(M, dtype=torch.bool, device=x_BD.device)
     for rows in parts(B, step):
-        chunk_MBK = logits_MBK[:, : rows.stop - rows.start]
-        for branch, chunk_BK in zip(branches, chunk_MBK, strict=True):
-            for part in classes:
-                branch.logits(chunk_BK[:, part], rows, part)
-        label_share = label_weight_B[rows].sum() / label_weight_B.sum()
-        # 1 if no row is labelled: then the term is 0, and a weight of 0 could make the branch an unused one
-        label_share = label_share.where(label_share > 0, 1)
-        share_MM = label_share.where(is_ce_MM, (rows.stop - rows.start) / B if B else 1.0)
-        target_B, *more = (None if x_B is None else x_B[rows] for x_B in each_B)
-        part_loss, part_MM, grad_MBK = torch.ops.fastdhm.mimic_loss(
-            chunk_MBK, target_B, weights_MM * share_MM, *settings, *more
-        )
-        loss, terms_MM = loss + part_loss, terms_MM + share_MM * part_MM
-        for branch, grad_BK in zip(branches, grad_MBK if settings[-1] else (), strict=settings[-1]):
-            for part in classes:
-                branch.backward(grad_BK[:, part], rows, part)
-        del grad_MBK  # before the next one is made
+        grad_MBK = chunk_MBK = logits_MBK[:, : rows.stop - rows.start]
+        for m, part in product(range(M), classes):
+            branches[m].logits(chunk_MBK[m, :, part], rows, part)
+        for some in parts(rows.stop - rows.start, few):
+            of_all = slice(rows.start + some.start, rows.start + some.stop)
+            share_MM = _share(of_all, M, label_weight_B)
+            target_B, *more = (None if x_B is None else x_B[of_all] for x_B in each_B)
+            part_loss, part_MM, part_MBK = torch.ops.fastdhm.mimic_loss(
+                chunk_MBK[:, some], target_B, weights_MM * share_MM, *settings, *more
+            )
+            loss, terms_MM = loss + part_loss, terms_MM + share_MM * part_MM
+            if few == step:
+                grad_MBK = part_MBK
+            elif need_grad:
+                chunk_MBK[:, some] = part_MBK  # its logits are no longer needed
+            del part_MBK  # before the next one is made
+        for m, part in product(range(M) if need_grad else (), classes):
+            branches[m].backward(grad_MBK[m, :, part], rows, part)
+        del grad_MBK
     return loss, terms_MM
+
+
+def _share(rows: slice, M: int, label_weight_B: Tensor) -> Tensor:
+    """What turns the means of these rows, and the weights of their terms, into parts of those of all rows."""
+    B = len(label_weight_B)
+    label_share = label_weight_B[rows].sum() / label_weight_B.sum()
+    # 1 if no row is labelled: then the term is 0, and a weight of 0 could make the branch an unused one
+    label_share = label_share.where(label_share > 0, 1)
+    is_ce_MM = torch.eye(M, dtype=torch.bool, device=label_weight_B.device)
+    return label_share.where(is_ce_MM, (rows.stop - rows.start) / B if B else 1.0)
 
 
 @torch.library.register_fake("fastdhm::linear_mimic_loss")
@@ -193,3 +230,10 @@ def _again(ctx, M: int, biases: int) -> list[Tensor]:
 
 
 torch.library.register_autograd("fastdhm::linear_mimic_loss", _backward, setup_context=_setup_context)
+
+
+def linear_mimic_loss(*args) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The op on the features' device, with autograd; arguments as in its schema."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("the chunked linear_mimic_loss has no form for torch.func: use impl='eager' for it")
+    return torch.ops.fastdhm.linear_mimic_loss(*args)

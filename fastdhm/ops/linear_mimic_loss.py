@@ -3,6 +3,7 @@
 Legend: M branches (index 0 = main), B batch, K classes, D features, of each branch its own number.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdhm.errors import UserError, unknown
+from fastdhm.ops import _chunked_mimic_loss
 from fastdhm.ops._mimic_loss_input import FLOAT_DTYPES, Mix, check_values, validate, validate_labels, validate_settings
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss_eager, use_fused
 
@@ -70,8 +72,9 @@ def linear_mimic_loss(
         weights: of each branch's head, ``[K, D_m]``. Get gradients. A tensor that needs none costs no product for it.
         bias: of each head, ``[K]``, or None. Get gradients.
         target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B: as in :func:`mimic_loss`.
-        chunk_mib: MiB for a chunk: its logits, their gradient, and where heads are narrower than float32 and rows come
-            in several chunks, the float32 sums of the heads' gradients. Default: 320, or a 32nd of a GPU's memory.
+        chunk_mib: MiB for a chunk: its logits, the gradient of a few of its rows, and, where heads are narrower than
+            float32 and rows come in several chunks, the float32 sums of the heads' gradients. Default: 192, or a 32nd
+            of a GPU's memory.
         impl: ``"eager"`` (the heads, then the reference: all logits at once), ``"cpp"`` or ``"triton"`` (the fused loss
             of a chunk of rows), or ``"auto"``: the fused one for this device, else chunks of classes in plain torch.
 
@@ -87,7 +90,7 @@ def linear_mimic_loss(
         raise unknown("impl", impl, IMPLS)
     bias = [] if bias is None else bias
     dtype = _validate_heads(features, weights, bias)
-    if chunk_mib is not None and not (isinstance(chunk_mib, (int, float)) and chunk_mib > 0):
+    if chunk_mib is not None and not (isinstance(chunk_mib, (int, float)) and 0 < chunk_mib < math.inf):
         raise UserError(f"chunk_mib is {chunk_mib!r}: must be a number of MiB above 0, or None")
     # stands for the logits where they are checked, and takes no memory
     like_MBK = features[0].new_zeros((), dtype=dtype).expand(len(features), len(features[0]), len(weights[0]))
@@ -95,18 +98,16 @@ def linear_mimic_loss(
     validate_labels(like_MBK, mix, row_weight_B)
     validate_settings(temperature, label_smoothing, ignore_index)
     weights_MM, is_fused = weights_MM.detach(), use_fused(impl, like_MBK.device.type)
-    if like_MBK.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_values(like_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
     if impl == "eager":
+        if like_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the other forms check by themselves
+            check_values(like_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
         return linear_mimic_loss_eager(
             features, weights, bias, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
         )
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError("the chunked linear_mimic_loss has no form for torch.func: use impl='eager' for it")
     need_grad = [torch.is_grad_enabled() and x.requires_grad for x in (*features, *weights, *bias)]
     more = [None if tensor is None else tensor.detach() for tensor in (*(mix or (None, None)), row_weight_B)]
     settings = (temperature, label_smoothing, ignore_index, dtype, chunk_mib, is_fused, need_grad)
-    loss, terms_MM, _ = torch.ops.fastdhm.linear_mimic_loss(
+    loss, terms_MM, _ = _chunked_mimic_loss.linear_mimic_loss(
         list(features), list(weights), list(bias), target_B, weights_MM, *settings, *more
     )
     return loss, terms_MM
