@@ -28,9 +28,9 @@ from fastdhm.ops.mimic_loss import labels_of
 
 CHUNK_MIB, GPU_SHARE = 192, 32  # by default: on a CPU, and one part in so many of a GPU's memory
 CACHE_MIB = 32  # chunks of classes are no larger on a CPU: each is read some ten times
-ROWS = 48  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
+ROWS = 32  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
 FEW = 8  # parts of a chunk, of which the fused loss takes one at a time
-CAST_CLASSES = 4096  # of a head that are cast at once, or multiplied before a wider sum
+CACHED_CLASSES = 1024  # of a head in a product: it is cast and added to while a cache holds it
 
 torch.library.define(
     "fastdhm::linear_mimic_loss",
@@ -147,8 +147,7 @@ def by_rows(
     """Loss and terms, ``step`` rows at a time, ``few`` of them at a time in the fused loss."""
     x_BD, weight_KD, need_grad = branches[0].features_BD, branches[0].weight_KD, settings[-1]
     M, B, K = len(branches), len(x_BD), len(weight_KD)
-    one_dtype = {tensor.dtype for branch in branches for tensor in branch if tensor is not None} == {weight_KD.dtype}
-    classes = list(parts(K, K if one_dtype else CAST_CLASSES))
+    classes = list(parts(K, CACHED_CLASSES))
     logits_MBK = x_BD.new_empty(M, step, K)
     loss, terms_MM = torch.zeros((), device=x_BD.device, dtype=torch.float64), torch.zeros_like(weights_MM).double()
     for rows in parts(B, step):

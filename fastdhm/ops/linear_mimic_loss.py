@@ -63,7 +63,7 @@ def linear_mimic_loss(
     weights[m].T + bias[m]``. Each chunk's gradient is made at once and becomes part of the gradients of features and
     heads. So memory holds inputs, their gradients and ``chunk_mib``, and no tensor of all rows and classes.
 
-    A chunk is all classes of some rows, and a logit takes three products of its head, as in the whole. If fewer than 48
+    A chunk is all classes of some rows, and a logit takes three products of its head, as in the whole. If fewer than 32
     rows fit (or if the device has no fused loss here), a chunk is some classes of all rows. This needs little memory,
     but each logit is computed twice: four products.
 

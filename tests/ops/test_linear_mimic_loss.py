@@ -265,7 +265,7 @@ def test_torch_func_is_refused_in_words():
     [
         ((3, 256, 1000), None, (True, 256, 256)),  # all rows fit
         ((3, 256, 100_000), None, (True, 128, 16)),  # two equal chunks, not 149 rows and 107
-        ((3, 256, 1_000_000), None, (False, 1792, 0)),  # 48 rows do not fit
+        ((3, 256, 1_000_000), None, (False, 1792, 0)),  # 32 rows do not fit
         ((3, 0, 10), None, (True, 0, 0)),
         ((1, 4, 10), 1e-4, (False, 1, 0)),
     ],
