@@ -20,7 +20,7 @@ from fastdhm.config import TrainConfig
 from fastdhm.data.augment.transforms import DeviceTransform, shrink
 from fastdhm.data.images.read import as_rgb, read_image, whole_size
 from fastdhm.data.loaders.crops import height_width
-from fastdhm.data.loaders.torch_loader import cut_out, times_smaller
+from fastdhm.data.loaders.torch_loader import cut_out, times_allowed
 from fastdhm.data.sources.source import is_reid
 from fastdhm.engine.build import Trained, data_options, load_trained
 from fastdhm.engine.device import autocast, pick_device, pick_own_precision, placed
@@ -71,7 +71,7 @@ class Transform:
         from PIL import Image
 
         if isinstance(image, (str, Path)):
-            smaller = functools.partial(times_smaller, size_HW=self.size_HW, boxed=self._box)
+            smaller = functools.partial(times_allowed, size_HW=self.size_HW, boxed=self._box)
             return read_image(expanded(image), self._grey_range, smaller)
         if isinstance(image, Image.Image):
             return as_rgb(image, self._grey_range)

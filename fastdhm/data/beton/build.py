@@ -19,7 +19,7 @@ import numpy as np
 from fastdhm.data.beton.format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.data.images.grey import DeepPictures
 from fastdhm.data.images.pool import WorkerPool, in_hand
-from fastdhm.data.images.read import whole_size
+from fastdhm.data.images.read import times_smaller, whole_size
 from fastdhm.data.sources.source import chunks, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
@@ -91,14 +91,14 @@ class Encoder:
         limit = self.settings.max_resolution
         return self.settings.stores_raw(height, width) and (limit is None or max(height, width) <= limit)
 
-    def _times_smaller(self, width: int, height: int) -> int:
+    def _times_allowed(self, width: int, height: int) -> int:
         limit = self.settings.max_resolution  # twice as much is left to average, as in Pillow's thumbnails
         return 1 if limit is None else max(width, height) // (2 * limit)
 
     def _encode_or_reason(self, i: int, deep: DeepPictures) -> tuple[int, int, bytes] | str:
         in_hand(i)
         try:
-            image = self.source.image(i, self._times_smaller)
+            image = self.source.image(i, self._times_allowed)
             deep.note(image)
             return encode(image, self.settings)
         except UserError as error:
@@ -137,7 +137,8 @@ def shrink(image: Image, max_resolution: int | None) -> Image:
         return image
     ratio = max_resolution / max(whole)
     size = [max(1, int(ratio * side)) for side in whole]
-    return image.resize(size, Image.Resampling.BOX)
+    times = times_smaller(image)
+    return image.resize(size, Image.Resampling.BOX, (0, 0, whole[0] / times, whole[1] / times))
 
 
 def bad_files_path(path: Path) -> Path:

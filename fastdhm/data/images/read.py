@@ -77,6 +77,11 @@ def whole_size(image: Image) -> tuple[int, int]:
     return image.info.get("whole", image.size)
 
 
+def times_smaller(image: Image) -> int:
+    """By how much it was read smaller: 1, 2, 4 or 8. Its last row and column may be of a part of a pixel."""
+    return round(max(whole_size(image)) / max(image.size))
+
+
 def silence_pillow() -> None:
     """Hide the messages of Pillow and libtiff in this process. Call it only in processes of fastdhm.
 

@@ -14,7 +14,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from fastdhm.data.images.pool import WorkerPool, in_hand, reading
-from fastdhm.data.images.read import Shrink, Undecodable, whole_size
+from fastdhm.data.images.read import Shrink, Undecodable, times_smaller, whole_size
 from fastdhm.data.loaders.loader import Batch, LoaderOptions
 from fastdhm.data.sources.source import Source, gives_arrays
 from fastdhm.errors import UserError
@@ -104,10 +104,10 @@ class _Cut:
         def boxed(width: int, height: int) -> list[int]:
             return self.options.boxes(np.array([height]), np.array([width]), np.array([view]), self.epoch)[0].tolist()
 
-        return lambda width, height: times_smaller(width, height, self.options.size_HW, boxed)
+        return lambda width, height: times_allowed(width, height, self.options.size_HW, boxed)
 
 
-def times_smaller(width: int, height: int, size_HW: tuple[int, int], boxed: Callable[[int, int], list[int]]) -> int:
+def times_allowed(width: int, height: int, size_HW: tuple[int, int], boxed: Callable[[int, int], list[int]]) -> int:
     """How many times smaller an image may be read, so that its box still has ``SPARE`` times the sides of ``size_HW``.
 
     So much is left to the resizing that the result hardly differs. ``boxed`` gives the box for a width and a height.
@@ -124,10 +124,9 @@ def cut_out(image: Image, box: list[int], size_HW: tuple[int, int]) -> np.ndarra
     from PIL.Image import Resampling
 
     top, left, height, width = box
-    if image.size != (whole := whole_size(image)):  # the box lies between its pixels, which torch cannot cut
-        across, down = image.size[0] / whole[0], image.size[1] / whole[1]
-        right, bottom = min(image.size[0], (left + width) * across), min(image.size[1], (top + height) * down)
-        edges = left * across, top * down, right, bottom
+    times = times_smaller(image)
+    if times > 1:  # the box lies between its pixels, which torch cannot cut
+        edges = left / times, top / times, (left + width) / times, (top + height) / times
         return np.asarray(image.resize(size_HW[::-1], Resampling.BILINEAR, edges))
     image_HWC = np.asarray(image)[top : top + height, left : left + width]
     if (height, width) == size_HW:

@@ -187,7 +187,7 @@ def test_large_photographs_are_stored_alike_whether_or_not_they_are_decoded_smal
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     coarse.resize((803, 601), Image.Resampling.BICUBIC).save(tmp_path / "train/a/0.jpg", quality=95)
     source = FolderSource(tmp_path / "train", f"folder:{tmp_path}", "train")
-    smaller = source.image(0, _build.Encoder(source, settings)._times_smaller)
+    smaller = source.image(0, _build.Encoder(source, settings)._times_allowed)
     assert smaller.size == (201, 151)
     (height, width, pixels), (h, w, others) = (_build.encode(image, settings) for image in (source.image(0), smaller))
     assert (height, width) == (h, w)
