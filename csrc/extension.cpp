@@ -12,6 +12,7 @@
 
 #include "branch_mask/philox.h"
 #include "conv/conv3x3.h"
+#include "mimic_loss/fits.h"
 #include "simd/simd.h"
 
 namespace py = pybind11;
@@ -107,5 +108,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "conv3x3_width", &fastdhm::conv3x3_width, py::arg("dtype"),
       "What conv3x3 needs the channels of such activations to be multiples of; 0 where it has no code for them here.");
+  m.def(
+      "mimic_loss_fits",
+      [](py::handle logits_MBK, py::handle target_B, py::handle weights_MM) {
+        return fastdhm::mimic_loss_fits(logits_MBK.ptr(), target_B.ptr(), weights_MM.ptr());
+      },
+      "Whether these are tensors that the mimicking loss takes on a CPU.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

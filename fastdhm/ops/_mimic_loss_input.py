@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from fastdhm.errors import UserError
+from fastdhm.ops import _extension
 
 Mix = tuple[Tensor, Tensor]  # target2_B, share_B
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_fits = getattr(_extension.require("a check"), "mimic_loss_fits", None) if _extension.available() else None
 
 
 def check_values(
@@ -53,6 +55,11 @@ def check_weights(weights_MM: Tensor) -> None:
     if bad_MM.any():
         p, q = bad_MM.nonzero()[0].tolist()
         raise UserError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
+
+
+def fits_cpu(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> bool:
+    """Whether these are on the CPU and pass :func:`validate`, in a tenth of its time; false if it must be asked."""
+    return _fits is not None and not torch.compiler.is_compiling() and _fits(logits_MBK, target_B, weights_MM)
 
 
 def validate(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> None:

@@ -16,6 +16,7 @@ from fastdhm.ops._mimic_loss_input import (
     Mix,
     check_values,
     check_weights,
+    fits_cpu,
     validate,
     validate_labels,
     validate_settings,
@@ -179,11 +180,13 @@ def mimic_loss(
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    validate(logits_MBK, target_B, weights_MM)
+    is_checked = fits_cpu(logits_MBK, target_B, weights_MM)
+    if not is_checked:
+        validate(logits_MBK, target_B, weights_MM)
     validate_labels(logits_MBK, mix, row_weight_B)
     validate_settings(temperature, label_smoothing, ignore_index)
     weights_MM = _constant(weights_MM)
-    device = logits_MBK.device.type
+    device = "cpu" if is_checked else logits_MBK.device.type
     if not use_fused(impl, device):
         if device == "cpu" and not torch.compiler.is_compiling():  # the C++ form checks by itself
             check_values(logits_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
