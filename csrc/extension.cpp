@@ -110,9 +110,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "What conv3x3 needs the channels of such activations to be multiples of; 0 where it has no code for them here.");
   m.def(
       "mimic_loss_fits",
-      [](py::handle logits_MBK, py::handle target_B, py::handle weights_MM) {
-        return fastdhm::mimic_loss_fits(logits_MBK.ptr(), target_B.ptr(), weights_MM.ptr());
+      [](py::handle logits_MBK, py::handle target_B, py::handle weights_MM, py::handle mix, py::handle row_weight_B) {
+        return fastdhm::mimic_loss_fits(logits_MBK.ptr(), target_B.ptr(), weights_MM.ptr(), mix.ptr(),
+                                        row_weight_B.ptr());
       },
-      "Whether these are tensors that the mimicking loss takes on a CPU.");
+      "Whether these are arguments that the mimicking loss takes on a CPU.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox 4x32-10 as the C++ ops compute it.");
 }

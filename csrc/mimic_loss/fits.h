@@ -20,13 +20,23 @@ inline bool is_float(const at::Tensor& tensor) {
   return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kDouble;
 }
 
-inline bool mimic_loss_fits(PyObject* logits_MBK, PyObject* target_B, PyObject* weights_MM) {
-  const at::Tensor *logits = cpu_tensor(logits_MBK), *target = cpu_tensor(target_B), *weights = cpu_tensor(weights_MM);
-  if (logits == nullptr || target == nullptr || weights == nullptr) return false;
-  if (logits->dim() != 3 || !is_float(*logits) || !is_float(*weights) || target->scalar_type() != at::kLong) return false;
-  const int64_t M = logits->size(0);
-  return M > 0 && logits->size(2) > 0 && target->sizes() == at::IntArrayRef{logits->size(1)} &&
-         weights->sizes() == at::IntArrayRef({M, M});
+inline bool is_vector(PyObject* object, bool whole, int64_t size) {
+  const at::Tensor* tensor = cpu_tensor(object);
+  return tensor != nullptr && tensor->sizes() == at::IntArrayRef{size} &&
+         (whole ? tensor->scalar_type() == at::kLong : is_float(*tensor));
+}
+
+// `mix` is a pair, and it and `row_weight_B` may be None.
+inline bool mimic_loss_fits(PyObject* logits_MBK, PyObject* target_B, PyObject* weights_MM, PyObject* mix,
+                            PyObject* row_weight_B) {
+  const at::Tensor *logits = cpu_tensor(logits_MBK), *weights = cpu_tensor(weights_MM);
+  if (logits == nullptr || weights == nullptr || logits->dim() != 3 || !is_float(*logits)) return false;
+  const int64_t M = logits->size(0), B = logits->size(1), K = logits->size(2);
+  if (M == 0 || K == 0 || weights->sizes() != at::IntArrayRef({M, M}) || !is_float(*weights)) return false;
+  if (!is_vector(target_B, true, B) || (row_weight_B != Py_None && !is_vector(row_weight_B, false, B))) return false;
+  if (mix == Py_None) return true;
+  return PyTuple_Check(mix) && PyTuple_GET_SIZE(mix) == 2 && is_vector(PyTuple_GET_ITEM(mix, 0), true, B) &&
+         is_vector(PyTuple_GET_ITEM(mix, 1), false, B);
 }
 
 }  // namespace fastdhm

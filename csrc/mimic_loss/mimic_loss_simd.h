@@ -14,6 +14,7 @@ namespace {
 constexpr float kLowest = -3.40282347e38f;
 constexpr int64_t kBlockFloats = 3072;    // of x, and of e, in a block: they stay in the first-level cache
 constexpr int64_t kKeptFloats = 1 << 18;  // e of a row is kept if it fits, else computed again for the gradient
+constexpr double kLarge = 1e200;          // a product of sums of e: one more factor fits
 
 // Floats from one branch's row of n classes to the next: four whole vectors are read at a time, and rows a multiple of
 // 4 KiB apart would contend for the same lines of the cache.
@@ -30,6 +31,7 @@ struct Scratch {
   float *pair, *total;                   // [A, A] vectors: sums of pairs in a row, and over rows, each divided by its s
   float *top, *inverse, *inverse_sharp;  // [A] max z, 1 / sum e, 1 / sum sharp
   float* share;                          // [A] weight of each teacher
+  double *soft, *hard;                   // [A] products over rows: of sum e; of sum sharp, where a label weighs 1
 
   static bool keeps(const MimicLossWork& work) {
     return work.grad != nullptr && exponentials(work) * padded(work.classes) <= kKeptFloats;
@@ -43,7 +45,7 @@ struct Scratch {
   static int64_t pitch_of(const MimicLossWork& work) { return keeps(work) ? padded(work.classes) : x_pitch_of(work); }
   static int64_t floats(const MimicLossWork& work) {
     const int64_t A = work.used;
-    return A * x_pitch_of(work) + exponentials(work) * pitch_of(work) + (2 * A + 3) * A * V::kWidth + 4 * A;
+    return A * x_pitch_of(work) + exponentials(work) * pitch_of(work) + (2 * A + 3) * A * V::kWidth + 8 * A;
   }
 
   Scratch(const MimicLossWork& work, float* memory)
@@ -55,7 +57,9 @@ struct Scratch {
     sums = e + exponentials(work) * pitch;
     pair = sums + 3 * A * V::kWidth;
     total = pair + A * A * V::kWidth;
-    top = total + A * A * V::kWidth;
+    soft = reinterpret_cast<double*>(total + A * A * V::kWidth);
+    hard = soft + A;
+    top = reinterpret_cast<float*>(hard + A);
     inverse = top + A;
     inverse_sharp = inverse + A;
     share = inverse_sharp + A;
@@ -223,6 +227,18 @@ void grad_block(const MimicLossWork& work, int64_t b, int64_t k0, int64_t n, con
   }
 }
 
+// Adds the logarithms of branch m's products over rows, and begins with new ones. A row's own logarithms would take as
+// long as its exponentials.
+template <class V>
+void add_logs(const Scratch<V>& scratch, int64_t m, int64_t A, double* sum) {
+  const double log_s = std::log(scratch.soft[m]);
+  for (int64_t p = 0; p < A; ++p) {
+    if (p != m) sum[m * A + p] -= log_s, sum[p * A + m] += log_s;
+  }
+  sum[m * A + m] += std::log(scratch.hard[m]);
+  scratch.soft[m] = scratch.hard[m] = 1;
+}
+
 template <class V, bool kTempered, bool kSmoothed, class T>
 void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double* sum) {
   using F = typename V::F;
@@ -254,15 +270,16 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
     scratch.inverse[m] = 1 / s;
     scratch.inverse_sharp[m] = 1 / s_sharp;
     const F inverse = V::all(scratch.inverse[m]);
-    const double log_s = std::log(static_cast<double>(s));
-    const double log_s_sharp = kTempered ? std::log(static_cast<double>(s_sharp)) : log_s;
     for (int64_t p = 0; p < A; ++p) {
       float* total = scratch.total + (m * A + p) * W;
       V::store(total, V::fma(V::load(scratch.pair + (m * A + p) * W), inverse, V::load(total)));
-      if (p != m) sum[m * A + p] -= log_s, sum[p * A + m] += log_s;
     }
+    scratch.soft[m] *= s;
+    if (label.weight == 1) scratch.hard[m] *= s_sharp;
+    if (scratch.soft[m] > kLarge || scratch.hard[m] > kLarge) add_logs(scratch, m, A, sum);
+    const double log_s = label.weight == 1 ? 0 : std::log(static_cast<double>(s_sharp));
     if (label.weight == 0) {
-      sum[m * A + m] += 0 * log_s_sharp;  // keeps a sum that is not finite visible
+      sum[m * A + m] += 0 * log_s;  // keeps a sum that is not finite visible
       continue;
     }
     const auto x_of = [&](int64_t k) { return static_cast<double>(static_cast<float>(z(m)[k])) - scratch.top[m]; };
@@ -270,7 +287,7 @@ void row(const MimicLossWork& work, int64_t b, const Scratch<V>& scratch, double
     if (label.second != label.first) log_p = label.share * log_p + (1 - label.share) * x_of(label.second);
     log_p *= 1 - work.smoothing;
     if constexpr (kSmoothed) log_p += work.smoothing / K * V::sum_lanes(V::load(sums + 2 * W));
-    sum[m * A + m] += label.weight * (log_s_sharp - log_p);
+    sum[m * A + m] += label.weight * (log_s - log_p);
   }
 
   if (work.grad == nullptr) return;
@@ -286,7 +303,9 @@ void rows_of(const MimicLossWork& work, int64_t begin, int64_t end, const Scratc
   constexpr int64_t W = V::kWidth;
   const int64_t A = work.used;
   for (int64_t i = 0; i < A * A; ++i) V::store(scratch.total + i * W, V::all(0));
+  for (int64_t m = 0; m < A; ++m) scratch.soft[m] = scratch.hard[m] = 1;
   for (int64_t b = begin; b < end; ++b) row<V, kTempered, kSmoothed, T>(work, b, scratch, sum);
+  for (int64_t m = 0; m < A; ++m) add_logs(scratch, m, A, sum);
   for (int64_t i = 0; i < A * A; ++i) sum[i] += V::sum_lanes(V::load(scratch.total + i * W));
 }
 

@@ -57,9 +57,13 @@ def check_weights(weights_MM: Tensor) -> None:
         raise UserError(f"weights_MM[{p}, {q}] is {float(weights_MM[p, q])}: needs a finite number, 0 or more")
 
 
-def fits_cpu(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> bool:
-    """Whether these are on the CPU and pass :func:`validate`, in a tenth of its time; false if it must be asked."""
-    return _fits is not None and not torch.compiler.is_compiling() and _fits(logits_MBK, target_B, weights_MM)
+def fits_cpu(
+    logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, mix: Mix | None, row_weight_B: Tensor | None
+) -> bool:
+    """Whether these are on the CPU and pass both checks below, in a tenth of their time; false if they must be asked."""
+    if _fits is None or torch.compiler.is_compiling():
+        return False
+    return _fits(logits_MBK, target_B, weights_MM, mix, row_weight_B)
 
 
 def validate(logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor) -> None:

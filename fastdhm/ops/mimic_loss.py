@@ -180,10 +180,10 @@ def mimic_loss(
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    is_checked = fits_cpu(logits_MBK, target_B, weights_MM)
+    is_checked = fits_cpu(logits_MBK, target_B, weights_MM, mix, row_weight_B)
     if not is_checked:
         validate(logits_MBK, target_B, weights_MM)
-    validate_labels(logits_MBK, mix, row_weight_B)
+        validate_labels(logits_MBK, mix, row_weight_B)
     validate_settings(temperature, label_smoothing, ignore_index)
     weights_MM = _constant(weights_MM)
     device = "cpu" if is_checked else logits_MBK.device.type

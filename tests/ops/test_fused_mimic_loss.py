@@ -121,6 +121,12 @@ def test_extreme_logits(simd, name, K):
     assert_as_exact_as_eager(logits_MBK, target_B.clamp(max=1), torch.ones(2, 2))
 
 
+def test_many_rows_of_few_classes(simd):
+    """The product of what their exponentials add up to is beyond what a double holds."""
+    _, target_B = case(2, 1500, 3)
+    assert_as_exact_as_eager(torch.zeros(2, 1500, 3, requires_grad=True), target_B, torch.ones(2, 2))
+
+
 def test_the_number_of_threads_changes_no_bit(simd):
     logits_MBK, target_B = case(3, 50, 1000)
     results = []
