@@ -144,13 +144,10 @@ at::Tensor tensor_of(const double* values, at::IntArrayRef shape, const at::Tens
   return tensor;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(const at::Tensor& logits_MBK, const at::Tensor& target_B,
-                                                              const at::Tensor& weights_MM, double temperature,
-                                                              double label_smoothing, int64_t ignore_index,
-                                                              bool need_grad,
-                                                              const std::optional<at::Tensor>& target2_B,
-                                                              const std::optional<at::Tensor>& share_B,
-                                                              const std::optional<at::Tensor>& row_weight_B) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> mimic_loss_cpu(
+    const at::Tensor& logits_MBK, const at::Tensor& target_B, const at::Tensor& weights_MM, double temperature,
+    double label_smoothing, int64_t ignore_index, bool need_grad, const std::optional<at::Tensor>& target2_B,
+    const std::optional<at::Tensor>& share_B, const std::optional<at::Tensor>& row_weight_B) {
   TORCH_CHECK_VALUE(logits_MBK.dim() == 3 && logits_MBK.size(0) > 0 && logits_MBK.size(2) > 0,
                     "logits must be [M, B, K] with at least one branch and class, got ", logits_MBK.sizes());
   TORCH_CHECK_VALUE(logits_MBK.is_floating_point(), "logits must be floating point, got ", logits_MBK.dtype());

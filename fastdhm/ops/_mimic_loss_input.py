@@ -60,7 +60,7 @@ def check_weights(weights_MM: Tensor) -> None:
 def fits_cpu(
     logits_MBK: Tensor, target_B: Tensor, weights_MM: Tensor, mix: Mix | None, row_weight_B: Tensor | None
 ) -> bool:
-    """Whether these are on the CPU and pass both checks below, in a tenth of their time; false if they must be asked."""
+    """Whether these are on the CPU and pass both checks below, in a tenth of their time; else they must be asked."""
     if _fits is None or torch.compiler.is_compiling():
         return False
     return _fits(logits_MBK, target_B, weights_MM, mix, row_weight_B)
