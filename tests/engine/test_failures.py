@@ -53,11 +53,11 @@ def disturb(monkeypatch, at_read: int, act):
         training_began.append(True)
         return begin()
 
-    def watched(source, i):
+    def watched(source, i, *more):
         reads.extend([i] * len(training_began))
         if training_began and len(reads) == at_read:
             act()
-        return image(source, i)
+        return image(source, i, *more)
 
     monkeypatch.setattr(training, "stop_signals", begun)
     monkeypatch.setattr(FolderSource, "image", watched)
