@@ -116,6 +116,28 @@ def test_it_loses_no_more_than_eager(form, dtype, shape):
     assert all(grad.dtype == dtype for grad in ours[2])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_on_a_gpu_it_loses_no_more_than_eager_and_never_waits(form, dtype):
+    shape = (3, 17, 257)
+    heads = [[x.cuda() for x in values] for values in case(*shape, dtype)]
+    target_B, weights_MM, more = labels(*shape)
+    given = (target_B.cuda(), weights_MM.cuda())
+    more = {"mix": tuple(x.cuda() for x in more["mix"]), "row_weight_B": more["row_weight_B"].cuda()}
+    wide = [[x.double() for x in values] for values in heads]
+    exact, eager = (outcome(linear_mimic_loss_eager, values, *given, **more) for values in (wide, heads))
+    options = more | {"chunk_mib": form(*shape, F32)}
+    outcome(linear_mimic_loss, heads, *given, **options)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours = outcome(linear_mimic_loss, heads, *given, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b, truth in zip(*([r[0], r[1], *r[2]] for r in (ours, eager, exact)), strict=True):
+        lost, size = (b.double() - truth).abs().max(), truth.abs().max()
+        assert (a.double() - truth).abs().max() <= 4 * lost + torch.finfo(dtype).eps * size
+
+
 def test_excluded_classes_are_those_of_eager(form):
     """A bias of -inf excludes a class."""
     heads, (target_B, weights_MM, _) = case(3, 6, 21), labels(3, 6, 21)
