@@ -29,7 +29,8 @@ from fastdhm.ops.mimic_loss import labels_of
 CHUNK_MIB, GPU_SHARE = 192, 32  # by default: on a CPU, and one part in so many of a GPU's memory
 CACHE_MIB = 32  # chunks of classes are no larger on a CPU: each is read some ten times
 ROWS = 32  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
-FEW = 8  # parts of a chunk, of which the fused loss takes one at a time
+# The fused loss takes an eighth of a chunk's rows at a time, or as many as keep the processor busy if these are more.
+FEW, ROWS_OF_A_THREAD, ROWS_OF_A_GPU = 8, 4, 264
 CACHED_CLASSES = 1024  # of a head in a product: it is cast and added to while a cache holds it
 
 torch.library.define(
@@ -62,20 +63,24 @@ def plan(
     if chunk_mib is None and device.type == "cuda":
         chunk_mib = torch.cuda.get_device_properties(device).total_memory / GPU_SHARE / 2**20
     chunk_mib = CHUNK_MIB if chunk_mib is None else chunk_mib
-    budget, logit_bytes, grad_bytes = int(chunk_mib * 2**20), dtype.itemsize, grad_dtype(dtype).itemsize
-    if fused and B * M * K * (logit_bytes + grad_bytes) <= budget:
-        return Plan(True, B, B)
-    parts_at_once = 1 if grad_bytes != logit_bytes else FEW  # a wider gradient cannot take the logits' place
-    rows = int((budget - sum_bytes) / (M * K * (logit_bytes + grad_bytes / parts_at_once)))
+    budget, row_bytes, is_cpu = int(chunk_mib * 2**20), M * K * dtype.itemsize, device.type == "cpu"
+    least = ROWS_OF_A_THREAD * torch.get_num_threads() if is_cpu else ROWS_OF_A_GPU
+    in_place = grad_dtype(dtype) == dtype  # a wider gradient cannot take the logits' place
+
+    def rows_in(room: int) -> int:
+        rows = room // row_bytes
+        return max(rows // 2, min(rows * FEW // (FEW + 1), rows - least)) if in_place else rows // 3
+
+    rows = B if rows_in(budget) >= B else rows_in(budget - sum_bytes)
     if fused and rows >= min(B, ROWS):
-        step = -(-B // -(-B // rows))  # all of a size
-        return Plan(True, step, -(-step // parts_at_once))
+        step = -(-B // -(-B // max(rows, 1))) if B else 0  # all of a size
+        return Plan(True, step, min(step, max(-(-step // FEW), least)) if in_place else step)
     class_bytes = M * max(B, 1) * NUMBERS * wide_dtype(dtype).itemsize
     if class_bytes > budget:
         raise UserError(
             f"chunk_mib is {chunk_mib:g}: one class of {M} x {B} rows takes {class_bytes / 2**20:.2g} MiB, give more"
         )
-    if device.type == "cpu":
+    if is_cpu:
         budget = min(budget, max(CACHE_MIB * 2**20, 64 * class_bytes))
     classes = budget // class_bytes
     return Plan(False, min(K, classes // 64 * 64 or classes))

@@ -36,6 +36,7 @@ def form(request, monkeypatch):
             monkeypatch.setattr(_chunked_mimic_loss, "ROWS", 10**9)
             return 5 * M * max(B, 1) * 6 * size / 2**20 if B * K > 60 else None
         monkeypatch.setattr(_chunked_mimic_loss, "FEW", 2)
+        monkeypatch.setattr(_chunked_mimic_loss, "ROWS_OF_A_THREAD", 0)
         return None if request.param == "rows" else 4.5 * M * K * size / 2**20
 
     chunk_mib.name = request.param
@@ -104,7 +105,7 @@ def test_gradcheck_with_frozen_teachers(form):
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 17, 257), (8, 5, 63), (1, 9, 1000)], ids=str)
 def test_it_loses_no_more_than_eager(form, dtype, shape):
-    """Errors against eager in float64: at most four times those of eager in the same type, and a rounding."""
+    """Errors against eager in float64: at most four times those of eager in the same type and a rounding."""
     heads, (target_B, weights_MM, more) = case(*shape, dtype), labels(*shape)
     wide = [[x.double() for x in values] for values in heads]
     exact = outcome(linear_mimic_loss_eager, wide, target_B, weights_MM, **more)
@@ -112,7 +113,7 @@ def test_it_loses_no_more_than_eager(form, dtype, shape):
     ours = outcome(linear_mimic_loss, heads, target_B, weights_MM, **more, chunk_mib=form(*shape, F32))
     for a, b, truth in zip(*([r[0], r[1], *r[2]] for r in (ours, eager, exact)), strict=True):
         lost, size = (b.double() - truth).abs().max(), truth.abs().max()
-        assert (a.double() - truth).abs().max() <= 4 * lost + torch.finfo(dtype).eps * size
+        assert (a.double() - truth).abs().max() <= 4 * (lost + torch.finfo(dtype).eps * size)
     assert all(grad.dtype == dtype for grad in ours[2])
 
 
@@ -135,7 +136,7 @@ def test_on_a_gpu_it_loses_no_more_than_eager_and_never_waits(form, dtype):
         torch.cuda.set_sync_debug_mode("default")
     for a, b, truth in zip(*([r[0], r[1], *r[2]] for r in (ours, eager, exact)), strict=True):
         lost, size = (b.double() - truth).abs().max(), truth.abs().max()
-        assert (a.double() - truth).abs().max() <= 4 * lost + torch.finfo(dtype).eps * size
+        assert (a.double() - truth).abs().max() <= 4 * (lost + torch.finfo(dtype).eps * size)
 
 
 def test_excluded_classes_are_those_of_eager(form):
@@ -285,7 +286,7 @@ def test_torch_func_is_refused_in_words():
 @pytest.mark.parametrize(
     ("shape", "chunk_mib", "expected"),
     [
-        ((3, 256, 1000), None, (True, 256, 256)),  # all rows fit
+        ((3, 256, 1000), None, (True, 256, 32)),  # all rows fit
         ((3, 256, 100_000), None, (True, 128, 16)),  # two equal chunks, not 149 rows and 107
         ((3, 256, 1_000_000), None, (False, 1792, 0)),  # 32 rows do not fit
         ((3, 0, 10), None, (True, 0, 0)),
@@ -294,7 +295,8 @@ def test_torch_func_is_refused_in_words():
     ids=str,
 )
 def test_the_plan_is_within_the_chunk(shape, chunk_mib, expected):
-    assert _chunked_mimic_loss.plan(shape, F32, 0, chunk_mib, True, torch.device("cpu")) == expected
+    with harness.threads(2):
+        assert _chunked_mimic_loss.plan(shape, F32, 0, chunk_mib, True, torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
