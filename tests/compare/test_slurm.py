@@ -92,7 +92,7 @@ def test_a_squeue_that_fails_is_no_end_of_the_jobs(monkeypatch):
     assert slurm._states("slurm", ["12_0"]) is None
 
 
-def flags(out: Path, epochs: int = 2) -> list[str]:
+def flags(out: Path, epochs: int) -> list[str]:
     return [*FLAGS, "--epochs", str(epochs), "--out", str(out), "--data-dir", str(out.parent / "data"), *LOCAL]
 
 
@@ -110,7 +110,7 @@ def networks(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_jobs_go_on_without_the_command_are_found_again_and_the_last_writes_the_table(tmp_path):
     folder = tmp_path / "comparison"
-    with started(flags(folder), tmp_path / "said", ONE_THREAD) as run:
+    with started(flags(folder, epochs=60), tmp_path / "said", ONE_THREAD) as run:  # so that none is done before
         run.printed("2 jobs submitted, 0 found from before")
         jobs = numbers(folder)
         os.kill(run.pid, signal.SIGINT)
