@@ -33,11 +33,12 @@ ROWS = 32  # with fewer in a chunk, the heads' way through memory takes longer t
 FEW, ROWS_OF_A_THREAD, ROWS_OF_A_GPU = 8, 4, 264
 CACHED_CLASSES = 1024  # of a head in a product: it is cast and added to while a cache holds it
 
+# No defaults: torch 2.6 takes an argument that is left out for a missing gradient.
 torch.library.define(
     "fastdhm::linear_mimic_loss",
     "(Tensor[] features, Tensor[] weights, Tensor[] bias, Tensor target, Tensor weights_mm, float temperature, "
     "float label_smoothing, int ignore_index, ScalarType dtype, float? chunk_mib, bool fused, bool[] need_grad, "
-    "Tensor? target2=None, Tensor? share=None, Tensor? row_weight=None) -> (Tensor loss, Tensor terms, Tensor[] grads)",
+    "Tensor? target2, Tensor? share, Tensor? row_weight) -> (Tensor loss, Tensor terms, Tensor[] grads)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -89,7 +90,7 @@ def plan(
 @torch.library.impl("fastdhm::linear_mimic_loss", "CompositeExplicitAutograd")
 def _linear_mimic_loss(
     features, weights, bias, target_B, weights_MM, temperature, label_smoothing, ignore_index, dtype, chunk_mib, fused,
-    need_grad, target2_B=None, share_B=None, row_weight_B=None,
+    need_grad, target2_B, share_B, row_weight_B,
 ):  # fmt: skip
     M, B, K, device = len(features), len(target_B), len(weights[0]), features[0].device
     mix = None if target2_B is None else (target2_B, share_B)

@@ -239,9 +239,9 @@ def test_autocast(form):
 def test_opcheck(fused, dtype):
     heads, (target_B, weights_MM, _) = case(2, 5, 9, dtype), labels(2, 5, 9)
     settings = (1.0, 0.1, -100, dtype, None, fused)
-    torch.library.opcheck(OP, (*heads, target_B, weights_MM, *settings, [False] * 6))
+    torch.library.opcheck(OP, (*heads, target_B, weights_MM, *settings, [False] * 6, None, None, None))
     heads = [[x.requires_grad_() for x in values] for values in heads]
-    torch.library.opcheck(OP, (*heads, target_B, weights_MM, *settings, [True] * 6))
+    torch.library.opcheck(OP, (*heads, target_B, weights_MM, *settings, [True] * 6, None, None, None))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
