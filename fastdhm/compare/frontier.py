@@ -47,25 +47,17 @@ def points(results: Results, group: str) -> list[Point]:
     return [(arm, macs / found[0][1], errors) for arm, macs, errors in found]
 
 
-def has_frontier(results: Results) -> bool:
-    """Whether two methods of a group have points."""
-    return bool(_groups(results))
-
-
-def _groups(results: Results) -> list[str]:
-    return [group for group in results.comparison.groups if len(points(results, group)) > 1]
-
-
-def plot_frontier(path: Path, results: Results) -> None:
-    """Draw it for each group that has one."""
-    groups = _groups(results)
+def plot_frontier(path: Path, results: Results) -> bool:
+    """Draw it for each group in which two methods have points; whether there is one."""
+    found = {group: points(results, group) for group in results.comparison.groups}
+    groups = {group: some for group, some in found.items() if len(some) > 1}
     if not groups:
-        return
+        return False
     lines = "points: mean over seeds, bars: their range; small: the other branches; line: no cheaper one is better"
     figure, axes = figure_of(results, rows=1, columns=len(groups), lines=lines)
-    for group, axis in zip(groups, axes[0], strict=True):
+    for (group, some), axis in zip(groups.items(), axes[0], strict=True):
         best: list[tuple[float, float]] = []
-        for number, (arm, ratio, errors) in enumerate(points(results, group)):
+        for number, (arm, ratio, errors) in enumerate(some):
             mean, colour = fmean(errors["B0"]), f"C{number % 10}"
             reach = [[mean - min(errors["B0"])], [max(errors["B0"]) - mean]]
             label = f"{arm.label} (n = {len(errors['B0'])})"
@@ -83,3 +75,4 @@ def plot_frontier(path: Path, results: Results) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7)
     save_figure(figure, path, dpi=130)
+    return True

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fastdhm import __version__
 from fastdhm.compare.arms import Arm, Published
-from fastdhm.compare.frontier import has_frontier, plot_frontier
+from fastdhm.compare.frontier import plot_frontier
 from fastdhm.compare.paper import PEOPLE
 from fastdhm.compare.plots import plot_results
 from fastdhm.compare.record import CSV_COLUMNS, csv_rows, record
@@ -50,11 +50,11 @@ Grid = list[list[str]]  # rows of text, the header first
 def write_results(folder: Path, results: Results) -> None:
     """Write the results of the runs so far: tables, JSON, plots, and a README with all of them."""
     plot_results(folder, results)
-    plot_frontier(folder / "frontier.png", results)
+    has_frontier = plot_frontier(folder / "frontier.png", results)
     text = json.dumps(record(results), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "results.json", f"{text}\n")
     write_text(folder / "table.md", tables_markdown(results))
-    write_text(folder / "README.md", readme(results))
+    write_text(folder / "README.md", readme(results, has_frontier))
     write_csv(folder / "table.csv", CSV_COLUMNS, csv_rows(results))
 
 
@@ -227,7 +227,7 @@ def tables_markdown(results: Results) -> str:
     return "\n\n".join(parts) + f"\n\n{words}\n"
 
 
-def readme(results: Results) -> str:
+def readme(results: Results, has_frontier: bool) -> str:
     """The README: title, command, tables, plots, and the settings of the runs."""
     comparison = results.comparison
     common, own = settings(comparison.arms)
@@ -242,7 +242,7 @@ def readme(results: Results) -> str:
         parts.append(CURVES.format(judged=" or ".join(kinds), seen=SEEN * ("seen-image" in kinds)))
     if any(results.train_seconds(arm) for arm in comparison.arms):
         parts.append(WALLCLOCK + SHARED * any(state.company for state in results.states))
-    if has_frontier(results):
+    if has_frontier:
         parts.append(FRONTIER)
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")
     parts += ["In addition:\n\n" + "\n".join(f"- {name}: {_code(_flow(values))}" for name, values in own.items())]

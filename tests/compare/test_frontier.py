@@ -4,7 +4,7 @@ import pytest
 
 from fastdhm import models
 from fastdhm.compare.arms import Variant
-from fastdhm.compare.frontier import has_frontier, plot_frontier, points, work
+from fastdhm.compare.frontier import plot_frontier, points, work
 from fastdhm.compare.plan import compare_methods
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
@@ -64,12 +64,11 @@ def test_points_are_the_errors_of_all_seeds_cheapest_first(tmp_path):
     assert (baseline.name, one, theirs) == ("baseline", 1, {"B0": [40, 42]})
     assert (dhm.name, ours) == ("dhm", {"B0": [29, 31], "B1": [30, 32]})
     assert ratio == pytest.approx(sum(of.values()) / of["B0"])
-    plot_frontier(tmp_path / "frontier.png", results())
+    assert plot_frontier(tmp_path / "frontier.png", results())
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_method_or_unknown_work_is_no_frontier(tmp_path):
     made = results(progressive=0.5)
-    assert points(made, "") == [] and not has_frontier(made)
-    plot_frontier(tmp_path / "frontier.png", made)
+    assert points(made, "") == [] and not plot_frontier(tmp_path / "frontier.png", made)
     assert not (tmp_path / "frontier.png").exists()
