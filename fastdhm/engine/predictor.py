@@ -46,7 +46,7 @@ class Transform:
 
     def __init__(self, config: TrainConfig):
         self._options, self._grey_range = data_options(config).for_judging(), config.grey_range
-        self.size_HW = self._options.size_HW
+        self.size_HW, self._box = self._options.size_HW, functools.partial(self._options.box, view=0, epoch=0)
         self.normalise = DeviceTransform(config.mean, config.std)
         self._side = min(height_width(config.image_size))
 
@@ -57,10 +57,6 @@ class Transform:
         """The image cut and resized, ``uint8 [H, W, C]``."""
         opened = self._opened(image)
         return cut_out(opened, self._box(*whole_size(opened)), self.size_HW)
-
-    def _box(self, width: int, height: int) -> list[int]:
-        (box_4,) = self._options.boxes(np.array([height]), np.array([width]), np.zeros(1, np.int64), 0)
-        return [int(side) for side in box_4]
 
     def finish(self, image_BHWC: Tensor) -> Tensor:
         """What is done on the device: ``uint8 [B, H, W, C]`` to normalised ``float32 [B, C, H, W]``."""

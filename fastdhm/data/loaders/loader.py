@@ -176,3 +176,7 @@ class LoaderOptions:
         return crop_boxes(
             self.crop, height_B, width_B, view_B, epoch, self.seed, self.crop_ratio, aspect=width / height
         )
+
+    def box(self, width: int, height: int, view: int, epoch: int) -> list[int]:
+        """That of a single image: (top, left, height, width)."""
+        return self.boxes(np.array([height]), np.array([width]), np.array([view]), epoch)[0].tolist()

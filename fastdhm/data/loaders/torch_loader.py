@@ -6,6 +6,7 @@ Legend: N samples, B batch, H height, W width, C channels.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -101,10 +102,8 @@ class _Cut:
         return None  # nothing to send, the images are there
 
     def _shrink(self, view: int) -> Shrink:
-        def boxed(width: int, height: int) -> list[int]:
-            return self.options.boxes(np.array([height]), np.array([width]), np.array([view]), self.epoch)[0].tolist()
-
-        return lambda width, height: times_allowed(width, height, self.options.size_HW, boxed)
+        boxed = functools.partial(self.options.box, view=view, epoch=self.epoch)
+        return functools.partial(times_allowed, size_HW=self.options.size_HW, boxed=boxed)
 
 
 def times_allowed(width: int, height: int, size_HW: tuple[int, int], boxed: Callable[[int, int], list[int]]) -> int:
