@@ -3,11 +3,10 @@
 Photographs are JPEG files: noise of 500x375 pixels on a background whose colour is the class. They are cropped at
 random to 224 pixels. ``ffcv jpg 500``, ``ffcv jpg 256`` and ``ffcv raw 256`` read them from ``.beton`` files with that
 longer side, ``torch`` reads the JPEG files, as ``spdl`` does, today's fastest loader of threads, and ``torchvision`` is
-the reference. Small images have 32 pixels and are
-padded, cropped and flipped; ``resident`` holds them in memory. The engine's photographs are bytes, which the step flips
-and normalises on its device (``bench step`` and ``bench epoch`` count that). Its small images are finished here. The
-reference's images are normalised floats. Every loader is checked first: each sample must appear once, and each image
-must have the colour of its label.
+the reference. Small images have 32 pixels and are padded, cropped and flipped; ``resident`` holds them in memory. The
+engine's photographs are bytes, which the step flips and normalises on its device (``bench step`` and ``bench epoch``
+count that). Its small images are finished here. The reference's images are normalised floats. Every loader is checked
+first: each sample must appear once, and each image must have the colour of its label.
 
 Two more groups have augmentation, and everything is finished in both. ``trivial`` is TrivialAugment, which the
 reference does too; ``rand`` is RandAugment with two operations of strength 9; ``colours`` is jitter of colours and hue,

@@ -187,13 +187,7 @@ def make_peers(
 
 
 def _engine_peer(name: str, engine: Engine, yard: Yard, batch: Batch) -> Peer:
-    """An engine that ``yard`` made. Its float32 form is checked first: rounding in a narrow type hides errors."""
-    config, failure = engine.run.config, None
-    if config.precision != "float32":
-        wide = yard.engine(dataclasses.replace(config, precision="float32", compile="off"))
-        failure = harness.failure(lambda: yard.judge_engine(wide))
-    failure = failure or harness.failure(lambda: yard.judge_engine(engine))
-    return Peer(name=name, run=lambda: {"loss": engine.train(batch)}, check=_sound(failure))
+    return Peer(name=name, run=lambda: {"loss": engine.train(batch)}, check=_sound(yard.fault(engine)))
 
 
 def _reference_peer(name: str, reference: Reference, image_BCHW: Tensor, target_B: Tensor, failure: str | None) -> Peer:

@@ -85,10 +85,7 @@ class _Peers:
         self.classes = models.family_of(config.arch).num_classes
         yard = Yard(self.config, self.classes)
         self.engine = yard.engine(self.config)
-        wide = yard.engine(dataclasses.replace(self.config, precision="float32", compile="off"))
-        self.fault = harness.failure(lambda: yard.judge_engine(wide)) or harness.failure(
-            lambda: yard.judge_engine(self.engine)
-        )
+        self.fault = yard.fault(self.engine)
         self.plain = yard.reference(precision=getattr(torch, config.precision))
         placed(self.plain.network, self.engine.run.device)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdhm.benchmarks.harness import machine
+from fastdhm.benchmarks.harness.timing import failure
 from fastdhm.benchmarks.reference.contender import Engine, random_batch
 from fastdhm.benchmarks.reference.model import Reference
 from fastdhm.config import TrainConfig
@@ -74,6 +75,16 @@ class Yard:
         engine = Engine(dataclasses.replace(config, lr=LR, accumulate=1), self.num_classes)
         engine.run.model.load_state_dict(self.model.state_dict())
         return engine
+
+    def fault(self, engine: Engine) -> str | None:
+        """What is wrong with an engine that this made. Its float32 form comes first: rounding in a narrow type hides
+        errors."""
+        config = engine.run.config
+        if config.precision != "float32":
+            wide = self.engine(dataclasses.replace(config, precision="float32", compile="off"))
+            if wrong := failure(lambda: self.judge_engine(wide)):
+                return wrong
+        return failure(lambda: self.judge_engine(engine))
 
     def reference(self, **settings) -> Reference:
         """A reference at the initial weights."""
