@@ -22,8 +22,8 @@ from torch import Tensor
 from fastdhm.errors import UserError
 from fastdhm.ops._fused_mimic_loss import NoSecondDerivative, grad_dtype, scaled
 from fastdhm.ops._head_products import Branch, parts, wide_dtype
-from fastdhm.ops._mimic_loss_by_classes import NUMBERS, by_classes
-from fastdhm.ops._mimic_loss_input import check_values
+from fastdhm.ops._mimic_loss_by_classes import NUMBERS, by_classes, is_right
+from fastdhm.ops._mimic_loss_input import check_values, main_label
 from fastdhm.ops.mimic_loss import labels_of
 
 CHUNK_MIB, GPU_SHARE = 192, 32  # by default: on a CPU, and one part in so many of a GPU's memory
@@ -32,13 +32,15 @@ ROWS = 32  # with fewer in a chunk, the heads' way through memory takes longer t
 # The fused loss takes an eighth of a chunk's rows at a time, or as many as keep the processor busy if these are more.
 FEW, ROWS_OF_A_THREAD, ROWS_OF_A_GPU = 8, 4, 264
 CACHED_CLASSES = 1024  # of a head in a product: it is cast and added to while a cache holds it
+INPUTS = 13  # of the op, before the tensors that may be left out
 
 # No defaults: torch 2.6 takes an argument that is left out for a missing gradient.
 torch.library.define(
     "fastdhm::linear_mimic_loss",
     "(Tensor[] features, Tensor[] weights, Tensor[] bias, Tensor target, Tensor weights_mm, float temperature, "
-    "float label_smoothing, int ignore_index, ScalarType dtype, float? chunk_mib, bool fused, bool[] need_grad, "
-    "Tensor? target2, Tensor? share, Tensor? row_weight) -> (Tensor loss, Tensor terms, Tensor[] grads)",
+    "float label_smoothing, int ignore_index, ScalarType dtype, float? chunk_mib, bool fused, bool count, "
+    "bool[] need_grad, Tensor? target2, Tensor? share, Tensor? row_weight) "
+    "-> (Tensor loss, Tensor terms, Tensor correct, Tensor[] grads)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -90,7 +92,7 @@ def plan(
 @torch.library.impl("fastdhm::linear_mimic_loss", "CompositeExplicitAutograd")
 def _linear_mimic_loss(
     features, weights, bias, target_B, weights_MM, temperature, label_smoothing, ignore_index, dtype, chunk_mib, fused,
-    need_grad, target2_B, share_B, row_weight_B,
+    count, need_grad, target2_B, share_B, row_weight_B,
 ):  # fmt: skip
     M, B, K, device = len(features), len(target_B), len(weights[0]), features[0].device
     mix = None if target2_B is None else (target2_B, share_B)
@@ -114,15 +116,17 @@ def _linear_mimic_loss(
 
     labels, label_weight_B = labels_of(target_B, mix, row_weight_B, ignore_index, torch.float64)
     label_weight_B = _nan_if_wrong(labels, label_weight_B, K)
-    need = any(need_grad)
+    need, main_B = any(need_grad), main_label(target_B, mix) if count else None
     with torch.autocast(device.type, enabled=False):
         if is_by_rows:
             each_B = (target_B, target2_B, share_B, row_weight_B)
             settings = (temperature, label_smoothing, ignore_index, need)
-            loss, terms_MM = by_rows(branches, step, few, weights_MM, each_B, label_weight_B, settings)
+            found = by_rows(branches, step, few, weights_MM, each_B, label_weight_B, settings, main_B)
         else:
             meaning = (labels, label_weight_B, temperature, label_smoothing)
-            loss, terms_MM = by_classes(branches, step, weights_MM, *meaning, need)
+            found = by_classes(branches, step, weights_MM, *meaning, need, main_B)
+    loss, terms_MM, correct_M = found
+    correct_M = correct_M.where(used_M, 0)  # the logits of the others are not known
     for used, sum_BD in zip(used_M, sums[:M], strict=True):
         if sum_BD is not None:
             sum_BD.masked_fill_(~used, 0)  # even if the head is NaN
@@ -130,7 +134,7 @@ def _linear_mimic_loss(
         x.new_empty(0, dtype=grad_dtype(x.dtype)) if sum_ is None else sum_.to(grad_dtype(x.dtype))
         for x, sum_ in zip(inputs, sums, strict=True)
     ]
-    return loss.to(wide), terms_MM.to(wide), grads
+    return loss.to(wide), terms_MM.to(wide), correct_M, grads
 
 
 def _nan_if_wrong(labels: Sequence[tuple[Tensor, Tensor]], label_weight_B: Tensor, K: int) -> Tensor:
@@ -149,17 +153,21 @@ def by_rows(
     each_B: Sequence[Tensor | None],
     label_weight_B: Tensor,
     settings: tuple[float, float, int, bool],
-) -> tuple[Tensor, Tensor]:
-    """Loss and terms, ``step`` rows at a time, ``few`` of them at a time in the fused loss."""
+    main_B: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, terms and how many rows are right, ``step`` rows at a time, ``few`` of them in the fused loss."""
     x_BD, weight_KD, need_grad = branches[0].features_BD, branches[0].weight_KD, settings[-1]
     M, B, K = len(branches), len(x_BD), len(weight_KD)
     classes = list(parts(K, CACHED_CLASSES))
     logits_MBK = x_BD.new_empty(M, step, K)
     loss, terms_MM = torch.zeros((), device=x_BD.device, dtype=torch.float64), torch.zeros_like(weights_MM).double()
+    correct_M = loss.new_zeros(M)
     for rows in parts(B, step):
         grad_MBK = chunk_MBK = logits_MBK[:, : rows.stop - rows.start]
         for m, part in product(range(M), classes):
             branches[m].logits(chunk_MBK[m, :, part], rows, part)
+        if main_B is not None:
+            correct_M += is_right(*chunk_MBK.max(2), main_B[rows]).sum(1)
         for some in parts(rows.stop - rows.start, few):
             of_all = slice(rows.start + some.start, rows.start + some.stop)
             share_MM = _share(of_all, M, label_weight_B)
@@ -176,7 +184,7 @@ def by_rows(
         for m, part in product(range(M) if need_grad else (), classes):
             branches[m].backward(grad_MBK[m, :, part], rows, part)
         del grad_MBK
-    return loss, terms_MM
+    return loss, terms_MM, correct_M
 
 
 def _share(rows: slice, M: int, label_weight_B: Tensor) -> Tensor:
@@ -190,30 +198,31 @@ def _share(rows: slice, M: int, label_weight_B: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("fastdhm::linear_mimic_loss")
-def _linear_mimic_loss_fake(features, weights, bias, target, weights_mm, _t, _s, _i, dtype, _c, _f, need_grad, *_):
+def _linear_mimic_loss_fake(features, weights, bias, target, weights_mm, _t, _s, _i, dtype, _c, _f, _n, need_grad, *_):
     wide, new = wide_dtype(dtype), features[0].new_empty
     grads = [
         x.new_empty(x.shape if need else (0,), dtype=grad_dtype(x.dtype))
         for x, need in zip((*features, *weights, *bias), need_grad, strict=True)
     ]
-    return new((), dtype=wide), new(weights_mm.shape, dtype=wide), grads
+    correct_M = new(len(features), dtype=torch.float64)
+    return new((), dtype=wide), new(weights_mm.shape, dtype=wide), correct_M, grads
 
 
 def _setup_context(ctx, inputs, output):
-    features, weights, bias, target, weights_MM, *ctx.settings = inputs[:12]
-    ctx.save_for_backward(*features, *weights, *bias, target, weights_MM, *inputs[12:])
+    features, weights, bias, target, weights_MM, *ctx.settings = inputs[:INPUTS]
+    ctx.save_for_backward(*features, *weights, *bias, target, weights_MM, *inputs[INPUTS:])
     ctx.counts = (len(features), len(bias))
     ctx.dtypes = [x.dtype for x in (*features, *weights, *bias)]
-    ctx.grads = output[2]
-    ctx.mark_non_differentiable(output[1], *output[2])
+    ctx.grads = output[3]
+    ctx.mark_non_differentiable(*output[1:3], *output[3])
     ctx.set_materialize_grads(False)  # else backward gets zeros as large as the heads
 
 
-def _backward(ctx, grad_loss, _grad_terms, _grad_grads):
+def _backward(ctx, grad_loss, _grad_terms, _grad_correct, _grad_grads):
     """The gradients from forward, scaled in place; a second backward through the same graph computes them again."""
     M, biases = ctx.counts
     if grad_loss is None:
-        return ([None] * M, [None] * M, [None] * biases, *(None,) * 12)
+        return ([None] * M, [None] * M, [None] * biases, *(None,) * INPUTS)
     grads, ctx.grads = ctx.grads, None
     if grads is None:
         grads = _again(ctx, M, biases)
@@ -224,20 +233,20 @@ def _backward(ctx, grad_loss, _grad_terms, _grad_grads):
             if torch.is_grad_enabled():  # create_graph=True
                 grad = NoSecondDerivative.apply(grad, grad_loss, ctx.saved_tensors[n])
         done.append(grad.to(dtype) if need else None)
-    return (done[:M], done[M : 2 * M], done[2 * M :], *(None,) * 12)
+    return (done[:M], done[M : 2 * M], done[2 * M :], *(None,) * INPUTS)
 
 
 def _again(ctx, M: int, biases: int) -> list[Tensor]:
     saved = list(ctx.saved_tensors)
     lists = saved[:M], saved[M : 2 * M], saved[2 * M : 2 * M + biases]
     target, weights_MM, *more = saved[2 * M + biases :]
-    return torch.ops.fastdhm.linear_mimic_loss(*lists, target, weights_MM, *ctx.settings, *more)[2]
+    return torch.ops.fastdhm.linear_mimic_loss(*lists, target, weights_MM, *ctx.settings, *more)[3]
 
 
 torch.library.register_autograd("fastdhm::linear_mimic_loss", _backward, setup_context=_setup_context)
 
 
-def linear_mimic_loss(*args) -> tuple[Tensor, Tensor, list[Tensor]]:
+def linear_mimic_loss(*args) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The op on the features' device, with autograd; arguments as in its schema."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError("the chunked linear_mimic_loss has no form for torch.func: use impl='eager' for it")

@@ -28,8 +28,12 @@ def by_classes(
     temperature: float,
     label_smoothing: float,
     need_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Loss and terms, ``step`` classes at a time; adds to the gradients of the branches."""
+    main_B: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, terms and how many rows each branch has right (by ``main_B``, if given), ``step`` classes at a time.
+
+    Adds to the gradients of the branches.
+    """
     x_BD, K = branches[0].features_BD, len(branches[0].weight_KD)
     M, B, wide = len(branches), len(x_BD), wide_dtype(x_BD.dtype)
     rows, buffer_MBK = slice(0, B), x_BD.new_empty(len(branches), B, step)
@@ -42,7 +46,7 @@ def by_classes(
             yield part, logits_MBK.to(wide)
 
     top_MB1 = torch.full((M, B, 1), torch.finfo(wide).min, dtype=wide, device=x_BD.device)
-    top_MB1, log_sum_MB1, log_soft_MB1 = _log_sums(chunks, top_MB1, temperature)
+    top_MB1, log_sum_MB1, log_soft_MB1, said_MB1 = _log_sums(chunks, top_MB1, temperature, main_B is not None)
     weights_MM, is_on_MM = weights_MM.to(wide), weights_MM != 0
     all_labels = label_weight_B.sum()
     all_labels = all_labels.where(all_labels != 0, min(1, B))  # the mean of an empty batch is NaN
@@ -76,23 +80,43 @@ def by_classes(
     used_M = is_on_MM.any(0) | is_on_MM.any(1)
     terms_MM = temperature**2 * kl_MM / B + torch.diag(ce_M / all_labels)
     terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
-    return (weights_MM * terms_MM).where(is_on_MM, 0).sum(), terms_MM
+    loss = (weights_MM * terms_MM).where(is_on_MM, 0).sum()
+    correct_M = ce_M.new_zeros(M)
+    if main_B is not None:
+        correct_M += is_right(top_MB1[..., 0], said_MB1[..., 0], main_B).sum(1)
+    return loss, terms_MM, correct_M
 
 
-def _log_sums(chunks: Chunks, top_MB1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's maximum, and the logarithms of its sums of exp(z - max) and of exp((z - max) / T).
+def is_right(top_MB: Tensor, said_MB: Tensor, main_B: Tensor) -> Tensor:
+    """Whether a row's largest logit, the first of equal ones, is that of its class, and is finite."""
+    return (said_MB == main_B) & top_MB.isfinite()
+
+
+def _log_sums(
+    chunks: Chunks, top_MB1: Tensor, temperature: float, count: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each row's maximum, the logarithms of its sums of exp(z - max) and of exp((z - max) / T), and its class.
+
+    The class, the first with the maximum, is known if ``count``.
 
     ``top_MB1``: the lowest finite number, so that a chunk of -inf does not give NaN.
     """
     sum_MB1, soft_sum_MB1 = torch.zeros_like(top_MB1), torch.zeros_like(top_MB1)
-    for _, logits_MBK in chunks():
-        old_MB1, top_MB1 = top_MB1, torch.maximum(top_MB1, logits_MBK.amax(-1, keepdim=True))
+    said_MB1 = torch.zeros_like(top_MB1, dtype=torch.int64)
+    for part, logits_MBK in chunks():
+        old_MB1 = top_MB1
+        if count:
+            here_MB1, at_MB1 = logits_MBK.max(-1, keepdim=True)
+            said_MB1 = said_MB1.where(here_MB1 <= old_MB1, at_MB1 + part.start)
+        else:
+            here_MB1 = logits_MBK.amax(-1, keepdim=True)
+        top_MB1 = torch.maximum(old_MB1, here_MB1)
         x_MBK, fall_MB1 = logits_MBK.sub_(top_MB1), old_MB1 - top_MB1
         if temperature != 1:
             soft_MB1 = (x_MBK / temperature).exp_().sum(-1, keepdim=True)
             soft_sum_MB1 = soft_sum_MB1 * (fall_MB1 / temperature).exp() + soft_MB1
         sum_MB1 = sum_MB1 * fall_MB1.exp() + x_MBK.exp_().sum(-1, keepdim=True)
-    return top_MB1, sum_MB1.log(), (sum_MB1 if temperature == 1 else soft_sum_MB1).log()
+    return top_MB1, sum_MB1.log(), (sum_MB1 if temperature == 1 else soft_sum_MB1).log(), said_MB1
 
 
 def _place(class_B: Tensor, part: slice, M: int) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,11 @@ def check_values(
     check_weights(weights_MM)
 
 
+def main_label(target_B: Tensor, mix: Mix | None) -> Tensor:
+    """The class of each row; of a mixed one that of the larger share."""
+    return target_B if mix is None else torch.where(mix[1] < 0.5, mix[0], target_B)
+
+
 def _check_numbers(name: str, x_B: Tensor, is_good_B: Tensor, rule: str) -> None:
     if not is_good_B.all():
         raise UserError(f"{name} holds {float(x_B[~is_good_B][0]):g}: needs {rule}")

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from fastdhm.errors import UserError, unknown
 from fastdhm.ops import _chunked_mimic_loss
-from fastdhm.ops._mimic_loss_input import FLOAT_DTYPES, Mix, check_values, validate, validate_labels, validate_settings
+from fastdhm.ops._mimic_loss_by_classes import is_right
+from fastdhm.ops._mimic_loss_input import (
+    FLOAT_DTYPES,
+    Mix,
+    check_values,
+    main_label,
+    validate,
+    validate_labels,
+    validate_settings,
+)
 from fastdhm.ops.mimic_loss import IMPLS, mimic_loss_eager, use_fused
 
 __all__ = ("linear_mimic_loss", "linear_mimic_loss_eager")
@@ -29,7 +38,8 @@ def linear_mimic_loss_eager(
     ignore_index: int = -100,
     mix: Mix | None = None,
     row_weight_B: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    count_correct: bool = False,
+) -> tuple[Tensor, ...]:
     """The reference of :func:`linear_mimic_loss`, without validation: the heads, then ``mimic_loss_eager``."""
     used_M = (weights_MM != 0).any(0) | (weights_MM != 0).any(1)
     biases: Sequence[Tensor | None] = bias or [None] * len(features)
@@ -37,9 +47,13 @@ def linear_mimic_loss_eager(
     for x_BD, weight_KD, bias_K, used in zip(features, weights, biases, used_M, strict=True):
         logits.append(F.linear(x_BD.where(used, 0), weight_KD.where(used, 0), bias_K))  # 0: it may be NaN where unused
     logits_MBK = torch.stack(logits)
-    return mimic_loss_eager(
+    found = mimic_loss_eager(
         logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
     )
+    if not count_correct:
+        return found
+    is_right_MB = is_right(*logits_MBK.detach().max(2), main_label(target_B, mix))
+    return *found, is_right_MB.sum(1).double().where(used_M, 0)
 
 
 def linear_mimic_loss(
@@ -55,8 +69,9 @@ def linear_mimic_loss(
     mix: Mix | None = None,
     row_weight_B: Tensor | None = None,
     chunk_mib: float | None = None,
+    count_correct: bool = False,
     impl: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """:func:`mimic_loss` of the branches' heads, whose logits exist for a chunk at a time (Eq. 1-9).
 
     It returns ``mimic_loss(torch.stack(logits), target_B, weights_MM, ...)`` with ``logits[m] = features[m] @
@@ -75,11 +90,13 @@ def linear_mimic_loss(
         chunk_mib: MiB for a chunk: its logits, the gradient of a few of its rows, and, where heads are narrower than
             float32 and rows come in several chunks, the float32 sums of the heads' gradients. Default: 192, or a 32nd
             of a GPU's memory.
+        count_correct: also return how many rows each branch has right: those whose class (with ``mix``, that of the
+            larger share) has the largest logit, the first of equal ones, if that is finite. None of a branch without a weight.
         impl: ``"eager"`` (the heads, then the reference: all logits at once), ``"cpp"`` or ``"triton"`` (the fused loss
             of a chunk of rows), or ``"auto"``: the fused one for this device, else chunks of classes in plain torch.
 
     Returns:
-        ``(loss, terms_MM)``, as :func:`mimic_loss`. Gradients are made in forward if an input needs one; there is no
+        ``(loss, terms_MM)``, as :func:`mimic_loss`, and with ``count_correct`` float64 ``correct_M``. Gradients are made in forward if an input needs one; there is no
         second derivative. Under autocast, products take its dtype, as ``torch.nn.functional.linear`` does. Products of
         bfloat16 and float16 have sums of float32; in float16, those of the gradients are float32 throughout.
 
@@ -101,16 +118,15 @@ def linear_mimic_loss(
     if impl == "eager":
         if like_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the other forms check by themselves
             check_values(like_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
-        return linear_mimic_loss_eager(
-            features, weights, bias, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
-        )
+        each = (temperature, label_smoothing, ignore_index, mix, row_weight_B, count_correct)
+        return linear_mimic_loss_eager(features, weights, bias, target_B, weights_MM, *each)
     need_grad = [torch.is_grad_enabled() and x.requires_grad for x in (*features, *weights, *bias)]
     more = [None if tensor is None else tensor.detach() for tensor in (*(mix or (None, None)), row_weight_B)]
-    settings = (temperature, label_smoothing, ignore_index, dtype, chunk_mib, is_fused, need_grad)
-    loss, terms_MM, _ = _chunked_mimic_loss.linear_mimic_loss(
+    settings = (temperature, label_smoothing, ignore_index, dtype, chunk_mib, is_fused, count_correct, need_grad)
+    loss, terms_MM, correct_M, _ = _chunked_mimic_loss.linear_mimic_loss(
         list(features), list(weights), list(bias), target_B, weights_MM, *settings, *more
     )
-    return loss, terms_MM
+    return (loss, terms_MM, correct_M) if count_correct else (loss, terms_MM)
 
 
 def _validate_heads(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Sequence[Tensor]) -> torch.dtype:

@@ -8,11 +8,13 @@ from itertools import chain
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastdhm
 from fastdhm.benchmarks.harness import timing as harness
+from fastdhm.engine.evaluate import count_correct
 from fastdhm.methods import weight_matrix
 from fastdhm.ops import _chunked_mimic_loss, _extension, _head_products
 from fastdhm.ops.linear_mimic_loss import linear_mimic_loss, linear_mimic_loss_eager
@@ -66,21 +68,21 @@ def labels(M, B, K, seed=0):
 def outcome(function, heads, *args, **options):
     """Loss, terms, and every gradient."""
     features, weights, bias = ([x.detach().clone().requires_grad_() for x in values] for values in heads)
-    loss, terms_MM = function(features, weights, bias or None, *args, **options)
+    loss, terms_MM, *correct = function(features, weights, bias or None, *args, **options)
     loss.backward()
-    return loss.detach(), terms_MM, [x.grad for x in (*features, *weights, *bias)]
+    return loss.detach(), (terms_MM, *correct) if correct else terms_MM, [x.grad for x in (*features, *weights, *bias)]
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     M=st.sampled_from([1, 2, 3, 8]), B=st.integers(1, 9), K=st.integers(1, 33), seed=st.integers(0, 99),
     bias=st.booleans(), temperature=st.sampled_from([1.0, 0.5, 3.0]), smoothing=st.sampled_from([0.0, 0.1]),
-    mixed=st.booleans(), weighted=st.booleans(),
+    mixed=st.booleans(), weighted=st.booleans(), count=st.booleans(),
 )  # fmt: skip
-def test_it_is_its_eager_twin(form, M, B, K, seed, bias, temperature, smoothing, mixed, weighted):
+def test_it_is_its_eager_twin(form, M, B, K, seed, bias, temperature, smoothing, mixed, weighted, count):
     heads, (target_B, weights_MM, more) = case(M, B, K, seed=seed, bias=bias), labels(M, B, K, seed)
     more = {name: value for name, value in more.items() if {"mix": mixed, "row_weight_B": weighted}[name]}
-    options = {"temperature": temperature, "label_smoothing": smoothing} | more
+    options = {"temperature": temperature, "label_smoothing": smoothing, "count_correct": count} | more
     expected = outcome(linear_mimic_loss_eager, heads, target_B, weights_MM, **options)
     ours = outcome(linear_mimic_loss, heads, target_B, weights_MM, **options, chunk_mib=form(M, B, K))
     torch.testing.assert_close(ours, expected)
@@ -137,6 +139,28 @@ def test_on_a_gpu_it_loses_no_more_than_eager_and_never_waits(form, dtype):
     for a, b, truth in zip(*([r[0], r[1], *r[2]] for r in (ours, eager, exact)), strict=True):
         lost, size = (b.double() - truth).abs().max(), truth.abs().max()
         assert (a.double() - truth).abs().max() <= 4 * (lost + torch.finfo(dtype).eps * size)
+
+
+def test_what_is_right_is_so_by_the_rule_of_training(form):
+    """Of equal logits the first class counts, of a mixed row the larger share, and NaN is never right."""
+    heads, (target_B, _, more) = case(3, 9, 21), labels(3, 9, 21)
+    target_B = target_B.clamp(0)
+    heads[0][0][:] = 1.0
+    heads[1][0][:], heads[2][0][:] = 0.0, 2.0  # all classes of B0 are equal
+    heads[0][1][4] = torch.nan
+    target_B[[0, 4]] = torch.tensor([0, 4])
+    heads[2][1][4] = 100.0
+    heads[2][2][7] = torch.inf
+    logits_MBK = torch.stack([F.linear(x, w, b) for x, w, b in zip(*heads, strict=True)])
+    target2_B, share_B = more["mix"]
+    for mix, main_B in ((None, target_B), (more["mix"], torch.where(share_B < 0.5, target2_B, target_B))):
+        expected_M = count_correct(logits_MBK, main_B, 1)
+        for impl in ("auto", "eager"):
+            options = {"mix": mix, "count_correct": True, "impl": impl, "chunk_mib": form(3, 9, 21)}
+            found_M = linear_mimic_loss(*heads, target_B, torch.ones(3, 3), **options)[2]
+            assert torch.equal(found_M, expected_M) and found_M.dtype == F64
+    alone_M = linear_mimic_loss(*heads, target_B, torch.diag(torch.tensor([1.0, 0, 0])), count_correct=True)[2]
+    assert alone_M.tolist() == [float((target_B == 0).sum()), 0, 0]
 
 
 def test_excluded_classes_are_those_of_eager(form):
@@ -238,7 +262,7 @@ def test_autocast(form):
 @pytest.mark.parametrize("dtype", [F32, pytest.param(BF16, marks=pytest.mark.slow)], ids=str)
 def test_opcheck(fused, dtype):
     heads, (target_B, weights_MM, _) = case(2, 5, 9, dtype), labels(2, 5, 9)
-    settings = (1.0, 0.1, -100, dtype, None, fused)
+    settings = (1.0, 0.1, -100, dtype, None, fused, True)
     torch.library.opcheck(OP, (*heads, target_B, weights_MM, *settings, [False] * 6, None, None, None))
     heads = [[x.requires_grad_() for x in values] for values in heads]
     torch.library.opcheck(OP, (*heads, target_B, weights_MM, *settings, [True] * 6, None, None, None))
