@@ -20,6 +20,11 @@ class Machine:
     """Who computes the loss: eager, cpp, triton or auto.
     eager is plain torch, cpp is C++ on a CPU, triton is a kernel on a GPU. auto takes the fastest that is there. On a
     CPU it goes for the norms with their activations too."""
+    loss: Literal["auto", "logits", "linear"] = "auto"
+    """What the loss is computed from: logits, linear or auto.
+    logits: those of all branches, images and classes at once. linear: features and classifiers of the branches; logits
+    exist for a part of the batch at a time, which saves memory with very many classes. auto: linear where the logits
+    of a step would take more than a 16th of the memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step: on, off or auto.
     It compiles beside the run, which takes the compiled step when it is ready. auto: on a GPU, where the run is long

@@ -126,6 +126,18 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
         "left out: only amsgrad, adamw and muon use it; for others see --optimizer-args",
     ),
     ("optimizer_args", lambda run: not run.optimizer_args or run.optimizer != "sgd", "left out: sgd's have flags"),
+    ("loss", lambda run: run.loss != "linear" or not run.teacher, "logits or auto with a teacher, who gives logits"),
+    ("loss", lambda run: run.loss != "linear" or run.impl != "eager", "logits or auto with impl eager"),
+    (
+        "loss",
+        lambda run: run.loss != "linear" or not run.grad_cosine,
+        "logits or auto with grad_cosine, which takes all logits",
+    ),
+    (
+        "loss",
+        lambda run: run.loss != "linear" or run.ce_weight > 0,
+        "logits or auto with ce_weight 0: the error in training is not known then",
+    ),
     ("teacher_weight", lambda run: run.teacher or run.teacher_weight == 1, "left out: there is no teacher"),
     ("teacher_arch", lambda run: run.teacher, "left out: there is no teacher"),
     ("teacher_size", lambda run: run.teacher, "left out: there is no teacher"),

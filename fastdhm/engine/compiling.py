@@ -147,14 +147,15 @@ def computes(run: Run, compiled: bool) -> Callable:
     config, model = run.config, run.model
     variants = len(run.branch_sets) * (2 if config.freeze_epochs else 1)
     calls = compile_blocks(model, NUM_SIDES * variants) if compiled and goes_by_block(model) else {}
-    forward = model if compiled else run.forward
+    forward = run.network if compiled else run.forward
     in_one_piece = compiled and not calls
     if compiled:
         import torch._inductor.config as inductor  # takes a second
 
         known = inductor.compile_threads or processors.count()
         inductor.compile_threads = min(known, processors.count())  # torch counts without quotas
-    compute = make_compute(forward, config.temperature, config.label_smoothing, in_one_piece, config.impl, variants)
+    settings = (config.temperature, config.label_smoothing, in_one_piece, config.impl, variants)
+    compute = make_compute(forward, *settings, headless=run.headless)
     if calls:
         compute = partial(_by_block, calls, compute)
     return compute if run.teacher is None else partial(_taught, run.teacher.logits(NUM_SIDES * compiled), compute)

@@ -22,6 +22,7 @@ from fastdhm.engine.saved.record import to_array, to_host
 from fastdhm.per_class.measures import Answers, NoAnswer
 
 T = TypeVar("T")
+LOGITS_BYTES = 2**28  # of float32 logits at once: with 1,000 classes and 3 branches, of 22,000 images
 ShouldStop = Callable[[], int | None]  # the signal that asks to end, if one has come
 
 
@@ -121,6 +122,22 @@ class Kept:
         return [Answers(index_N, target_N, *each) for each in zip(said_MN, confidence_MN, true_MN, strict=True)]
 
 
+def _images_at_once(network: nn.Module) -> int:
+    """How many images a network takes at a time, so that their logits are no larger than ``LOGITS_BYTES``.
+
+    An image has as many logits as the classifiers have rows. Other matrices count too, so there may be fewer.
+    """
+    rows = sum(len(parameter) for parameter in network.parameters() if parameter.ndim == 2)
+    return max(1, LOGITS_BYTES // (torch.float32.itemsize * max(rows, 1)))
+
+
+def _sums(logits_MBK: Tensor, target_B: Tensor) -> Tensor:
+    """Of each branch over a batch: how many are right, how many within the five highest, and the cross-entropies."""
+    ce_MB = F.cross_entropy(logits_MBK.flatten(0, 1), target_B.repeat(len(logits_MBK)), reduction="none")
+    ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
+    return torch.stack([*(count_correct(logits_MBK, target_B, k) for k in (1, 5)), ce_M])
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -143,24 +160,23 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
+    images = _images_at_once(model)
     sums: list[Tensor] = []  # of each batch, [3, M]
     classes, stop = 0, should_stop or distributed.Agreed(lambda: None)  # it tells who else has ended
     try:
         with loader.epoch(0) as batches:
             for batch in until(stop, copied_ahead(batches, device), distributed.largest(len(loader))):
-                image_BCHW = shrink(transform(batch.image_BHWC, batch.index_B, 0), side)
-                with autocast(device, precision):
-                    logits = model(image_BCHW)
-                logits_MBK = (logits if logits.ndim == 3 else logits[None]).float()
-                classes = logits_MBK.shape[2]
-                ce_MB = F.cross_entropy(
-                    logits_MBK.flatten(0, 1), batch.target_B.repeat(len(logits_MBK)), reduction="none"
-                )
-                ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
-                correct_2M = [count_correct(logits_MBK, batch.target_B, k) for k in (1, 5)]
-                sums.append(torch.stack([*correct_2M, ce_M]))
-                if kept is not None:
-                    kept.add(logits_MBK, batch)
+                parts: list[Tensor] = []
+                for part in batch.parts(images):
+                    image_BCHW = shrink(transform(part.image_BHWC, part.index_B, 0), side)
+                    with autocast(device, precision):
+                        logits = model(image_BCHW)
+                    logits_MBK = (logits if logits.ndim == 3 else logits[None]).float()
+                    classes = logits_MBK.shape[2]
+                    parts.append(_sums(logits_MBK, part.target_B))
+                    if kept is not None:
+                        kept.add(logits_MBK, part)
+                sums.append(torch.stack(parts).sum(0))
     finally:
         model.train(was_training)
     branches, classes = distributed.largest(sums[0].shape[1] if sums else 1), distributed.largest(classes)

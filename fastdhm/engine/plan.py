@@ -11,6 +11,7 @@ from fastdhm.engine import distributed
 from fastdhm.engine.compiling import when_compiled
 from fastdhm.engine.device import describe_threads
 from fastdhm.engine.fast.fuse import FusedForward
+from fastdhm.engine.headless import logits_bytes
 from fastdhm.engine.optim.by_name import is_schedule_free
 from fastdhm.engine.optim.schedule import describe_falls, describe_images
 from fastdhm.engine.run import Run
@@ -33,6 +34,7 @@ def plan(run: Run, data: LoadedData, why_not_compiled: str) -> dict[str, str]:
         "augment": _augmentation(config),
         "schedule": falls + "; --milestones sets others" * bool(falls),
         "method": _method(run),
+        "loss": _loss(run),
         "teacher": run.teacher.told if run.teacher else "",
         "machine": _machine(run, why_not_compiled),
         "run": str(run.dir),
@@ -89,6 +91,18 @@ def _method(run: Run) -> str:
     steps += "" if config.hours is None else f", as far as they fit into {config.hours:g} hours"
     steps += "" if config.patience is None else f", fewer if the error falls no lower for {config.patience}"
     return f"{method_name(config)}, {steps}{_optimizer(config)}{rate}{start}"
+
+
+def _loss(run: Run) -> str:
+    """How the loss of very many classes is computed; empty if there are fewer."""
+    if run.headless is None and not run.why_logits:
+        return ""
+    classes, branches = len(run.classes), len(run.model.branch_names)
+    gib = f"{logits_bytes(run.config, branches, classes, run.precision) / 2**30:.2g} GiB"
+    if run.headless is None:
+        return f"from all logits of a step at once, {gib}, as {run.why_logits}"
+    of = f"{branches} classifiers" if branches > 1 else "the classifier"
+    return f"with {of} of {classes:,} classes, a part of the logits at a time: all of them would take {gib}"
 
 
 def _optimizer(config: TrainConfig) -> str:

@@ -26,6 +26,7 @@ from fastdhm.engine.device import keep_freed_memory, pick_device, pick_precision
 from fastdhm.engine.fast.fuse import FusedForward
 from fastdhm.engine.fast.synced_norm import sync_batch_norms
 from fastdhm.engine.gradients import cosine_names
+from fastdhm.engine.headless import pick_headless
 from fastdhm.engine.hours import Hours, time_in_schedule
 from fastdhm.engine.labels import Labelling, Labels
 from fastdhm.engine.optim.average import WeightAverage
@@ -59,10 +60,12 @@ class Run:
             models.checkpoint_activations(model)
         self.model = placed(model, self.device)
         # what an uncompiled training step runs; a compiled one starts from the model, as torch.compile fuses by itself
-        self.forward: Callable[[Tensor, tuple[str, ...] | None], Tensor] = model
+        self.headless, self.why_logits = pick_headless(config, model, len(classes), self.device, self.precision)
+        self.config = config = dataclasses.replace(config, loss="linear" if self.headless else "logits")
+        self.forward: Callable[[Tensor, tuple[str, ...] | None], Any] = self.network
         if self.device.type == "cpu" and config.impl != "eager":
             keep_freed_memory()
-            self.forward = FusedForward(model)
+            self.forward = FusedForward(model, self.network)
         side_branches = model.branch_names[1:]
         self.branch_sets = {side_branches: 1.0}  # and how likely a step computes each
         if config.sampler == "structural":
@@ -125,6 +128,11 @@ class Run:
         if self.average is not None:
             self.average.restart()
         self.pretrained, self.begun = found.loaded, found.notes
+
+    @property
+    def network(self) -> nn.Module:
+        """What a step runs: the model, or the model up to its classifiers."""
+        return self.model if self.headless is None else self.headless
 
     @property
     def judged(self) -> models.BranchedModel:

@@ -5,6 +5,7 @@ Legend: A the branches that a step computes, B batch, K classes.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +19,30 @@ from fastdhm.engine.gradients import gradient_cosines
 from fastdhm.engine.labels import Labels
 from fastdhm.engine.run import Run
 from fastdhm.methods import scale_mimicking
-from fastdhm.ops.mimic_loss import mimic_loss
+from fastdhm.models import Headless
+from fastdhm.ops.linear_mimic_loss import linear_mimic_loss
+from fastdhm.ops.mimic_loss import main_label, mimic_loss
 from fastdhm.ops.philox import STREAM_NOISE, draw
 
 NUM_SIDES = 3  # image sizes in a progressive run
 
 
 def make_compute(
-    forward: Callable[[Tensor, tuple[str, ...] | None], Tensor],
+    forward: Callable[[Tensor, tuple[str, ...] | None], Any],
     temperature: float,
     label_smoothing: float,
     compiled: bool,
     impl: str = "auto",
     variants: int = 1,
+    headless: Headless | None = None,
 ) -> Callable:
     """The differentiable part of a step.
 
     ``(image_BCHW, target_B, weights_AA, active, ..., taught_BK) -> loss, terms_AA, correct_A`` of B0 and the ``active``
     side branches (``None``: all), and behind them of the teacher whose logits are ``taught_BK``, if there is one. What
     stands between are the fields of :class:`Labels`. ``forward``, a model or a replacement for it, gives the branches'
-    logits. ``variants`` is the number of graphs that torch.compile will see in a run at each image size: sets of
-    branches, times two if the run begins with a part frozen.
+    logits, or for a ``headless`` model their features. ``variants`` is the number of graphs that torch.compile will see
+    in a run at each image size: sets of branches, times two if the run begins with a part frozen.
     """
 
     def compute(
@@ -51,18 +55,20 @@ def make_compute(
         row_weight_B: Tensor | None = None,
         taught_BK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        mix = None if target2_B is None or share_B is None else (target2_B, share_B)
+        settings: dict[str, Any] = {"mix": mix, "row_weight_B": row_weight_B, "impl": impl}
+        settings |= {"temperature": temperature, "label_smoothing": label_smoothing}
+        if headless is not None:
+            features, heads = forward(image_BCHW, active), headless.heads(active)
+            loss, terms_AA, correct_A = linear_mimic_loss(
+                features, *heads, target_B, weights_AA, count_correct=True, **settings
+            )
+            return loss, terms_AA, correct_A
         logits_ABK = forward(image_BCHW, active)
         if taught_BK is not None:
             logits_ABK = torch.cat([logits_ABK, taught_BK[None].to(logits_ABK.dtype)])
-        mix, main_B = None, target_B
-        if target2_B is not None and share_B is not None:
-            # a mixed image counts as right if the class of its larger share is named
-            mix, main_B = (target2_B, share_B), torch.where(share_B < 0.5, target2_B, target_B)
-        loss, terms_AA = mimic_loss(
-            logits_ABK, target_B, weights_AA,
-            temperature=temperature, label_smoothing=label_smoothing, mix=mix, row_weight_B=row_weight_B, impl=impl,
-        )  # fmt: skip
-        return loss, terms_AA, count_correct(logits_ABK.detach(), main_B, 1)
+        loss, terms_AA = mimic_loss(logits_ABK, target_B, weights_AA, **settings)
+        return loss, terms_AA, count_correct(logits_ABK.detach(), main_label(target_B, mix), 1)
 
     if not compiled:
         return compute

@@ -113,7 +113,7 @@ def _train(config: TrainConfig, run_dir: Path, data: LoadedData, console: Consol
     if distributed.largest(not compiled) and compiled:
         compiled, why_not = False, " (another process does not)"
     check_compiled(run, compiled)
-    run.config = config = dataclasses.replace(config, loader=data.kind, compile="on" if compiled else "off")
+    run.config = config = dataclasses.replace(run.config, loader=data.kind, compile="on" if compiled else "off")
     _begin(run)
     print_plan(console, plan(run, data, why_not))
     all_steps = config.epochs * run.epoch_steps  # max_steps does not change the phases of the image size

@@ -11,6 +11,7 @@ from fastdhm.models.base.branched import Branch, BranchedModel
 from fastdhm.models.base.cascade import Cascade
 from fastdhm.models.base.classifier import classifier_of
 from fastdhm.models.base.ensemble import one_network
+from fastdhm.models.base.headless import Headless
 from fastdhm.models.base.recompute import checkpoint_activations
 from fastdhm.models.by_name import (
     DEFAULT_BRANCHES,
@@ -40,6 +41,7 @@ __all__ = [
     "Cascade",
     "Cost",
     "Family",
+    "Headless",
     "Inventory",
     "Pretrained",
     "alone",

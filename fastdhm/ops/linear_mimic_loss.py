@@ -91,14 +91,17 @@ def linear_mimic_loss(
             float32 and rows come in several chunks, the float32 sums of the heads' gradients. Default: 192, or a 32nd
             of a GPU's memory.
         count_correct: also return how many rows each branch has right: those whose class (with ``mix``, that of the
-            larger share) has the largest logit, the first of equal ones, if that is finite. None of a branch without a weight.
+            larger share) has the largest logit, the first of equal ones, if that is finite. A branch without a weight
+            has none.
         impl: ``"eager"`` (the heads, then the reference: all logits at once), ``"cpp"`` or ``"triton"`` (the fused loss
             of a chunk of rows), or ``"auto"``: the fused one for this device, else chunks of classes in plain torch.
 
     Returns:
-        ``(loss, terms_MM)``, as :func:`mimic_loss`, and with ``count_correct`` float64 ``correct_M``. Gradients are made in forward if an input needs one; there is no
-        second derivative. Under autocast, products take its dtype, as ``torch.nn.functional.linear`` does. Products of
-        bfloat16 and float16 have sums of float32; in float16, those of the gradients are float32 throughout.
+        ``(loss, terms_MM)``, as :func:`mimic_loss`, and with ``count_correct`` float64 ``correct_M``.
+
+        Gradients are made in forward if an input needs one; there is no second derivative. Under autocast, products
+        take its dtype, as ``torch.nn.functional.linear`` does. Products of bfloat16 and float16 have sums of float32;
+        in float16, those of the gradients are float32 throughout.
 
     Raises:
         ValueError: as :func:`mimic_loss`, features and heads that do not fit each other, or a chunk too small.

@@ -1,14 +1,18 @@
 """How correct predictions are counted, and on which images it is said they were."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from fastdhm.commands.evaluate import _print
 from fastdhm.config import TrainConfig
+from fastdhm.data.augment.transforms import DeviceTransform
 from fastdhm.data.loaders.loader import Batch
+from fastdhm.engine import evaluate as evaluation
 from fastdhm.engine.evaluate import Errors, Kept, count_correct
 from fastdhm.engine.saved.judged import is_chosen, judged_images, judged_on
 from fastdhm.per_class.measures import NoAnswer
@@ -62,6 +66,39 @@ def test_answers_of_a_network_that_diverged_are_refused():
     logits_MBK[0, 2, 1] = float("nan")
     with pytest.raises(NoAnswer, match="logits of 1 of 4 images are NaN"):
         answers_to(logits_MBK, torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_batch_of_many_logits_goes_through_in_parts(monkeypatch):
+    """Errors and answers are those of the whole batch."""
+    loader = SyntheticLoader(12)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
+    transform = DeviceTransform((0.5,) * 3, (0.5,) * 3)
+    seen, results = [], []
+    network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for size in (2**28, 3 * 7 * 4):
+        monkeypatch.setattr(evaluation, "LOGITS_BYTES", size)
+        kept = Kept()
+        errors = evaluation.evaluate(network, loader, transform, torch.device("cpu"), torch.float32, 8, kept=kept)
+        results.append((errors, kept.answers(loader, 7)[0].said_N.tolist()))
+    assert seen == [12, 3, 3, 3, 3]
+    (whole, said), (parts, said_in_parts) = results
+    assert parts.top1_M == whole.top1_M and parts.ce_M == pytest.approx(whole.ce_M, rel=1e-6) and said_in_parts == said
+
+
+class SyntheticLoader:
+    """One batch of noise."""
+
+    def __init__(self, images):
+        self.num_samples = images
+
+    def __len__(self):
+        return 1
+
+    def epoch(self, epoch, start_batch=0):
+        generator = torch.Generator().manual_seed(0)
+        image_BHWC = torch.randint(256, (self.num_samples, 8, 8, 3), dtype=torch.uint8, generator=generator)
+        index_B = torch.arange(self.num_samples)
+        return nullcontext(iter([Batch(image_BHWC, index_B % 7, index_B)]))
 
 
 def test_five_classes_have_no_top_5_error(capsys):

@@ -42,6 +42,13 @@ class Batch:
         image_BHWC, target_B, index_B = (tensor.to(device, non_blocking=True) for tensor in self.tensors())
         return Batch(image_BHWC, target_B, index_B, self.view_B)
 
+    def parts(self, images: int) -> Iterator[Batch]:
+        """The batch, at most so many images at a time."""
+        for start in range(0, len(self.target_B), images):
+            part = slice(start, start + images)
+            view_B = None if self.view_B is None else self.view_B[part]
+            yield Batch(self.image_BHWC[part], self.target_B[part], self.index_B[part], view_B)
+
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images, targets and indices."""
         return self.image_BHWC, self.target_B, self.index_B

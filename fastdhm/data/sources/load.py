@@ -68,8 +68,8 @@ def _load_pair(dataset: str, data_dir: Path) -> tuple[Source, Source]:
     if kind == "folder" and argument:
         return _load_folder(dataset, expanded(argument))
     if kind == "synthetic":
-        train_N = _synthetic_count(dataset, argument)
-        return SyntheticSource("train", train_N), SyntheticSource("val", train_N // 4)
+        train_N, num_classes = _synthetic_counts(dataset, argument)
+        return SyntheticSource("train", train_N, num_classes), SyntheticSource("val", train_N // 4, num_classes)
     if dataset == "fashion-mnist":
         return load_fashion_mnist(data_dir)
     if dataset in ("cifar10", "cifar100"):
@@ -93,14 +93,16 @@ def unknown_dataset(dataset: str) -> UserError:
     return unknown("data set", dataset, DATASETS)
 
 
-def _synthetic_count(dataset: str, argument: str) -> int:
+def _synthetic_counts(dataset: str, argument: str) -> tuple[int, int | None]:
     if dataset == "synthetic":
-        return 2048
-    if not argument.isdecimal() or int(argument) < 4:
+        return 2048, None
+    numbers = [int(part) if part.isdecimal() else 0 for part in argument.split(":")]
+    if len(numbers) > 2 or numbers[0] < 4 or not 2 <= numbers[-1] <= numbers[0]:
         raise UserError(
-            f"data set is '{dataset}': write synthetic:N, where N, the number of training images, is 4 or more"
+            f"data set is '{dataset}': write synthetic:N, where N, the number of training images, is 4 or more, or "
+            "synthetic:N:K, where K, the number of classes, is from 2 to N"
         )
-    return int(argument)
+    return numbers[0], numbers[1] if len(numbers) == 2 else None
 
 
 def _load_folder(dataset: str, root: Path) -> tuple[Source, Source]:

@@ -95,19 +95,19 @@ class Shortcut(nn.Module):
 class FusedForward:
     """``(image_BCHW, active) -> logits_ABK`` as the model gives them, by fused ops, with the gradients of the same.
 
+    Or what ``network`` gives, which runs the model in another way, such as up to its classifiers.
+
     Traced at the first call with each set of branches, and of modules in training mode and without hooks: from then on
     all else that its forward reads, a plain attribute or which modules there are, is as it was then. Where a network's
     forward cannot be traced, or there are no fused ops, the model itself runs; :meth:`why_not` says why.
     """
 
-    def __init__(self, model: BranchedModel):
-        self.model, self.modules = (
-            model,
-            tuple(model.modules()),
-        )  # to find them anew at each step costs as much as a norm
-        self.traced: dict[tuple, tuple[Callable[[Tensor], Tensor], str | None]] = {}
+    def __init__(self, model: BranchedModel, network: nn.Module | None = None):
+        self.model, self.network = model, network or model
+        self.modules = tuple(model.modules())  # to find them anew at each step costs as much as a norm
+        self.traced: dict[tuple, tuple[Callable[[Tensor], Any], str | None]] = {}
 
-    def __call__(self, image_BCHW: Tensor, active: tuple[str, ...] | None = None) -> Tensor:
+    def __call__(self, image_BCHW: Tensor, active: tuple[str, ...] | None = None) -> Any:
         try:
             return self._traced(active)[0](image_BCHW)
         finally:
@@ -122,15 +122,15 @@ class FusedForward:
         why_not = self.why_not(active)
         return f"no fused ops ({why_not})" if why_not else "norms and convolutions by fused ops"
 
-    def _traced(self, active: tuple[str, ...] | None) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    def _traced(self, active: tuple[str, ...] | None) -> tuple[Callable[[Tensor], Any], str | None]:
         active = tuple(self.model.branches) if active is None else active
         key = (active, *((module.training, is_plain(module)) for module in self.modules))
         if key not in self.traced:
             self.traced[key] = self._trace(active)
         return self.traced[key]
 
-    def _trace(self, active: tuple[str, ...]) -> tuple[Callable[[Tensor], Tensor], str | None]:
-        chosen = _Chosen(self.model, active)
+    def _trace(self, active: tuple[str, ...]) -> tuple[Callable[[Tensor], Any], str | None]:
+        chosen = _Chosen(self.network, active)
         if not _extension.available():
             return chosen, _extension.reason()
         before = torch.get_rng_state(), random.getstate()
@@ -153,11 +153,11 @@ class FusedForward:
 class _Chosen(nn.Module):
     """A model with its set of branches."""
 
-    def __init__(self, model: BranchedModel, active: tuple[str, ...]):
+    def __init__(self, model: nn.Module, active: tuple[str, ...]):
         super().__init__()
         self.model, self.active = model, active
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
+    def forward(self, image_BCHW: Tensor) -> Any:
         return self.model(image_BCHW, self.active)
 
 

@@ -29,8 +29,8 @@ FORMAT = 1
 # What a resumed run may set anew: where and how it runs, not what it learns.
 RESUMABLE = (
     "data_dir", "max_steps", "loader", "workers",
-    "device", "impl", "precision", "compile", "cuda_graphs", "activation_checkpointing", "log_every", "save_minutes",
-    "grad_cosine", "report", "profile", "log_to",
+    "device", "impl", "precision", "loss", "compile", "cuda_graphs", "activation_checkpointing", "log_every",
+    "save_minutes", "grad_cosine", "report", "profile", "log_to",
 )  # fmt: skip
 HOW_IT_RUNS = tuple(name for name in RESUMABLE if name != "max_steps")  # another max_steps makes another run
 

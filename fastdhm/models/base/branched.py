@@ -68,16 +68,19 @@ class BranchedModel(nn.Module):
 
         A branch that is not active is not computed. ``ValueError`` for an unknown branch.
         """
+        return torch.stack(self.outputs(x, active))
+
+    def outputs(self, x: Tensor, active: Iterable[str] | None = None) -> list[Tensor]:
+        """What :meth:`forward` stacks: the output of the trunk and of each ``active`` branch."""
         active = tuple(self.branches) if active is None else tuple(active)
         for name in active:
             if name not in self.branches:
                 raise unknown("branch", name, self.branches)
         try:
-            logits = [self.trunk(x)]
-            logits += [self.branches[name](self._features[self.taps[name]]) for name in active]
+            trunk = self.trunk(x)  # first: it leaves the features for the branches
+            return [trunk, *(self.branches[name](self._features[self.taps[name]]) for name in active)]
         finally:
             self.drop_features()
-        return torch.stack(logits)
 
     def drop_features(self) -> None:
         """Free the feature maps that were kept for the branches: after a pass they would only hold memory."""

@@ -18,6 +18,10 @@ from fastdhm.errors import UserError
         ("nonsense-without-neighbour", "known: fashion-mnist"),
         ("synthetic:0", "synthetic:N"),
         ("synthetic:x", "synthetic:N"),
+        ("synthetic:100:101", "synthetic:N:K"),
+        ("synthetic:100:1", "synthetic:N:K"),
+        ("synthetic:100:10:1", "synthetic:N:K"),
+        ("synthetic:100:", "synthetic:N:K"),
     ],
 )
 def test_unknown_data_set(tmp_path, name, hint):
