@@ -69,13 +69,15 @@ WRONG = {
         {"optimizer": "schedulefree:sgd", "ema": 0.9, "schedule": "constant"}, {"ema": 0.0}, "must be 0 with schedule",
     ),
     "loss-and-teacher": (
-        {"loss": "linear", "teacher": "runs/t"}, {"loss": "auto"}, "loss is linear: must be logits or auto with a teacher",
+        {"loss": "linear", "teacher": "runs/t"}, {"loss": "auto"}, "loss is linear: must be logits or auto with a teach",
     ),
     "loss-and-impl": ({"loss": "linear", "impl": "eager"}, {"impl": "cpp"}, "must be logits or auto with impl eager"),
     "loss-and-cosine": (
         {"loss": "linear", "grad_cosine": 5}, {"loss": "logits"}, "must be logits or auto with grad_cosine",
     ),
-    "loss-and-labels": ({"loss": "linear", "ce_weight": 0.0}, {"ce_weight": 0.1}, "must be logits or auto with ce_weight 0"),
+    "loss-and-labels": (
+        {"loss": "linear", "ce_weight": 0.0}, {"ce_weight": 0.1}, "must be logits or auto with ce_weight 0",
+    ),
     "graph-and-average": ({"cuda_graphs": True, "ema": 0.9}, {"ema": 0.0}, "must be false with ema"),
 }  # fmt: skip
 
