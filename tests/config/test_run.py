@@ -69,7 +69,7 @@ WRONG = {
         {"optimizer": "schedulefree:sgd", "ema": 0.9, "schedule": "constant"}, {"ema": 0.0}, "must be 0 with schedule",
     ),
     "loss-and-teacher": (
-        {"loss": "linear", "teacher": "runs/t"}, {"loss": "auto"}, "loss is linear: must be logits or auto with a teach",
+        {"loss": "linear", "teacher": "a"}, {"loss": "auto"}, "loss is linear: must be logits or auto with a teacher",
     ),
     "loss-and-impl": ({"loss": "linear", "impl": "eager"}, {"impl": "cpp"}, "must be logits or auto with impl eager"),
     "loss-and-cosine": (
