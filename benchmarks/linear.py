@@ -5,6 +5,7 @@ Legend: M branches, B batch, K classes, D features of every branch. The peers ar
 
 from collections.abc import Sequence
 
+from fastdhm.benchmarks import linear_step
 from fastdhm.benchmarks.harness import report
 from fastdhm.benchmarks.harness.frame import Frame, check_counts, check_value, missing_compiler
 from fastdhm.benchmarks.harness.timing import Comparison, Spread
@@ -28,7 +29,16 @@ MARKS = {
 
 
 def bench(
-    frame: Frame, *, shapes: Sequence[str], features: int, dtype: str, compiled: str, chunk_mib: float | None
+    frame: Frame,
+    *,
+    shapes: Sequence[str],
+    features: int,
+    dtype: str,
+    compiled: str,
+    chunk_mib: float | None,
+    step: str | None,
+    classes: int,
+    batch_size: int | None,
 ) -> int:
     """Time all of it and measure memory; returns the exit status, 1 if a peer gave a wrong result.
 
@@ -38,12 +48,16 @@ def bench(
         dtype: of the products: float32, or bfloat16 (autocast: heads and their gradients stay float32).
         compiled: whether ``torch.compile`` of the eager twin takes part: on, off, or auto: at ``COMPILED`` in the grid.
         chunk_mib: of the op; None: its default.
+        step: a network whose whole step to time instead, with ``classes`` and ``batch_size``.
 
     Raises:
         ValueError: a value out of range, inputs that do not fit into memory, or a folder that is not writable.
     """
     check_counts(features=features)
     check_value("dtype", dtype, tuple(PRODUCTS))
+    if step is not None:
+        check_counts(classes=classes, batch_size=batch_size)
+        return _bench_step(frame, step, classes, batch_size, dtype)
     missing = missing_compiler(compiled)
     grid: Sequence[Shape] = tuple(map(parse_shape, shapes)) or (
         QUICK if frame.quick else GPU_GRID if frame.device.type == "cuda" else GRID
@@ -70,3 +84,10 @@ def bench(
             frame.write(comparisons, marks=marks, settings=settings)  # kept if the rest is stopped
     frame.plot_bars(comparisons, f"Heads and mimicking loss, {dtype}")
     return frame.conclude(comparisons, marks=marks, settings=settings)
+
+
+def _bench_step(frame: Frame, arch: str, classes: int, batch_size: int | None, dtype: str) -> int:
+    with frame.measuring():
+        comparison = linear_step.compare_steps(frame, arch, classes, batch_size, dtype)
+    marks = report.ratio_marks([comparison], {"linear over logits": ("linear", "logits")})
+    return frame.conclude([comparison], marks=marks, settings={"step": arch, "classes": classes})

@@ -64,6 +64,9 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "--dtype": Flag("Type of the products: float32 or bfloat16 (autocast).", default="float32"),
         "--compiled": Flag("torch.compile the eager twin: on, off or auto (two shapes).", default="auto"),
         "--chunk_mib": Flag("MiB of a chunk. (default: the op's own)", float),
+        "--step": Flag("Network whose whole training step to time instead, by the op and from all logits."),
+        "--classes": Flag("Classes of that network.", int, 200_000, quick=100),
+        "--batch_size": Flag("Images in that step. (default: 128 small or 32 large ones)", int, quick=8),
     },
     "conv": {"--dtype": Flag("Type: bfloat16 or float32.", default="bfloat16")},
     "norm": {
