@@ -72,7 +72,7 @@ class BranchedModel(nn.Module):
 
     def outputs(self, x: Tensor, active: Iterable[str] | None = None) -> list[Tensor]:
         """What :meth:`forward` stacks: the output of the trunk and of each ``active`` branch."""
-        active = tuple(self.branches) if active is None else tuple(active)
+        active = tuple(self.taps) if active is None else tuple(active)
         for name in active:
             if name not in self.branches:
                 raise unknown("branch", name, self.branches)

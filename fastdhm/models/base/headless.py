@@ -54,7 +54,7 @@ class Headless(nn.Module):
 
     def heads(self, active: Iterable[str] | None = None) -> tuple[list[Tensor], list[Tensor] | None]:
         """Weights ``[K, D]`` and biases ``[K]`` of these classifiers; None for the biases if no classifier has one."""
-        active = tuple(self.model.branches) if active is None else tuple(active)
+        active = tuple(self.model.taps) if active is None else tuple(active)
         layers = [self.layers[name] for name in (self.model.main, *active)]
         weights: list[Tensor] = [layer.weight for layer in layers]
         if all(layer.bias is None for layer in layers):
