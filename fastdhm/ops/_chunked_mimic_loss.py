@@ -115,7 +115,7 @@ def _linear_mimic_loss(
     branches = list(map(Branch, x, weights, [*bias, *none], sums[:M], sums[M : 2 * M], [*sums[2 * M :], *none]))
 
     labels, label_weight_B = labels_of(target_B, mix, row_weight_B, ignore_index, torch.float64)
-    label_weight_B = _nan_if_wrong(labels, label_weight_B, K)
+    label_weight_B = nan_if_wrong(labels, label_weight_B, K)
     need, main_B = any(need_grad), main_label(target_B, mix) if count else None
     with torch.autocast(device.type, enabled=False):
         if is_by_rows:
@@ -137,7 +137,7 @@ def _linear_mimic_loss(
     return loss.to(wide), terms_MM.to(wide), correct_M, grads
 
 
-def _nan_if_wrong(labels: Sequence[tuple[Tensor, Tensor]], label_weight_B: Tensor, K: int) -> Tensor:
+def nan_if_wrong(labels: Sequence[tuple[Tensor, Tensor]], label_weight_B: Tensor, K: int) -> Tensor:
     """The rows' weights, NaN for a label that may not be: only the device sees it, and it makes the loss NaN."""
     is_good_B = (label_weight_B >= 0) & label_weight_B.isfinite()
     for class_B, share_B in labels:

@@ -8,6 +8,7 @@ meaning is that of ``mimic_loss_eager``, for any logits.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ from fastdhm.ops._head_products import Branch, parts, wide_dtype
 
 NUMBERS = 6  # of a logit that the second pass holds
 Chunks = Callable[[], Iterator[tuple[slice, Tensor]]]
+
+
+class Share(NamedTuple):
+    """Which of all classes are here, from ``first`` on, and what makes this process's sums and maxima those of all."""
+
+    first: int
+    classes: int
+    sum: Callable[[Tensor], Tensor] = lambda own: own
+    maximum: Callable[[Tensor], Tensor] = lambda own: own
 
 
 def by_classes(
@@ -29,24 +39,27 @@ def by_classes(
     label_smoothing: float,
     need_grad: bool,
     main_B: Tensor | None,
+    share: Share | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, terms and how many rows each branch has right (by ``main_B``, if given), ``step`` classes at a time.
 
-    Adds to the gradients of the branches.
+    Adds to the gradients of the branches: from the classes that are here, ``share`` of those of all processes.
     """
-    x_BD, K = branches[0].features_BD, len(branches[0].weight_KD)
+    x_BD, here = branches[0].features_BD, len(branches[0].weight_KD)
     M, B, wide = len(branches), len(x_BD), wide_dtype(x_BD.dtype)
+    share = share or Share(0, here)
+    K, labels = share.classes, [(class_B - share.first, share_B) for class_B, share_B in labels]
     rows, buffer_MBK = slice(0, B), x_BD.new_empty(len(branches), B, step)
 
     def chunks() -> Iterator[tuple[slice, Tensor]]:
-        for part in parts(K, step):
+        for part in parts(here, step):
             logits_MBK = buffer_MBK[..., : part.stop - part.start]
             for branch, logits_BK in zip(branches, logits_MBK, strict=True):
                 branch.logits(logits_BK, rows, part)
             yield part, logits_MBK.to(wide)
 
     top_MB1 = torch.full((M, B, 1), torch.finfo(wide).min, dtype=wide, device=x_BD.device)
-    top_MB1, log_sum_MB1, log_soft_MB1, said_MB1 = _log_sums(chunks, top_MB1, temperature, main_B is not None)
+    top_MB1, log_sum_MB1, log_soft_MB1, said_MB1 = _log_sums(chunks, top_MB1, temperature, main_B is not None, share)
     weights_MM, is_on_MM = weights_MM.to(wide), weights_MM != 0
     all_labels = label_weight_B.sum()
     all_labels = all_labels.where(all_labels != 0, min(1, B))  # the mean of an empty batch is NaN
@@ -78,12 +91,12 @@ def by_classes(
         weight_B = label_weight_B * share_B
         ce_M += (weight_B * each_MB1[..., 0]).where(weight_B != 0, 0).sum(1)  # not 0 * inf
     used_M = is_on_MM.any(0) | is_on_MM.any(1)
-    terms_MM = temperature**2 * kl_MM / B + torch.diag(ce_M / all_labels)
+    terms_MM = share.sum(temperature**2 * kl_MM / B + torch.diag(ce_M / all_labels))
     terms_MM = terms_MM.where(used_M[:, None] & used_M[None], 0)
     loss = (weights_MM * terms_MM).where(is_on_MM, 0).sum()
     correct_M = ce_M.new_zeros(M)
     if main_B is not None:
-        correct_M += is_right(top_MB1[..., 0], said_MB1[..., 0], main_B).sum(1)
+        correct_M += is_right(log_sum_MB1[..., 0], said_MB1[..., 0], main_B).sum(1)  # as finite as the largest logit
     return loss, terms_MM, correct_M
 
 
@@ -93,7 +106,7 @@ def is_right(top_MB: Tensor, said_MB: Tensor, main_B: Tensor) -> Tensor:
 
 
 def _log_sums(
-    chunks: Chunks, top_MB1: Tensor, temperature: float, count: bool
+    chunks: Chunks, top_MB1: Tensor, temperature: float, count: bool, share: Share
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each row's maximum, the logarithms of its sums of exp(z - max) and of exp((z - max) / T), and its class.
 
@@ -116,7 +129,13 @@ def _log_sums(
             soft_MB1 = (x_MBK / temperature).exp_().sum(-1, keepdim=True)
             soft_sum_MB1 = soft_sum_MB1 * (fall_MB1 / temperature).exp() + soft_MB1
         sum_MB1 = sum_MB1 * fall_MB1.exp() + x_MBK.exp_().sum(-1, keepdim=True)
-    return top_MB1, sum_MB1.log(), (sum_MB1 if temperature == 1 else soft_sum_MB1).log(), said_MB1
+    own_MB1, top_MB1 = top_MB1, share.maximum(top_MB1)  # a NaN may get lost here, but not in the sum
+    fall_MB1 = own_MB1 - top_MB1
+    log_sum_MB1 = share.sum(sum_MB1 * fall_MB1.exp()).log()
+    log_soft_MB1 = log_sum_MB1 if temperature == 1 else share.sum(soft_sum_MB1 * (fall_MB1 / temperature).exp()).log()
+    if count:  # the first class of all processes that have the maximum
+        said_MB1 = -share.maximum(-(said_MB1 + share.first).where(own_MB1 == top_MB1, share.classes))
+    return top_MB1, log_sum_MB1, log_soft_MB1, said_MB1
 
 
 def _place(class_B: Tensor, part: slice, M: int) -> tuple[Tensor, Tensor]:

@@ -109,15 +109,9 @@ def linear_mimic_loss(
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
     bias = [] if bias is None else bias
-    dtype = _validate_heads(features, weights, bias)
-    if chunk_mib is not None and not (isinstance(chunk_mib, (int, float)) and 0 < chunk_mib < math.inf):
-        raise UserError(f"chunk_mib is {chunk_mib!r}: must be a number of MiB above 0, or None")
-    # stands for the logits where they are checked, and takes no memory
-    like_MBK = features[0].new_zeros((), dtype=dtype).expand(len(features), len(features[0]), len(weights[0]))
-    validate(like_MBK, target_B, weights_MM)
-    validate_labels(like_MBK, mix, row_weight_B)
+    like_MBK = validate_all(features, weights, bias, target_B, weights_MM, mix, row_weight_B, chunk_mib)
     validate_settings(temperature, label_smoothing, ignore_index)
-    weights_MM, is_fused = weights_MM.detach(), use_fused(impl, like_MBK.device.type)
+    weights_MM, dtype, is_fused = weights_MM.detach(), like_MBK.dtype, use_fused(impl, like_MBK.device.type)
     if impl == "eager":
         if like_MBK.device.type == "cpu" and not torch.compiler.is_compiling():  # the other forms check by themselves
             check_values(like_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
@@ -130,6 +124,26 @@ def linear_mimic_loss(
         list(features), list(weights), list(bias), target_B, weights_MM, *settings, *more
     )
     return (loss, terms_MM, correct_M) if count_correct else (loss, terms_MM)
+
+
+def validate_all(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    target_B: Tensor,
+    weights_MM: Tensor,
+    mix: Mix | None,
+    row_weight_B: Tensor | None,
+    chunk_mib: float | None,
+) -> Tensor:
+    """``ValueError`` if tensors do not fit each other; returns what has the logits' shape and dtype, and no memory."""
+    dtype = _validate_heads(features, weights, bias)
+    if chunk_mib is not None and not (isinstance(chunk_mib, (int, float)) and 0 < chunk_mib < math.inf):
+        raise UserError(f"chunk_mib is {chunk_mib!r}: must be a number of MiB above 0, or None")
+    like_MBK = features[0].new_zeros((), dtype=dtype).expand(len(features), len(features[0]), len(weights[0]))
+    validate(like_MBK, target_B, weights_MM)
+    validate_labels(like_MBK, mix, row_weight_B)
+    return like_MBK
 
 
 def _validate_heads(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Sequence[Tensor]) -> torch.dtype:
