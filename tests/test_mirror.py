@@ -86,6 +86,7 @@ THROUGH = {
     "ops._head_products": "ops/test_linear_mimic_loss",
     "ops._mimic_loss_by_classes": "ops/test_linear_mimic_loss",
     "ops._mimic_loss_input": "ops/test_mimic_loss",
+    "ops._process_group": "ops/test_class_parallel",
     "page.early_exit": "commands/test_early_exit",
     "reid._blocks": "reid/test_ranking",
     "reid._distances": "reid/test_metrics",

@@ -5,6 +5,7 @@ Legend: R processes (ranks), B rows of all processes, L columns.
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class Group:
 
     def __init__(self, name: str):
         try:
-            found = torch._C._distributed_c10d._resolve_process_group(name)
+            found = cast(Any, torch._C)._distributed_c10d._resolve_process_group(name)
         except (AttributeError, RuntimeError, TypeError) as error:  # a torch without processes; no such group; no name
             raise UserError(
                 f"group is {name!r}: there is no such group of processes; give the name of one, such as "
@@ -73,7 +74,7 @@ class Group:
                 if words[n] != said[0][n]:
                     here = "" if isinstance(value, Tensor) else f" (here: {value})"
                     raise UserError(
-                        f"{name} of processes 0 and {rank} of the group differ{here}: must be the same in all"
+                        f"processes 0 and {rank} of the group differ in {name}{here}: all must have the same"
                     )
         return [[int(word) for word in words[1 : 1 + len(own)]] for words in said]
 

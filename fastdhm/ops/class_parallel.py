@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo as uncompiled  # torch.compiler.disable loads the compiler at import
 from torch.autograd.function import once_differentiable
 
 from fastdhm.errors import UserError
@@ -23,6 +24,7 @@ from fastdhm.ops.mimic_loss import labels_of
 __all__ = ("class_parallel_mimic_loss",)
 
 
+@uncompiled
 def class_parallel_mimic_loss(
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -46,7 +48,7 @@ def class_parallel_mimic_loss(
     computes the logits of all rows for its classes, a chunk at a time, each of them twice. Features and labels are
     sent, each row's maximum and sums of exponentials, and the features' gradients: nothing of the size of the classes.
 
-    All processes must call it, and its backward pass, together. The result is the same in all of them.
+    All processes must call it together; the backward pass sends nothing. The result is the same in all of them.
 
     Args:
         features: of each branch, B0 first, ``[own rows, D_m]``; float32, bfloat16, float16 or float64. Get gradients.
@@ -71,7 +73,8 @@ def class_parallel_mimic_loss(
         the mean: multiply there by the number of processes, with ``x.register_hook(lambda grad: grad * processes)``
         for each of ``features``. Gradients are made in forward, there is one backward pass and no second derivative.
 
-        The host waits once, for the numbers of rows and classes. Under autocast, features are sent in its dtype.
+        The host waits once, for the numbers of rows and classes; a compiled function has a graph before this and one
+        after it. Under autocast, features are sent in its dtype.
 
     Raises:
         ValueError: as :func:`linear_mimic_loss`; no such group; settings, numbers of branches, widths or dtypes that
@@ -93,10 +96,10 @@ def class_parallel_mimic_loss(
     need_grad = [torch.is_grad_enabled() and x.requires_grad for x in (*features, *weights, *bias)]
     M, device = len(features), weights_MM.device
     alike = {
-        "numbers of branches": M,
-        "widths of the features": [x.shape[1] for x in features],
-        "types of the products": dtype,
-        "needs of a gradient for the features": need_grad[:M],
+        "number of branches": M,
+        "widths of features": [x.shape[1] for x in features],
+        "type of the products": dtype,
+        "features that need a gradient": need_grad[:M],
         "bias given": len(bias) > 0,
         "mix given": mix is not None,
         "row_weight_B given": row_weight_B is not None,
