@@ -44,7 +44,7 @@ def class_parallel_mimic_loss(
     """:func:`linear_mimic_loss` of all rows and classes of a group, where each process has some of both (Eq. 1-9).
 
     A process gives its rows, as in data-parallel training, and the rows of the heads for its classes. The classes are
-    numbered through in the order of the ranks: with 5 and 4 classes, process 1 has those from 5 to 8. Every process
+    numbered in the order of the ranks: with 5 and 4 of them, process 1 has those from 5 to 8. Every process
     computes the logits of all rows for its classes, a chunk at a time, each of them twice. Features and labels are
     sent, each row's maximum and sums of exponentials, and the features' gradients: nothing of the size of the classes.
 
