@@ -25,37 +25,39 @@ from fastdhm.ops.linear_mimic_loss import linear_mimic_loss, linear_mimic_loss_e
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 WAIT = timedelta(seconds=20)
-names = (f"of a thread {n}" for n in itertools.count())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def together():
-    """Call a function with each name of a group whose members are threads; what each returned or raised."""
-    groups, c10d = [], torch._C._distributed_c10d
+    """``together(number, work)``: what ``work(rank, group)`` returns or raises in each thread of a group of so many.
 
-    def join(store, rank, number, name):
+    The groups last as long as the module: in torch 2.6, one that goes just after its last message can hang.
+    """
+    groups, c10d = {}, torch._C._distributed_c10d
+
+    def member(store, rank, number):
         group = dist.ProcessGroup(store, rank, number)
         gloo = dist.ProcessGroupGloo(store, rank, number, WAIT)
         group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
-        group._set_group_name(name)
-        c10d._register_process_group(name, group)
-        groups.append(group)
+        group._set_group_name(f"thread {rank} of {number}")
+        c10d._register_process_group(group.group_name, group)
+        return group
 
-    def call(number, work):
-        store, ours = dist.HashStore(), list(itertools.islice(names, number))
-
-        def member(rank):
-            join(store, rank, number, ours[rank])
+    def together(number, work):
+        def result(rank):
             try:
-                return work(rank, ours[rank])
+                return work(rank, groups[number][rank].group_name)
             except (ValueError, RuntimeError) as error:
                 return error
 
         with ThreadPoolExecutor(number) as threads:
-            return list(threads.map(member, range(number)))
+            if number not in groups:
+                store = dist.HashStore()
+                groups[number] = [*threads.map(lambda rank: member(store, rank, number), range(number))]
+            return [*threads.map(result, range(number))]
 
-    yield call
-    for group in groups:
+    yield together
+    for group in itertools.chain(*groups.values()):
         c10d._unregister_process_group(group.group_name)
 
 
