@@ -89,10 +89,7 @@ def bench(
     given = {"method": method, "precision": precision, "compile": compile, "device": str(frame.device)}
     configs = [make_config(arch, image_size, batch_size, **given) for arch in archs]
     if sweep:
-        with frame.measuring():
-            swept = [point for config in configs for point in step_sweep.sweep(frame, config)]
-        marks, settings = step_sweep.least_gain(swept), {"archs": list(archs), "image_size": image_size, **given}
-        return frame.conclude(swept, marks=marks, settings=settings, answer={})
+        return step_sweep.bench(frame, configs, {"archs": list(archs), "image_size": image_size, **given})
     with frame.measuring():
         wanted = PEERS if peers is None else ("fastdhm", *peers.split(","))
         measured = [measure(frame, config, smoothing, wanted) for config in configs]

@@ -8,6 +8,7 @@ Legend: B batch.
 
 import dataclasses
 import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -17,7 +18,7 @@ from fastdhm.benchmarks.harness import timing as harness
 from fastdhm.benchmarks.harness.frame import Frame
 from fastdhm.benchmarks.harness.timing import Comparison, Peer
 from fastdhm.benchmarks.reference.contender import random_batch
-from fastdhm.benchmarks.reference.same_step import Yard
+from fastdhm.benchmarks.reference.same_step import FREE_SHARE, Yard, room
 from fastdhm.config import TrainConfig
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine.device import placed
@@ -29,21 +30,36 @@ POINT_SECONDS = 8.0  # of the rounds of one point
 LONGEST_S = 20.0  # larger batches are left out after a step as long as this
 
 
-def sweep(frame: Frame, config: TrainConfig) -> list[Comparison]:
+def bench(frame: Frame, configs: Sequence[TrainConfig], settings: Mapping[str, object]) -> int:
+    """Sweep each network; returns the exit status. What is measured is kept if the rest is stopped."""
+    swept: list[Comparison] = []
+    with frame.measuring():
+        for config in configs:
+            for comparison in sweep(frame, config):
+                swept.append(comparison)
+                frame.write(swept, marks=least_gain(swept), settings=settings)
+    return frame.conclude(swept, marks=least_gain(swept), settings=settings, answer={})
+
+
+def sweep(frame: Frame, config: TrainConfig) -> Iterator[Comparison]:
     """A comparison for each batch size and number of threads, and a plot of their images per second."""
     height, width = height_width(config.image_size)
     name, numbers = f"{config.arch} {config.method} {height}x{width}", _thread_counts(frame)
     frame.say(f"\n{name}: checking the steps against float64")
     peers = _Peers(config)
+    sizes = [size for size in BATCH_SIZES if size <= peers.most]
+    if len(sizes) < len(BATCH_SIZES):
+        frame.say(f"left out: batches over {sizes[-1]}, which do not fit into the free memory")
     found: dict[tuple[int, int], Comparison] = {}
     for threads in numbers:
         with harness.threads(threads):
-            for size in BATCH_SIZES[:2] if frame.quick else BATCH_SIZES:
+            for size in sizes[:2] if frame.quick else sizes:
                 label = f"{name} batch {size}, {threads} thread{'s' * (threads > 1)}"
                 compared = frame.compare(label, peers.of(size), max_seconds=POINT_SECONDS, memory=False)
                 found[threads, size] = compared
+                yield compared
                 slowest = max((compared.median_ms(peer) or 0 for peer in compared.results), default=0)
-                if slowest > 1e3 * LONGEST_S and size < BATCH_SIZES[-1]:
+                if slowest > 1e3 * LONGEST_S and size < sizes[-1]:
                     frame.say(f"left out: larger batches, as a step takes {slowest / 1e3:.0f} s")
                     break
     curves = {
@@ -56,7 +72,6 @@ def sweep(frame: Frame, config: TrainConfig) -> list[Comparison]:
     }
     path = frame.out / f"step_sweep_{config.arch}.png"
     report.plot_rates(path, curves, f"Training step, {name}", "images in a step", "images per second")
-    return list(found.values())
 
 
 def least_gain(comparisons: list[Comparison]) -> list[report.Mark]:
@@ -84,6 +99,8 @@ class _Peers:
         self.config = dataclasses.replace(config, batch_size=CHECKED)
         self.classes = models.family_of(config.arch).num_classes
         yard = Yard(self.config, self.classes)
+        free, needed = room(yard.model, config, yard.device, getattr(torch, config.precision).itemsize)
+        self.most = BATCH_SIZES[-1] if free is None else max(1, int(FREE_SHARE * free / needed))
         self.engine = yard.engine(self.config)
         self.fault = yard.fault(self.engine)
         self.plain = yard.reference(precision=getattr(torch, config.precision))

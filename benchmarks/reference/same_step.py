@@ -34,6 +34,7 @@ SLACK, WORST_SLACK = 3.0, 10.0
 # An error this small, relative to the change, passes for any yardstick.
 FLOORS = {torch.float32: (1e-3, 1e-2), torch.bfloat16: (2**-6, 2**-3), torch.float16: (2**-8, 2**-5)}
 TERM_FLOORS = {torch.float32: 1e-4, torch.bfloat16: 2**-5, torch.float16: 2**-7}
+FREE_SHARE = 0.7  # of the free memory that a step may take
 HELD = 2.5  # memory of a step over that of its forward activations: gradients, buffers of convolutions
 
 
@@ -163,20 +164,23 @@ def verdict(found: Errors, yardstick: Errors, precision: torch.dtype) -> str | N
 
 def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device) -> int:
     """How many images of a batch fit float64 steps in memory; ``ValueError`` if float32 cannot hold them all."""
-    give_back_freed_memory()  # else memory that earlier steps freed would count as used
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
-    if free is None:
-        return config.batch_size
-    height, width = height_width(config.image_size)
-    needed = HELD * 8 * activations(model, (height, width))
-    fit = int(0.7 * free / needed)
-    if fit < 2 or config.batch_size > 2 * fit:
+    free, needed = room(model, config, device, torch.float64.itemsize)
+    fit = config.batch_size if free is None else int(FREE_SHARE * free / needed)
+    if free is not None and (fit < 2 or config.batch_size > 2 * fit):
+        height, width = height_width(config.image_size)
         raise UserError(
             f"--batch-size is {config.batch_size}: a step of {config.arch} at {height}x{width} pixels needs about "
             f"{max(2, config.batch_size / 2) * needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; choose fewer "
             "or smaller images, or a smaller network"
         )
     return min(config.batch_size, fit)
+
+
+def room(model: nn.Module, config: TrainConfig, device: torch.device, itemsize: int) -> tuple[int | None, float]:
+    """Bytes that are free (None where the system does not say), and those that a step takes for an image."""
+    give_back_freed_memory()  # else memory that earlier steps freed would count as used
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
+    return free, HELD * itemsize * activations(model, height_width(config.image_size))
 
 
 def activations(model: nn.Module, size_HW: tuple[int, int]) -> int:
