@@ -49,7 +49,7 @@ def _data(run: Run, data: LoadedData) -> str:
     train += f" (each epoch leaves out {left_out:,} that fill no batch, others each time)" * bool(left_out)
     val += f" ({judged_images(config)})" * (config.dataset in TEST_SETS)
     corrupt = f", {config.corrupt_labels:.0%} of the labels drawn at random, {run.labelling.changed:,} of them wrong"
-    said = f"{config.dataset}: {train} and {val}, {len(data.classes)} classes, {config.loader} loader"
+    said = f"{config.dataset}: {train} and {val}, {len(data.classes):,} classes, {config.loader} loader"
     return said + corrupt * (config.corrupt_labels > 0)
 
 

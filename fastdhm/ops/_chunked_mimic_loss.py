@@ -31,7 +31,7 @@ CACHE_MIB = 32  # chunks of classes are no larger on a CPU: each is read some te
 ROWS = 32  # with fewer in a chunk, the heads' way through memory takes longer than a fourth product
 # The fused loss takes an eighth of a chunk's rows at a time, or as many as keep the processor busy if these are more.
 FEW, ROWS_OF_A_THREAD, ROWS_OF_A_GPU = 8, 4, 264
-CACHED_CLASSES = 1024  # of a head in a product: it is cast and added to while a cache holds it
+CACHED_CLASSES = 4096  # of a head in a product: it is cast and added to while a cache holds it
 INPUTS = 13  # of the op, before the tensors that may be left out
 
 # No defaults: torch 2.6 takes an argument that is left out for a missing gradient.
