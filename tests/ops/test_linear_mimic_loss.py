@@ -132,6 +132,11 @@ def test_what_is_right_is_so_by_the_rule_of_training(form):
             options = {"mix": mix, "count_correct": True, "impl": impl, "chunk_mib": form(3, 9, 21)}
             found_M = linear_mimic_loss(*heads, target_B, torch.ones(3, 3), **options)[2]
             assert torch.equal(found_M, expected_M) and found_M.dtype == F64
+    heads[2][1][:] = -torch.inf
+    assert (
+        linear_mimic_loss(*heads, target_B * 0, torch.ones(3, 3), count_correct=True, chunk_mib=form(3, 9, 21))[2][1]
+        == 0
+    )
     alone_M = linear_mimic_loss(*heads, target_B, torch.diag(torch.tensor([1.0, 0, 0])), count_correct=True)[2]
     assert alone_M.tolist() == [float((target_B == 0).sum()), 0, 0]
 
