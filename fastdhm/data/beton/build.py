@@ -19,7 +19,7 @@ import numpy as np
 from fastdhm.data.beton.format import ALLOCATION, DATA_OFFSET, MAX_SIDE, PAGE_BYTES, SAMPLE, BetonWriter
 from fastdhm.data.images.grey import DeepPictures
 from fastdhm.data.images.pool import WorkerPool, in_hand
-from fastdhm.data.images.read import times_smaller, whole_size
+from fastdhm.data.images.read import edges, whole_size
 from fastdhm.data.sources.source import chunks, gives_arrays
 from fastdhm.errors import UserError
 from fastdhm.system.files import write_text
@@ -137,8 +137,7 @@ def shrink(image: Image, max_resolution: int | None) -> Image:
         return image
     ratio = max_resolution / max(whole)
     size = [max(1, int(ratio * side)) for side in whole]
-    times = times_smaller(image)
-    return image.resize(size, Image.Resampling.BOX, (0, 0, whole[0] / times, whole[1] / times))
+    return image.resize(size, Image.Resampling.BOX, edges(image, 0, 0, *whole))
 
 
 def bad_files_path(path: Path) -> Path:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MAX_PIXELS = 1 << 29  # 2 GiB in Pillow's memory; its own limit is a third of that
 ORIENTATION = 0x0112  # of EXIF; from 5 on the picture lies on its side
+# its values other than 1, each with the name in Pillow of what makes the picture upright
+TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
+RIGHT_TO_LEFT, BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)  # the file begins at the picture's right, at its bottom
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -50,7 +56,7 @@ def read_image(path: str | Path, grey_range: GreyRange | None = None, shrink: Sh
     ``UserError`` that names it. So does a file with more pixels than ``$FASTDHM_MAX_PIXELS``, by default 2**29.
 
     ``shrink`` takes the image's width and height and says how many times smaller is enough: a JPEG is then decoded at
-    1/2, 1/4 or 1/8 of its size, in about a third of the time. Its size in the file is in ``info["whole"]``.
+    1/2, 1/4 or 1/8 of its size, in about a third of the time. :func:`whole_size` and :func:`edges` know the whole one.
     """
     try:
         status = os.stat(path)
@@ -78,8 +84,18 @@ def whole_size(image: Image) -> tuple[int, int]:
 
 
 def times_smaller(image: Image) -> int:
-    """By how much it was read smaller: 1, 2, 4 or 8. Its last row and column may be of a part of a pixel."""
-    return round(max(whole_size(image)) / max(image.size))
+    """By how much it was read smaller: 1, 2, 4 or 8."""
+    return image.info.get("smaller", (1, 0, 0))[0]
+
+
+def edges(image: Image, left: int, top: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a box of the whole image, in pixels of the one that was read.
+
+    The row and the column that a file ends with may be of a part of a pixel; a picture that was turned begins there.
+    """
+    times, before, above = image.info.get("smaller", (1, 0, 0))
+    left, top = left + before, top + above
+    return left / times, top / times, (left + width) / times, (top + height) / times
 
 
 def silence_pillow() -> None:
@@ -130,31 +146,37 @@ def _decode(file: BinaryIO, name: str, grey_range: GreyRange | None, shrink: Shr
                 f"{shown(name)}: {width:,} x {height:,} pixels are more than the limit of {limit:,.0f}: "
                 "shrink it, or set FASTDHM_MAX_PIXELS"
             )
-        whole = None if shrink is None else _decode_smaller(image, shrink)
+        smaller = {} if shrink is None else _decode_smaller(image, shrink)
         rgb = as_rgb(image, grey_range)
-        if whole is not None:
-            rgb.info["whole"] = whole
+        rgb.info.update(smaller)
         return rgb
 
 
-def _decode_smaller(image: Image, shrink: Shrink) -> tuple[int, int] | None:
-    """Have a JPEG decoded at a part of its size, if that is enough; returns its width and height, upright, if so.
+def _decode_smaller(image: Image, shrink: Shrink) -> dict[str, tuple[int, ...]]:
+    """Have a JPEG decoded at a part of its size, if that is enough; returns what to note of it then.
 
-    JPEG's cosine transform does this without aliasing: what is left out are the high frequencies of each block.
+    That is its ``whole`` width and height, upright, and how many times ``smaller`` it is, with how many pixels are
+    missing at its left and at its top. JPEG's cosine transform does this without aliasing: what is left out are the
+    high frequencies of each block.
     """
     if image.format not in ("JPEG", "MPO"):
-        return None
-    width, height = image.size
-    try:
-        turned = image.getexif().get(ORIENTATION, 1) > 4
-    except Exception:  # a damaged EXIF block turns nothing
-        turned = False
-    whole = (height, width) if turned else (width, height)
-    times = shrink(*whole)
-    if times < 2:
-        return None
-    image.draft(None, (max(1, width // times), max(1, height // times)))
-    return whole
+        return {}
+    orientation, (width, height) = _orientation(image), image.size
+    on_its_side = orientation > 4
+    whole = (height, width) if on_its_side else (width, height)
+    allowed = shrink(*whole)
+    if allowed < 2:
+        return {}
+    times = 1 << min(allowed, 8).bit_length() - 1
+    drafted = image.draft(None, (max(1, width // times), max(1, height // times)))
+    if drafted is None:
+        return {}
+    times = round(width / drafted[1][2])  # an image may be too thin for so many
+    right, bottom = times * image.width - width, times * image.height - height  # what is missing in the file
+    if on_its_side:
+        right, bottom = bottom, right
+    left, top = right * (orientation in RIGHT_TO_LEFT), bottom * (orientation in BOTTOM_TO_TOP)
+    return {"whole": whole, "smaller": (times, left, top)}
 
 
 def as_rgb(image: Image, grey_range: GreyRange | None = None) -> Image:
@@ -272,13 +294,21 @@ def _without_texts(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _upright(image: Image) -> Image:
-    from PIL import ImageOps
+def _orientation(image: Image) -> int:
+    """1 to 8, from EXIF or XMP; of a damaged block what can be read."""
+    with contextlib.suppress(Exception):
+        image.getexif()  # raises at what is damaged, but only once
+    with contextlib.suppress(Exception):
+        orientation = image.getexif().get(ORIENTATION)
+        return orientation if orientation in TURNS else 1
+    return 1
 
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the EXIF block is damaged; the pixels have already been decoded
-        return image
+
+def _upright(image: Image) -> Image:
+    from PIL.Image import Transpose
+
+    turn = TURNS.get(_orientation(image))
+    return image.transpose(Transpose[turn]) if turn else image.copy()
 
 
 def _from_lab(image: Image) -> Image:

@@ -15,7 +15,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from fastdhm.data.images.pool import WorkerPool, in_hand, reading
-from fastdhm.data.images.read import Shrink, Undecodable, times_smaller, whole_size
+from fastdhm.data.images.read import Shrink, Undecodable, edges, times_smaller, whole_size
 from fastdhm.data.loaders.loader import Batch, LoaderOptions
 from fastdhm.data.sources.source import Source, gives_arrays
 from fastdhm.errors import UserError
@@ -123,10 +123,8 @@ def cut_out(image: Image, box: list[int], size_HW: tuple[int, int]) -> np.ndarra
     from PIL.Image import Resampling
 
     top, left, height, width = box
-    times = times_smaller(image)
-    if times > 1:  # the box lies between its pixels, which torch cannot cut
-        edges = left / times, top / times, (left + width) / times, (top + height) / times
-        return np.asarray(image.resize(size_HW[::-1], Resampling.BILINEAR, edges))
+    if times_smaller(image) > 1:  # the box lies between its pixels, which torch cannot cut
+        return np.asarray(image.resize(size_HW[::-1], Resampling.BILINEAR, edges(image, left, top, width, height)))
     image_HWC = np.asarray(image)[top : top + height, left : left + width]
     if (height, width) == size_HW:
         return image_HWC

@@ -176,7 +176,7 @@ def test_every_orientation_becomes_upright(tmp_path, orientation, name):
     assert [upright.getpixel(place)[0] > 128 for place in ((2, 2), (20, 2), (2, 13))] == [True, False, False]
 
 
-@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("orientation", [1, 6, 9])
 def test_a_jpeg_is_decoded_smaller_where_that_is_enough(tmp_path, orientation):
     ramp = np.add.outer(np.arange(301), np.arange(402)) // 3
     exif = Image.Exif()
@@ -187,7 +187,7 @@ def test_a_jpeg_is_decoded_smaller_where_that_is_enough(tmp_path, orientation):
     def read(times):
         return read_image(tmp_path / "t.jpg", shrink=lambda width, height: asked.append((width, height)) or times)
 
-    upright = (402, 301) if orientation == 1 else (301, 402)
+    upright = (301, 402) if orientation == 6 else (402, 301)
     for times, by in ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (100, 8)):
         image = read(times)
         assert image.size == tuple(-(-side // by) for side in upright)
@@ -195,6 +195,32 @@ def test_a_jpeg_is_decoded_smaller_where_that_is_enough(tmp_path, orientation):
     assert set(asked) == {upright}
     rest = read_image(tmp_path / "t.jpg").resize(read(4).size, Image.Resampling.BOX)
     assert np.abs(np.asarray(rest, np.int16) - np.asarray(read(4), np.int16)).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_of_a_picture_that_was_turned_lies_where_it_lies_in_the_whole_one(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    column, row = np.arange(203), np.arange(105)
+    pixels = np.stack(np.broadcast_arrays(column, 2 * row[:, None], 0), -1)  # the colour of a pixel is its place
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "t.jpg", exif=exif, quality=98, subsampling=0)
+    whole = read_image(tmp_path / "t.jpg")
+    for times in (2, 4, 8):
+        smaller = read_image(tmp_path / "t.jpg", shrink=lambda width, height, times=times: times)
+        assert images.whole_size(smaller) == whole.size and images.times_smaller(smaller) == times
+        assert max(smaller.size) == -(-203 // times)
+        cut = whole.resize((3, 4), Image.Resampling.BILINEAR, (16, 24, 64, 88))
+        found = smaller.resize((3, 4), Image.Resampling.BILINEAR, images.edges(smaller, 16, 24, 48, 64))
+        assert np.abs(np.asarray(cut, np.int16) - np.asarray(found, np.int16)).max() <= 2
+
+
+def test_a_tag_of_a_wrong_type_leaves_a_picture_upright(tmp_path):
+    turned, resolution = struct.pack("<HHII", 0x0112, 3, 1, 6), struct.pack("<HHI4s", 0x011A, 2, 3, b"72")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turned + resolution + bytes(4)
+    Image.new("RGB", (64, 40)).save(tmp_path / "t.jpg", exif=exif)
+    for times in (1, 2):
+        image = read_image(tmp_path / "t.jpg", shrink=lambda width, height, times=times: times)
+        assert image.size == (40 // times, 64 // times) and images.whole_size(image) == (40, 64)
 
 
 def test_other_kinds_are_decoded_whole_and_broken_exif_turns_nothing(tmp_path):
