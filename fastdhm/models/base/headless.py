@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from fastdhm.errors import UserError
+from fastdhm.errors import UserError, unknown
 from fastdhm.models.base.branched import BranchedModel
 from fastdhm.models.base.classifier import find_head
 from fastdhm.models.base.trace import trace
@@ -36,31 +36,43 @@ class Headless(nn.Module):
 
     def __init__(self, model: BranchedModel, size_CHW: tuple[int, int, int]):
         super().__init__()
+        if not isinstance(model, BranchedModel):
+            raise UserError(
+                f"{type(model).__name__} is no model of fastdhm: Headless takes what models.build or attach gives"
+            )
         self.model, self.passed = model, _Passed()
-        found = {name: _classifier(model, name, size_CHW) for name in model.branch_names}
-        self.layers: dict[str, nn.Linear] = {name: layer for name, (_, _, layer) in found.items()}
-        self._places = [(parent, child) for parent, child, _ in found.values()]
+        self._places = {name: _place(model, name, size_CHW) for name in model.branch_names}
 
     def forward(self, image_BCHW: Tensor, active: Iterable[str] | None = None) -> list[Tensor]:
         """The features ``[B, D]`` of the trunk and of the ``active`` branches (default: all), each with its own D."""
-        layers = list(self.layers.values())
-        for parent, child in self._places:
+        places = list(self._places.values())
+        layers = [getattr(parent, child) for parent, child in places]  # as they are now: one may have been replaced
+        for parent, child in places:
             parent._modules[child] = self.passed
         try:
             return self.model.outputs(image_BCHW, active)
         finally:
-            for (parent, child), layer in zip(self._places, layers, strict=True):
+            for (parent, child), layer in zip(places, layers, strict=True):
                 parent._modules[child] = layer
 
     def heads(self, active: Iterable[str] | None = None) -> tuple[list[Tensor], list[Tensor] | None]:
         """Weights ``[K, D]`` and biases ``[K]`` of these classifiers; None for the biases if no classifier has one."""
         active = tuple(self.model.taps) if active is None else tuple(active)
-        layers = [self.layers[name] for name in (self.model.main, *active)]
+        layers = [self._layer(name) for name in (self.model.main, *active)]
         weights: list[Tensor] = [layer.weight for layer in layers]
         if all(layer.bias is None for layer in layers):
             return weights, None
         none = weights[0].new_zeros(len(weights[0]))
         return weights, [none if layer.bias is None else layer.bias for layer in layers]
+
+    def _layer(self, name: str) -> nn.Linear:
+        if name not in self._places:
+            raise unknown("branch", name, self.model.branches)
+        parent, child = self._places[name]
+        layer = getattr(parent, child)
+        if not isinstance(layer, nn.Linear):
+            raise UserError(f"the classifier of branch {name} is now of {type(layer).__name__}: must be an nn.Linear")
+        return layer
 
 
 class _One(nn.Module):
@@ -74,8 +86,8 @@ class _One(nn.Module):
         return self.model.outputs(image_BCHW, self.active)[-1]
 
 
-def _classifier(model: BranchedModel, name: str, size_CHW: tuple[int, int, int]) -> tuple[nn.Module, str, nn.Linear]:
-    """The module around a branch's classifier, its name there, and itself."""
+def _place(model: BranchedModel, name: str, size_CHW: tuple[int, int, int]) -> tuple[nn.Module, str]:
+    """The module around a branch's classifier, and its name there."""
     network = _One(model, name)
     traced = trace(network, size_CHW)
     head = find_head(network, traced)
@@ -92,6 +104,6 @@ def _classifier(model: BranchedModel, name: str, size_CHW: tuple[int, int, int])
             why = f"its last layer {head.layer} has hooks"
     if why:
         raise UserError(f"branch {name} does not end in an nn.Linear of [batch, features]: {why.replace('model.', '')}")
-    assert isinstance(layer, nn.Linear) and head.layer is not None
+    assert head.layer is not None
     parent, _, child = head.layer.rpartition(".")
-    return network.get_submodule(parent), child, layer
+    return network.get_submodule(parent), child

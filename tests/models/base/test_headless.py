@@ -47,6 +47,25 @@ def test_the_model_is_whole_after_an_error():
     assert model(torch.randn(2, *SIZE)).shape == (3, 2, 7)
 
 
+def test_a_classifier_that_was_replaced_stays_and_is_the_head():
+    model, images = models.build("resnet8", 7).eval(), torch.randn(2, *SIZE)
+    headless = Headless(model, SIZE)
+    for branch in (model.trunk, *model.branches.values()):
+        branch.fc = nn.Linear(branch.fc.in_features, 9)
+    assert torch.equal(logits_of(headless, images), model(images)) and model(images).shape[2] == 9
+    model.trunk.fc = nn.Identity()
+    with pytest.raises(ValueError, match="classifier of branch B0 is now of Identity: must be an nn.Linear"):
+        headless.heads()
+
+
+def test_wrong_input_is_named():
+    model = models.build("resnet8", 7)
+    with pytest.raises(ValueError, match="unknown branch 'B9'"):
+        Headless(model, SIZE).heads(("B9",))
+    with pytest.raises(ValueError, match="is no model of fastdhm"):
+        Headless(model.strip(), SIZE)
+
+
 def test_classifiers_without_bias():
     model = models.build("resnet8", 7)
     for branch in model.branches.values():
