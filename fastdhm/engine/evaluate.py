@@ -23,6 +23,7 @@ from fastdhm.per_class.measures import Answers, NoAnswer
 
 T = TypeVar("T")
 LOGITS_BYTES = 2**28  # of float32 logits at once: with 1,000 classes and 3 branches, of 22,000 images
+ROWS_BYTES = 2**24  # of them whose errors are counted at once on a CPU
 ShouldStop = Callable[[], int | None]  # the signal that asks to end, if one has come
 
 
@@ -68,13 +69,22 @@ class Errors:
 def count_correct(logits_MBK: Tensor, target_B: Tensor, k: int) -> Tensor:
     """How many of the batch each branch has among its ``k`` highest logits, float64 ``[M]``.
 
-    A class counts as higher if its logit is, or if it is equal and comes first: never by luck. NaN is never right.
+    Of equal logits the first class wins. NaN is never right.
+    """
+    return (_ranks(logits_MBK, target_B) < k).sum(1).double()
+
+
+def _ranks(logits_MBK: Tensor, target_B: Tensor) -> Tensor:
+    """How many classes count as higher than the row's own, ``[M, B]``; too many to be right if a logit is not finite.
+
+    A class counts as higher if its logit is, or if it is equal and comes first: never by luck.
     """
     target_logit_MB1 = logits_MBK.gather(2, target_B[None, :, None].expand(len(logits_MBK), -1, 1))
     position_K = torch.arange(logits_MBK.shape[2], device=logits_MBK.device)
     ties_MBK = (logits_MBK == target_logit_MB1) & (position_K < target_B[:, None])
     rank_MB = ((logits_MBK > target_logit_MB1) | ties_MBK).sum(2)
-    return ((rank_MB < k) & logits_MBK.isfinite().all(2)).sum(1).double()
+    is_finite_MB = logits_MBK.amin(2).isfinite() & logits_MBK.amax(2).isfinite()  # both are NaN if a logit is
+    return rank_MB.where(is_finite_MB, 2**31)
 
 
 class Kept:
@@ -132,10 +142,19 @@ def _images_at_once(network: nn.Module) -> int:
 
 
 def _sums(logits_MBK: Tensor, target_B: Tensor) -> Tensor:
-    """Of each branch over a batch: how many are right, how many within the five highest, and the cross-entropies."""
-    ce_MB = F.cross_entropy(logits_MBK.flatten(0, 1), target_B.repeat(len(logits_MBK)), reduction="none")
-    ce_M = ce_MB.view(len(logits_MBK), -1).sum(1, dtype=torch.float64)
-    return torch.stack([*(count_correct(logits_MBK, target_B, k) for k in (1, 5)), ce_M])
+    """Of each branch over a batch: how many are right, how many within the five highest, and the cross-entropies.
+
+    On a CPU a few rows at a time: what is made of more logits than a cache holds is fetched from the system each time.
+    """
+    M, B, K = logits_MBK.shape
+    rows = max(1, ROWS_BYTES // (M * K * torch.float32.itemsize)) if logits_MBK.device.type == "cpu" else B
+    parts: list[Tensor] = []
+    for few_MBK, own_B in zip(logits_MBK.split(rows, 1), target_B.split(rows), strict=True):
+        ce_MB = F.cross_entropy(few_MBK.flatten(0, 1), own_B.repeat(M), reduction="none").view(M, -1)
+        rank_MB = _ranks(few_MBK, own_B)
+        correct = [(rank_MB < k).sum(1).double() for k in (1, 5)]
+        parts.append(torch.stack([*correct, ce_MB.sum(1, dtype=torch.float64)]))
+    return torch.stack(parts).sum(0)
 
 
 @torch.inference_mode()

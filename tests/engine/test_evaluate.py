@@ -40,6 +40,8 @@ def test_fewer_classes_than_five():
 
 def test_nan_is_never_right():
     assert count_correct(torch.full((1, 2, 3), float("nan")), torch.tensor([0, 1]), 5).tolist() == [0]
+    for wrong in ("nan", "inf", "-inf"):  # one logit of another class
+        assert count_correct(torch.tensor([[[1.0, 0.0, float(wrong)]]]), torch.tensor([0]), 5).tolist() == [0]
 
 
 def answers_to(logits_MBK, target_B):
@@ -77,6 +79,7 @@ def test_a_batch_of_many_logits_goes_through_in_parts(monkeypatch):
     network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     for size in (2**28, 3 * 7 * 4):
         monkeypatch.setattr(evaluation, "LOGITS_BYTES", size)
+        monkeypatch.setattr(evaluation, "ROWS_BYTES", size // 2)  # of three images one at a time
         kept = Kept()
         errors = evaluation.evaluate(network, loader, transform, torch.device("cpu"), torch.float32, 8, kept=kept)
         results.append((errors, kept.answers(loader, 7)[0].said_N.tolist()))
