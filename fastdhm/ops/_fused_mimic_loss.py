@@ -142,6 +142,10 @@ class _MimicLoss(torch.autograd.Function):
         return torch.ops.fastdhm.mimic_loss(*args)
 
     @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError("the fused mimic_loss has no forward-mode derivative: use impl='eager' for it")
+
+    @staticmethod
     def vmap(info, in_dims, *args):
         raise RuntimeError("the fused mimic_loss has no form for torch.vmap: use impl='eager' for it")
 

@@ -190,7 +190,8 @@ def mimic_loss(
     weights_MM = _constant(weights_MM)
     device = "cpu" if is_checked else logits_MBK.device.type
     if not use_fused(impl, device):
-        if device == "cpu" and not torch.compiler.is_compiling():  # the C++ form checks by itself
+        unread = torch.compiler.is_compiling() or _is_batched(target_B, weights_MM, *(mix or ()), row_weight_B)
+        if device == "cpu" and not unread:  # the C++ form checks by itself
             check_values(logits_MBK, target_B, weights_MM, ignore_index, mix, row_weight_B)
         return mimic_loss_eager(
             logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, mix, row_weight_B
@@ -201,6 +202,17 @@ def mimic_loss(
         logits_MBK, target_B, weights_MM, temperature, label_smoothing, ignore_index, need_grad, *more
     )
     return loss, terms_MM
+
+
+def _is_batched(*tensors: Tensor | None) -> bool:
+    """Whether torch.vmap maps over one of them: its values cannot be asked for."""
+    functorch = torch._C._functorch
+    for tensor in tensors:
+        while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
+            if functorch.is_batchedtensor(tensor):
+                return True
+            tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def _constant(tensor: Tensor) -> Tensor:

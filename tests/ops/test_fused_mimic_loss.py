@@ -298,6 +298,12 @@ def test_batched_gradients():
     torch.testing.assert_close(batched.double(), factors[:, None, None, None] * single, rtol=1e-4, atol=1e-6)
 
 
+def test_forward_mode_of_torch_func_is_refused_in_words():
+    logits_MBK, target_B = torch.randn(2, 4, 5), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative: use impl='eager'"):
+        torch.func.jacfwd(lambda z: mimic_loss(z, target_B, torch.ones(2, 2), impl="cpp")[0])(logits_MBK)
+
+
 def test_vmap_is_refused_in_words():
     logits_MBK, target_B = case(3, 5, 10)
     with pytest.raises(RuntimeError, match="no form for torch.vmap: use impl='eager'"):

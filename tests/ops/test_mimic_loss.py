@@ -351,3 +351,13 @@ def test_values_can_be_checked_anywhere():
     check_values(logits_MBK, target_B, weights_MM)
     with pytest.raises(ValueError, match="target_B holds"):
         check_values(logits_MBK, target_B + 7, weights_MM)
+
+
+def test_vmap_maps_the_reference_over_labels_and_weights_too():
+    logits, targets, weights = torch.randn(4, 3, 5, 7), torch.randint(0, 7, (4, 5)), torch.rand(4, 3, 3)
+
+    def loss(*args):
+        return public_mimic_loss(*args, impl="eager")[0]
+
+    each = [torch.func.grad(loss)(*args) for args in zip(logits, targets, weights, strict=True)]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(logits, targets, weights), torch.stack(each))
