@@ -39,6 +39,9 @@ def test_smoke_run(tmp_path, capsys):
     assert small == ["resident", *(["ffcv"] if has_ffcv() else []), "torch", "torchvision"]
     assert augmented[0] == [*(["ffcv jpg 256 trivial"] if has_ffcv() else []), "torch trivial", "torchvision"]
     assert augmented[1] == ["resident trivial", "resident rand", "resident colours", "torchvision"]
+    marks = {mark["name"] for mark in record["marks"]}
+    assert "torchvision over resident trivial" in marks
+    assert not marks & {"torchvision over resident rand", "torchvision over resident colours"}
     assert record["speedup"] > 0
     assert record["fastdhm_loader"] == ("ffcv jpg 256" if has_ffcv() else "torch")
     assert {path.name for path in tmp_path.iterdir()} == {"loader.json", "loader.csv", "loader.png"}
