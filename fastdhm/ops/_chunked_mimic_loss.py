@@ -13,11 +13,12 @@ It has two forms:
 """
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from fastdhm.errors import UserError
 from fastdhm.ops._fused_mimic_loss import NoSecondDerivative, grad_dtype, scaled
@@ -250,4 +251,6 @@ def linear_mimic_loss(*args) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The op on the features' device, with autograd; arguments as in its schema."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError("the chunked linear_mimic_loss has no form for torch.func: use impl='eager' for it")
+    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in chain(*args[:3])):
+        raise RuntimeError("the chunked linear_mimic_loss has no derivative in forward mode: use impl='eager' for it")
     return torch.ops.fastdhm.linear_mimic_loss(*args)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from heads import case, labels, outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import fastdhm
 from fastdhm.benchmarks.harness import timing as harness
@@ -282,6 +283,13 @@ def test_torch_func_is_refused_in_words():
     (features, weights, _), (target_B, weights_MM, _) = case(1, 3, 4), labels(1, 3, 4)
     with pytest.raises(RuntimeError, match="no form for torch.func: use impl='eager'"):
         torch.func.grad(lambda x: linear_mimic_loss([x], weights, None, target_B, weights_MM)[0])(features[0])
+
+
+def test_forward_mode_is_refused_in_words():
+    (features, weights, _), (target_B, weights_MM, _) = case(1, 3, 4), labels(1, 3, 4)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no derivative in forward mode: use impl='eager'"):
+        dual_BD = forward_ad.make_dual(features[0], torch.ones_like(features[0]))
+        linear_mimic_loss([dual_BD], weights, None, target_B, weights_MM)
 
 
 @needs_cpp
