@@ -33,7 +33,9 @@ def test_a_step_that_learns_something_else_gets_no_time(tmp_path, capsys, monkey
     assert "from" in peers["linear"]["failure"] and peers["logits"]["median_ms"] > 0
 
 
-@pytest.mark.parametrize("flag", [("--classes", "0"), ("--batch-size", "0"), ("--step", "resnet7")])
+@pytest.mark.parametrize(
+    "flag", [("--classes", "0"), ("--classes", "100000000000"), ("--batch-size", "0"), ("--step", "resnet7")]
+)
 def test_a_mistake_is_one_line(flag, capsys):
     assert main(["bench", "linear", "--step", "resnet8", *flag]) == 2
     assert flag[1] in capsys.readouterr().err
