@@ -8,6 +8,7 @@ from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine import distributed
 from fastdhm.errors import UserError
 from fastdhm.system import memory
+from fastdhm.system.place import place
 
 SHARE = 16  # "auto" keeps the logits of a step whole while they take less than one part in so many of the memory
 COPIES = 3  # of the logits in a step: as the classifiers give them, stacked, and their gradient
@@ -53,4 +54,5 @@ def logits_bytes(config: TrainConfig, branches: int, num_classes: int, precision
 def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return memory.total_bytes() // distributed.count()
+    here = place()
+    return memory.total_bytes() // (here.local_count if here else 1)  # the processes of a machine share its memory

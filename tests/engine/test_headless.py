@@ -1,6 +1,7 @@
 """Runs whose loss takes the classifiers with it: the same run, chosen where the logits are large."""
 
 import pytest
+import torch
 import yaml
 
 from fastdhm.cli import main
@@ -63,6 +64,13 @@ def test_auto_takes_it_where_the_logits_are_large_and_says_so(tmp_path, monkeypa
     assert run(tmp_path / "eager", "--max-steps", "1", "--impl", "eager")[1] == "logits"
     said = " ".join(capsys.readouterr().out.split())
     assert "loss from all logits of a step at once, 6.4e-06 GiB, as impl is eager" in said
+
+
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
+    alone = headless._memory_bytes(torch.device("cpu"))
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, str(value))
+    assert headless._memory_bytes(torch.device("cpu")) == alone // 2  # of the eight, two are here
 
 
 def test_a_resume_may_change_it(tmp_path, capsys):
