@@ -30,8 +30,9 @@ REMEDIES = {
     errno.EAGAIN: "raise `ulimit -u`, or use fewer --workers",
     **dict.fromkeys((errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH), NETWORK),
 }
+SMALLER_STEP = "use a smaller --batch-size, or --activation-checkpointing true; with very many classes, --loss linear"
 LESS_MEMORY = {
-    **dict.fromkeys(("train", "compare"), "use a smaller --batch-size, or --activation-checkpointing true"),
+    **dict.fromkeys(("train", "compare"), SMALLER_STEP),
     "embed": "use a smaller --batch-size",
     "data": "use fewer --workers",
 }
