@@ -26,7 +26,10 @@ def pick_headless(
     """
     size_CHW = (3, *height_width(config.image_size))
     if config.loss == "linear":
-        return models.Headless(model, size_CHW), ""
+        try:
+            return models.Headless(model, size_CHW), ""
+        except UserError as error:
+            raise UserError(f"loss is linear, and {error}: set loss to logits") from error
     is_large = logits_bytes(config, len(model.branch_names), num_classes, precision) > _memory_bytes(device) / SHARE
     if not distributed.largest(is_large):  # machines may differ in memory, but processes do the same
         return None, ""

@@ -86,6 +86,7 @@ def test_a_resume_may_change_it(tmp_path, capsys):
         (("--teacher", "torchvision:resnet18"), "logits or auto with a teacher"),
         (("--grad-cosine", "2"), "logits or auto with grad_cosine"),
         (("--ce-weight", "0"), "logits or auto with ce_weight 0"),
+        (("--arch", "torchvision:squeezenet1_0"), "trunk.classifier.1 is of Conv2d: set loss to logits"),
     ],
     ids=str,
 )
