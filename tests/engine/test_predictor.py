@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
-from fastdhm.engine.predictor import Transform, load
+from fastdhm.engine.predictor import Transform, likeliest, load
 from fastdhm.engine.saved.checkpoint import save_network
 
 
@@ -23,6 +23,17 @@ def test_every_kind_of_an_image_is_prepared_alike(tmp_path):
     expected = transform(tmp_path / "a.png")
     for image in kinds:
         assert torch.equal(transform(image), expected)
+
+
+@pytest.mark.parametrize("levels", [2, 9, 10**6])  # many equal logits, some, none
+@pytest.mark.parametrize("top", [1, 5, 40, 50])
+def test_of_equal_logits_the_first_class_is_the_likeliest(levels, top):
+    logits_BK = torch.randint(levels, (30, 40), generator=torch.Generator().manual_seed(0)).float()
+    logits_BK[3, 7], logits_BK[4] = -torch.inf, torch.nan
+    expected_BT = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    assert torch.equal(likeliest(logits_BK, top), expected_BT)
+    rows = [5, 6, 7]  # without NaN
+    assert torch.equal(likeliest(logits_BK[rows], top), expected_BT[rows])
 
 
 @pytest.mark.parametrize("image", [3, np.zeros((4, 4)), torch.full((3, 4, 4), -1.0), torch.zeros(5, 4, 4)])
