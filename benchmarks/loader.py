@@ -211,6 +211,8 @@ def _ours(
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:
         epoch = next(epochs)
+        if transform is not None:
+            transform.draw_epoch(len(source), epoch)  # as a run does
         with loader.epoch(epoch) as batches:
             for batch in batches:
                 image = batch.image_BHWC

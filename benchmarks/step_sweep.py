@@ -102,6 +102,8 @@ class _Peers:
         free, needed = room(yard.model, config, yard.device, getattr(torch, config.precision).itemsize)
         self.most = BATCH_SIZES[-1] if free is None else max(1, int(FREE_SHARE * free / needed))
         self.engine = yard.engine(self.config)
+        self.engine.run.num_views = BATCH_SIZES[-1]
+        self.engine.run.begin_epoch()
         self.fault = yard.fault(self.engine)
         self.plain = yard.reference(precision=getattr(torch, config.precision))
         placed(self.plain.network, self.engine.run.device)

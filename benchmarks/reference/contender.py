@@ -87,8 +87,7 @@ class Engine:
         self.step = make_step(self.run, compute)
         if config.cuda_graphs:
             self.step = GraphedStep(self.step, form=lambda: None)
-        if self.run.device.type == "cuda":
-            self.run.num_views = config.batch_size  # as in training, the draws of an epoch are made at its start
+        self.run.num_views = config.batch_size  # as in training, the draws of an epoch are made at its start
         self.run.begin_epoch()
 
     @contextmanager

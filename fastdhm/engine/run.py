@@ -111,7 +111,7 @@ class Run:
         """Take note of the images to train on."""
         self.identity, self.epoch_steps = data.identity, len(data.train)
         self.labelling.learn_from(data.target_N, self.classes)
-        if self.device.type == "cuda" and not self.config.balanced_sampling:  # which has far more views than it shows
+        if not self.config.balanced_sampling:  # which has far more views than it shows
             self.num_views = len(data.target_N) * self.config.repeats
 
     def load_pretrained(self) -> None:
