@@ -71,7 +71,22 @@ def conv2d(
 
 def conv2d_eager(x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> Tensor:
     """The reference: the rule of :func:`conv2d` in torch operations, without checks."""
-    return F.conv2d(x_BCHW, weight_KCRS.to(x_BCHW.dtype), stride=stride, padding=padding)
+    dtype = x_BCHW.dtype
+    if dtype == torch.bfloat16 and x_BCHW.device.type == "cpu" and _has_idle_taps(x_BCHW, weight_KCRS, stride, padding):
+        # in torch 2.14 the gradient of a weight that meets no pixel is memory that nobody wrote: in float32 it is right
+        return F.conv2d(x_BCHW.float(), weight_KCRS.float(), stride=stride, padding=padding).to(dtype)
+    return F.conv2d(x_BCHW, weight_KCRS.to(dtype), stride=stride, padding=padding)
+
+
+def _has_idle_taps(x_BCHW: Tensor, weight_KCRS: Tensor, stride: Pair, padding: Pair) -> bool:
+    """Whether a kernel that strides has a first or last row or column that meets padding alone."""
+    if max(stride) == 1:
+        return False
+    for side, k, step, pad in zip(x_BCHW.shape[2:], weight_KCRS.shape[2:], stride, padding, strict=True):
+        starts = range(-pad, side + pad - k + 1, step)  # of the kernel's first pixel, for each output
+        if not any(0 <= start < side for start in starts) or not any(0 <= start + k - 1 < side for start in starts):
+            return True
+    return False
 
 
 def why_not(x_BCHW: Tensor, weight_KCRS: Tensor, padding: Pair = (0, 0)) -> str | None:

@@ -348,3 +348,22 @@ def in_order(values):
         value.contiguous(**last) if torch.is_tensor(value) and value.ndim == 4 and value.is_contiguous() else value
         for value in values.values()
     ]
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "padding"), [(1, 3, 2, 1), (1, 7, 2, 3), (2, 7, 4, 3), (4, 3, 2, 1), (1, 1, 2, 0)]
+)
+def test_weights_that_meet_no_pixel_have_no_gradient(side, kernel, stride, padding):
+    """In bfloat16 on a CPU, torch leaves there what lay in the memory."""
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.randn(8, 64, side, side, generator=generator).bfloat16()
+    weight_KCRS = torch.randn(64, 64, kernel, kernel, generator=generator)
+    steps, pads = (stride, stride), (padding, padding)
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):
+        junk = [torch.full((64, 64, kernel, kernel), torch.nan, dtype=torch.bfloat16) for _ in range(8)]
+        del junk
+        weight = weight_KCRS.clone().requires_grad_()
+        conv2d(x_BCHW.to(dtype), weight, steps, pads, impl="eager").float().sum().backward()
+        grads.append(weight.grad)
+    torch.testing.assert_close(*grads, rtol=2**-6, atol=2**-4)

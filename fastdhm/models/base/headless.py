@@ -40,6 +40,8 @@ class Headless(nn.Module):
             raise UserError(
                 f"{type(model).__name__} is no model of fastdhm: Headless takes what models.build or attach gives"
             )
+        if len(size_CHW) != 3:
+            raise UserError(f"size_CHW is {tuple(size_CHW)}: must be (channels, height, width) of the images")
         self.model, self.passed = model, _Passed()
         self._places = {name: _place(model, name, size_CHW) for name in model.branch_names}
 
@@ -72,6 +74,8 @@ class Headless(nn.Module):
         layer = getattr(parent, child)
         if not isinstance(layer, nn.Linear):
             raise UserError(f"the classifier of branch {name} is now of {type(layer).__name__}: must be an nn.Linear")
+        if layer._forward_pre_hooks or layer._forward_hooks:
+            raise UserError(f"the classifier of branch {name} has hooks, which no pass would call: remove them")
         return layer
 
 

@@ -64,6 +64,12 @@ def test_wrong_input_is_named():
         Headless(model, SIZE).heads(("B9",))
     with pytest.raises(ValueError, match="is no model of fastdhm"):
         Headless(model.strip(), SIZE)
+    with pytest.raises(ValueError, match=r"size_CHW is \(32, 32\): must be \(channels, height, width\)"):
+        Headless(model, (32, 32))
+    headless = Headless(model, SIZE)
+    model.trunk.fc.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="the classifier of branch B0 has hooks"):
+        headless.heads()
 
 
 def test_classifiers_without_bias():
