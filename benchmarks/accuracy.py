@@ -158,6 +158,7 @@ def start_engine(config: TrainConfig, data: LoadedData) -> tuple[nn.Module, Gene
     """The engine's network, and an iterator that trains it: each item is one step."""
     engine = Engine(config, len(data.classes))
     run = engine.run
+    run.learn_from(data)
 
     def steps() -> Generator[None]:
         for run.at.epoch in range(config.epochs):

@@ -89,6 +89,7 @@ def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console)
         engines["fastdhm float32"] = Engine(dataclasses.replace(config, precision="float32"), classes)
     for engine in engines.values():
         engine.run.model.load_state_dict(weights)
+        engine.run.learn_from(data)
     losses: dict[str, list] = {name: [] for name in (*references, *engines)}
     for number, batch in zip(range(steps), _batches(data, steps), strict=False):
         now = number / len(data.train)
@@ -96,6 +97,8 @@ def compare(config: TrainConfig, data: LoadedData, steps: int, console: Console)
         lr, scale, _ = run.scheduled(now)
         for engine in engines.values():
             engine.run.at.epoch = run.at.epoch = number // len(data.train)
+            if number % len(data.train) == 0:
+                engine.run.begin_epoch()
         image_BCHW, labels = run.prepare(batch, run.at.epoch, run.side)
         for name, reference in references.items():
             reference.set_learning_rate(lr)

@@ -114,6 +114,7 @@ def measure(
     failures = {"fastdhm": harness.failure(lambda: yard.judge_engine(engine)), "reference": yard.judge_reference()}
     for one in (engine.run, reference):
         one.set_learning_rate(config.lr)
+    engine.run.learn_from(data)
     sides = {name: Epochs() for name in failures}
     runs = {
         "fastdhm": lambda: engine_epoch(engine, data, max_steps, sides["fastdhm"]),
@@ -134,6 +135,7 @@ def _check(failure: str | None, expected: int, result: dict[str, Tensor]) -> str
 def engine_epoch(engine: Engine, data: LoadedData, max_steps: int | None, side: Epochs) -> dict[str, Tensor]:
     """An epoch of the engine, with the reads of a log point at its end."""
     seen, at, timer = 0, engine.run.at, Timer(engine.run.at.step)
+    engine.run.begin_epoch()
     with timer.feed(data.train, at.epoch, 0, engine.run.device) as batches:
         for batch in islice(batches, max_steps):
             engine.train(batch)
