@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,7 +99,7 @@ def test_both_start_from_the_same_weights():
     config = TrainConfig(dataset="synthetic:64", arch="resnet8", seed=5, device="cpu", batch_size=16, workers=0)
 
     class Data:
-        classes = tuple("abcdefghij")
+        classes, identity, train, target_N = tuple("abcdefghij"), {}, range(3), np.arange(30) % 10
 
     engine, _ = accuracy.start_engine(settle(config), Data)
     trunk, _ = accuracy.start_reference(settle(config), Data)
