@@ -20,6 +20,7 @@ def test_smoke_run(tmp_path, capsys):
     assert [mark["name"] for mark in record["marks"]] == ["linear over logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _extension.available(), reason=str(_extension.reason()))
 def test_a_step_that_learns_something_else_gets_no_time(tmp_path, capsys, monkeypatch):
     right = linear_step.Engine

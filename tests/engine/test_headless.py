@@ -73,6 +73,7 @@ def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
     assert headless._memory_bytes(torch.device("cpu")) == alone // 2  # of the eight, two are here
 
 
+@pytest.mark.slow
 def test_a_resume_may_change_it(tmp_path, capsys):
     run(tmp_path / "run", "--max-steps", "2", "--loss", "linear")
     assert main(["train", "--resume", str(tmp_path / "run"), "--max-steps", "4", "--loss", "logits"]) == 0

@@ -84,7 +84,7 @@ def test_classifiers_without_bias():
     assert headless.heads()[1] is None and torch.equal(logits_of(headless, images), model(images))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_it_compiles_into_one_graph(backend):
     model, images = models.build("resnet8", 7).eval(), torch.randn(2, *SIZE)
     headless = Headless(model, SIZE)
