@@ -20,7 +20,7 @@ from fastdhm.system.folders import held
 
 LIMIT_S = 240
 # so many epochs that a run is still at work when a signal comes
-TRAINING = "--dataset synthetic:40 --arch resnet8 --batch-size 8 --epochs 20 --branches [B2] --log-every 2"
+TRAINING = "--dataset synthetic:40 --arch resnet8 --batch-size 8 --epochs 60 --branches [B2] --log-every 2"
 MACHINE = "--device cpu --precision float32 --compile off --loader torch --workers 0"
 FLAGS = ["compare", *TRAINING.split(), *MACHINE.split(), "--methods", "baseline,dhm", "--seeds", "1"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
