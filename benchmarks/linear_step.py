@@ -56,7 +56,7 @@ def _check_memory(config: TrainConfig, num_classes: int, device: torch.device) -
         model = build_model(config, num_classes)
     logits = logits_bytes(config, len(model.branch_names), num_classes, getattr(torch, config.precision))
     needed = BYTES * sum(weight.numel() for weight in model.parameters()) + logits
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
+    free = machine.free_bytes(device)
     if free is not None and needed > free:
         raise UserError(
             f"--classes is {num_classes}: both steps need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "

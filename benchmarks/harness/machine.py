@@ -15,7 +15,7 @@ from fastdhm.ops import _extension
 from fastdhm.system import processors
 from fastdhm.system.memory import available_bytes
 
-__all__ = ["available_bytes", "busy", "describe", "tf32", "wait_for"]
+__all__ = ["available_bytes", "busy", "describe", "free_bytes", "tf32", "wait_for"]
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
@@ -48,6 +48,11 @@ def tf32(allowed: bool) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of the device's memory; None where the system does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
 def wait_for(device: torch.device) -> None:

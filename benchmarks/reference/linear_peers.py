@@ -164,7 +164,7 @@ class Case:
         return self._named(loss, (*grads_x, *grads_w))
 
     def _free(self) -> int | None:
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else machine.available_bytes()
+        return machine.free_bytes(self.device)
 
     def _check_memory(self, needed: int, what: str) -> None:
         free = self._free()

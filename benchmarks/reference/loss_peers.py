@@ -175,7 +175,7 @@ def check_memory(shape: Shape, device: torch.device) -> None:
     needed = 24 * M * M * B * K + 60 * M * B * K
     if device.type == "cuda":
         needed *= 2  # a CUDA graph has its own memory
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
+    available = machine.free_bytes(device)
     if available is not None and needed > available:
         raise UserError(
             f"--shape is {label(shape)}: its peers need about {needed / 2**30:.1f} GiB, "

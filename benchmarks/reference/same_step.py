@@ -179,7 +179,7 @@ def images_that_fit(model: nn.Module, config: TrainConfig, device: torch.device)
 def room(model: nn.Module, config: TrainConfig, device: torch.device, itemsize: int) -> tuple[int | None, float]:
     """Bytes that are free (None where the system does not say), and those that a step takes for an image."""
     give_back_freed_memory()  # else memory that earlier steps freed would count as used
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes()
+    free = machine.free_bytes(device)
     return free, HELD * itemsize * activations(model, height_width(config.image_size))
 
 
