@@ -40,6 +40,14 @@ class TrainConfig(Output, Machine, Optimizer, Steps, Images, Labels, Method, Mod
         return self.lr * self.batch_size / self.lr_batch_size if self.scale_lr else self.lr
 
 
+# What takes all logits of a step at once: whether a run has it, as a rule calls it, as a plan says it.
+ALL_LOGITS: tuple[tuple[Callable[[TrainConfig], object], str, str], ...] = (
+    (lambda run: run.teacher, "a teacher, who gives logits", "a teacher gives logits"),
+    (lambda run: run.impl == "eager", "impl eager", "impl is eager"),
+    (lambda run: run.grad_cosine > 0, "grad_cosine, which takes all logits", "grad_cosine takes all logits"),
+    (lambda run: run.ce_weight == 0, "ce_weight 0: the error in training is not known then", "ce_weight is 0"),
+)
+
 # The rules over several fields: which field the error names, whether it holds, and what the field must be.
 TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
     ("corrupt_seed", lambda run: not run.corrupt_seed or run.corrupt_labels, "left out: corrupt_labels is 0"),
@@ -126,17 +134,9 @@ TOGETHER: tuple[tuple[str, Callable[[TrainConfig], object], str], ...] = (
         "left out: only amsgrad, adamw and muon use it; for others see --optimizer-args",
     ),
     ("optimizer_args", lambda run: not run.optimizer_args or run.optimizer != "sgd", "left out: sgd's have flags"),
-    ("loss", lambda run: run.loss != "linear" or not run.teacher, "logits or auto with a teacher, who gives logits"),
-    ("loss", lambda run: run.loss != "linear" or run.impl != "eager", "logits or auto with impl eager"),
-    (
-        "loss",
-        lambda run: run.loss != "linear" or not run.grad_cosine,
-        "logits or auto with grad_cosine, which takes all logits",
-    ),
-    (
-        "loss",
-        lambda run: run.loss != "linear" or run.ce_weight > 0,
-        "logits or auto with ce_weight 0: the error in training is not known then",
+    *(
+        ("loss", lambda run, takes=takes: run.loss != "linear" or not takes(run), f"logits or auto with {what}")
+        for takes, what, _ in ALL_LOGITS
     ),
     ("teacher_weight", lambda run: run.teacher or run.teacher_weight == 1, "left out: there is no teacher"),
     ("teacher_arch", lambda run: run.teacher, "left out: there is no teacher"),

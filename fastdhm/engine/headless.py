@@ -4,6 +4,7 @@ import torch
 
 from fastdhm import models
 from fastdhm.config import TrainConfig
+from fastdhm.config.run import ALL_LOGITS
 from fastdhm.data.loaders.crops import height_width
 from fastdhm.engine import distributed
 from fastdhm.errors import UserError
@@ -33,15 +34,9 @@ def pick_headless(
     is_large = logits_bytes(config, len(model.branch_names), num_classes, precision) > _memory_bytes(device) / SHARE
     if not distributed.largest(is_large):  # machines may differ in memory, but processes do the same
         return None, ""
-    whole = {
-        "loss is logits": config.loss == "logits",
-        "a teacher gives logits": config.teacher is not None,
-        "impl is eager": config.impl == "eager",
-        "grad_cosine takes all logits": config.grad_cosine > 0,
-        "ce_weight is 0": config.ce_weight == 0,
-    }
-    if why := next((reason for reason, holds in whole.items() if holds), ""):
-        return None, why
+    reasons = [why for takes, _, why in ALL_LOGITS if takes(config)]
+    if config.loss == "logits" or reasons:
+        return None, "loss is logits" if config.loss == "logits" else reasons[0]
     try:
         return models.Headless(model, size_CHW), ""
     except UserError as error:
