@@ -9,7 +9,8 @@
 #   tools/matrix.sh --minutes 30  begin no row after that, and end the one at work: what is not run is said
 #
 # MATRIX_DIR (default build/matrix) keeps the environments: 6 GB each for a row with a torch of its own. A row that fails
-# does not stop the next; the exit status is 1 if one failed. A Python that is not here is said and left out.
+# does not stop the next; the exit status is 1 if one failed. A row is said and left out where its Python is not here, the
+# disk is too full for its torch, or its torch does not download in three tries.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 top=$PWD
@@ -50,23 +51,25 @@ find_python() { # VERSION: the path of such an interpreter, or nothing
     done
 }
 
-# Make $work/ROW/venv with fastdhm of a fresh clone in it.
+thrice() { # COMMAND: downloads break
+    "$@" || { sleep 10 && "$@"; } || { sleep 30 && "$@"; }
+}
+
+# Make $work/ROW/venv with fastdhm of a fresh clone in it. Status 2: its torch could not be had.
 install() { # ROW PYTHON TORCH
     local row=$1 python=$2 torch=$3 folder="$work/$1"
-    local pip=("$folder/venv/bin/python" -m pip install --quiet)
+    local pip=(thrice "$folder/venv/bin/python" -m pip install --quiet)
     rm -rf "$folder/src" && mkdir -p "$folder/src" || return 1
     tar -C "$top" --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./bench --exclude=./runs \
         --exclude='*.so' -cf - . | tar -C "$folder/src" -xf - || return 1
     [ "$torch" != - ] || python="$top/.venv/bin/python"
     [ -x "$folder/venv/bin/python" ] || "$python" -m venv "$folder/venv" || return 1
-    "${pip[@]}" --upgrade "setuptools>=77" wheel ninja || return 1
+    # shellcheck disable=SC2086 # words are meant to split
+    "${pip[@]}" --upgrade "setuptools>=77" wheel ninja ${torch#-} || return 2
     if [ "$torch" = - ]; then # on top of .venv, whose libraries it sees and whose fastdhm it does not
         "$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
             > "$(echo "$folder"/venv/lib/python*/site-packages)/base.pth"
         pip+=(--no-deps)
-    else
-        # shellcheck disable=SC2086 # words are meant to split
-        "${pip[@]}" $torch || return 1
     fi
     [ "$row" != no-extension ] || export CXX=no-such-compiler
     # CUDA code is compiled in .venv; here it would only take time
@@ -95,6 +98,11 @@ test_row() { # ROW SECONDS
         --dist loadfile ${quick:+-m "not slow"} "${options[@]}"
 }
 
+leave_out() { # WHY: of the row at hand
+    echo "matrix: $row NOT RUN: $1"
+    echo "| $row | $version | $torch | not run: $1 | |" >> "$report"
+}
+
 mkdir -p "$work"
 report="$work/report.md"
 echo "| row | Python | torch | result | seconds |" > "$report"
@@ -108,18 +116,27 @@ while IFS='|' read -r row version torch what; do
     if [ "$version" != - ]; then
         python=$(find_python "$version")
         if [ -z "$python" ]; then
-            echo "matrix: $row NOT RUN: there is no Python $version here"
-            echo "| $row | $version | $torch | not run: no such Python here | |" >> "$report"
+            leave_out "there is no Python $version here"
             continue
         fi
     fi
     if [ $SECONDS -ge $seconds ]; then
-        echo "matrix: $row NOT RUN: the time is over"
-        echo "| $row | $version | $torch | not run: the time was over | |" >> "$report"
+        leave_out "the time is over"
+        continue
+    fi
+    free=$(df --output=avail -BG "$work" | tail -n 1 | tr -dc 0-9)
+    if [ "$torch" != - ] && [ ! -d "$work/$row/venv" ] && [ "$free" -lt 12 ]; then # what pip downloads and what it unpacks
+        leave_out "its torch needs 12 GB of disk, $free GB are free in $work"
         continue
     fi
     echo "matrix: $row:$what (log: $log)"
-    if (install "$row" "$python" "$torch") > "$log" 2>&1 < /dev/null; then
+    (install "$row" "$python" "$torch") > "$log" 2>&1 < /dev/null
+    installed=$?
+    if [ $installed = 2 ]; then
+        tail -n 5 "$log"
+        leave_out "pip could not install $torch"
+        continue
+    elif [ $installed = 0 ]; then
         (test_row "$row" $((seconds > SECONDS ? seconds - SECONDS : 1))) >> "$log" 2>&1 < /dev/null
         case $? in
             0) result=passed ;;
@@ -128,6 +145,7 @@ while IFS='|' read -r row version torch what; do
         esac
         summary="$result: $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1)"
     else
+        tail -n 20 "$log"
         summary="FAILED to install" status=1
     fi
     grep -E '^(FAILED|ERROR) ' "$log"
