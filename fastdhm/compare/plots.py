@@ -32,7 +32,7 @@ def plot_curves(path: Path, results: Results) -> None:
     groups = results.comparison.groups
     figure, axes = figure_of(results, rows=len(groups), columns=2)
     for group, (train, val) in zip(groups, axes, strict=True):
-        for colour, arm in _coloured(results, group):
+        for colour, arm in coloured(results, group):
             runs = results.of(arm, "finished")
             branch = runs[0].main_branch
             label = f"{arm.label} (n = {len(runs)})" + (f", {branch}" if branch != "B0" else "")
@@ -53,7 +53,7 @@ def plot_wallclock(path: Path, results: Results) -> None:
     longest = max(found.mean for arm in results.comparison.arms if (found := results.train_seconds(arm)))
     unit, name = (3600, "hours") if longest > 2 * 3600 else (60, "minutes") if longest > 120 else (1, "seconds")
     for group, axis in zip(groups, places, strict=False):
-        for colour, arm in _coloured(results, group):
+        for colour, arm in coloured(results, group):
             runs = [run for run in results.of(arm, "finished") if run.train_seconds is not None]
             if not runs:
                 continue
@@ -111,7 +111,7 @@ def main_branches(results: Results, group: str) -> str:
     return " or ".join(dict.fromkeys(arm.config.only_branch or "B0" for arm in results.comparison.members(group)))
 
 
-def _coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
+def coloured(results: Results, group: str) -> list[tuple[str, Arm]]:
     """The arms with finished runs, each with its colour, which does not depend on the other arms."""
     arms = results.comparison.members(group)
     return [(f"C{i % 10}", arm) for i, arm in enumerate(arms) if results.of(arm, "finished")]

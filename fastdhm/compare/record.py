@@ -12,7 +12,7 @@ from fastdhm.compare.words import remarks, what_is_counted
 
 CSV_COLUMNS = (
     "group", "arm", "label", "branch", "metric", "n", "mean", "std", "paper_mean", "paper_std",
-    "reference", "pairs", "difference", "low", "high", "p_value",
+    "reference", "pairs", "difference", "low", "high", "p_value", "pairs_needed",
 )  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def csv_rows(results: Results) -> Iterable[dict[str, Any]]:
     for entry in record(results)["summary"]:
         difference = entry.pop("difference") or {}
         paper_mean, paper_std = entry.pop("paper") or (None, None)
-        names = {"n": "pairs", "mean": "difference"}
+        names = {"n": "pairs", "mean": "difference", "n_needed": "pairs_needed"}
         renamed = {names.get(name, name): value for name, value in difference.items()}
         row = {**entry, "paper_mean": paper_mean, "paper_std": paper_std, **renamed}
         yield {name: _no_formula(value) for name, value in row.items()}

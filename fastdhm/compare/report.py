@@ -41,7 +41,7 @@ FRONTIER = """![Error over the work of the training](frontier.png)
 
 Work is the multiply-adds of a run's steps, forward and backward, with the branches that it computes; it depends on no
 machine. Validation is not in it. Runs with a teacher, frozen layers, smaller images at first or one branch alone are
-left out."""
+left out. Times are of the fastest seed, and drawn if all runs had one kind of machine, each to itself."""
 SHARED = " Some runs shared their machine with others, which slowed them: these are no times of a run alone."
 
 Grid = list[list[str]]  # rows of text, the header first
@@ -129,7 +129,7 @@ def difference_table(results: Results) -> Grid:
     """A row for each arm, other arm, branch and metric that can be compared."""
     interval = f"{100 * results.confidence:.10g}% interval"
     several = len(results.comparison.metrics) > 1
-    head = ["method", "from", "branch", *(["metric"] * several), "pairs", "difference", interval, "p"]
+    head = ["method", "from", "branch", *(["metric"] * several), "pairs", "difference", interval, "p", "pairs needed"]
     return [
         [*_group_head(results), *head],
         *(
@@ -214,10 +214,11 @@ def _interval(difference: Difference) -> list[str]:
     mean, low, high = difference.mean, difference.low, difference.high
     if low is None or difference.p_value is None:
         why = "none of one pair" if difference.n == 1 else "none, equal in all pairs"
-        return [f"{mean:+.2f}", why, NOTHING]
+        return [f"{mean:+.2f}", why, NOTHING, NOTHING]
     places = next((n for n in range(2, 9) if f"{low:+.{n}f}" != f"{high:+.{n}f}"), 9)
     p_value = f"{difference.p_value:.3f}" if difference.p_value >= 0.001 else "< 0.001"
-    return [f"{mean:+.{places}f}", f"{low:+.{places}f} to {high:+.{places}f}", p_value]
+    needed = f"{difference.n_needed:,}" if difference.n_needed else "> a million" if low <= 0 <= high else NOTHING
+    return [f"{mean:+.{places}f}", f"{low:+.{places}f} to {high:+.{places}f}", p_value, needed]
 
 
 def tables_markdown(results: Results) -> str:

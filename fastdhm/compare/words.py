@@ -20,6 +20,10 @@ METRICS = {
     "rank1_percent": "rank-1, %",
 }
 
+NEEDED = (
+    " Pairs needed: of a difference with this mean and spread, so many seeds show in 80% of the cases that it is not 0."
+)
+
 
 def what_is_counted(results: Results) -> str:
     """What the numbers and the intervals mean."""
@@ -30,10 +34,13 @@ def what_is_counted(results: Results) -> str:
     else:
         on = " or ".join(dict.fromkeys(judged_images(arm.config) for arm in arms))
         what = f"{metrics}, on {on}, {_epochs(results)}"
+    unsettled = any(found.n_needed for *_, found in results.differences())
     return (
         f"{what}; mean ± sample standard deviation over the n finished seeds. Intervals and p-values: Student's t on "
         "the differences by seed, each by itself, not corrected for their number. They cover only the luck of the "
         f"training seed: {_shared([arm.config for arm in arms])}. Other images may give other results."
+        + NEEDED
+        * unsettled
     )
 
 

@@ -54,10 +54,11 @@ def _summary(results: dict[str, Any]) -> Grid:
 
 
 def _differences(results: dict[str, Any]) -> Grid:
-    head = ["method", "from", "branch", "metric", "pairs", "difference", "low", "high", "p"]
+    head = ["method", "from", "branch", "metric", "pairs", "difference", "low", "high", "p", "pairs needed"]
     return head, [
         [row["arm"], row["reference"], row["branch"], _words(row["metric"]), str(row["n"]),
-         *(_cell(row[name], "+") for name in ("mean", "low", "high")), _cell(row["p_value"], places=3)]
+         *(_cell(row[name], "+") for name in ("mean", "low", "high")), _cell(row["p_value"], places=3),
+         _cell(row.get("n_needed"), places=0)]
         for row in results.get("differences", ())
     ]  # fmt: skip
 

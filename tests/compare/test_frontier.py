@@ -1,10 +1,11 @@
 """The work of a run's training, and the points of the frontier."""
 
 import pytest
+from PIL import Image
 
 from fastdhm import models
 from fastdhm.compare.arms import Variant
-from fastdhm.compare.frontier import plot_frontier, points, work
+from fastdhm.compare.frontier import plot_frontier, points, time_of, work
 from fastdhm.compare.plan import compare_methods
 from fastdhm.compare.results import Results
 from fastdhm.compare.runs import RunState
@@ -42,7 +43,7 @@ def test_work_that_changes_in_a_run_is_not_guessed(given):
     assert work(TrainConfig(**CONFIG | given)) is None
 
 
-def results(**given):
+def results(company="", **given):
     variants = [Variant("dhm", "dhm", given), Variant("baseline", "baseline", given)]
     made = compare_methods(variants, (0, 1), {"dataset": "cifar100", "arch": "resnet20"})
     runs = []
@@ -54,7 +55,8 @@ def results(**given):
     ]:
         row = {"kind": "epoch", "epoch": 1.0, "step": 10, "val_side": 32}
         row |= {f"val_error/B{m}": error for m, error in enumerate(errors)}
-        runs.append(RunState(arm, seed, "finished", (row,), 1.0, machine="cpu, float32"))
+        row["train_seconds"] = 100.0 * len(errors) + seed
+        runs.append(RunState(arm, seed, "finished", (row,), 1.0, machine="cpu, float32", company=company))
     return Results(made, tuple(runs), "last", 0.95)
 
 
@@ -66,6 +68,21 @@ def test_points_are_the_errors_of_all_seeds_cheapest_first(tmp_path):
     assert ratio == pytest.approx(sum(of.values()) / of["B0"])
     assert plot_frontier(tmp_path / "frontier.png", results())
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_time_is_that_of_the_fastest_seed():
+    (_, _, theirs), (_, ratio, ours) = points(results(), "", time_of)
+    assert ratio == 2 and (theirs, ours) == ({"B0": [40, 42]}, {"B0": [29, 31], "B1": [30, 32]})
+    assert points(results("up to 2 at once"), "", time_of) == []
+
+
+def test_a_picture_has_times_only_of_runs_that_had_a_machine_to_themselves(tmp_path):
+    widths = []
+    for company in ("", "up to 2 at once"):
+        assert plot_frontier(tmp_path / "frontier.png", results(company))
+        with Image.open(tmp_path / "frontier.png") as image:
+            widths.append(image.width)
+    assert widths[0] == 2 * widths[1]
 
 
 def test_one_method_or_unknown_work_is_no_frontier(tmp_path):

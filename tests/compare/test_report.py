@@ -119,7 +119,7 @@ def test_the_record_pairs_by_seed_and_keeps_each_run():
     kept = record(results())
     dhm = next(row for row in kept["summary"] if (row["arm"], row["branch"]) == ("dhm", "B0"))
     low, high, p_value = (pytest.approx(value, abs=1e-3) for value in (-9.853, 2.853, 0.0903))
-    assert dhm["difference"] == {"n": 2, "mean": -3.5, "low": low, "high": high, "p_value": p_value}
+    assert dhm["difference"] == {"n": 2, "mean": -3.5, "low": low, "high": high, "p_value": p_value, "n_needed": 3}
     assert [r["status"] for r in kept["runs"]].count("finished") == 4 and not kept["complete"]
     first = kept["runs"][1]
     assert (first["last"]["B0"]["top1_error"], first["best"]["B0"]["top1_error"], first["best_epoch"]) == (37, 30, 2)
@@ -205,11 +205,21 @@ def pair(ours, theirs, score="last", **given):
     return Results(comparison(**given), tuple(runs), score, 0.95)
 
 
+def test_where_the_interval_holds_0_the_pairs_that_are_needed_are_told():
+    unsettled = pair([39.0, 41.0, 40.0], [40.1, 41.2, 40.0])
+    assert difference_table(unsettled)[1][7] == "17" and "Pairs needed" in what_is_counted(unsettled)
+    nothing = pair([39.0, 41.0], [41.0, 39.0])
+    assert difference_table(nothing)[1][7] == "> a million"
+    settled = pair([30.0, 30.1, 30.2], [40.1, 40.2, 40.4])
+    assert difference_table(settled)[1][7] == "-" and "Pairs needed" not in what_is_counted(settled)
+
+
 def test_equal_differences_have_no_interval_and_narrow_ones_no_zero_width():
     assert difference_table(pair([37.1, 38.2, 35.7], [40.1, 41.2, 38.7]))[1][4:] == [
-        "-3.00", "none, equal in all pairs", "-",
+        "-3.00", "none, equal in all pairs", "-", "-",
     ]  # fmt: skip
     row = difference_table(pair([37.1, 38.2001], [40.1, 41.2]))[1]
+    assert row[7] == "-"
     low, _, high = row[5].partition(" to ")
     assert float(low) < float(high)
 

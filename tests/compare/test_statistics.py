@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
-from fastdhm.compare.statistics import Difference, Summary, paired_difference, summarize
+from fastdhm.compare.statistics import Difference, Summary, paired_difference, pairs_needed, summarize
 
 
 def test_mean_and_sample_standard_deviation():
@@ -68,3 +69,27 @@ def test_differences_of_one_image_more_are_not_the_same():
 def test_an_interval_is_finite_at_any_confidence(confidence):
     found = paired_difference({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0}, confidence)
     assert math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high
+
+
+@pytest.mark.parametrize(("effect", "pairs"), [(2.0, 5), (1.0, 10), (0.8, 15), (0.5, 34), (0.2, 199)])
+def test_pairs_needed_are_those_of_the_books(effect, pairs):
+    """Paired t-test, two sides, 5%, power 0.8: the tables of Cohen and of G*Power."""
+    assert pairs_needed(effect) == pairs_needed(-effect) == pairs
+
+
+def test_pairs_needed_find_the_difference_as_often_as_they_say():
+    draw = np.random.default_rng(0).normal(loc=0.7, size=(20_000, pairs_needed(0.7)))
+    found = ttest_1samp(draw, 0, axis=1).pvalue < 0.05
+    assert 0.8 < found.mean() < 0.86
+
+
+def test_only_a_difference_that_is_not_found_needs_pairs():
+    sure = paired_difference({0: 1.0, 1: 1.1, 2: 0.9}, dict.fromkeys(range(3), 0.0))
+    unsure = paired_difference({0: 2.0, 1: -1.0, 2: 0.5}, dict.fromkeys(range(3), 0.0))
+    assert sure.low > 0 and sure.n_needed is None
+    assert unsure.low < 0 < unsure.high and unsure.n_needed == pairs_needed(0.5 / 1.5) > 3
+
+
+def test_no_number_of_pairs_finds_nothing():
+    assert pairs_needed(0.0) is None and pairs_needed(1e-9) is None
+    assert paired_difference({0: 1.0, 1: -1.0}, {0: 0.0, 1: 0.0}).n_needed is None
