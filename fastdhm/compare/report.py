@@ -212,7 +212,7 @@ def published(number: Published | None, metric: str) -> str:
 
 def _interval(difference: Difference) -> list[str]:
     mean, low, high = difference.mean, difference.low, difference.high
-    if low is None or difference.p_value is None:
+    if low is None or high is None or difference.p_value is None:
         why = "none of one pair" if difference.n == 1 else "none, equal in all pairs"
         return [f"{mean:+.2f}", why, NOTHING, NOTHING]
     places = next((n for n in range(2, 9) if f"{low:+.{n}f}" != f"{high:+.{n}f}"), 9)
