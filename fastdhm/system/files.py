@@ -50,11 +50,13 @@ def replacing(path: Path) -> Iterator[Path]:
     If ``path`` is a link, it stays one; a device or a pipe is written to directly.
 
     Raises:
-        ValueError: ``path`` is a folder, or cannot be written (a full disk, a read-only one, ...); it is unchanged.
+        ValueError: ``path`` is a folder, is in none, or cannot be written (a full disk, ...); it is unchanged.
     """
     if path.is_dir():
         raise UserError(f"cannot write {shown(path)}: it is a folder; give a file")
     with writing(path):
+        if not path.parent.exists():
+            raise UserError(f"cannot write {shown(path)}: there is no folder {shown(path.parent)}; make it first")
         if path.exists() and not path.is_file():
             with tempfile.TemporaryDirectory() as folder:
                 yield Path(folder, "file")

@@ -13,7 +13,7 @@ from faults import refuse
 
 from fastdhm.errors import UserError
 from fastdhm.system import files
-from fastdhm.system.files import plain_name, replacing
+from fastdhm.system.files import plain_name, replacing, write_text
 
 
 def save_on_a_full_disk():
@@ -55,6 +55,11 @@ def test_what_cannot_be_written_is_said_and_loses_nothing(tmp_path, monkeypatch,
 def test_a_disk_that_fills_while_torch_saves_is_told_by_its_number(tmp_path):
     with pytest.raises(UserError, match="cannot write .*x.pt: no space left"), replacing(tmp_path / "x.pt"):
         save_on_a_full_disk()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*no/x: there is no folder .*no; make it first"):
+        write_text(tmp_path / "no" / "x", "whole")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.EACCES, "denied", "/elsewhere/y"), KeyError("x")], ids=repr)

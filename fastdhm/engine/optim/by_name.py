@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -162,6 +163,9 @@ def read_arguments(name: str, text: str) -> dict[str, Any]:
             has = f"{name} has {', '.join(known) or 'none beside its flags'}"
             raise UserError(f"optimizer_args names {argument}{did_you_mean(argument, known)} ({has})")
         found[argument] = _value(value)
+        numbers = found[argument] if isinstance(found[argument], tuple) else (found[argument],)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
+            raise UserError(f"optimizer_args has {argument}={value}: must be finite")
     return found
 
 
@@ -170,6 +174,8 @@ def _value(text: str) -> Any:
     word = text.lower()
     if word in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(word)
+    if word.lstrip("+-") in ("nan", "inf", "infinity"):
+        return float(word)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -77,6 +77,8 @@ WRONG = {
     ("lamb", "weight_decay=0.1"): "set it by --weight-decay",
     ("lion", "betas=3,2"): "optimizer_args is betas=3,2: lion does not take it: Invalid beta parameter at index 0: 3",
     ("adamw", "eps=small"): "adamw does not take it",
+    ("adamw", "eps=nan"): "optimizer_args has eps=nan: must be finite",
+    ("adamw", "eps=1e999"): "optimizer_args has eps=1e999: must be finite",
 }  # fmt: skip
 
 
