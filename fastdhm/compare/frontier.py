@@ -13,7 +13,7 @@ from fastdhm.errors import UserError
 from fastdhm.methods import branch_sets
 from fastdhm.system.plotting import save_figure
 
-Point = tuple[Arm, float, dict[str, list[float]]]  # the cost, and the errors of each branch
+Point = tuple[Arm, float, list[float]]  # the cost, and the errors of B0
 
 
 def work(config: TrainConfig) -> float | None:
@@ -52,9 +52,8 @@ def points(results: Results, group: str, cost_of: Callable[[Results, Arm], float
     """Of every arm with finished runs whose cost is known, cheapest first; the cost is over that of the cheapest."""
     found = []
     for arm in results.comparison.members(group):
-        errors = {name: [*results.values(arm, name, "top1_error").values()] for name in results.branches}
-        errors = {name: values for name, values in errors.items() if values}
-        if "B0" in errors and (cost := cost_of(results, arm)):
+        errors = [*results.values(arm, "B0", "top1_error").values()]
+        if errors and (cost := cost_of(results, arm)):
             found.append((arm, cost, errors))
     found.sort(key=lambda point: point[1])
     return [(arm, cost / found[0][1], errors) for arm, cost, errors in found]
@@ -74,33 +73,35 @@ def plot_frontier(path: Path, results: Results) -> bool:
     if not groups:
         return False
     columns = 1 + any(by_time for _, by_time in groups.values())
-    lines = "points: mean over seeds; bars: their range; small: the other branches; line: no cheaper one is better"
+    lines = "points: mean over seeds; bars: their range; line: no cheaper one is better"
     figure, axes = figure_of(results, rows=len(groups), columns=columns, lines=lines)
     for (group, both), row in zip(groups.items(), axes, strict=True):
-        costs = ("multiply-adds of the training", f"training time of the fastest seed ({machine(results, group)})")
+        colours = {arm.name: colour for colour, arm in coloured(results, group)}
+        costs = ("multiply-adds", f"time of the fastest seed ({machine(results, group)})")
         for some, cost, axis in zip(both, costs, row, strict=False):
             if not some:
                 axis.set_visible(False)
                 continue
-            _draw(axis, some, {arm.name: colour for colour, arm in coloured(results, group)})
+            _draw(axis, some, colours)
             axis.set_title(group, fontsize=9)
-            axis.set_xlabel(f"{cost}, over the cheapest")
-        row[0].set_ylabel(f"{judged(results, group)} top-1 error, %")
-        row[0].legend(frameon=False, fontsize=7)
+            axis.set_xlabel(f"training: {cost}, over the cheapest", fontsize=9)
+        row[0].set_ylabel(f"{judged(results, group)} top-1 error of B0, %")
+        row[-1].legend(
+            *row[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False
+        )
     save_figure(figure, path, dpi=130)
     return True
 
 
 def _draw(axis, points: list[Point], colours: dict[str, str]) -> None:
     best: list[tuple[float, float]] = []
+    apart = 0.02 * (points[-1][1] - 1)  # arms of one cost stand beside each other
     for arm, cost, errors in points:
-        mean, colour = fmean(errors["B0"]), colours[arm.name]
-        reach = [[mean - min(errors["B0"])], [max(errors["B0"]) - mean]]
-        label = f"{arm.label} (n = {len(errors['B0'])})"
-        axis.errorbar(cost, mean, reach, color=colour, marker="o", capsize=3, label=label)
-        for name, values in errors.items():
-            if name != "B0":
-                axis.plot(cost, fmean(values), color=colour, marker=f"${name}$", ms=9, mew=0.2)
+        mean = fmean(errors)
+        beside = [other.name for other, its, _ in points if abs(its - cost) < apart].index(arm.name)
+        reach = [[mean - min(errors)], [max(errors) - mean]]
+        label = f"{arm.label} (n = {len(errors)})"
+        axis.errorbar(cost + apart * beside, mean, reach, color=colours[arm.name], marker="o", capsize=3, label=label)
         if not best or mean < best[-1][1]:
             best.append((cost, mean))
     axis.plot(*zip(*best, strict=True), color="0.6", lw=1, drawstyle="steps-post", zorder=0)

@@ -15,6 +15,7 @@ from fastdhm.engine.saved.judged import judged_on
 from fastdhm.system.plotting import save_figure
 
 Row = dict[str, Any]
+MOST_NOTES = 2  # above a picture; more would leave it no room
 Curve = list[tuple[float, float, float, float]]  # x, mean, lowest, highest
 
 
@@ -129,7 +130,10 @@ def figure_of(results: Results, rows: int, columns: int, lines: str = "lines: me
     if not results.complete:
         done = sum(state.status in ("finished", "failed") for state in results.states)
         words.append(f"not complete: {done} of {len(results.states)} runs")
-    texts = [results.comparison.title, "; ".join(words[1:]), *results.comparison.notes]
+    notes = results.comparison.notes
+    if len(notes) > MOST_NOTES:
+        notes = (f"{len(notes)} notes on these runs are in README.md",)
+    texts = [results.comparison.title, "; ".join(words[1:]), *notes]
     per_line = round(width * 15)
     wrapped = "\n".join(part for text in texts for part in textwrap.wrap(text, per_line))
     figure.suptitle(wrapped, fontsize=9)
