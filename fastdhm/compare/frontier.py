@@ -95,7 +95,7 @@ def plot_frontier(path: Path, results: Results) -> bool:
 
 def _draw(axis, points: list[Point], colours: dict[str, str]) -> None:
     best: list[tuple[float, float]] = []
-    apart = 0.02 * (points[-1][1] - 1)  # arms of one cost stand beside each other
+    apart = 0.02 * (points[-1][1] - 1 or 1)  # arms of one cost stand beside each other
     for arm, cost, errors in points:
         mean = fmean(errors)
         beside = [other.name for other, its, _ in points if abs(its - cost) < apart].index(arm.name)
