@@ -6,7 +6,7 @@ from statistics import fmean
 
 from fastdhm import models
 from fastdhm.compare.arms import Arm
-from fastdhm.compare.plots import coloured, figure_of, judged, machine
+from fastdhm.compare.plots import coloured, figure_of, judged
 from fastdhm.compare.results import Results
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
@@ -43,9 +43,8 @@ def work_of(results: Results, arm: Arm) -> float | None:
 
 def time_of(results: Results, arm: Arm) -> float | None:
     """Seconds of training of the arm's fastest run: others may have waited for what else the machine did."""
-    runs = results.of(arm, "finished")
-    alone = [run.train_seconds for run in runs if run.train_seconds and not run.company]
-    return min(alone, default=None)
+    runs = results.timed(arm)
+    return min((run.train_seconds for run in runs if run.train_seconds and not run.company), default=None)
 
 
 def points(results: Results, group: str, cost_of: Callable[[Results, Arm], float | None] = work_of) -> list[Point]:
@@ -62,22 +61,24 @@ def points(results: Results, group: str, cost_of: Callable[[Results, Arm], float
 def plot_frontier(path: Path, results: Results) -> bool:
     """Draw it for each group in which two methods have points, over work and over time; whether there is one.
 
-    Times of runs on several kinds of machine, or of fewer arms than have a known work, are left out.
+    Times of runs that shared their machine are left out, and all times if the runs were on several kinds of machine or
+    an arm has none.
     """
     groups = {}
     for group in results.comparison.groups:
         by_work, by_time = (points(results, group, cost_of) for cost_of in (work_of, time_of))
-        machines = {run.machine for arm, *_ in by_work for run in results.of(arm, "finished")}
+        runs = [run for arm, *_ in by_work for run in results.of(arm, "finished")]
+        machines = {run.machine for run in runs if not run.company}
         if len(by_work) > 1:
-            groups[group] = (by_work, by_time if len(machines) == 1 and len(by_time) >= len(by_work) else [])
+            groups[group] = (by_work, by_time if len(machines) == 1 and len(by_time) >= len(by_work) else [], machines)
     if not groups:
         return False
-    columns = 1 + any(by_time for _, by_time in groups.values())
+    columns = 1 + any(by_time for _, by_time, _ in groups.values())
     lines = "points: mean over seeds; bars: their range; line: no cheaper one is better"
     figure, axes = figure_of(results, rows=len(groups), columns=columns, lines=lines)
-    for (group, both), row in zip(groups.items(), axes, strict=True):
+    for (group, (*both, machines)), row in zip(groups.items(), axes, strict=True):
         colours = {arm.name: colour for colour, arm in coloured(results, group)}
-        costs = ("multiply-adds", f"time of the fastest seed ({machine(results, group)})")
+        costs = ("multiply-adds", f"time of the fastest seed ({', '.join(machines)})")
         for some, cost, axis in zip(both, costs, row, strict=False):
             if not some:
                 axis.set_visible(False)

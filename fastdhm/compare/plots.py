@@ -55,7 +55,7 @@ def plot_wallclock(path: Path, results: Results) -> None:
     unit, name = (3600, "hours") if longest > 2 * 3600 else (60, "minutes") if longest > 120 else (1, "seconds")
     for group, axis in zip(groups, places, strict=False):
         for colour, arm in coloured(results, group):
-            runs = [run for run in results.of(arm, "finished") if run.train_seconds is not None]
+            runs = [run for run in results.timed(arm) if run.train_seconds is not None]
             if not runs:
                 continue
             branch = runs[0].main_branch
@@ -97,8 +97,8 @@ def _validations(run: RunState) -> list[Row]:
 
 
 def machine(results: Results, group: str) -> str:
-    """What the group's runs were trained on."""
-    names = {run.machine for arm in results.comparison.members(group) for run in results.of(arm, "finished")}
+    """What those of the group's runs were trained on whose times count."""
+    names = {run.machine for arm in results.comparison.members(group) for run in results.timed(arm)}
     return " or ".join(sorted(names))
 
 

@@ -41,7 +41,7 @@ FRONTIER = """![Error over the work of the training](frontier.png)
 
 Work is the multiply-adds of a run's steps, forward and backward, with the branches that it computes; it depends on no
 machine. Validation is not in it. Runs with a teacher, frozen layers, smaller images at first or one branch alone are
-left out. Times are of the fastest seed, and drawn if all runs had one kind of machine, each to itself."""
+left out. Times are of the fastest seed that had its machine to itself, and drawn if all were on one kind of machine."""
 SHARED = " Some runs shared their machine with others, which slowed them: these are no times of a run alone."
 
 Grid = list[list[str]]  # rows of text, the header first
@@ -129,7 +129,7 @@ def difference_table(results: Results) -> Grid:
     """A row for each arm, other arm, branch and metric that can be compared."""
     interval = f"{100 * results.confidence:.10g}% interval"
     several = len(results.comparison.metrics) > 1
-    head = ["method", "from", "branch", *(["metric"] * several), "pairs", "difference", interval, "p", "pairs needed"]
+    head = ["method", "from", "branch", *(["metric"] * several), "pairs", "difference", interval, "p", "needed"]
     return [
         [*_group_head(results), *head],
         *(
@@ -154,14 +154,15 @@ def _short(metric: str) -> str:
 def time_table(results: Results) -> Grid:
     """Minutes of training, their ratio to the reference's, and minutes of validation.
 
-    Runs that shared their machine have no ratio: how much each was slowed is not known.
+    Runs that shared their machine count only where an arm has no others, and then have no ratio: how much each was
+    slowed is not known.
     """
     grid = [[*_group_head(results), "method", "n", "training, min", "over the reference's", "validation, min", "on"]]
     for arm in results.comparison.arms:
         ours = results.train_seconds(arm)
         reference = results.comparison.reference_of(arm.group)
         theirs = results.train_seconds(reference)
-        alone = not any(state.company for one in (arm, reference) for state in results.of(one, "finished"))
+        alone = not any(state.company for one in (arm, reference) for state in results.timed(one))
         ratio = f"{ours.mean / theirs.mean:.2f}" if ours and theirs and alone else NOTHING
         times = [spread(_minutes(ours)), ratio, spread(_minutes(results.val_seconds(arm))), _machines(results, arm)]
         grid.append([*_group(results, arm), arm.label, str(ours.n if ours else 0), *times])
@@ -170,7 +171,7 @@ def time_table(results: Results) -> Grid:
 
 def _machines(results: Results, arm: Arm) -> str:
     """What an arm's runs were trained on."""
-    return " or ".join(sorted({state.machine for state in results.of(arm, "finished")})) or NOTHING
+    return " or ".join(sorted({state.machine for state in results.timed(arm)})) or NOTHING
 
 
 def _minutes(seconds: Summary | None) -> Summary | None:
@@ -242,7 +243,8 @@ def readme(results: Results, has_frontier: bool) -> str:
         kinds = dict.fromkeys(judged_on(arm.config) for arm in comparison.arms)
         parts.append(CURVES.format(judged=" or ".join(kinds), seen=SEEN * ("seen-image" in kinds)))
     if any(results.train_seconds(arm) for arm in comparison.arms):
-        parts.append(WALLCLOCK + SHARED * any(state.company for state in results.states))
+        shared = any(state.company for arm in comparison.arms for state in results.timed(arm))
+        parts.append(WALLCLOCK + SHARED * shared)
     if has_frontier:
         parts.append(FRONTIER)
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")

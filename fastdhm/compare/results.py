@@ -92,13 +92,18 @@ class Results:
         place = self.comparison.metrics.index(metric)
         return numbers[place] if place < len(numbers) else None
 
+    def timed(self, arm: Arm) -> list[RunState]:
+        """The finished runs whose times count: those that had their machine to themselves, or all if none had."""
+        finished = self.of(arm, "finished")
+        return [state for state in finished if not state.company] or finished
+
     def train_seconds(self, arm: Arm) -> Summary | None:
         """Training time of a run, without validation."""
-        return summarize([s.train_seconds for s in self.of(arm, "finished") if s.train_seconds is not None])
+        return summarize([s.train_seconds for s in self.timed(arm) if s.train_seconds is not None])
 
     def val_seconds(self, arm: Arm) -> Summary | None:
         """Time in validation."""
-        return summarize([state.val_seconds for state in self.of(arm, "finished")])
+        return summarize([state.val_seconds for state in self.timed(arm)])
 
     def shown_metrics(self, branch: str) -> tuple[str, ...]:
         """All metrics for B0 and for a branch that is trained alone; only the first for other side branches."""

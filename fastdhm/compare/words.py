@@ -20,9 +20,7 @@ METRICS = {
     "rank1_percent": "rank-1, %",
 }
 
-NEEDED = (
-    " Pairs needed: of a difference with this mean and spread, so many seeds show in 80% of the cases that it is not 0."
-)
+NEEDED = " Needed: of a difference with this mean and spread, so many pairs show in 80% of the cases that it is not 0."
 
 
 def what_is_counted(results: Results) -> str:
@@ -133,8 +131,8 @@ def _company(results: Results) -> Iterable[str]:
     if shared:
         how = " and ".join(dict.fromkeys(state.company for state in shared))
         yield (
-            f"{counted(len(shared), 'run')} shared a machine with others, or may have ({how}): their times are not "
-            "those of a run alone, and have no ratio. If time is the question, run the methods one by one."
+            f"{counted(len(shared), 'run')} shared a machine with others, or may have ({how}): their times count only "
+            "where a method has no others, and then have no ratio. If time is the question, run the methods one by one."
         )
 
 

@@ -54,7 +54,7 @@ def _summary(results: dict[str, Any]) -> Grid:
 
 
 def _differences(results: dict[str, Any]) -> Grid:
-    head = ["method", "from", "branch", "metric", "pairs", "difference", "low", "high", "p", "pairs needed"]
+    head = ["method", "from", "branch", "metric", "pairs", "difference", "low", "high", "p", "needed"]
     return head, [
         [row["arm"], row["reference"], row["branch"], _words(row["metric"]), str(row["n"]),
          *(_cell(row[name], "+") for name in ("mean", "low", "high")), _cell(row["p_value"], places=3),

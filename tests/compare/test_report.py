@@ -21,6 +21,7 @@ from fastdhm.compare.report import (
     published,
     spread,
     tables_markdown,
+    time_table,
     write_results,
 )  # fmt: skip
 from fastdhm.compare.results import Results
@@ -191,6 +192,15 @@ def test_nothing_finished_is_no_picture_and_no_error(tmp_path):
     assert not (tmp_path / "curves.png").exists() and "png" not in (tmp_path / "README.md").read_text()
 
 
+def test_times_are_of_the_runs_that_had_their_machine_to_themselves():
+    slowed = run("dhm", 1, [49, 31, 38, 37, 36, 35], company="up to 2 at once")
+    mixed = Results(comparison(), (*RUNS[:3], slowed), "last", 0.95)
+    rows = {row[0]: row[1:4] for row in time_table(mixed)[1:]}
+    assert rows == {"baseline": ["2", "2.00 ± 0.00", "1.00"], "dhm": ["1", "3.00", "1.50"]}
+    none_alone = Results(comparison(), (*RUNS[:1], RUNS[2], slowed), "last", 0.95)
+    assert time_table(none_alone)[2][1:4] == ["1", "6.00", "-"]
+
+
 def test_numbers_as_text():
     assert spread(Summary(5, 27.404, 0.255)) == "27.40 ± 0.26"  # 0.255 lies a little above in binary
     assert (spread(Summary(1, 3.0, None)), spread(None), published(None, "top1_error")) == ("3.00", "-", "-")
@@ -207,11 +217,11 @@ def pair(ours, theirs, score="last", **given):
 
 def test_where_the_interval_holds_0_the_pairs_that_are_needed_are_told():
     unsettled = pair([39.0, 41.0, 40.0], [40.1, 41.2, 40.0])
-    assert difference_table(unsettled)[1][7] == "17" and "Pairs needed" in what_is_counted(unsettled)
+    assert difference_table(unsettled)[1][7] == "17" and "Needed: " in what_is_counted(unsettled)
     nothing = pair([39.0, 41.0], [41.0, 39.0])
     assert difference_table(nothing)[1][7] == "> a million"
     settled = pair([30.0, 30.1, 30.2], [40.1, 40.2, 40.4])
-    assert difference_table(settled)[1][7] == "-" and "Pairs needed" not in what_is_counted(settled)
+    assert difference_table(settled)[1][7] == "-" and "Needed: " not in what_is_counted(settled)
 
 
 def test_equal_differences_have_no_interval_and_narrow_ones_no_zero_width():
