@@ -19,7 +19,15 @@ def test_a_page_has_means_runs_and_curves(tmp_path):
     row = {"kind": "epoch", "step": 1, "epoch": 1.0, "val_side": 32, "val_error/B0": 50.0}
     log.write_text(json.dumps(row) + "\n")
     text = comparison_page(tmp_path)
-    for part in ("9 of 9 runs finished", "34.17", "baseline-seed0", "top-1 error of B0", "B0 top-1 %"):
+    results = json.loads(RESULTS.read_text())
+    count, mean = len(results["runs"]), results["summary"][0]["mean"]
+    for part in (
+        f"{count} of {count} runs finished",
+        f"{mean:.2f}",
+        "baseline-seed0",
+        "top-1 error of B0",
+        "B0 top-1 %",
+    ):
         assert part in text
 
 
