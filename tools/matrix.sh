@@ -10,7 +10,7 @@
 #
 # MATRIX_DIR (default build/matrix) keeps the environments: 6 GB each for a row with a torch of its own. A row that fails
 # does not stop the next; the exit status is 1 if one failed. A row is said and left out where its Python is not here, the
-# disk is too full for its torch, or its torch does not download in three tries.
+# disk is too full for its torch, or torch or the build tools do not download in three tries.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 top=$PWD
@@ -55,7 +55,7 @@ thrice() { # COMMAND: downloads break
     "$@" || { sleep 10 && "$@"; } || { sleep 30 && "$@"; }
 }
 
-# Make $work/ROW/venv with fastdhm of a fresh clone in it. Status 2: its torch could not be had.
+# Make $work/ROW/venv with fastdhm of a fresh clone in it. Status 2: torch or the build tools could not be had.
 install() { # ROW PYTHON TORCH
     local row=$1 python=$2 torch=$3 folder="$work/$1"
     local pip=(thrice "$folder/venv/bin/python" -m pip install --quiet)
@@ -134,7 +134,7 @@ while IFS='|' read -r row version torch what; do
     installed=$?
     if [ $installed = 2 ]; then
         tail -n 5 "$log"
-        leave_out "pip could not install $torch"
+        leave_out "pip could not install torch, or what builds fastdhm"
         continue
     elif [ $installed = 0 ]; then
         (test_row "$row" $((seconds > SECONDS ? seconds - SECONDS : 1))) >> "$log" 2>&1 < /dev/null

@@ -71,7 +71,7 @@ class Case:
             twin = torch.compile(linear_mimic_loss_eager, dynamic=False)
             runs["compiled"] = (partial(self._all_rows, twin), 6 * M * logits)
         heads = 8 * M * K * self.D  # of gradients, twice
-        free = self._free()
+        free = machine.free_bytes(self.device)
         fits = {name: free is None or heads + needed < free for name, (_, needed) in runs.items()}
         check = self._check()
         found = [Peer(name=name, run=run, check=check) for name, (run, _) in runs.items() if fits[name]]
@@ -163,11 +163,8 @@ class Case:
                 grads_w[m] += grad_BK[:, classes].T @ x[m][rows]
         return self._named(loss, (*grads_x, *grads_w))
 
-    def _free(self) -> int | None:
-        return machine.free_bytes(self.device)
-
     def _check_memory(self, needed: int, what: str) -> None:
-        free = self._free()
+        free = machine.free_bytes(self.device)
         if free is not None and needed > free:
             raise UserError(
                 f"--shape is {label(self.shape)}: {what} need about {needed / 2**30:.1f} GiB, "

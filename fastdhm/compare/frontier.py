@@ -6,7 +6,7 @@ from statistics import fmean
 
 from fastdhm import models
 from fastdhm.compare.arms import Arm
-from fastdhm.compare.plots import coloured, figure_of, judged
+from fastdhm.compare.plots import coloured, figure_of, judged, machine
 from fastdhm.compare.results import Results
 from fastdhm.config import TrainConfig
 from fastdhm.errors import UserError
@@ -43,8 +43,8 @@ def work_of(results: Results, arm: Arm) -> float | None:
 
 def time_of(results: Results, arm: Arm) -> float | None:
     """Seconds of training of the arm's fastest run: others may have waited for what else the machine did."""
-    runs = results.timed(arm)
-    return min((run.train_seconds for run in runs if run.train_seconds and not run.company), default=None)
+    seconds = [run.train_seconds for run in results.timed(arm) if run.train_seconds]
+    return min(seconds, default=None) if results.alone(arm) else None
 
 
 def points(results: Results, group: str, cost_of: Callable[[Results, Arm], float | None] = work_of) -> list[Point]:
@@ -67,29 +67,29 @@ def plot_frontier(path: Path, results: Results) -> bool:
     groups = {}
     for group in results.comparison.groups:
         by_work, by_time = (points(results, group, cost_of) for cost_of in (work_of, time_of))
-        runs = [run for arm, *_ in by_work for run in results.of(arm, "finished")]
-        machines = {run.machine for run in runs if not run.company}
+        machines = {run.machine for arm, *_ in by_time for run in results.timed(arm)}
+        every = {arm.name for arm, *_ in by_work} <= {arm.name for arm, *_ in by_time}
         if len(by_work) > 1:
-            groups[group] = (by_work, by_time if len(machines) == 1 and len(by_time) >= len(by_work) else [], machines)
+            groups[group] = (by_work, by_time if every and len(machines) == 1 else [])
     if not groups:
         return False
-    columns = 1 + any(by_time for _, by_time, _ in groups.values())
+    columns = 1 + any(by_time for _, by_time in groups.values())
     lines = "points: mean over seeds; bars: their range; line: no cheaper one is better"
     figure, axes = figure_of(results, rows=len(groups), columns=columns, lines=lines)
-    for (group, (*both, machines)), row in zip(groups.items(), axes, strict=True):
+    for (group, both), row in zip(groups.items(), axes, strict=True):
         colours = {arm.name: colour for colour, arm in coloured(results, group)}
-        costs = ("multiply-adds", f"time of the fastest seed ({', '.join(machines)})")
+        costs = ("multiply-adds", f"time of the fastest seed ({machine(results, group)})")
         for some, cost, axis in zip(both, costs, row, strict=False):
+            axis.set_visible(bool(some))
             if not some:
-                axis.set_visible(False)
                 continue
             _draw(axis, some, colours)
             axis.set_title(group, fontsize=9)
             axis.set_xlabel(f"training: {cost}, over the cheapest", fontsize=9)
         row[0].set_ylabel(f"{judged(results, group)} top-1 error of B0, %")
-        row[-1].legend(
-            *row[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False
-        )
+        named = {label: one for axis in row for one, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        last = [axis for axis in row if axis.get_visible()][-1]
+        last.legend(named.values(), named, loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
     save_figure(figure, path, dpi=130)
     return True
 

@@ -162,7 +162,7 @@ def time_table(results: Results) -> Grid:
         ours = results.train_seconds(arm)
         reference = results.comparison.reference_of(arm.group)
         theirs = results.train_seconds(reference)
-        alone = not any(state.company for one in (arm, reference) for state in results.timed(one))
+        alone = results.alone(arm) and results.alone(reference)
         ratio = f"{ours.mean / theirs.mean:.2f}" if ours and theirs and alone else NOTHING
         times = [spread(_minutes(ours)), ratio, spread(_minutes(results.val_seconds(arm))), _machines(results, arm)]
         grid.append([*_group(results, arm), arm.label, str(ours.n if ours else 0), *times])
@@ -243,8 +243,7 @@ def readme(results: Results, has_frontier: bool) -> str:
         kinds = dict.fromkeys(judged_on(arm.config) for arm in comparison.arms)
         parts.append(CURVES.format(judged=" or ".join(kinds), seen=SEEN * ("seen-image" in kinds)))
     if any(results.train_seconds(arm) for arm in comparison.arms):
-        shared = any(state.company for arm in comparison.arms for state in results.timed(arm))
-        parts.append(WALLCLOCK + SHARED * shared)
+        parts.append(WALLCLOCK + SHARED * (not all(map(results.alone, comparison.arms))))
     if has_frontier:
         parts.append(FRONTIER)
     parts.append(f"## Settings\n\nSeeds {seeds}. Every run:\n\n```yaml\n{_yaml(common)}```")

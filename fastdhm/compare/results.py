@@ -97,6 +97,10 @@ class Results:
         finished = self.of(arm, "finished")
         return [state for state in finished if not state.company] or finished
 
+    def alone(self, arm: Arm) -> bool:
+        """Whether the times of an arm are those of runs that had their machine to themselves."""
+        return not any(state.company for state in self.timed(arm))
+
     def train_seconds(self, arm: Arm) -> Summary | None:
         """Training time of a run, without validation."""
         return summarize([s.train_seconds for s in self.timed(arm) if s.train_seconds is not None])

@@ -55,8 +55,6 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise UserError(f"cannot write {shown(path)}: it is a folder; give a file")
     with writing(path):
-        if not path.parent.exists():
-            raise UserError(f"cannot write {shown(path)}: there is no folder {shown(path.parent)}; make it first")
         if path.exists() and not path.is_file():
             with tempfile.TemporaryDirectory() as folder:
                 yield Path(folder, "file")
@@ -64,6 +62,8 @@ def replacing(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(written, device)
             return
         place = path.resolve()
+        if not place.parent.exists():
+            raise UserError(f"cannot write {shown(path)}: there is no folder {shown(place.parent)}; make it first")
         temporary = place.with_name(f"{PREFIX}{_here()}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         try:
             yield temporary

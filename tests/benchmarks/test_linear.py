@@ -43,7 +43,7 @@ def test_smoke_run(tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_left_out_or_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(linear_peers.Case, "_free", lambda _: 60_000)
+    monkeypatch.setattr(linear_peers.machine, "free_bytes", lambda _: 60_000)
     assert main(["bench", "linear", "--quick", "--json", "--shape", "3x64x50", "--out", str(tmp_path)]) == 0
     output = capsys.readouterr()
     assert "eager is left out at 3x64x50" in output.err

@@ -1,9 +1,12 @@
 """The work of a run's training, and the points of the frontier."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
 from fastdhm import models
+from fastdhm.compare import frontier
 from fastdhm.compare.arms import Variant
 from fastdhm.compare.frontier import plot_frontier, points, time_of, work
 from fastdhm.compare.plan import compare_methods
@@ -83,6 +86,19 @@ def test_a_picture_has_times_only_of_runs_that_had_a_machine_to_themselves(tmp_p
         with Image.open(tmp_path / "frontier.png") as image:
             widths.append(image.width)
     assert widths[0] > 1.5 * widths[1]
+
+
+def test_every_point_is_named_though_only_its_time_is_known(tmp_path, monkeypatch):
+    made, figures = results(), []
+    monkeypatch.setattr(frontier, "save_figure", lambda figure, path, dpi: figures.append(figure))
+    arms = made.comparison.arms
+    arms = (*arms, replace(arms[0], name="small", label="small", config=replace(arms[0].config, progressive=0.5)))
+    runs = (*made.states, *(replace(state, arm="small") for state in made.states if state.arm == "dhm"))
+    assert plot_frontier(tmp_path / "x", replace(made, comparison=replace(made.comparison, arms=arms), states=runs))
+    (figure,) = figures
+    _, by_time = figure.axes
+    names = [text.get_text() for text in by_time.get_legend().get_texts()]
+    assert sorted(names) == ["baseline (n = 2)", "dhm (n = 2)", "small (n = 2)"]
 
 
 def test_one_method_or_unknown_work_is_no_frontier(tmp_path):

@@ -163,8 +163,8 @@ def read_arguments(name: str, text: str) -> dict[str, Any]:
             has = f"{name} has {', '.join(known) or 'none beside its flags'}"
             raise UserError(f"optimizer_args names {argument}{did_you_mean(argument, known)} ({has})")
         found[argument] = _value(value)
-        numbers = found[argument] if isinstance(found[argument], tuple) else (found[argument],)
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
+        numbers = found[argument] if isinstance(found[argument], tuple | list) else (found[argument],)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise UserError(f"optimizer_args has {argument}={value}: must be finite")
     return found
 
