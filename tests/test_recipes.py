@@ -38,6 +38,25 @@ def test_a_preset_leaves_the_method_as_it_is(method):
     assert (config.method, config.sampler) == (method, "binary")
 
 
+@pytest.mark.parametrize("dataset", ["cifar100", "imagenet", "folder:photos", "market1501", "synthetic"])
+def test_the_efficient_preset_is_the_recipe_with_branches_that_are_drawn(dataset):
+    efficient = settle(config_of("--dataset", dataset, "--preset", "efficient"))
+    paper = settle(config_of("--dataset", dataset, "--sampler", "binary"))
+    assert (efficient.preset, efficient.sampler, paper.sampler) == ("efficient", "structural", "binary")
+    assert dataclasses.replace(efficient, preset="paper", sampler="binary", branch_sets=None) == paper
+
+
+@pytest.mark.parametrize("method", ["baseline", "dsl"])
+def test_the_efficient_preset_has_nothing_to_change_without_mimicking(method):
+    efficient, paper = (config_of("--method", method, "--preset", preset) for preset in ("efficient", "paper"))
+    assert dataclasses.replace(efficient, preset="paper") == paper
+
+
+def test_folders_draw_branches_by_default_and_no_other_data_set_does():
+    assert config_of("--dataset", "folder:photos").sampler == "structural"
+    assert config_of("--dataset", "cifar100").sampler == config_of("--dataset", "imagenet").sampler == "binary"
+
+
 @pytest.mark.parametrize(("preset", "dataset"), [("modern", "imagenet"), ("finetune", "folder:photos")])
 @pytest.mark.parametrize("method", ["baseline", "dhm"])
 def test_todays_recipes_are_runs_that_can_be_done(preset, dataset, method):
