@@ -39,22 +39,23 @@ def test_a_preset_leaves_the_method_as_it_is(method):
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "imagenet", "folder:photos", "market1501", "synthetic"])
-def test_the_efficient_preset_is_the_recipe_with_branches_that_are_drawn(dataset):
-    efficient = settle(config_of("--dataset", dataset, "--preset", "efficient"))
-    paper = settle(config_of("--dataset", dataset, "--sampler", "binary"))
-    assert (efficient.preset, efficient.sampler, paper.sampler) == ("efficient", "structural", "binary")
-    assert dataclasses.replace(efficient, preset="paper", sampler="binary", branch_sets=None) == paper
+@pytest.mark.parametrize("method", ["dsl", "dhm"])
+def test_the_efficient_preset_is_the_recipe_with_one_branch(dataset, method):
+    flags = ("--dataset", dataset, "--method", method)
+    efficient, one = config_of(*flags, "--preset", "efficient"), config_of(*flags, "--branches", "B2")
+    assert (efficient.preset, efficient.branches) == ("efficient", ("B2",))
+    assert dataclasses.replace(efficient, preset="paper") == one
 
 
-@pytest.mark.parametrize("method", ["baseline", "dsl"])
-def test_the_efficient_preset_has_nothing_to_change_without_mimicking(method):
-    efficient, paper = (config_of("--method", method, "--preset", preset) for preset in ("efficient", "paper"))
+def test_the_efficient_preset_has_nothing_to_change_without_branches():
+    efficient, paper = (config_of("--method", "baseline", "--preset", preset) for preset in ("efficient", "paper"))
     assert dataclasses.replace(efficient, preset="paper") == paper
 
 
-def test_folders_draw_branches_by_default_and_no_other_data_set_does():
-    assert config_of("--dataset", "folder:photos").sampler == "structural"
-    assert config_of("--dataset", "cifar100").sampler == config_of("--dataset", "imagenet").sampler == "binary"
+def test_folders_have_one_branch_by_default_but_not_where_they_fine_tune():
+    assert config_of("--dataset", "folder:photos").branches == ("B2",)
+    assert config_of("--dataset", "folder:photos", "--branches", "B1,B2").branches == ("B1", "B2")
+    assert config_of("--dataset", "folder:photos", "--preset", "finetune").branches is None
 
 
 @pytest.mark.parametrize(("preset", "dataset"), [("modern", "imagenet"), ("finetune", "folder:photos")])

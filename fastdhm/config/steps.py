@@ -14,7 +14,7 @@ class Steps:
 
     preset: Literal["paper", "efficient", "fast", "modern", "finetune"] = "paper"
     """Recipe for all that is not given: paper, efficient, fast, modern or finetune.
-    efficient computes only some side branches in a step, which keeps most of the gain; folders have it by default.
+    efficient has one side branch, B2, which keeps most of the gain for less time; folders have it by default.
     fast reaches a given error in less time: one short cycle of the learning rate, larger batches with lr scaled to
     them, small images first, no decay of norms and biases, and side branches that take part in some steps only. It was
     measured on fashion-mnist alone. modern, for imagenet: mixes of images, TrivialAugment, an average of the weights.

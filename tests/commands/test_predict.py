@@ -26,9 +26,9 @@ def run(tmp_path_factory):
             for i in range(8):
                 noise = random.integers(0, 120 + 60 * number, (40 + i, 36 + 2 * i, 3), np.uint8)
                 Image.fromarray(noise).save(root / "photos" / split / name / f"{i}.png")
-    flags = "--arch resnet8 --image-size 32 --batch-size 8 --max-steps 2 --loader torch --workers 0 --precision float32"
+    flags = "--arch resnet8 --branches B1,B2 --image-size 32 --batch-size 8 --max-steps 2 --loader torch --workers 0"
     argv = ["train", "--dataset", f"folder:{root / 'photos'}", "--run-dir", str(root / "run"), *flags.split()]
-    assert main([*argv, "--device", "cpu"]) == 0
+    assert main([*argv, "--precision", "float32", "--device", "cpu"]) == 0
     return root / "run", root / "photos" / "val"
 
 
