@@ -70,10 +70,11 @@ def recipe(dataset: str, arch: str | None, method: str, preset: str = "paper") -
     if kind == "cifar10":
         values |= CIFAR10
     values["lr_batch_size"] = values["batch_size"]
-    if preset == "efficient":
-        values |= _efficient(method)
-    elif preset != "paper":
-        presets = {"fast": FAST, "modern": {"imagenet": _modern()}, "finetune": {"folder": _finetune()}}[preset]
+    if preset != "paper":
+        presets = {
+            "efficient": {kind: _efficient(method)}, "fast": FAST, "modern": {"imagenet": _modern()},
+            "finetune": {"folder": _finetune()},
+        }[preset]  # fmt: skip
         if kind not in presets:
             known = ", ".join(presets)
             raise UserError(
